@@ -1,0 +1,169 @@
+"""Attention, through one door: every attention of every model here is a call of `attend`.
+
+`Rule` says, as data, who may look at whom. `attend` hands it to PyTorch's fused kernel;
+`attend_plain` is the same thing written out (softmax of scaled dot products, Vaswani et al. 2017), the
+oracle of the fast path and its explanation. Read next: transformer.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .blocked_attention import blocked_attention, pays
+from .cache import KVCache
+from .config import ModelConfig
+from .feedforward import Linear
+from .norms import RMSNorm
+from .positions import rotate
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """Who may look at whom, and how scores are shaped: what the kernel is given, and whoever recomputes a map.
+
+    Keys stand in slots 0 .. M-1. A query stands on the slot `positions` names, by default the last L slots.
+    """
+
+    causal: bool = False
+    """A query sees no slot after its own."""
+    window: int | None = None
+    """With `causal`: a query sees its own slot and the `window - 1` before it."""
+    documents: Tensor | None = None
+    """(B, L) document of each position of a packed row, for self-attention without a cache; None: one document."""
+    positions: Tensor | None = None
+    """(B, L) the slot of each query; None: query i stands on slot M - L + i in every row."""
+    bias: Tensor | None = None
+    """Added to the scaled scores, broadcast to (B, H, L, M)."""
+    softcap: float | None = None
+    """Squash scores to cap * tanh(score / cap)."""
+    scale: float | None = None
+    """Factor of the dot products; None: 1 / sqrt(K)."""
+    _masks: dict[tuple[int, int], Tensor | None] = field(default_factory=dict, repr=False)
+
+    def scale_of(self, query: Tensor) -> float:
+        """The factor of the dot products of queries (..., K)."""
+        return 1 / math.sqrt(query.shape[-1]) if self.scale is None else self.scale
+
+    def is_plainly_causal(self, n_queries: int, n_keys: int) -> bool:
+        """Whether the fused kernel's own causal flag says all there is to say."""
+        whole = n_queries == n_keys and self.documents is None and self.positions is None
+        return self.causal and whole and (self.window is None or self.window >= n_keys)
+
+    def mask(self, n_queries: int, n_keys: int, device: torch.device) -> Tensor | None:
+        """(B or 1, 1, L, M) bool, True where a query may look; None when it may look everywhere."""
+        shape = (n_queries, n_keys)
+        if shape not in self._masks:  # one mask serves every layer that shares the rule
+            self._masks[shape] = self.visible(torch.arange(n_queries, device=device), n_queries, n_keys)
+        return self._masks[shape]
+
+    def visible(self, rows: Tensor, n_queries: int, n_keys: int) -> Tensor | None:
+        """The rows (R,) of the mask, (B or 1, 1, R, M): what a single query may see, without the whole map."""
+        one_query_sees_all = n_queries == 1 and self.positions is None
+        unwindowed = self.window is None or self.window >= n_keys
+        if (not self.causal or (one_query_sees_all and unwindowed)) and self.documents is None:
+            return None
+        slots = torch.arange(n_keys, device=rows.device)
+        seen = torch.ones(1, len(rows), n_keys, dtype=torch.bool, device=rows.device)
+        if self.causal:
+            own = (rows + (n_keys - n_queries))[None] if self.positions is None else self.positions[:, rows]
+            seen = slots <= own[..., None]
+            if self.window is not None:
+                seen = seen & (slots > own[..., None] - self.window)
+        if self.documents is not None:
+            seen = seen & (self.documents[:, rows, None] == self.documents[:, None, :])
+        return seen[:, None]
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, rule: Rule, dropout: float = 0.0) -> Tensor:
+    """Weighted sums of values: query (B, L, H, K), key and value (B, M, G, K) -> (B, L, H, K).
+
+    Runs in the fused kernel. Scores with a soft cap, which it does not know, take the plain path.
+    """
+    if rule.softcap is not None:
+        return attend_plain(query, key, value, rule, dropout)
+    n_queries, n_keys = query.shape[1], key.shape[1]
+    causal = rule.is_plainly_causal(n_queries, n_keys) and rule.bias is None
+    if rule.bias is None and pays(query, key, dropout):
+        key, value = (_one_per_query(x, query.shape[2]) for x in (key, value))
+        mask = rule.mask(n_queries, n_keys, query.device)
+        return blocked_attention(query, key, value, mask, causal, rule.scale_of(query))
+    mask = None if causal else rule.mask(n_queries, n_keys, query.device)
+    if rule.bias is not None:
+        bias = rule.bias.to(query.dtype)
+        mask = bias if mask is None else bias.masked_fill(~mask, -math.inf)
+    mixed = F.scaled_dot_product_attention(
+        query.transpose(1, 2),
+        key.transpose(1, 2),
+        value.transpose(1, 2),
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=causal,
+        scale=rule.scale,
+        enable_gqa=query.shape[2] != key.shape[2],
+    )
+    return mixed.transpose(1, 2)
+
+
+def attend_plain(query: Tensor, key: Tensor, value: Tensor, rule: Rule, dropout: float = 0.0) -> Tensor:
+    """The same as `attend`, step by step: scores, cap, bias, mask, softmax, mix. Holds an (L, M) map."""
+    n_queries, n_keys = query.shape[1], key.shape[1]
+    key, value = (_one_per_query(x, query.shape[2]) for x in (key, value))
+    at_least_float32 = torch.promote_types(query.dtype, torch.float32)
+    scores = torch.einsum("blhk,bmhk->bhlm", query, key).to(at_least_float32) * rule.scale_of(query)
+    if rule.softcap is not None:
+        scores = rule.softcap * torch.tanh(scores / rule.softcap)
+    if rule.bias is not None:
+        scores = scores + rule.bias
+    mask = rule.mask(n_queries, n_keys, query.device)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
+    pattern = F.dropout(scores.softmax(dim=-1), dropout, training=dropout > 0)
+    return torch.einsum("bhlm,bmhk->blhk", pattern.to(value.dtype), value)
+
+
+def _one_per_query(x: Tensor, n_heads: int) -> Tensor:
+    """Repeat grouped heads (B, M, G, K) so that each query head has its own: (B, M, H, K)."""
+    return x if x.shape[2] == n_heads else x.repeat_interleave(n_heads // x.shape[2], dim=2)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention of a sequence to itself, grouped-query when G < H: (B, L, D) -> (B, L, D)."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+        self.q_proj = Linear(config.dim, queries, bias=config.qkv_bias)
+        self.k_proj = Linear(config.dim, keys, bias=config.qkv_bias)
+        self.v_proj = Linear(config.dim, keys, bias=config.qkv_bias)
+        self.o_proj = Linear(queries, config.dim, bias=config.out_bias)
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
+            self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
+        self.qk_norm, self.head_dim, self.layer, self.dropout = (
+            config.qk_norm,
+            config.head_dim,
+            layer,
+            config.dropout,
+        )
+
+    def forward(
+        self, x: Tensor, rule: Rule, turn: tuple[Tensor, Tensor] | None, state: KVCache | None
+    ) -> Tensor:
+        """`turn` holds the cosines and sines of rotary positions; `state` the keys and values of earlier calls."""
+        batch, length, _ = x.shape
+        query = self.q_proj(x).view(batch, length, -1, self.head_dim)
+        key = self.k_proj(x).view(batch, length, -1, self.head_dim)
+        value = self.v_proj(x).view(batch, length, -1, self.head_dim)
+        if self.qk_norm:
+            query, key = self.q_norm(query), self.k_norm(key)
+        if turn is not None:
+            query, key = rotate(query, *turn), rotate(key, *turn)
+        if state is not None:
+            key, value = state.append(self.layer, key, value)
+        mixed = attend(query, key, value, rule, self.dropout if self.training else 0.0)
+        return self.o_proj(mixed.reshape(batch, length, -1))

@@ -1,0 +1,85 @@
+"""Next-token loss without ever holding the logits of a whole batch.
+
+The product with the vocabulary is cut into runs of rows; each run's logits live only until its loss and its
+gradient are taken (as in cut cross-entropy, Wijmans et al. 2024, without the kernel). The gradient is
+computed on the way forward, so no run is multiplied twice. `cross_entropy_plain` is the oracle.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE = -100
+"""The target of a position that carries no loss."""
+
+RUN_BYTES = 16 << 20
+"""Logits held at a time: small enough for a cache to help, large enough for a fast product."""
+
+
+def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:
+    """The sum of -log p(target), in nats, over targets other than -100: a float32 scalar.
+
+    hidden (N, D), weight (V, D), targets (N,) int64. Memory: `RUN_BYTES` of logits, never N * V.
+    """
+    kept = targets != IGNORE
+    if not bool(kept.all()):
+        hidden, targets = hidden[kept], targets[kept]
+    return _Chunked.apply(hidden, weight, targets, softcap)  # type: ignore[no-any-return]
+
+
+def cross_entropy_plain(
+    hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None
+) -> Tensor:
+    """The same, with all logits at once."""
+    logits = cap(F.linear(hidden, weight.to(hidden.dtype)).float(), softcap)
+    return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
+
+
+def cap(logits: Tensor, softcap: float | None) -> Tensor:
+    """Squash logits to softcap * tanh(logits / softcap); None leaves them as they are."""
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+class _Chunked(torch.autograd.Function):
+    """Loss and gradient, run by run."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
+        needs_gradient = hidden.requires_grad or weight.requires_grad
+        cast = weight.detach().to(hidden.dtype)
+        rows = max(1, RUN_BYTES // (4 * weight.shape[0]))
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden) if needs_gradient else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_gradient else None
+        for start in range(0, len(targets), rows):
+            part, wanted = hidden[start : start + rows], targets[start : start + rows, None]
+            logits = cap((part @ cast.T).float(), softcap)
+            log_total = logits.logsumexp(-1, keepdim=True)
+            total += (log_total - logits.gather(1, wanted)).sum()
+            if grad_hidden is None or grad_weight is None:
+                continue
+            # d loss / d logits = softmax(logits) - one at the target
+            slope = None if softcap is None else 1 - (logits / softcap).square()
+            grad = logits.sub_(log_total).exp_()
+            grad.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=grad.dtype))
+            grad = (grad if slope is None else grad * slope).to(hidden.dtype)
+            grad_hidden[start : start + rows] = grad @ cast
+            grad_weight += grad.T @ part
+        if grad_hidden is not None and grad_weight is not None:
+            ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        (scale,) = grads
+        return (
+            grad_hidden * scale.to(grad_hidden.dtype),
+            grad_weight * scale.to(grad_weight.dtype),
+            None,
+            None,
+        )

@@ -1,0 +1,63 @@
+"""Where a token stands: rotary, sinusoidal and learned positions.
+
+Rotary positions (Su et al. 2021) turn each pair of query and key channels by an angle that grows with the
+position, so that a dot product depends on the distance only. Sinusoidal ones (Vaswani et al. 2017) and a
+learned table are added to the embeddings instead. Read next: attention.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .config import ModelConfig, RopeScaling
+
+
+def rotary_frequencies(config: ModelConfig) -> Tensor:
+    """The angle per position of each channel pair, in radians: (K/2,) float32, stretched as the config says."""
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    frequencies = 1.0 / (config.rope_theta**exponents)
+    return frequencies if config.rope_scaling is None else stretch(frequencies, config.rope_scaling)
+
+
+def stretch(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    """Slow the frequencies (K/2,) down so that positions past the trained length stay within known angles."""
+    if scaling.kind == "linear":
+        return frequencies / scaling.factor
+    wavelength = 2 * math.pi / frequencies
+    longest = scaling.original_max_len / scaling.low_freq_factor
+    shortest = scaling.original_max_len / scaling.high_freq_factor
+    # 0 where the wave is too long for the trained length, 1 where it is short, a ramp between.
+    keep = (scaling.original_max_len / wavelength - scaling.low_freq_factor) / (
+        scaling.high_freq_factor - scaling.low_freq_factor
+    )
+    ramp = (1 - keep) * frequencies / scaling.factor + keep * frequencies
+    stretched = torch.where(wavelength > longest, frequencies / scaling.factor, frequencies)
+    between = (wavelength <= longest) & (wavelength >= shortest)
+    return torch.where(between, ramp, stretched)
+
+
+def rotation(positions: Tensor, frequencies: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of every angle, (..., L) positions -> two (..., L, 1, K/2); angles in float32."""
+    angles = positions[..., None].float() * frequencies
+    return angles.cos().to(dtype)[..., None, :], angles.sin().to(dtype)[..., None, :]
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the channel pairs (i, i + K/2) of x (B, L, H, K) by the angles of `rotation`."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def sinusoids(positions: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+    """Sines in the first half of the channels and cosines in the second: (..., L) -> (..., L, D).
+
+    Frequencies fall from 1 to 1/10,000; the two halves are laid side by side as Marian does, which is the
+    2017 paper's table with its channels in another order.
+    """
+    half = (width + 1) // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=positions.device) * 2 / width
+    angles = positions[..., None].float() / 10_000.0**exponents
+    return torch.cat((angles.sin(), angles.cos()[..., : width - half]), dim=-1).to(dtype)
