@@ -46,7 +46,9 @@ class Rows:
 
 
 def rows(batch: int = 3, length: int = 20, seed: int = 0) -> Rows:
-    tokens = torch.randint(0, TINY.vocab_size, (batch, length + 1), generator=torch.Generator().manual_seed(seed))
+    tokens = torch.randint(
+        0, TINY.vocab_size, (batch, length + 1), generator=torch.Generator().manual_seed(seed)
+    )
     return Rows(tokens[:, :-1], tokens[:, 1:].clone())
 
 
