@@ -1,0 +1,1 @@
+"""Transom beside its peers on the same machine in the same run: `python -m benchmarks [NAME ...]`."""

@@ -1,0 +1,20 @@
+"""`python -m benchmarks` runs all; `python -m benchmarks NAME [options]` one of them."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+NAMES = ("training_speed", "shakespeare", "big_file", "generation_speed")
+
+
+def main() -> None:
+    asked, options = (sys.argv[1:2], sys.argv[2:]) if len(sys.argv) > 1 else (NAMES, [])
+    for name in asked:
+        if name not in NAMES:
+            sys.exit(f"benchmarks: no '{name}'; there are {', '.join(NAMES)}")
+        importlib.import_module(f"benchmarks.{name}").main(options)
+
+
+if __name__ == "__main__":
+    main()

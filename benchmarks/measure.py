@@ -1,0 +1,52 @@
+"""How every benchmark measures: contenders take turns, medians are compared, one JSON line comes last."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from transom.hardware import Hardware
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def in_turns(
+    contenders: dict[str, Callable[[], Any]], rounds: int, warmups: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of each call, contenders one after the other in every round, so that drift meets all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for round_number in range(rounds + warmups):
+        for name, run in contenders.items():
+            started = time.perf_counter()
+            run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if round_number >= warmups:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def median_ratio(slower: list[float], faster: list[float]) -> float:
+    """Median over rounds of the ratio of two contenders' times in the same round."""
+    return statistics.median(a / b for a, b in zip(slower, faster, strict=True))
+
+
+def machine() -> str:
+    """The machine in words, for beside a figure."""
+    hardware = Hardware.detect()
+    return f"{hardware.name}, {hardware.cores} cores, torch {torch.__version__}, {platform.system()}"
+
+
+def tell(name: str, lines: list[str], figures: dict[str, Any]) -> None:
+    """Print a benchmark's lines for a person and its figures as one line of JSON."""
+    print(f"\n{name}  ({machine()})")
+    for line in lines:
+        print("  " + line)
+    print(json.dumps({"benchmark": name, "machine": machine(), **figures}), flush=True)

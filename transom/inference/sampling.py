@@ -1,0 +1,180 @@
+"""How the next token is chosen from logits (N, V): the settings of a request, and pure functions.
+
+Order of work, as in `transformers`: repetition penalty, temperature, top-k, top-p, min-p, then one draw.
+Filters are thresholds on probability, so a token tied with the last one kept is kept too, and a row's
+result never depends on the other rows. The draw inverts the cumulative distribution with one number per
+row and step, and that number is a pure function of (seed, sample, step). Read next: generator.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import reprlib
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from transom.errors import Refused, nearest
+
+GREEDY_BELOW = 1e-5  # temperatures under this leave nothing but the likeliest token in float32
+MAX_STOPS, MAX_STOP_BYTES, MAX_LOGPROBS, MAX_N = 16, 256, 20, 128
+NUCLEUS_GUESS = 1024  # top-p looks at this many tokens first: 0.4 ms for 49,152 tokens, a full sort 3.7 ms
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """What a request asks of the sampler; a value out of its limits raises Refused."""
+
+    max_tokens: int | None = None
+    """Most tokens to make, the end token included. None: 128, or what the model's length leaves, if less."""
+    temperature: float = 0.8
+    """Divides the logits; 0 takes the likeliest token every time."""
+    top_k: int | None = None
+    """Draw only from the k likeliest tokens."""
+    top_p: float = 1.0
+    """Draw only from the fewest tokens that together have this probability."""
+    min_p: float = 0.0
+    """Drop tokens less likely than this share of the likeliest one's probability."""
+    repetition_penalty: float = 1.0
+    """Divides positive and multiplies negative logits of tokens already in the prompt or the answer."""
+    seed: int | None = None
+    """Same seed, same text; None: a new one for every prompt, told in the completion."""
+    stop: str | Sequence[str] = ()
+    """End before any of these strings."""
+    logprobs: int | None = None
+    """Report each token's log-probability with this many of the likeliest alternatives."""
+    n: int = 1
+    """Completions per prompt."""
+    ignore_eos: bool = False
+    """Go on to `max_tokens` past end tokens."""
+
+    def __post_init__(self) -> None:
+        for name, (kinds, accepts, wanted) in LIMITS.items():
+            value = getattr(self, name)
+            optional = value is None and name in ("max_tokens", "top_k", "seed", "logprobs")
+            # bool is an int to Python, and True tokens are a mistake to everyone else
+            number = isinstance(value, kinds) and isinstance(value, bool) == (kinds is bool)
+            if not (optional or (number and accepts(value))):
+                raise Refused(f"{name} is {reprlib.repr(value)}; it must be {wanted}")
+        object.__setattr__(self, "stop", _stops(self.stop))
+
+    @classmethod
+    def of(cls, settings: dict[str, Any]) -> SamplingParams:
+        """Settings by name; an unknown name raises Refused with the nearest one."""
+        names = [field.name for field in fields(cls)]
+        for name in settings:
+            if name not in names:
+                raise Refused(
+                    f"generate knows no setting '{name}'{nearest(name, names)}; it knows {', '.join(names)}"
+                )
+        return cls(**settings)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken every time."""
+        return self.temperature < GREEDY_BELOW
+
+
+LIMITS: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
+    "max_tokens": (int, lambda x: x >= 1, "a whole number, at least 1"),
+    "temperature": (
+        (int, float),
+        lambda x: 0 <= x < math.inf,
+        "a number, 0 (the likeliest token) or more",
+    ),
+    "top_k": (int, lambda x: x >= 1, "a whole number, at least 1, or None for no limit"),
+    "top_p": ((int, float), lambda x: 0 < x <= 1, "above 0 and at most 1 (1: no limit)"),
+    "min_p": ((int, float), lambda x: 0 <= x <= 1, "between 0 (no limit) and 1"),
+    "repetition_penalty": ((int, float), lambda x: 0 < x < math.inf, "a number above 0 (1: no penalty)"),
+    "seed": (int, lambda x: -(2**63) <= x < 2**63, "a whole number of 64 bits"),
+    "logprobs": (int, lambda x: 0 <= x <= MAX_LOGPROBS, f"a whole number from 0 to {MAX_LOGPROBS}, or None"),
+    "n": (int, lambda x: 1 <= x <= MAX_N, f"a whole number from 1 to {MAX_N}"),
+    "ignore_eos": (bool, lambda x: True, "True or False"),
+}
+
+
+def _stops(stop: Any) -> tuple[str, ...]:
+    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if len(stops) > MAX_STOPS:
+        raise Refused(f"stop has {len(stops)} strings; the limit is {MAX_STOPS}")
+    for text in stops:
+        if not isinstance(text, str) or not text:
+            raise Refused(f"stop holds {reprlib.repr(text)}; every stop must be a string that is not empty")
+        if len(text.encode("utf-8", "surrogatepass")) > MAX_STOP_BYTES:
+            raise Refused(
+                f"stop {reprlib.repr(text)} is longer than {MAX_STOP_BYTES} bytes of UTF-8, the limit"
+            )
+    return stops
+
+
+def choose(logits: Tensor, params: SamplingParams, uniforms: Tensor) -> Tensor:
+    """The next token of each row: logits (N, V), uniforms (N,) in [0, 1) -> (N,) int64."""
+    return logits.argmax(dim=-1) if params.greedy else draw(probabilities(logits, params), uniforms)
+
+
+def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
+    """What may be drawn and how likely, after temperature and filters: (N, V) -> (N, V), not normalised."""
+    if params.top_k is not None and params.top_k < logits.shape[-1]:
+        smallest = logits.topk(params.top_k).values[:, -1:]
+        logits = logits.masked_fill(logits < smallest, -math.inf)
+    # Shifted before it is scaled, so that a small temperature makes -inf and never inf - inf.
+    weights = ((logits - logits.amax(dim=-1, keepdim=True)) / params.temperature).softmax(dim=-1)
+    if params.top_p < 1:
+        floor = nucleus_floor(weights, params.top_p, params.top_k or NUCLEUS_GUESS)
+        weights = weights.masked_fill(weights < floor, 0.0)
+    if params.min_p > 0:
+        weights = weights.masked_fill(weights < params.min_p * weights.amax(dim=-1, keepdim=True), 0.0)
+    return weights
+
+
+def nucleus_floor(weights: Tensor, top_p: float, guess: int) -> Tensor:
+    """The smallest probability in each row's nucleus (Holtzman et al. 2020): (N, V) -> (N, 1).
+
+    A token belongs to it when all likelier ones together have less than `top_p`. The `guess` likeliest are
+    tried first; what comes out is that of a full sort.
+    """
+    ranked = weights.topk(min(guess, weights.shape[-1])).values
+    total = ranked.cumsum(dim=-1, dtype=torch.float64)
+    if ranked.shape[-1] < weights.shape[-1] and bool((total[:, -1] < top_p).any()):
+        ranked = weights.sort(dim=-1, descending=True).values
+        total = ranked.cumsum(dim=-1, dtype=torch.float64)
+    n_kept = (total - ranked < top_p).sum(dim=-1, keepdim=True)
+    return ranked.gather(-1, n_kept - 1)
+
+
+def draw(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """Pick each row's token by inverting its cumulative weights (N, V) at uniforms (N,): -> (N,) int64.
+
+    In float64 u * total stays below total for every u < 1, and a weight of 0 has no width to fall into.
+    """
+    total = weights.cumsum(dim=-1, dtype=torch.float64)
+    return torch.searchsorted(total, uniforms[:, None] * total[:, -1:], right=True)[:, 0]
+
+
+def uniform(seed: int, sample: int, step: int) -> float:
+    """The number in [0, 1) that draws token `step` of sample `sample`: 53 bits of BLAKE2b over the three.
+
+    Nothing is kept between steps: the same on every machine, whatever runs beside it or was run before.
+    """
+    digest = hashlib.blake2b(struct.pack("<qqq", seed, sample, step), digest_size=8).digest()
+    return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
+
+
+def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Make the tokens marked in seen (N, V) less likely when `penalty` > 1 (Keskar et al. 2019): (N, V)."""
+    return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+
+
+def top_logprobs(logits: Tensor, tokens: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Natural log-probabilities by the model alone, before penalty, temperature and filters.
+
+    logits (N, V), tokens (N,) -> of the tokens (N,), of the n likeliest (N, n), and their ids (N, n).
+    """
+    logprobs = logits.log_softmax(dim=-1)
+    best = logprobs.topk(min(n, logits.shape[-1]))
+    return logprobs.gather(-1, tokens[:, None])[:, 0], best.values, best.indices
