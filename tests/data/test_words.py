@@ -1,0 +1,114 @@
+"""The fast way of encoding large texts gives exactly the ids of its plain twin, the library."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.data.conftest import NASTY
+from tests.data.test_documents import TEXTS
+from transom.data import words
+from transom.data.sources import open_source
+from transom.data.tokenizer import Tokenizer, train_tokenizer
+from transom.data.words import WordEncoder
+
+ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
+
+
+def plain(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    return [tokenizer.backend.encode(text, add_special_tokens=False).ids for text in texts]
+
+
+@pytest.fixture(scope="module")
+def encoder(bpe: Tokenizer) -> WordEncoder:
+    return WordEncoder(bpe.backend)
+
+
+@pytest.fixture(autouse=True)
+def always_by_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(words, "_MOSTLY_NEW", 2.0)
+
+
+def test_nasty_texts(bpe: Tokenizer, encoder: WordEncoder) -> None:
+    @given(texts=st.lists(TEXTS | ANY_TEXT, min_size=1, max_size=6))
+    @settings(max_examples=500, deadline=None)
+    def holds(texts: list[str]) -> None:
+        assert [ids.tolist() for ids in encoder.encode(texts)] == plain(bpe, texts)
+
+    holds()
+
+
+def test_contractions_and_spaces(bpe: Tokenizer, encoder: WordEncoder) -> None:
+    cases = [
+        "I'll",
+        "'tis",
+        " 's",
+        "x's's",
+        "''s",
+        "'",
+        "a'",
+        "'re",
+        "'r",
+        "'lla",
+        "'sa 's1 '\u0301s",
+        "1've",
+        "é'd",
+    ]
+    cases += [
+        "\n's",
+        "\t'm x",
+        "a  b",
+        "a \n b",
+        "a\n\n\nb",
+        "   ",
+        " \n",
+        "\u00a0x",
+        " \u00a0 x",
+        "'S",
+        "don'T",
+        "\r\n\r\n",
+    ]
+    assert [ids.tolist() for ids in encoder.encode(cases)] == plain(bpe, cases)
+
+
+def test_long_words_many_groups_and_forgetting(bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(words, "_GROUP_CHARACTERS", 500)
+    monkeypatch.setattr(words, "_MOST_ENTRIES", 20)
+    texts = [
+        "=" * 300 + " " + "a" * 65 + "b" * 64,
+        "世" * 200,
+        NASTY,
+        "",
+        "x" * 64,
+        " " * 70 + "y",
+        NASTY[::-1],
+    ]
+    encoder = WordEncoder(bpe.backend)
+    for _ in range(3):
+        assert [ids.tolist() for ids in encoder.encode(texts)] == plain(bpe, texts)
+
+
+def test_mostly_new_words_are_left_to_the_library(bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(words, "_MOSTLY_NEW", 0.4)
+    encoder = WordEncoder(bpe.backend)
+    permutations = ["".join(letters) for letters in itertools.permutations("abcdefgh")]
+    text = " ".join(random.Random(0).choices(permutations, k=2000))
+    assert [ids.tolist() for ids in encoder.encode([text])] == plain(bpe, [text])
+    assert len(encoder._known) == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["tinyshakespeare/input.txt", "multi30k/train.fr.gz", "wikitext-2/valid.txt"]
+)
+def test_real_text(shared_data: Path, name: str) -> None:
+    text = next(open_source(shared_data / name).documents()).text()[:600_000]
+    tokenizer = train_tokenizer("bpe", iter([text]), 1000)
+    texts = [text[at : at + 100_000] for at in range(0, len(text), 100_000)]
+    for fast, slow in zip(WordEncoder(tokenizer.backend).encode(texts), plain(tokenizer, texts), strict=True):
+        assert np.array_equal(fast, np.array(slow))

@@ -1,0 +1,308 @@
+"""Where text comes from: files, folders, standard input, the hub, the standard library, all as one stream of
+documents.
+
+The one idea: a source is a list of files, each with a reader, and can be read again from the start as often
+as needed, a part at a time, so that a corpus larger than memory works. Read next: documents, textfile,
+records, check.
+"""
+
+from __future__ import annotations
+
+import codecs
+import dataclasses
+import hashlib
+import os
+import re
+import shutil
+import sys
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from transom.data.documents import Document, in_parts, printable
+from transom.data.findings import Findings, Policy, as_policy
+from transom.data.records import csv_file, hub_rows, json_file, json_lines, parquet_file
+from transom.data.samples import STDLIB, stdlib_files
+from transom.data.textfile import SkippedFile, opened, read_text
+from transom.errors import Refused, nearest
+
+Reader = Callable[[Path, str, str | None, Findings], Iterator[Document]]
+
+
+def text_file(path: Path, where: str, _field: str | None, findings: Findings) -> Iterator[Document]:
+    """A text, code or Markdown file: one document."""
+
+    def pieces() -> Iterator[str]:
+        with opened(path, where) as stream:
+            yield from read_text(stream, where, findings)
+
+    stream = pieces()
+    first = next((piece for piece in stream if piece), None)
+    if first is None:
+        findings.n_empty += 1
+        return
+    yield Document(where, 1, in_parts(chain([first], stream), findings.rough_cut))
+
+
+RECORD_READERS: dict[str, Reader] = {
+    ".jsonl": json_lines,
+    ".ndjson": json_lines,
+    ".csv": csv_file,
+    ".tsv": csv_file,
+    ".parquet": parquet_file,
+}
+"""Files of records by extension; .json counts as one when it is named itself or a field is given."""
+
+_NOT_TEXT = frozenset(
+    re.findall(
+        r"\S+",
+        ".png .jpg .jpeg .gif .bmp .tif .tiff .webp .ico .svgz .psd .pdf .ps .eps .doc .docx .xls .xlsx "
+        ".ppt .pptx .odt .zip .tar .tgz .bz2 .xz .zst .7z .rar .whl .egg .jar .class .pyc .pyo .pyd .so "
+        ".dll .dylib .exe .o .a .obj .lib .bin .dat .db .sqlite .sqlite3 .pkl .npy .npz .pt .pth .ckpt "
+        ".safetensors .gguf .onnx .h5 .hdf5 .arrow .mp3 .mp4 .m4a .wav .flac .ogg .avi .mov .mkv .webm "
+        ".ttf .otf .woff .woff2 .eot .iso .img .wasm .tokens",
+    )
+)
+_NOT_FOLDERS = frozenset(["__pycache__", "node_modules", "venv", "site-packages"])
+_SNIFFED_BYTES = 8192
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of a source, its printable name and how it is read."""
+
+    path: Path
+    where: str
+    reader: Reader
+    content: str = ""
+    """Hash of the bytes, where they are known and the file's name and time mean nothing (standard input)."""
+
+
+@dataclass
+class Source:
+    """Text to read: a name, and a stream of documents that can be read again and again."""
+
+    name: str
+    entries: list[Entry]
+    field: str | None = None
+    on_error: Policy = "error"
+    left_out: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Files of the folder that are no text, counted by reason."""
+
+    @property
+    def n_bytes(self) -> int | None:
+        """Bytes of text to expect, where the size on disk tells it (None for gzip and Parquet)."""
+        if any(entry.path.suffix.lower() in (".gz", ".parquet") for entry in self.entries):
+            return None
+        return sum(entry.path.stat().st_size for entry in self.entries)
+
+    def documents(self, findings: Findings | None = None) -> Iterator[Document]:
+        """Stream the documents in a fixed order; each must be read before the next is asked for.
+
+        What is met on the way is counted in `findings`. Raises Refused, with the place, as `on_error` asks.
+        """
+        findings = findings if findings is not None else Findings()
+        findings.policy = self.on_error
+        for entry in self.entries:
+            findings.n_files += 1
+            try:
+                yield from entry.reader(entry.path, entry.where, self.field, findings)
+            except SkippedFile:
+                continue
+
+    def fingerprint(self) -> str:
+        """A hash that changes when a file is added, removed, resized or written to; reads no text."""
+        digest = hashlib.sha256(repr((self.field, self.on_error)).encode())
+        for entry in self.entries:
+            state = entry.path.stat()
+            facts = entry.content or (str(entry.path.absolute()), state.st_size, state.st_mtime_ns)
+            digest.update(repr(facts).encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
+
+
+@dataclass
+class HubSource(Source):
+    """A data set of the Hugging Face hub, downloaded and memory-mapped by the library `datasets`."""
+
+    rows: Any = ()
+
+    @property
+    def n_bytes(self) -> int | None:
+        return None
+
+    def documents(self, findings: Findings | None = None) -> Iterator[Document]:
+        findings = findings if findings is not None else Findings()
+        findings.policy = self.on_error
+        yield from hub_rows(self.name, self.rows, self.field, findings)
+
+    def fingerprint(self) -> str:
+        facts = (
+            self.name,
+            self.field,
+            self.on_error,
+            getattr(self.rows, "_fingerprint", None),
+            len(self.rows),
+        )
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+def open_source(
+    spec: str | Path | list[str] | list[Path], *, field: str | None = None, on_error: str = "error"
+) -> Source:
+    """Open text by name: a file, a folder, a list of these, `-` (standard input), `hf:NAME` or `stdlib`.
+
+    Nothing is read yet but names and the first bytes of a folder's files. `field` names the text field of
+    records. Raises Refused where there is nothing to read.
+    """
+    policy = as_policy(on_error)
+    if isinstance(spec, list):
+        if not spec:
+            raise Refused("no data is named: give a file, a folder, '-', 'hf:NAME' or 'stdlib'")
+        return _joined([open_source(part, field=field, on_error=on_error) for part in spec])
+    name = str(spec)
+    if name == STDLIB:
+        root, files = stdlib_files()
+        entries = [Entry(path, f"{STDLIB}/{path.relative_to(root).as_posix()}", text_file) for path in files]
+        return Source(STDLIB, entries, on_error=policy)
+    if name == "-":
+        return Source("standard input", [_spooled_input(field is not None)], field, policy)
+    if name.startswith("hf:"):
+        return _from_hub(name, field, policy)
+    return _from_path(Path(name), field, policy)
+
+
+def _joined(sources: list[Source]) -> Source:
+    if any(isinstance(source, HubSource) for source in sources):
+        raise Refused("a list of sources holds files and folders only; name a data set of the hub alone")
+    left_out: dict[str, int] = {}
+    for source in sources:
+        for reason, count in source.left_out.items():
+            left_out[reason] = left_out.get(reason, 0) + count
+    entries = [entry for source in sources for entry in source.entries]
+    first = sources[0]
+    return Source(
+        ", ".join(source.name for source in sources), entries, first.field, first.on_error, left_out
+    )
+
+
+def _spooled_input(has_field: bool) -> Entry:
+    """Standard input as a temporary file that lives as long as its entry, so that it can be read again."""
+    folder = Path(tempfile.mkdtemp(prefix="transom-input-"))
+    path, digest = folder / "standard-input", hashlib.sha256()
+    with open(path, "wb") as spool:
+        while chunk := sys.stdin.buffer.read(1 << 20):
+            digest.update(chunk)
+            spool.write(chunk)
+    entry = Entry(path, "standard input", json_lines if has_field else text_file, digest.hexdigest())
+    weakref.finalize(entry, shutil.rmtree, folder, ignore_errors=True)
+    return entry
+
+
+def _from_hub(name: str, field: str | None, policy: Policy) -> Source:
+    """`hf:NAME` or `hf:NAME:CONFIGURATION`: the split `train` of a data set of the hub (extra: datasets)."""
+    try:
+        import datasets  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise Refused(f"{printable(name)}: data sets of the hub need: pip install 'transom[data]'") from None
+    dataset, _, configuration = name.removeprefix("hf:").partition(":")
+    try:
+        rows = datasets.load_dataset(dataset, configuration or None, split="train")
+    except Exception as error:  # the library raises many kinds: network, permission, names, formats
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise Refused(
+            f"{printable(name)}: the hub's data set cannot be opened ({printable(first)})"
+        ) from None
+    return HubSource(printable(name), [], field, policy, rows=rows)
+
+
+def _from_path(path: Path, field: str | None, policy: Policy) -> Source:
+    name = printable(path)
+    if path.is_dir():
+        return _from_folder(path, name, field, policy)
+    if not path.exists():
+        if re.match(r"[a-z]+:/", str(path)):
+            raise Refused(f"{name}: Transom does not fetch addresses; save the text as a file and name that")
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise Refused(f"{name}: no such file or folder{nearest(path.name, siblings)}")
+    if not path.is_file():
+        raise Refused(f"{name}: neither a file nor a folder")
+    if not os.access(path, os.R_OK):
+        raise Refused(f"{name}: no permission to read it")
+    kind = _kind(path)
+    if kind in _NOT_TEXT:
+        raise Refused(f"{name}: not a text file; give text, JSONL, CSV or Parquet")
+    reader = json_file if kind == ".json" else RECORD_READERS.get(kind, text_file)
+    return Source(name, [Entry(path, name, reader)], field, policy)
+
+
+def _kind(path: Path) -> str:
+    """The extension that says what is inside: that before .gz, in lower case."""
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    return suffixes[0] if len(suffixes) == 2 and suffixes[1] == ".gz" else suffixes[-1] if suffixes else ""
+
+
+def _from_folder(root: Path, name: str, field: str | None, policy: Policy) -> Source:
+    """Every text file of a folder in sorted order; with a field named, its files of records instead."""
+    entries: list[Entry] = []
+    left_out: dict[str, int] = {}
+    for path in _files(root, left_out):
+        kind = _kind(path)
+        is_records = kind in RECORD_READERS or (field is not None and kind == ".json")
+        if field is not None:
+            reason = None if is_records else "files without fields"
+        elif is_records:
+            reason = "data files (name data.field to read their records)"
+        elif path.is_symlink() and not path.exists():
+            reason = "broken links"
+        elif not path.is_file() or not os.access(path, os.R_OK):
+            reason = "unreadable files"
+        else:
+            reason = "binary files" if kind in _NOT_TEXT or _looks_binary(path) else None
+        if reason is None:
+            reader = (RECORD_READERS | {".json": json_file})[kind] if field is not None else text_file
+            entries.append(Entry(path, printable(path), reader))
+        else:
+            left_out[reason] = left_out.get(reason, 0) + 1
+    if not entries:
+        rest = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items()) or "it is empty"
+        raise Refused(f"{name}: no text files in this folder ({rest})")
+    return Source(name, entries, field, policy, left_out)
+
+
+def _files(root: Path, left_out: dict[str, int]) -> Iterator[Path]:
+    """Files below `root` sorted by path; hidden ones, caches and packages are left out and counted."""
+    found: list[Path] = []
+    for folder, folders, names in os.walk(root):
+        keep = [n for n in folders if not n.startswith(".") and n not in _NOT_FOLDERS]
+        left_out["hidden and installed folders"] = (
+            left_out.get("hidden and installed folders", 0) + len(folders) - len(keep)
+        )
+        folders[:] = keep
+        shown = [n for n in names if not n.startswith(".")]
+        left_out["hidden files"] = left_out.get("hidden files", 0) + len(names) - len(shown)
+        found.extend(Path(folder, name) for name in shown)
+    for reason in [reason for reason, count in left_out.items() if not count]:
+        del left_out[reason]
+    return iter(sorted(found, key=lambda path: path.relative_to(root).parts))
+
+
+def _looks_binary(path: Path) -> bool:
+    """Whether the first bytes hold NUL and are no text but for that (a stray NUL is a fault to report)."""
+    if path.suffix.lower() == ".gz":
+        return False
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_SNIFFED_BYTES)
+    except OSError:
+        return False
+    if b"\0" not in head or head.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")):
+        return False  # UTF-16 and UTF-32 are refused by name when they are read
+    try:
+        codecs.utf_8_decode(head, "strict", False)
+    except UnicodeDecodeError:
+        return True
+    return head.count(b"\0") > len(head) // 100

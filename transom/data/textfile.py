@@ -1,0 +1,188 @@
+"""A text file as a stream of characters: strict UTF-8, read in chunks, with the place of every bad byte.
+
+The one idea: a chunk that decodes strictly and holds no NUL costs two passes at memory speed; only a chunk
+that does not is looked at line by line. A byte-order mark of UTF-8 is dropped, CR LF is kept, UTF-16 and
+UTF-32 are refused by name. Read next: records, sources.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from transom.data.findings import MAX_RECORD_BYTES, Findings
+from transom.errors import Refused
+
+CHUNK_BYTES = 1 << 19
+
+# UTF-32 before UTF-16: the little-endian mark of one begins with the mark of the other.
+_FOREIGN_MARKS = (
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
+
+
+class SkippedFile(Exception):
+    """The rest of this file is left out, as the policy `skip` asks; its fault has been noted."""
+
+
+@contextmanager
+def opened(path: Path, where: str) -> Iterator[BinaryIO]:
+    """Open a file for reading bytes, through gzip when its name ends in .gz; failures become Refused."""
+    try:
+        with open(path, "rb") as raw:
+            if path.suffix.lower() == ".gz":
+                with gzip.open(raw, "rb") as unpacked:
+                    yield cast(BinaryIO, unpacked)
+            else:
+                yield raw
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise Refused(
+            f"{where}: not a whole gzip file ({error}); make it again or give the unpacked text"
+        ) from None
+    except OSError as error:
+        raise Refused(f"{where}: cannot be read ({error.strerror or error})") from None
+
+
+def without_mark(head: bytes, where: str, findings: Findings) -> bytes:
+    """Drop the byte-order mark of UTF-8 from the first bytes of a file; refuse those of UTF-16 and UTF-32."""
+    for mark, name in _FOREIGN_MARKS:
+        if head.startswith(mark):
+            mend = f"convert it with `iconv -f {name.lower()} -t utf-8`"
+            findings.n_skipped_files += 1
+            findings.fault(f"{name} files", where, 1, f"byte 0: this is {name}, not UTF-8; {mend}")
+            raise SkippedFile
+    if head.startswith(codecs.BOM_UTF8):
+        findings.n_bom += 1
+        return head[len(codecs.BOM_UTF8) :]
+    return head
+
+
+def read_text(stream: BinaryIO, where: str, findings: Findings) -> Iterator[str]:
+    """Yield the text of a file in pieces of about half a megabyte.
+
+    Raises Refused, with line and byte, at bytes that are not UTF-8 and at NUL bytes, as the policy asks.
+    """
+    head = stream.read(CHUNK_BYTES)
+    data = without_mark(head, where, findings)
+    offset, line = len(head) - len(data), 1
+    findings.n_bytes += len(head)
+    while True:
+        if findings.policy == "skip" and data:
+            rest = stream.readline(CHUNK_BYTES)  # whole lines, so that a bad one can be left out whole
+            findings.n_bytes += len(rest)
+            data += rest
+        text, used = _decode(data, where, line, offset, findings)
+        if text:
+            yield text
+        line += data.count(b"\n", 0, used)
+        offset += used
+        fresh = stream.read(CHUNK_BYTES)
+        findings.n_bytes += len(fresh)
+        tail = data[used:]
+        if not fresh:
+            if tail:
+                yield _bad_chunk(tail, where, line, offset, findings)
+            return
+        data = tail + fresh
+
+
+def _decode(data: bytes, where: str, line: int, offset: int, findings: Findings) -> tuple[str, int]:
+    """Decode a chunk: its text, and how many of its bytes were used (a character cut at the end is left
+    over).
+    """
+    try:
+        text, used = codecs.utf_8_decode(data, "strict", False)
+        if b"\0" not in data:
+            return text, used
+    except UnicodeDecodeError:
+        # Leave the start of a cut character for the next chunk here as well.
+        used = codecs.utf_8_decode(data, "replace", False)[1]
+    return _bad_chunk(data[:used], where, line, offset, findings), used
+
+
+def _bad_chunk(data: bytes, where: str, line: int, offset: int, findings: Findings) -> str:
+    """The text of a chunk that holds bad bytes, by the policy: refused, without its bad lines, or mended."""
+    kept: list[str] = []
+    for row in data.splitlines(keepends=True):
+        fault = bad_byte(row)
+        if fault is None:
+            kept.append(row.decode())
+        else:
+            at, kind, says = fault
+            findings.fault(kind, where, line, f"byte {offset + at} {says}", mendable=True)
+            if findings.policy == "replace":
+                text, times = mended(row)
+                findings.n_replaced += times
+                kept.append(text)
+            else:
+                findings.n_skipped_bytes += len(row)
+        line += row.count(b"\n")
+        offset += len(row)
+    return "".join(kept)
+
+
+def bad_byte(data: bytes) -> tuple[int, str, str] | None:
+    """The first byte that is not text: its index, the kind of fault, and the sentence that says so."""
+    nul = data.find(b"\0")
+    try:
+        codecs.utf_8_decode(data, "strict", True)
+    except UnicodeDecodeError as error:
+        if nul < 0 or error.start < nul:
+            says = f"(0x{data[error.start]:02x}) is not UTF-8; convert the file (iconv -f latin1 -t utf-8)"
+            return error.start, "bad UTF-8", says
+    return (
+        None if nul < 0 else (nul, "NUL bytes", "is NUL, which text does not hold; remove it (tr -d '\\000')")
+    )
+
+
+def mended(data: bytes) -> tuple[str, int]:
+    """Decode with U+FFFD in place of bad and NUL bytes; the text and how many were written."""
+    genuine = data.count("\ufffd".encode())
+    text = data.decode("utf-8", "replace").replace("\0", "\ufffd")
+    return text, text.count("\ufffd") - genuine
+
+
+def read_lines(stream: BinaryIO, where: str, findings: Findings) -> Iterator[tuple[int, str]]:
+    """Yield (line number, text with its newline) of a file of records, each at most 8 MB and valid UTF-8."""
+    line, offset = 0, 0
+    while row := stream.readline(MAX_RECORD_BYTES + 1):
+        line += 1
+        here, offset = offset, offset + len(row)
+        if line == 1:
+            row = without_mark(row, where, findings)
+        if len(row) > MAX_RECORD_BYTES:
+            limit = f"{MAX_RECORD_BYTES >> 20} MB"
+            says = f"the record is longer than {limit}; split it, or give the text as a .txt file"
+            skip_record(findings, "over-long records", where, line, says)
+            while row and not row.endswith(b"\n"):
+                row = stream.readline(MAX_RECORD_BYTES)
+                offset += len(row)
+            continue
+        fault = None if row.isascii() and b"\0" not in row else bad_byte(row)
+        if fault is None:
+            yield line, row.decode()
+            continue
+        at, kind, says = fault
+        findings.fault(kind, where, line, f"byte {here + at} {says}", mendable=True)
+        if findings.policy == "replace":
+            text, times = mended(row)
+            findings.n_replaced += times
+            yield line, text
+        else:
+            findings.n_records += 1
+            findings.n_skipped_records += 1
+
+
+def skip_record(findings: Findings, kind: str, where: str, line: int, says: str) -> None:
+    """Note a record that has no meaning; raises Refused unless the policy is `skip`."""
+    findings.n_records += 1
+    findings.n_skipped_records += 1
+    findings.fault(kind, where, line, says)

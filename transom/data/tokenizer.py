@@ -1,0 +1,362 @@
+"""Text to ids and back: our face of a `tokenizers.Tokenizer`, for the three kinds made here and for foreign
+folders.
+
+The one idea: content is never control. Control tokens exist as ids only; a text that spells one is encoded
+like any other text, and decoding writes nothing for them. Decoding works on bytes, so a stream never shows
+half a character. Read next: vocabulary, words, tokens.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer as Backend
+
+from transom.data.documents import PART_CHARACTERS, in_parts, printable
+from transom.data.vocabulary import END, PAD, UNKNOWN, spelled_bytes, train_backend
+from transom.data.words import WordEncoder
+from transom.errors import Refused
+
+Ids = npt.NDArray[np.uint32]
+
+_LARGE_CHARACTERS = 1 << 16
+_REPLACEMENT = "\ufffd".encode()
+_CONTROL_SHAPE = re.compile(r"<.*>|\[.*\]")
+_MAX_JSON_BYTES = 256 << 20
+
+
+class Tokenizer:
+    """A vocabulary with its rules: text to ids and back, and the ids of its control tokens."""
+
+    def __init__(self, json_text: str, config: dict[str, Any], where: str = "tokenizer.json") -> None:
+        self.json_text = json_text
+        self.config = config
+        """tokenizer_config.json as it was read or will be written."""
+        self.hash = hashlib.sha256(json_text.encode("utf-8", "surrogatepass")).hexdigest()
+        try:
+            spec = json.loads(json_text)
+            self._control = _mark_control(spec)
+            self.backend = Backend.from_str(json.dumps(spec))
+        except Exception as error:  # the Rust library raises bare Exception
+            raise Refused(f"{where}: not a readable tokenizer ({printable(str(error)[:200])})") from None
+        # The switch that keeps content from becoming control: special tokens in a text are spelled out.
+        self.backend.encode_special_tokens = True
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        self.kind = _kind(spec)
+        """`bpe` (byte-level), `bytes`, `chars`, or `other` for foreign rules such as SentencePiece."""
+        self.cuts_cleanly = self.kind in ("bytes", "chars") or _is_byte_level_regex(spec)
+        """Whether parts of a document, encoded alone, give the ids of the whole (see documents)."""
+        self._by_words = (
+            self.kind == "bpe" and _is_gpt2_rule(spec) and len(self._control) == len(spec["added_tokens"])
+        )
+        self.vocab_size = 1 + max(self.backend.get_vocab(with_added_tokens=True).values())
+        self.eos_id = self._special("eos_token")
+        self.bos_id = self._special("bos_token")
+        self.pad_id = self._special("pad_token")
+        self.unknown_id = self.backend.token_to_id(UNKNOWN) if self.kind == "chars" else None
+
+    def _special(self, name: str) -> int | None:
+        token = self.config.get(name)
+        content = token.get("content") if isinstance(token, dict) else token
+        number = (
+            self.backend.token_to_id(content) if isinstance(content, str) else self.config.get(f"{name}_id")
+        )
+        number = number[0] if isinstance(number, list) and number else number
+        return number if isinstance(number, int) else None
+
+    # Text to ids
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text; text that spells a control token is ordinary text. Raises Refused for lone
+        surrogates.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            says = f"character {error.start} is half of a surrogate pair, which is not text; remove it"
+            raise Refused(f"text: {says}") from None
+        if self.cuts_cleanly and len(text) > 2 * PART_CHARACTERS:
+            return np.concatenate(self.encode_arrays(list(in_parts([text])))).tolist()
+        return self.encode_arrays([text])[0].tolist()
+
+    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of every text, on all cores."""
+        return [ids.tolist() for ids in self.encode_arrays(texts)]
+
+    def encode_arrays(self, texts: Sequence[str]) -> list[Ids]:
+        """The ids of every text as arrays, on all cores; the way large amounts are encoded."""
+        if self.kind == "bytes":
+            return [self._byte_ids[np.frombuffer(text.encode(), dtype=np.uint8)] for text in texts]
+        if self.kind == "chars":
+            return [self._character_ids(text) for text in texts]
+        if self._by_words and sum(map(len, texts)) > _LARGE_CHARACTERS:
+            return self._words.encode(texts)
+        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
+
+    @cached_property
+    def _words(self) -> WordEncoder:
+        return WordEncoder(self.backend)
+
+    @cached_property
+    def _byte_ids(self) -> Ids:
+        table = np.zeros(256, dtype=np.uint32)
+        for number, data in enumerate(self._spelling):
+            if len(data) == 1:
+                table[data[0]] = number
+        return table
+
+    def _character_ids(self, text: str) -> Ids:
+        points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+        table = self._point_ids
+        assert self.unknown_id is not None
+        ids = np.full(len(points), self.unknown_id, dtype=np.uint32)
+        known = points < len(table)
+        ids[known] = table[points[known]]
+        return ids
+
+    @cached_property
+    def _point_ids(self) -> Ids:
+        assert self.unknown_id is not None
+        vocab = self.backend.get_vocab(with_added_tokens=False)
+        points = {ord(token): number for token, number in vocab.items() if len(token) == 1}
+        table = np.full(1 + max(points, default=0), self.unknown_id, dtype=np.uint32)
+        for point, number in points.items():
+            table[point] = number
+        return table
+
+    # Ids to text
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids; control tokens write nothing, bytes that are not UTF-8 become U+FFFD."""
+        if self.kind == "other":
+            return self.backend.decode(list(ids), skip_special_tokens=True)
+        return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
+
+    def token_bytes(self, number: int) -> bytes:
+        """The bytes that one token writes: none for control, U+FFFD for an id outside the vocabulary."""
+        return self._spelling[number] if 0 <= number < len(self._spelling) else _REPLACEMENT
+
+    def token(self, number: int) -> str:
+        """One token for people to read: its text, a control token's name, or bytes as <0xE2 0x82>."""
+        if number in self._control:
+            return self._control[number]
+        data = self.token_bytes(number)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return "<" + " ".join(f"0x{byte:02X}" for byte in data) + ">"
+
+    @cached_property
+    def _spelling(self) -> list[bytes]:
+        """For every id the bytes it writes."""
+        table = [_REPLACEMENT] * self.vocab_size
+        for token, number in self.backend.get_vocab(with_added_tokens=True).items():
+            if self.kind in ("bpe", "bytes"):
+                table[number] = spelled_bytes(token)
+            elif self.kind == "chars":
+                table[number] = token.encode()
+            else:
+                text = self.backend.decode([number], skip_special_tokens=False)
+                table[number] = text.encode("utf-8", "replace")
+        for number in self._control:
+            table[number] = _REPLACEMENT if number == self.unknown_id else b""
+        return table
+
+    @cached_property
+    def bytes_per_token(self) -> npt.NDArray[np.uint16]:
+        """For every id how many bytes it writes (V,): exact for bpe and bytes, what is shown for others."""
+        return np.array([min(len(data), 65535) for data in self._spelling], dtype=np.uint16)
+
+    def decoder(self) -> StreamDecoder:
+        """A decoder for ids that come one by one."""
+        return StreamDecoder(self)
+
+    # On disk
+
+    def save(self, folder: str | Path, *, max_length: int | None = None) -> None:
+        """Write tokenizer.json and tokenizer_config.json, which transformers.AutoTokenizer reads, into a
+        folder.
+        """
+        config = dict(self.config)
+        if max_length is not None:
+            config["model_max_length"] = max_length
+        folder = Path(folder)
+        (folder / "tokenizer.json").write_bytes(self.json_text.encode("utf-8", "surrogatepass"))
+        (folder / "tokenizer_config.json").write_text(
+            json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8"
+        )
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Tokenizer:
+        """Read the tokenizer of a model folder, ours or foreign. Raises Refused where it is missing or
+        broken.
+        """
+        folder = Path(folder)
+        path = folder / "tokenizer.json"
+        where = printable(path)
+        if not path.is_file():
+            raise Refused(
+                f"{where}: no such file; a model folder needs one (transformers writes it with "
+                "AutoTokenizer.from_pretrained(...).save_pretrained(...))"
+            )
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise Refused(f"{where}: larger than {_MAX_JSON_BYTES >> 20} MB; this is no tokenizer")
+        try:
+            text = path.read_bytes().decode()
+        except UnicodeDecodeError as error:
+            raise Refused(f"{where}: byte {error.start} is not UTF-8; the file is damaged") from None
+        return cls(text, _special_tokens(folder), where)
+
+
+class StreamDecoder:
+    """Turns ids into text as they come, holding back what is not yet a whole character.
+
+    The pieces and `finish()` joined are `decode` of all ids.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._ids: list[int] = []
+        self._given = ""
+
+    def push(self, number: int) -> str:
+        """Take the next id; the text that is now certain."""
+        if self.tokenizer.kind != "other":
+            return self._utf8.decode(self.tokenizer.token_bytes(number))
+        # Foreign rules may change earlier characters (spaces, byte fallback): decode all, give what has
+        # settled.
+        self._ids.append(number)
+        text = self.tokenizer.decode(self._ids)
+        if text.endswith("\ufffd") or not text.startswith(self._given):
+            return ""
+        fresh, self._given = text[len(self._given) :], text
+        return fresh
+
+    def finish(self) -> str:
+        """The rest: U+FFFD where the last character never became whole."""
+        if self.tokenizer.kind != "other":
+            return self._utf8.decode(b"", final=True)
+        return self.tokenizer.decode(self._ids)[len(self._given) :]
+
+
+def train_tokenizer(kind: str, texts: Iterator[str], vocab_size: int) -> Tokenizer:
+    """Make a tokenizer from texts: `bpe` of at most `vocab_size` tokens, `bytes` (258), or `chars`. Raises
+    Refused.
+    """
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": END,
+        "eos_token": END,
+        "pad_token": PAD,
+        "model_max_length": 1024,
+        "clean_up_tokenization_spaces": False,
+    }
+    if kind == "chars":
+        config["unk_token"] = UNKNOWN
+    return Tokenizer(train_backend(kind, texts, vocab_size).to_str(pretty=True), config)
+
+
+def _mark_control(spec: dict[str, Any]) -> dict[int, str]:
+    """Mark every control token of a tokenizer.json as special, and return them by id.
+
+    Some folders list tokens such as <think> or <tool_call> as added but not special, and so they would be
+    found in user text; whatever is special or looks like <...> or [...] is control. Other added tokens are
+    words.
+    """
+    control: dict[int, str] = {}
+    for token in spec.get("added_tokens") or []:
+        if token.get("special") or _CONTROL_SHAPE.fullmatch(token["content"]):
+            token["special"] = True
+            control[token["id"]] = token["content"]
+    return control
+
+
+def _kind(spec: dict[str, Any]) -> str:
+    """The kind of vocabulary, by what the file says."""
+    model = spec["model"]
+    if model.get("type") == "BPE" and model.get("unk_token") == UNKNOWN and not model["merges"]:
+        return "chars"
+    if (spec.get("decoder") or {}).get("type") != "ByteLevel":
+        return "other"
+    own_words = len(model["vocab"]) - sum(
+        token["content"] in model["vocab"] for token in spec["added_tokens"]
+    )
+    plain = spec.get("normalizer") is None and not _adds_space(spec)
+    return "bytes" if own_words == 256 and not model.get("merges") and plain else "bpe"
+
+
+def _pre_tokenizers(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    outer = spec.get("pre_tokenizer") or {}
+    return outer.get("pretokenizers", [outer]) if outer else []
+
+
+def _adds_space(spec: dict[str, Any]) -> bool:
+    return any(step.get("add_prefix_space") for step in _pre_tokenizers(spec))
+
+
+def _is_byte_level_regex(spec: dict[str, Any]) -> bool:
+    """Whether words are split by the regular expressions of the GPT-2, Llama-3 or Qwen kind, and no space is
+    added.
+    """
+    steps = _pre_tokenizers(spec)
+    normalizer = (spec.get("normalizer") or {}).get("type")
+    kinds = {step.get("type") for step in steps}
+    splits = "Split" in kinds or any(
+        step.get("type") == "ByteLevel" and step.get("use_regex", True) for step in steps
+    )
+    return (
+        splits
+        and kinds <= {"Split", "ByteLevel", "Digits"}
+        and not _adds_space(spec)
+        and normalizer in (None, "NFC")
+    )
+
+
+def _is_gpt2_rule(spec: dict[str, Any]) -> bool:
+    """Whether words are split by GPT-2's own expression and nothing else touches the text."""
+    step = spec.get("pre_tokenizer") or {}
+    own = step.get("type") == "ByteLevel" and step.get("use_regex", True) and not step.get("add_prefix_space")
+    return bool(own) and spec.get("normalizer") is None and not spec["model"].get("dropout")
+
+
+def _special_tokens(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json, with special tokens it does not name taken from the folder's other files."""
+    config = _json_object(folder / "tokenizer_config.json")
+    names = ("eos_token", "bos_token", "pad_token")
+    fallback = _json_object(folder / "special_tokens_map.json")
+    template = folder / "chat_template.jinja"
+    if template.is_file():
+        config.setdefault("chat_template", template.read_text("utf-8"))
+    for name in names:
+        if not config.get(name) and fallback.get(name):
+            config[name] = fallback[name]
+    for path in (folder / "generation_config.json", folder / "config.json"):
+        ids = _json_object(path)
+        for name in names:
+            if not config.get(name) and ids.get(f"{name}_id") is not None:
+                config.setdefault(f"{name}_id", ids[f"{name}_id"])
+    return config
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise Refused(f"{printable(path)}: not valid JSON ({printable(str(error)[:120])})") from None
+    if not isinstance(value, dict):
+        raise Refused(f"{printable(path)}: holds no JSON object")
+    return value
