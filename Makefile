@@ -1,0 +1,72 @@
+# make demo   train a small GPT on Python's standard library and let it write (about 5 minutes, no account)
+# make test   install what the tests need and run them
+# make lint   formatting, types and the direction of imports
+# make bench  Transom beside its peers on this machine
+# make clean  remove the virtual environment, caches and the demo's run
+
+BUDGET ?= 3min
+VENV ?= .venv
+PY := $(VENV)/bin/python
+
+# The first Python that fits; PYTHON=/path/to/python3.12 chooses another.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo $$p && break; done)
+
+# On Linux the registry's torch carries gigabytes of CUDA. Where there is no NVIDIA card, PyTorch's own index of
+# CPU builds is asked too: its 2.13.0+cpu counts as newer than a plain 2.13.0, so pip prefers it. It is an extra
+# index with one short retry: where it cannot be reached, pip goes on with what it has.
+ifeq ($(shell command -v nvidia-smi),)
+TORCH_INDEX ?= --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu
+endif
+TORCH ?= torch>=2.11,<2.14
+PIP := $(PY) -m pip install -qq --disable-pip-version-check
+
+.PHONY: help demo test lint bench clean
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+$(VENV)/python.done:
+	@test -n "$(PYTHON)" || { echo "Transom needs Python 3.11, 3.12 or 3.13, and none is on the PATH."; exit 1; }
+	@echo "==> a virtual environment in $(VENV), with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV) || { echo "Python's venv module is missing; on Debian and Ubuntu: sudo apt install python3-venv"; exit 1; }
+	@echo "==> PyTorch (about 200 MB where there is no NVIDIA card)"
+	@$(PIP) $(TORCH_INDEX) "$(TORCH)"
+	@touch $@
+
+$(VENV)/base.done: $(VENV)/python.done pyproject.toml
+	@echo "==> Transom and what it needs"
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/test.done: $(VENV)/base.done
+	@echo "==> what the tests need"
+	@$(PIP) --editable '.[test]'
+	@touch $@
+
+$(VENV)/dev.done: $(VENV)/base.done
+	@echo "==> what developers need"
+	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/base.done
+	@rm -rf runs/demo
+	$(VENV)/bin/transom train stdlib --budget $(BUDGET) --out runs/demo
+	@echo
+	$(VENV)/bin/transom generate runs/demo/model "def " --max-tokens 80 --seed 1
+
+test: $(VENV)/test.done
+	$(PY) -m pytest -q
+
+lint: $(VENV)/dev.done
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/pyright --pythonpath $(PY)
+	$(VENV)/bin/lint-imports
+
+bench: $(VENV)/test.done
+	$(PY) -m benchmarks
+
+clean:
+	rm -rf $(VENV) runs/demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,35 @@
+"""What every test may use: the real data beside the repository, where it is there, and few threads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from transom.hardware import share_cores
+
+share_cores()  # before any test imports torch
+
+SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data sets; skips the test in a clone that has none beside it."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("no folder of real data (../shared/data) beside this repository")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session", autouse=True)
+def two_threads() -> None:
+    """Small tensors gain nothing from many threads, and a known number makes results repeatable."""
+    import torch
+
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test may go to a hub."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")

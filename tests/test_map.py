@@ -1,0 +1,29 @@
+"""docs/map.md names every file of the package, and no file that is not there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_map_and_the_tree_agree() -> None:
+    page = (ROOT / "docs" / "map.md").read_text(encoding="utf-8")
+    sections = re.split(r"^### ", page.partition("## Every file")[2], flags=re.M)[1:]
+    on_the_map = set()
+    for section in sections:
+        room = re.match(r"`(\w+/)`", section)
+        on_the_map |= {
+            (room[1] if room else "") + name for name in re.findall(r"^\| `(\w+\.py)`", section, re.M)
+        }
+    package = ROOT / "transom"
+    in_the_tree = {str(path.relative_to(package)) for path in package.rglob("*.py")}
+    rooms = {f"{room}/__init__.py" for room in {name.split("/")[0] for name in in_the_tree if "/" in name}}
+    assert on_the_map == in_the_tree - rooms
+
+
+def test_paths_in_the_text_are_there() -> None:
+    page = (ROOT / "docs" / "map.md").read_text(encoding="utf-8")
+    for name in re.findall(r"`(\w+/\w+\.py)`", page):
+        assert (ROOT / "transom" / name).is_file(), name

@@ -1,0 +1,37 @@
+"""`import transom`: cheap, and nothing public but what is named."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import transom
+from transom.errors import Refused
+
+
+def test_importing_transom_imports_nothing_else() -> None:
+    code = "import sys, transom; print(*[m for m in sys.modules if m.startswith(('torch', 'transom.'))])"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == []
+
+
+def test_every_public_name_is_there() -> None:
+    assert set(transom.__all__) == {"Refused", "__version__", "load", "train"} == set(dir(transom))
+    for name in transom.__all__:
+        assert getattr(transom, name) is not None
+    assert transom.Refused is Refused
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        transom.trian  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_train_takes_the_settings_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transom.training import loop
+
+    monkeypatch.setattr(loop, "train", lambda settings: settings)
+    settings = transom.train("notes/", model="gpt", budget="10min", out="runs/notes", optim={"lr": 1e-3})
+    assert (settings.data.source, settings.model.kind, settings.budget) == ("notes/", "decoder", 600)
+    assert (str(settings.out), settings.optim.lr) == ("runs/notes", 1e-3)
+    with pytest.raises(Refused, match="'modle' is not a setting; did you mean 'model'"):
+        transom.train("notes/", modle="gpt")

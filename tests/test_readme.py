@@ -1,0 +1,77 @@
+"""The README: its commands run as they stand, its Python too, and what it links to is there."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from transom.__main__ import app, run, spelled_out
+
+ROOT = Path(__file__).parents[1]
+SHORTER = {"10min": "2s", "100": "8"}
+"""What the README spends, and what the test does."""
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+
+
+def commands() -> list[list[str]]:
+    """Every `transom ...` of the bash blocks, torchrun's included, without its comment."""
+    lines = [shlex.split(line, comments=True) for block in blocks("bash") for line in block.splitlines()]
+    return [line[line.index("transom") :] for line in lines if "transom" in line]
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_every_command_is_one_that_transom_knows(command: list[str]) -> None:
+    app.parse_args(spelled_out(command[1:]), exit_on_error=False, print_error=False)
+
+
+def test_every_make_target_is_there() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    named = re.findall(r"\bmake (\w+)", README + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    for target in named:
+        assert re.search(rf"^{target}:", makefile, re.M), target
+
+
+def test_every_link_leads_somewhere() -> None:
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_commands_and_the_python_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As written, with a few seconds where the README says minutes, on text of its own."""
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    for number in range(30):
+        (notes / f"{number}.md").write_text(f"Once upon a time there were {number} cats on a mat.\n" * 40)
+    monkeypatch.chdir(tmp_path)
+    for command in commands():
+        if "runs/notes" in " ".join(command) or command[1] == "plan":
+            assert run([SHORTER.get(word, word) for word in command[1:]]) == 0
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    with_transformers, with_transom = blocks("python")
+    shorter = re.sub("10min|50", lambda found: SHORTER.get(found[0], "5"), with_transom)
+    for code, shown in [
+        (with_transformers, "Once upon a time"),
+        (shorter, "torch.Size"),
+    ]:
+        ran = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert ran.returncode == 0, ran.stderr
+        assert shown in ran.stdout

@@ -1,0 +1,96 @@
+"""The front door: which verbs there are, and how an error leaves the house.
+
+A verb is imported when it is called, so `transom --help` loads neither torch nor any room. What a person can
+mend is one line on stderr and exit code 2; anything else is our bug and keeps its traceback. Read next: cli.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
+
+from . import __version__
+from .errors import Refused
+from .hardware import share_cores
+
+VERBS = {
+    "train": "Train a model from nothing on text, within a time budget.",
+    "generate": "Let a model go on from one or several prompts.",
+    "plan": "Say what a training run would take, before it takes it.",
+    "bench": "Measure this machine, and how near training and decoding come to its limits.",
+    "doctor": "Look at this machine: what is here, what works, what to do about the rest.",
+}
+
+app = App(
+    name="transom",
+    help="Train it, run it and see through it: the Transformer family on the machine you have.",
+    help_epilogue="`transom VERB --help` explains a verb. With no data named, train learns from Python's own "
+    "standard library.",
+    version=__version__,
+    help_format="markdown",
+    default_parameter=Parameter(negative_iterable=(), negative_none=()),
+)
+for _place, (_verb, _help) in enumerate(VERBS.items()):
+    app.command(f"transom.cli:{_verb}", name=_verb, help=_help, help_epilogue="", sort_key=_place)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command line and exit: 0 done, 1 our bug, 2 refused, 130 interrupted."""
+    share_cores()
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; returns the exit code."""
+    try:
+        code = app(
+            spelled_out(arguments), exit_on_error=False, print_error=False, result_action="return_value"
+        )
+        sys.stdout.flush()
+        return code or 0
+    except CycloptsError as error:
+        return _refuse(_plain(error))
+    except Refused as error:
+        return _refuse(str(error))
+    except KeyboardInterrupt:
+        return _refuse("stopped", 130)
+    except BrokenPipeError:  # `transom ... | head`: whoever read has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception:
+        traceback.print_exc()
+        return _refuse("this is a bug in Transom; please report it with the lines above", 1)
+
+
+def spelled_out(arguments: Sequence[str]) -> list[str]:
+    """The short forms in full: `--model gpt` is `--model.kind gpt`, `--data x` is `--data.source x`."""
+    short = {"--data": "--data.source", "--model": "--model.kind", "--optim": "--optim.name"}
+    words = [argument.partition("=") for argument in arguments]
+    return [short.get(name, name) + equals + value for name, equals, value in words]
+
+
+def _plain(error: CycloptsError) -> str:
+    """One line for what the command line itself got wrong."""
+    from pydantic import ValidationError
+
+    if isinstance(error.__cause__, ValidationError):
+        from . import settings
+
+        return settings.explain(error.__cause__, getattr(settings, error.__cause__.title))
+    if isinstance(error, UnusedCliTokensError):
+        return f"unexpected {', '.join(map(repr, error.unused_tokens or ()))}"
+    text = str(error).rstrip(".")
+    return text[:1].lower() + text[1:]
+
+
+def _refuse(message: str, code: int = 2) -> int:
+    print("transom:", " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,574 @@
+"""Settings: every choice of a verb, typed, with its meaning written beside it and nowhere else.
+
+The string under a field is its only documentation: `transom train --help` is made from it, and the error
+messages from its type. Values come in layers, default < file (`--config run.toml`) < flag or keyword, and
+a name that does not exist is refused with the nearest one that does. Knows no room; the numbers that a size
+of model stands for live in model/config.py. Read next: cli.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from cyclopts import Group, Parameter
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from .errors import Refused, nearest
+
+# ---------------------------------------------------------------------------------------------- human units
+
+TIME_UNITS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "hour": 3600, "d": 86400, "day": 86400}
+COUNT_UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
+
+
+def parse_time(value: Any) -> float:
+    """Seconds in `90s`, `10min`, `2h` or `1h30min`; a bare number from Python or TOML is seconds already."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        seconds = float(value)
+    else:
+        text = str(value).strip().lower().replace(" ", "")
+        parts = re.findall(r"(\d+(?:\.\d+)?)([a-z]+)", text)
+        if "".join(number + unit for number, unit in parts) != text or not parts:
+            raise ValueError(f"'{value}' is not a time; write it with its unit, such as 90s, 10min or 2h")
+        units = [TIME_UNITS.get(unit) or TIME_UNITS.get(unit.rstrip("s")) for _, unit in parts]
+        if None in units:
+            raise ValueError(f"'{value}' has a unit that is not known; use s, min, h or d")
+        seconds = sum(float(number) * (unit or 0) for (number, _), unit in zip(parts, units, strict=True))
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"'{value}' is not a time; it must be above zero")
+    return seconds
+
+
+def format_time(seconds: float) -> str:
+    """The shortest exact form that `parse_time` reads back: 600.0 -> `10min`."""
+    for unit in ("d", "h", "min"):
+        if seconds >= TIME_UNITS[unit] and seconds % TIME_UNITS[unit] == 0:
+            return f"{int(seconds // TIME_UNITS[unit])}{unit}"
+    return f"{int(seconds)}s" if seconds == int(seconds) else f"{seconds}s"
+
+
+def parse_count(value: Any) -> int:
+    """A whole number, also written `4k`, `1.5M` or `0.5B` (thousands, millions, billions; not 1,024)."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        number = float(value)
+    else:
+        text = str(value).strip().lower().replace("_", "")
+        match = re.fullmatch(r"([-+]?\d+(?:\.\d+)?)([kmbgt]?)", text)
+        if match is None:
+            raise ValueError(f"'{value}' is not a count; write a whole number, or 4k, 1.5M, 0.5B")
+        # round() mends what binary fractions do to the last digit: 1.1 * 1000 is 1100.0000000000002
+        number = round(float(match[1]) * COUNT_UNITS[match[2]], 6)
+    if not math.isfinite(number) or number != int(number):
+        raise ValueError(f"'{value}' is not a whole number")
+    return int(number)
+
+
+@dataclass(frozen=True)
+class Every:
+    """How often something happens: after so many optimizer steps, or after so many seconds."""
+
+    steps: int | None = None
+    seconds: float | None = None
+
+    @classmethod
+    def parse(cls, value: Any) -> Every:
+        """`100` or `100 steps` is a number of steps, `2min` a time."""
+        if isinstance(value, Every):
+            return value
+        if isinstance(value, Mapping):
+            return cls(**value)
+        match = re.fullmatch(r"(\d+)\s*(steps?)?", str(value).strip())
+        if match is None:
+            return cls(seconds=parse_time(value))
+        if int(match[1]) < 1:
+            raise ValueError(f"'{value}' is not an interval; it must be at least one step")
+        return cls(steps=int(match[1]))
+
+    def due(self, steps: int, seconds: float) -> bool:
+        """Whether it is time again, so many steps and seconds after it last happened."""
+        return steps >= self.steps if self.steps is not None else seconds >= (self.seconds or 0)
+
+    def __str__(self) -> str:
+        return f"{self.steps} steps" if self.steps is not None else format_time(self.seconds or 0)
+
+
+def _on_off(value: Any) -> Any:
+    """true and false, as TOML and Python write them, for the switches that also know `auto`."""
+    return ("off", "on")[value] if isinstance(value, bool) else value
+
+
+Time = Annotated[
+    float,
+    BeforeValidator(parse_time),
+    PlainSerializer(format_time, when_used="json"),
+    Parameter(metavar="TIME", show_default=format_time),
+]
+Interval = Annotated[
+    Every,
+    BeforeValidator(Every.parse),
+    PlainSerializer(str),
+    Parameter(metavar="TIME|STEPS", accepts_keys=False, show_default=str),
+]
+Count = Annotated[int, BeforeValidator(parse_count), Parameter(metavar="COUNT")]
+Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_off)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Size = Annotated[int, Field(ge=1)]
+Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
+Names = Parameter(show_default=False)
+
+# ------------------------------------------------------------------------------------------------- sections
+
+
+class Settings(BaseModel):
+    """A record of settings: typed, frozen, documented field by field, with no room for an unknown name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _utf8(cls, value: Any) -> Any:
+        """Bytes of a command line that are no text could not be written down again."""
+        if isinstance(value, (str, Path)) and not str(value).isascii():
+            try:
+                str(value).encode()
+            except UnicodeEncodeError:
+                raise ValueError(f"{ascii(str(value))} is not UTF-8 text") from None
+        return value
+
+    @classmethod
+    def sections(cls) -> list[tuple[str, type[Settings]]]:
+        """The fields that are records of settings themselves."""
+        kinds = [(name, field.annotation) for name, field in cls.model_fields.items()]
+        return [(n, kind) for n, kind in kinds if isinstance(kind, type) and issubclass(kind, Settings)]
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Every setting's dotted name, in the order of the class: `budget`, ..., `data.source`, ..."""
+        sections = dict(cls.sections())
+        return [
+            dotted
+            for name in cls.model_fields
+            for dotted in (
+                [f"{name}.{leaf}" for leaf in sections[name].names()] if name in sections else [name]
+            )
+        ]
+
+    def __getitem__(self, name: str) -> Any:
+        """The value at a dotted name: `settings["optim.lr"]`."""
+        value: Any = self
+        for part in name.split("."):
+            value = getattr(value, part)
+        return value
+
+    def with_(self, changes: Mapping[str, Any]) -> Self:
+        """A checked copy with some dotted names changed: `settings.with_({"optim.lr": 0.02})`."""
+        return _layered(type(self), self.given(), check(type(self), _nested(changes)).given())
+
+    def given(self) -> dict[str, Any]:
+        """What was set rather than left at its default, nested."""
+        return self.model_dump(exclude_unset=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, nested by section; times as text with their unit."""
+        return self.model_dump(mode="json")
+
+    def flat(self) -> dict[str, Any]:
+        """`to_dict` by dotted name."""
+        return dict(_flat(self.to_dict()))
+
+    def to_toml(self) -> str:
+        """The settings as TOML that `load` reads back; what is None (left to a rule) is not written."""
+        sections: dict[str, list[str]] = {"": []}  # bare names come first in TOML
+        for name, value in self.flat().items():
+            section, _, leaf = name.rpartition(".")
+            if value is not None:
+                sections.setdefault(section, []).append(f"{leaf} = {_toml(value)}")
+        blocks = ["\n".join([f"[{name}]"] * bool(name) + lines) for name, lines in sections.items()]
+        return "\n\n".join(blocks) + "\n"
+
+
+class DataSettings(Settings):
+    source: str = "stdlib"
+    """What to learn from: a file (text, JSONL, CSV, Parquet), a folder, `stdlib` (the Python standard
+    library), `hf:NAME` or `-` (standard input)."""
+    field: str | None = None
+    """The field or column that holds the text, where records have several."""
+    tokenizer: str = "bpe"
+    """`bpe` (learned from the data), `bytes`, `chars`, or a folder with a tokenizer.json."""
+    vocab_size: Annotated[Count, Field(ge=1)] = 4096
+    """Entries of the vocabulary that `bpe` learns."""
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Share of the documents held out to measure with, never trained on."""
+    on_error: Literal["error", "skip", "replace"] = "error"
+    """What to do with bytes that are not UTF-8: stop, leave the document out, or put a replacement mark."""
+    cache: Path | None = None
+    """Folder for the prepared tokens [default: inside the run's folder]."""
+
+
+class ModelSettings(Settings):
+    kind: Annotated[Literal["decoder"], BeforeValidator(lambda kind: {"gpt": "decoder"}.get(kind, kind))] = (
+        "decoder"
+    )
+    """The member of the family; `--model decoder` (or `gpt`) for short."""
+    size: Literal["nano", "mini", "small"] = "nano"
+    """The dial: 1.8M, 10.6M or 85M parameters besides the embeddings. What follows overrides its numbers."""
+    n_layers: Size | None = None
+    """Blocks, one above the other."""
+    dim: Size | None = None
+    """Width of the residual stream."""
+    n_heads: Size | None = None
+    """Query heads."""
+    n_kv_heads: Size | None = None
+    """Key-value heads; fewer than n_heads is grouped-query attention."""
+    head_dim: Size | None = None
+    """Width of a head."""
+    ffn_dim: Size | None = None
+    """Width inside the feed-forward."""
+    max_len: Size | None = None
+    """The context: tokens in a training window, and the longest sequence."""
+    activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"] | None = None
+    """The feed-forward's nonlinearity."""
+    gated: bool | None = None
+    """Gated feed-forward, down(act(gate(x)) * up(x)), or plain."""
+    norm: Literal["rms", "layer"] | None = None
+    """RMS norm or layer norm."""
+    norm_position: Literal["before", "after"] | None = None
+    """Norm before each branch, or after the sum as in 2017."""
+    norm_eps: Annotated[float, Field(gt=0)] | None = None
+    """Added under the norm's square root."""
+    qk_norm: bool | None = None
+    """Normalise queries and keys, head by head."""
+    qkv_bias: bool | None = None
+    """Biases of the query, key and value projections."""
+    out_bias: bool | None = None
+    """Bias of attention's output projection."""
+    ffn_bias: bool | None = None
+    """Biases of the feed-forward."""
+    position: Literal["rotary", "learned", "sinusoidal", "none"] | None = None
+    """How the model knows order."""
+    rope_theta: Annotated[float, Field(gt=0)] | None = None
+    """Base of the rotary wavelengths."""
+    window: Size | None = None
+    """Sliding window: how many positions, itself included, a token sees."""
+    tie_embeddings: bool | None = None
+    """One table for reading and for writing tokens."""
+    scale_embeddings: bool | None = None
+    """Multiply embeddings by the root of dim, as in 2017."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Share of activations dropped in training."""
+    attn_softcap: Annotated[float, Field(gt=0)] | None = None
+    """Squash attention scores to this bound."""
+    logit_softcap: Annotated[float, Field(gt=0)] | None = None
+    """Squash logits to this bound."""
+
+    def overrides(self) -> dict[str, Any]:
+        """The fields of a ModelConfig that were asked for, over those that the size stands for."""
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        return {n: v for n, v in values.items() if v is not None and n not in ("kind", "size")}
+
+
+class OptimSettings(Settings):
+    name: Literal["muon", "adamw"] = "muon"
+    """Muon for the matrices with AdamW for the rest, or AdamW for all; `--optim adamw` for short."""
+    lr: Annotated[float, Field(gt=0)] | None = None
+    """AdamW's peak learning rate [default: by the size]."""
+    matrix_lr: Annotated[float, Field(gt=0)] | None = None
+    """Muon's peak learning rate [default: by the size]."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """Decoupled weight decay, on matrices only."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """AdamW's memory of the gradient."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """AdamW's memory of the squared gradient."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """Muon's memory of the gradient."""
+    schedule: Literal["wsd", "cosine"] = "wsd"
+    """Warm-up, stable, decay; or a cosine. Both end at zero when the run ends."""
+    warmup: Fraction = 0.02
+    """Share of the run in which the learning rate rises."""
+    cooldown: Fraction = 0.4
+    """Share of the run in which it falls to zero (wsd)."""
+    clip: Annotated[float, Field(ge=0)] = 1.0
+    """Largest norm of the whole gradient; 0 does not clip."""
+
+
+class BatchSettings(Settings):
+    tokens: Annotated[Count, Field(ge=1)] | None = None
+    """Tokens of one optimizer step, over all processes [default: by the size]."""
+    micro: Size | None = None
+    """Windows that go through the model at once [default: found, so that it fits]."""
+    checkpoint_activations: Flag = False
+    """Keep less in memory and compute it again in the backward pass."""
+
+
+class TrainSettings(Settings):
+    """Everything that `transom train` can be told."""
+
+    budget: Time | None = 600.0
+    """Train for this long. One of budget, steps and tokens ends a run; the schedule ends with it."""
+    steps: Size | None = None
+    """Train for this many optimizer steps."""
+    tokens: Annotated[Count, Field(ge=1)] | None = None
+    """Train on this many tokens."""
+    out: Path | None = None
+    """The run's folder [default: runs/ and the name of the data]."""
+    resume: Flag = False
+    """Go on from the newest checkpoint in the run's folder, with its settings."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Decides the first weights, the order of the data and the dropout."""
+    save_every: Interval = Every(seconds=120.0)
+    """Write a checkpoint this often; one is always written at the end."""
+    keep: Size = 2
+    """Newest checkpoints kept."""
+    eval_every: Annotated[Interval | None, Parameter(show_default=False)] = None
+    """Measure on held-out text this often [default: about ten times in a run]."""
+    sample_every: Annotated[Interval | None, Parameter(show_default=False)] = None
+    """Let the model write this often [default: with every measurement]."""
+    prompt: Annotated[str, Parameter(show_default=repr)] = "def "
+    """What the samples go on from."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic; auto measures which is fast here. Master weights are float32 either way."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`, `mps`; auto takes the fastest there is."""
+    compile: Switch = "auto"
+    """torch.compile; auto: on CUDA only, where it pays."""
+    parallel: Literal["auto", "none", "ddp", "fsdp"] = "auto"
+    """How several processes (torchrun) share the work; auto: ddp when there are several."""
+    deterministic: Flag = False
+    """Only operations that give the same bits every time, where a device has a faster one that does not."""
+    log: Annotated[tuple[Literal["tensorboard", "wandb"], ...], Names] = ()
+    """Also log there; repeat for both. metrics.jsonl is always written."""
+    data: Annotated[DataSettings, Parameter(group=Group("Data", sort_key=2))] = DataSettings()
+    model: Annotated[ModelSettings, Parameter(group=Group("Model", sort_key=3))] = ModelSettings()
+    optim: Annotated[OptimSettings, Parameter(group=Group("Optimizer", sort_key=5))] = OptimSettings()
+    batch: Annotated[BatchSettings, Parameter(group=Group("Batch", sort_key=4))] = BatchSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_limit(cls, given: Any) -> Any:
+        """A limit that is given takes the place of the other two, those of a lower layer included."""
+        if not isinstance(given, Mapping):
+            return given
+        limits = [name for name in LIMITS if given.get(name) is not None]
+        if len(limits) > 1:
+            raise ValueError(
+                f"{' and '.join(limits)} are both given; a run ends by one of {', '.join(LIMITS)}"
+            )
+        return {**given, **{name: None for name in LIMITS if limits and name not in limits}}
+
+    def identity(self) -> dict[str, Any]:
+        """What a resumed run must not change, by dotted name: all that its numbers depend on."""
+        return {name: value for name, value in self.flat().items() if name not in FREE_ON_RESUME}
+
+    def fingerprint(self) -> str:
+        """A hash of `identity()`."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+
+
+LIMITS = ("budget", "steps", "tokens")
+FREE_ON_RESUME = frozenset(
+    (
+        "out",
+        "resume",
+        "save_every",
+        "keep",
+        "eval_every",
+        "sample_every",
+        "prompt",
+        "device",
+        "parallel",
+        "log",
+    )
+    + ("data.cache",)
+)
+# What a bare value of a section means: `--model gpt`, `--data notes/`, model="gpt" in Python.
+SHORT = {"data": "source", "model": "kind", "optim": "name"}
+
+
+class GenerateSettings(Settings):
+    """How `transom generate` picks tokens and when it stops; their limits are SamplingParams's."""
+
+    max_tokens: int | None = None
+    """Most tokens to write [default: 128, or what the model's context leaves]."""
+    temperature: float = 0.8
+    """0 always takes the likeliest token; 1 samples the model's own probabilities."""
+    top_k: int | None = None
+    """Only the k likeliest tokens."""
+    top_p: float = 1.0
+    """Only the fewest tokens that together have this probability."""
+    min_p: float = 0.0
+    """Only tokens with at least this share of the likeliest one's probability."""
+    repetition_penalty: float = 1.0
+    """Above 1: tokens that were there before become less likely."""
+    seed: int | None = None
+    """Makes sampling repeatable."""
+    stop: Annotated[tuple[str, ...], Names] = ()
+    """Stop before this text; repeat for several."""
+    logprobs: int | None = None
+    """Give each token's log-probability and this many of the likeliest (with --json)."""
+    n: int = 1
+    """Completions for each prompt."""
+    ignore_eos: Flag = False
+    """Write on past the end of a text."""
+
+
+# --------------------------------------------------------------------------------------- layers and refusals
+
+S = TypeVar("S", bound=Settings)
+
+
+def load(kind: type[S], given: Mapping[str, Any] | S | None = None, file: str | Path | None = None) -> S:
+    """Merge default < file < given, and check. Raises Refused with the file, the name and the nearest name.
+
+    `given` holds flags or keywords: nested (`{"optim": {"lr": 1e-3}}`), dotted (`{"optim.lr": 1e-3}`) or
+    short (`{"model": "gpt"}`). With `resume`, and no file named, the run's own settings.toml is the file.
+    """
+    upper = given.given() if isinstance(given, Settings) else check(kind, _nested(given or {})).given()
+    if file is None and upper.get("resume") and upper.get("out") is not None:
+        kept = Path(upper["out"]) / "settings.toml"
+        file = kept if kept.is_file() else None
+    lower = _from_file(kind, Path(file)).given() if file is not None else {}
+    return _layered(kind, lower, upper)
+
+
+def check(kind: type[S], values: Mapping[str, Any], file: str = "", toml: str = "") -> S:
+    """Build `kind` from nested values; raises Refused with one line for the first thing that is wrong."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise Refused(explain(error, kind, file, toml)) from None
+
+
+def explain(error: ValidationError, kind: type[Settings], file: str = "", toml: str = "") -> str:
+    """One line for pydantic's first complaint: file and line, the setting, its value, what is allowed."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    known = [*kind.names(), *(name for name, _ in kind.sections())]
+    if first["type"] != "extra_forbidden":
+        while path and ".".join(path) not in known:
+            path.pop()  # pydantic's own marks: the branch of a union, the place in a list
+    name, value, context = ".".join(path), first["input"], first.get("ctx", {})
+    place = f"{file}{_line_of(toml, path)}: " if file else ""
+    if first["type"] == "extra_forbidden":
+        return f"{place}'{name}' is not a setting{_nearest_setting(name, known)}"
+    if first["type"] == "value_error":
+        return f"{place}{name}{': ' if name else ''}{context['error']}"
+    if first["type"] == "literal_error":
+        choices = re.findall("'([^']*)'", context["expected"])
+        return f"{place}{name} is {value!r}; it can be {', '.join(choices)}{nearest(str(value), choices)}"
+    return f"{place}{name} is {value!r}; {_rule(first['type'], first['msg'])}"
+
+
+def _rule(complaint: str, message: str) -> str:
+    """What pydantic asks of a value, in our words."""
+    rules = {
+        "int_parsing": "a whole number",
+        "int_from_float": "a whole number",
+        "float_parsing": "a number",
+        "bool_parsing": "true or false",
+        "model_type": "a table of settings",
+        "model_attributes_type": "a table of settings",
+        "path_type": "a path",
+    }
+    return f"it must be {rules.get(complaint) or message.removeprefix('Input should be ')}"
+
+
+def _layered(kind: type[S], *layers: Mapping[str, Any]) -> S:
+    """Checked settings from the lowest layer to the highest."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged = _merged(merged, layer)
+    return check(kind, merged)
+
+
+def _merged(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    """`upper` over `lower`, section by section."""
+    merged = dict(lower)
+    for name, value in upper.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
+        merged[name] = _merged(merged[name], value) if both else value
+    return merged
+
+
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted names and short forms spelled out: {"model": "gpt", "optim.lr": 1} -> two nested sections."""
+    nested: dict[str, Any] = {}
+    for name, value in values.items():
+        first, *rest = name.split(".")
+        if isinstance(value, Settings):
+            value = value.given()
+        elif name in SHORT and isinstance(value, (str, Path)):
+            value = {SHORT[name]: str(value)}
+        for part in reversed(rest):
+            value = {part: value}
+        nested = _merged(nested, {first: value})
+    return nested
+
+
+def _flat(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in nested.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _nearest_setting(name: str, known: list[str]) -> str:
+    """The closest dotted name: by its last part when that is exact (`lr` -> `optim.lr`), else by spelling."""
+    leaf = name.rpartition(".")[2]
+    by_leaf = {dotted.rpartition(".")[2]: dotted for dotted in reversed(known)}
+    if leaf in by_leaf:
+        return nearest(by_leaf[leaf], [by_leaf[leaf]])
+    return nearest(name, known) or nearest(nearest(leaf, by_leaf).partition("'")[2].partition("'")[0], known)
+
+
+def _from_file(kind: type[S], file: Path) -> S:
+    """The settings that a TOML file gives, checked by themselves so that a mistake names its line."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        return check(kind, _nested(tomllib.loads(text)), str(file), text)
+    except OSError as error:
+        raise Refused(
+            f"{file}: {(error.strerror or str(error)).lower()}; --config needs a TOML file"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise Refused(f"{file}: not UTF-8 at byte {error.start}; --config needs a TOML file") from None
+    except tomllib.TOMLDecodeError as error:
+        raise Refused(f"{file}: not TOML: {error}") from None
+
+
+def _line_of(toml: str, path: list[str]) -> str:
+    """`:7` where the TOML text gives the setting at `path`, or nothing where it cannot be told."""
+    section = ""
+    for number, line in enumerate(toml.splitlines(), 1):
+        if header := re.match(r"\s*\[([^\[\]]+)\]", line):
+            section = f"{header[1].strip()}."
+            found = section
+        else:
+            key = re.match(r"""\s*([\w.\-]+)\s*=""", line)
+            found = f"{section}{key[1]}." if key else ""
+        if found and found == ".".join(path) + ".":
+            return f":{number}"
+    return ""
+
+
+def _toml(value: Any) -> str:
+    """One TOML value: JSON's strings, numbers, booleans and lists are TOML's, but for the delete mark."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
