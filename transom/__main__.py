@@ -67,9 +67,10 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def spelled_out(arguments: Sequence[str]) -> list[str]:
-    """The short forms in full: `--model gpt` is `--model.kind gpt`, `--data x` is `--data.source x`."""
+    """The short forms in full: `--model gpt` is `--model.kind gpt`, `-` as data is `--data.source=-`."""
     short = {"--data": "--data.source", "--model": "--model.kind", "--optim": "--optim.name"}
-    words = [argument.partition("=") for argument in arguments]
+    read_stdin = {"-": "--data.source=-"} if arguments and arguments[0] in ("train", "plan") else {}
+    words = [read_stdin.get(argument, argument).partition("=") for argument in arguments]
     return [short.get(name, name) + equals + value for name, equals, value in words]
 
 

@@ -87,7 +87,7 @@ def generate(
     model
         A model folder (`runs/NAME/model`) or a Hugging Face id.
     prompts
-        What to go on from; nothing, or `-`, reads one prompt from standard input.
+        What to go on from; with nothing here, one prompt is read from standard input.
     dtype
         `float32` or `bfloat16` [default: as the folder says, and as is fast here].
     device
@@ -99,14 +99,15 @@ def generate(
         raise Refused("--logprobs is shown with --json only; add --json")
     from .inference.generator import load as load_model
 
-    texts = [sys.stdin.read() if text == "-" else text for text in prompts or ("-",)]
+    texts = list(prompts) or [sys.stdin.read()]
     with _answer(json) as show:
         generator = load_model(model, dtype=dtype, device=device)
         if json or len(texts) > 1 or flags.n > 1:
             show(Completions(texts, flags.n, generator.generate(texts, **flags.given())))
         else:
+            pieces = generator.stream(texts[0], **flags.given())  # refuses before anything is written
             _write(texts[0])
-            for piece in generator.stream(texts[0], **flags.given()):
+            for piece in pieces:
                 _write(piece)
             print()
 

@@ -6,6 +6,7 @@ hub was named. Read next: huggingface.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -48,6 +49,5 @@ def _fetch(name: str, revision: str | None) -> Path:
             (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
         )
         at = f"{name}@{revision}" if revision else name
-        raise Refused(
-            f"{at}: no such folder, and not fetched from the Hugging Face hub ({reason[:200]})"
-        ) from None
+        why = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else reason.split(". ")[0][:200]
+        raise Refused(f"{at}: no such folder, and not fetched from the Hugging Face hub ({why})") from None

@@ -24,7 +24,7 @@ def read_json(path: Path) -> dict[str, Any]:
             raise Refused(f"{path}: {size:,} bytes of JSON; at most {LIMIT:,} are read")
         return parse_json(path.read_bytes(), str(path))
     except FileNotFoundError:
-        raise Refused(f"{path}: no such file") from None
+        raise Refused(f"{path}: no such file; a model folder holds one") from None
     except OSError as error:
         raise Refused(f"{path}: cannot be read ({error.strerror})") from None
 

@@ -24,7 +24,7 @@ from .positions import rotate
 
 @dataclass(frozen=True, eq=False)
 class Rule:
-    """Who may look at whom, and how scores are shaped: what the kernel is given, and whoever recomputes a map.
+    """Who may look at whom, and how scores are shaped: given to the kernel and to whoever recomputes a map.
 
     Keys stand in slots 0 .. M-1. A query stands on the slot `positions` names, by default the last L slots.
     """
@@ -34,7 +34,7 @@ class Rule:
     window: int | None = None
     """With `causal`: a query sees its own slot and the `window - 1` before it."""
     documents: Tensor | None = None
-    """(B, L) document of each position of a packed row, for self-attention without a cache; None: one document."""
+    """(B, L) document of each position of a packed row, without a cache; None: one document."""
     positions: Tensor | None = None
     """(B, L) the slot of each query; None: query i stands on slot M - L + i in every row."""
     bias: Tensor | None = None
@@ -62,7 +62,7 @@ class Rule:
         return self._masks[shape]
 
     def visible(self, rows: Tensor, n_queries: int, n_keys: int) -> Tensor | None:
-        """The rows (R,) of the mask, (B or 1, 1, R, M): what a single query may see, without the whole map."""
+        """The rows (R,) of the mask, (B or 1, 1, R, M): what a query may see, without the whole map."""
         one_query_sees_all = n_queries == 1 and self.positions is None
         unwindowed = self.window is None or self.window >= n_keys
         if (not self.causal or (one_query_sees_all and unwindowed)) and self.documents is None:
@@ -154,7 +154,7 @@ class SelfAttention(nn.Module):
     def forward(
         self, x: Tensor, rule: Rule, turn: tuple[Tensor, Tensor] | None, state: KVCache | None
     ) -> Tensor:
-        """`turn` holds the cosines and sines of rotary positions; `state` the keys and values of earlier calls."""
+        """`turn`: cosines and sines of rotary positions; `state`: keys and values of earlier calls."""
         batch, length, _ = x.shape
         query = self.q_proj(x).view(batch, length, -1, self.head_dim)
         key = self.k_proj(x).view(batch, length, -1, self.head_dim)

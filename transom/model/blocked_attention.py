@@ -65,7 +65,8 @@ class _BlockedAttention(torch.autograd.Function):
         query, key, value, grad = (_flat(x) for x in (*ctx.saved_tensors, grads[0]))
         n_keys = key.shape[1]
         hidden = None if ctx.mask is None else _additive(ctx.mask, query.dtype)
-        grad_query, grad_key, grad_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        grad_query = torch.empty_like(query)
+        grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
         rows = min(n_queries, BLOCK_QUERIES)
         items = max(1, BLOCK_BYTES // (n_heads * rows * n_keys * query.element_size()))
         for item in range(0, batch, items):
@@ -76,11 +77,12 @@ class _BlockedAttention(torch.autograd.Function):
                 scores = _scores(q, k, hidden, slice(item, item + items), block, n_heads, ctx.scale)
                 pattern = scores.softmax(-1)
                 grad_pattern = torch.bmm(g, v.transpose(1, 2))
-                grad_scores = torch._softmax_backward_data(grad_pattern, pattern, -1, pattern.dtype)
+                grad_scores = torch.ops.aten._softmax_backward_data(grad_pattern, pattern, -1, pattern.dtype)
                 grad_value[here].baddbmm_(pattern.transpose(1, 2), g)
                 grad_query[here, block] = torch.bmm(grad_scores, k)
                 grad_key[here].baddbmm_(grad_scores.transpose(1, 2), q)
-        grad_query.mul_(ctx.scale), grad_key.mul_(ctx.scale)
+        for grad in (grad_query, grad_key):
+            grad.mul_(ctx.scale)
         return (*(_unflat(x, n_heads) for x in (grad_query, grad_key, grad_value)), None, None, None)
 
 

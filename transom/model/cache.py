@@ -47,7 +47,7 @@ class KVCache:
         return min(self._lengths) != max(self._lengths)
 
     def positions(self, length: int) -> Tensor:
-        """The slots that the next `length` tokens of each row will take: (B, L), or (1, L) when rows agree."""
+        """The slots of the next `length` tokens of each row: (B, L), or (1, L) when rows agree."""
         starts = torch.tensor(self._lengths if self.ragged else self._lengths[:1])
         return starts[:, None] + torch.arange(length)
 

@@ -17,7 +17,7 @@ from .config import ModelConfig
 
 
 class Linear(nn.Linear):
-    """y = x W^T + b in the type of `x`, (..., in) -> (..., out); a weight of another type is cast on the way."""
+    """y = x W^T + b in the type of `x`, (..., in) -> (..., out); a weight of another type is cast."""
 
     def forward(self, input: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(input.dtype)

@@ -16,7 +16,7 @@ from .config import ModelConfig, RopeScaling
 
 
 def rotary_frequencies(config: ModelConfig) -> Tensor:
-    """The angle per position of each channel pair, in radians: (K/2,) float32, stretched as the config says."""
+    """Radians per position of each channel pair: (K/2,) float32, stretched as the config says."""
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
     frequencies = 1.0 / (config.rope_theta**exponents)
     return frequencies if config.rope_scaling is None else stretch(frequencies, config.rope_scaling)

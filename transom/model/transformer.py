@@ -151,7 +151,10 @@ class Transformer(nn.Module):
         return cap(scores.float(), self.config.logit_softcap)
 
     def loss(self, batch: Batch, *, dtype: torch.dtype | None = None) -> Tensor:
-        """The sum of -log p(target) over the batch, in nats: a float32 scalar. Divide once, by all targets of a step."""
+        """The sum of -log p(target) over the batch, in nats: a float32 scalar.
+
+        Divide once, by all targets of an optimizer step.
+        """
         hidden = self(batch.tokens, positions=batch.positions, documents=batch.documents, dtype=dtype)
         return cross_entropy(
             hidden.flatten(0, 1), self.output_weight, batch.targets.flatten(), self.config.logit_softcap

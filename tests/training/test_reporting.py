@@ -1,0 +1,198 @@
+"""Metrics, display, figure, forecast, micro-batch, held-out score: the small parts around the loop."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from transom.data.order import Batch, Windows
+from transom.data.tokens import TokenFile
+from transom.model.config import ModelConfig
+from transom.model.transformer import Transformer
+from transom.training import display, metrics
+from transom.training.architecture import model_config, windows_per_step
+from transom.training.figure import draw_loss, smooth
+from transom.training.forecast import activation_bytes, plan, random_batch
+from transom.training.held_out import ScoredWindows, score, verdict
+from transom.training.loop import train
+from transom.training.micro_batch import find_micro_batch
+from transom.training.objectives import LanguageModelling
+from transom.training.parallelism import World
+
+from .conftest import Tiny
+
+LINES = {"uniform": 4.0, "unigram": 3.0, "bigram": 2.0}
+STEP = {"event": "step", "step": 1200, "loss": 3.1024, "tokens_per_second": 6012.0,
+        "flops_per_second": 3.5e11, "share_of_peak": 0.44, "left": 201.0, "position": 0.5}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        (4.5, "not yet below the uniform line (4.00)"),
+        (3.5, "below the uniform line (4.00)"),
+        (2.5, "below the unigram line (3.00)"),
+        (1.5, "below the bigram line (2.00): it uses more context than the one token before"),
+        (math.nan, "not yet below"),
+    ],
+)
+def test_a_loss_in_plain_words(loss: float, words: str) -> None:
+    assert words in verdict(loss, LINES)
+
+
+def test_the_history_forgets_what_a_resume_took_back(tmp_path: Path) -> None:
+    events = [
+        {"event": "step", "step": 1}, {"event": "step", "step": 2}, {"event": "step", "step": 3},
+        {"event": "resume", "step": 1}, {"event": "step", "step": 2},
+    ]  # fmt: skip
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(event) + "\n" for event in events) + '{"event": "st')
+    assert [(e["event"], e["step"]) for e in metrics.history(path)] == [
+        ("step", 1),
+        ("resume", 1),
+        ("step", 2),
+    ]
+    metrics.mend(path)
+    assert path.read_text().endswith("}\n") and len(path.read_text().splitlines()) == 5
+
+
+def test_json_lines_hold_no_nan_and_no_forged_line(tmp_path: Path) -> None:
+    writer = metrics.Metrics(tmp_path, [], {})
+    writer.write({"event": "sample", "step": 1, "text": "a\r\nFORGED\x1b[31m", "loss": math.nan})
+    writer.close()
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line)["text"] == "a\r\nFORGED\x1b[31m" and json.loads(line)["loss"] == "nan"
+
+
+def shown(events: list[dict[str, Any]], terminal: bool) -> str:
+    view = display.Display()
+    out = io.StringIO()
+    view.console = Console(file=out, force_terminal=terminal, width=200, color_system=None)
+    if terminal:
+        view.live = display.Live(console=view.console, auto_refresh=False)
+        view.live.start()
+    for event in events:
+        view.show(event)
+    view.__exit__(None, None, None)
+    return out.getvalue()
+
+
+def test_plain_lines_where_there_is_no_terminal() -> None:
+    score_event = {
+        "event": "held_out",
+        "step": 1200,
+        "loss": 3.2,
+        "bits_per_byte": 1.9,
+        "sentence": "below it",
+    }
+    said = shown([score_event, STEP], terminal=False)
+    assert "held-out | step 1,200 | 3.200 nats per token, 1.900 bits per byte | below it" in said
+    assert (
+        "step 1,200 | loss 3.102 | held-out 3.200 | 6,012 tokens/s | 0.35 TFLOP/s, 44% of peak | 3:21 left"
+        in said
+    )
+    assert "\x1b" not in said
+
+
+def test_a_live_view_in_a_terminal() -> None:
+    sample = {"event": "sample", "step": 1200, "prompt": "def ", "text": "main():\n    \x1b[31mpass"}
+    said = shown([STEP, sample], terminal=True)
+    assert "50%" in said and "3:21 left" in said and "def main():" in said and "\x1b[31m" not in said
+
+
+def test_control_characters_never_reach_the_terminal() -> None:
+    assert display.printable("a\x1b[2Jb\r\n") == "a\ufffd[2Jb\ufffd\ufffd"
+    assert display.clock(3723) == "1:02:03" and display.clock(201) == "3:21"
+
+
+def test_the_figure_is_a_picture(tmp_path: Path) -> None:
+    events: list[dict[str, Any]] = [
+        {"event": "step", "step": i, "tokens": i * 100, "loss": 4 - i / 100} for i in range(1, 200)
+    ]
+    events += [{"event": "held_out", "step": 100, "tokens": 10_000, "loss": 3.1}]
+    events += [{"event": "step", "step": 200, "tokens": 20_000, "loss": "nan"}]
+    draw_loss(events, LINES, "a run", tmp_path / "loss.png")
+    assert (tmp_path / "loss.png").stat().st_size > 10_000
+    assert smooth([2.0] * 50) == pytest.approx([2.0] * 50)
+
+
+def test_plan_forecasts_and_says_how(tiny: Tiny) -> None:
+    expected = plan(tiny(steps=100))
+    assert expected.tokens == 25_600 and expected.measured and expected.seconds > 0
+    config = model_config(tiny().model, 258)
+    assert expected.parameters == Transformer(config).n_parameters
+    assert expected.memory_bytes == sum(v for k, v in expected.to_dict().items()
+                                        if k.endswith("_bytes") and k != "memory_bytes")  # fmt: skip
+    for word in ("parameters", "memory", "tokens", "speed", "time", "energy", "Wh"):
+        assert word in str(expected)
+    assert plan(tiny(budget="10min"), measure=False).seconds == 600
+
+
+def test_the_forecast_of_memory_grows_with_what_is_kept() -> None:
+    config = ModelConfig(vocab_size=64, dim=64, n_layers=8, n_heads=2, n_kv_heads=2, head_dim=32, ffn_dim=192,
+                         max_len=64)  # fmt: skip
+    full = activation_bytes(config, 8, torch.bfloat16, False)
+    assert activation_bytes(config, 16, torch.bfloat16, False) > full
+    assert activation_bytes(config, 8, torch.bfloat16, True) < full
+    assert activation_bytes(config, 8, torch.float32, False) > full
+
+
+def test_the_micro_batch_fits_and_divides_the_step() -> None:
+    config = ModelConfig(vocab_size=64, dim=16, n_layers=1, n_heads=1, n_kv_heads=1, head_dim=16, ffn_dim=32,
+                         max_len=16)  # fmt: skip
+    objective = LanguageModelling(Transformer(config))
+    before = [weight.clone() for weight in objective.parameters()]
+
+    def find(**more: Any) -> Any:
+        return find_micro_batch(objective, 24, 16, lambda n: random_batch(config, n), torch.device("cpu"),
+                                **{"bytes_of": lambda n: n, "free_bytes": 1000, **more})  # fmt: skip
+
+    found = find()
+    assert 24 % found.windows == 0 and found.windows >= 4 and found.windows in found.measured
+    assert find(free_bytes=3).windows == 2  # 80% of what is free
+    assert find(only=6).windows == 6
+    assert all(torch.equal(a, b) for a, b in zip(before, objective.parameters(), strict=True))
+    assert all(weight.grad is None for weight in objective.parameters())
+
+
+def test_the_shape_follows_from_a_width_given_alone(tiny: Tiny) -> None:
+    config = model_config(tiny(model__head_dim=None, model__dim=128).model, 100)
+    assert (config.head_dim, config.n_heads, config.n_kv_heads, config.ffn_dim) == (64, 2, 2, 352)
+    settings = tiny(batch__tokens=None, model__dim=32)
+    tokens = windows_per_step(settings, model_config(settings.model, 100)) * 32
+    assert 25 * 32 < tokens < 100 * 32
+
+
+def test_held_out_windows_are_spread_and_all_are_scored_once(tiny: Tiny, corpus_folder: Path) -> None:
+    train(tiny(steps=1))
+    file = TokenFile.open(next((corpus_folder / "tokens").glob("*/held_out.tokens")))
+    windows = Windows(file, 8)
+    whole = ScoredWindows(windows, 4, stride=1)
+    assert sum(batch.n_targets for batch in whole) == file.n_tokens - 1
+    assert whole.n_batches == len(list(whole)) and whole.whole
+    part = ScoredWindows.about(windows, 4, 16)
+    assert part.n_batches == len(list(part)) and 8 <= part.n_windows <= 32 and not part.whole
+    net = Transformer(ModelConfig(vocab_size=258, dim=16, n_layers=1, n_heads=1, n_kv_heads=1, head_dim=16,
+                                  ffn_dim=32, max_len=8))  # fmt: skip
+    objective = LanguageModelling(net)
+    scored = score(objective, whole, World())
+    assert scored is not None and scored.n_targets == file.n_tokens - 1 and scored.bits_per_byte is not None
+    plain = sum(net.loss(batch).item() for batch in whole)
+    assert scored.loss == pytest.approx(plain / scored.n_targets)
+    assert scored.bits_per_byte == pytest.approx(plain / math.log(2) / sum(batch.n_bytes for batch in whole))
+    assert objective.training
+    assert score(objective, whole, World(), give_up=lambda: True) is None
+
+
+def test_documents_are_kept_apart_in_the_batches_of_a_run(tiny: Tiny, corpus_folder: Path) -> None:
+    train(tiny(steps=1))
+    file = TokenFile.open(next((corpus_folder / "tokens").glob("*/train.tokens")))
+    batch: Batch = Windows(file, 32).batch(0, 8)
+    assert batch.documents is not None and int(batch.documents.max()) >= 1

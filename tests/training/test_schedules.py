@@ -1,0 +1,59 @@
+"""Schedules and budgets: pure functions that end at zero."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transom.training.budget import Budget
+from transom.training.schedules import SCHEDULES
+
+fractions = st.floats(0, 1, allow_nan=False)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@given(position=fractions, warmup=st.floats(0, 0.4), cooldown=st.floats(0, 0.6))
+def test_factor_stays_between_zero_and_one_and_ends_at_zero(
+    name: str, position: float, warmup: float, cooldown: float
+) -> None:
+    schedule = SCHEDULES[name]
+    assert 0 <= schedule(position, warmup, cooldown) <= 1
+    assert schedule(1.0, warmup, cooldown) == 0
+
+
+def test_shape_of_warmup_stable_decay() -> None:
+    schedule = SCHEDULES["wsd"]
+    assert schedule(0.05, 0.1, 0.4) == pytest.approx(0.5)
+    assert schedule(0.3, 0.1, 0.4) == 1
+    assert schedule(0.8, 0.1, 0.4) == pytest.approx(0.5)
+
+
+def test_shape_of_cosine() -> None:
+    schedule = SCHEDULES["cosine"]
+    assert schedule(0.1, 0.1, 0.4) == 1
+    assert schedule(0.55, 0.1, 0.4) == pytest.approx(0.5)
+
+
+@given(steps=st.integers(1, 10_000))
+def test_a_run_of_steps_takes_all_of_them_and_none_at_zero(steps: int) -> None:
+    budget = Budget(steps=steps)
+    assert not budget.over(steps - 1, 1e9) and budget.over(steps, 0)
+    assert budget.position(0, 0) > 0 and budget.position(steps - 1, 0) < 1
+
+
+def test_tokens_become_steps() -> None:
+    assert Budget.of(None, None, 1001, 100).steps == 11
+
+
+@given(speed=st.floats(0.5, 20), reserve=st.floats(0, 10))
+def test_a_run_of_time_ends_in_time_with_a_rate_near_zero(speed: float, reserve: float) -> None:
+    """However fast the steps are: the last one is taken near the end, at almost no learning rate."""
+    budget, elapsed, steps, factors = Budget(time=100.0), 0.0, 0, []
+    while not budget.over(steps, elapsed, 1 / speed, reserve):
+        position = budget.position(steps, elapsed, 1 / speed, reserve)
+        factors.append(SCHEDULES["wsd"](position, 0.02, 0.4))
+        elapsed, steps = elapsed + 1 / speed, steps + 1
+    assert abs(elapsed - (100 - reserve)) <= 1 / speed
+    assert 0 < factors[-1] < 2.5 / speed / (100 - reserve) / 0.4
+    assert budget.over(steps, elapsed, 1 / speed, reserve)

@@ -1,0 +1,67 @@
+"""How long a run lasts: a number of steps or an amount of time, seen as one position from 0 to 1.
+
+The position is all that a schedule knows. Steps (and tokens, which are turned into steps) are reproducible to
+the bit. Time is not: the position is then elapsed / budget, measured, so that the learning rate reaches zero
+when the time is up, whatever the speed of the machine. Read next: schedules.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The bound of a run: exactly one of `steps` and `time` (seconds)."""
+
+    steps: int | None = None
+    time: float | None = None
+
+    @classmethod
+    def of(cls, budget: float | None, steps: int | None, tokens: int | None, tokens_per_step: int) -> Budget:
+        """From the settings of the same names, of which exactly one is set."""
+        if tokens is not None:
+            return cls(steps=math.ceil(tokens / tokens_per_step))
+        return cls(steps=steps) if steps is not None else cls(time=budget)
+
+    def position(self, step: int, elapsed: float, step_seconds: float = 0.0, reserve: float = 0.0) -> float:
+        """Where the middle of step number `step` stands in the run, from 0 to 1.
+
+        The middle, so that neither the first nor the last step is taken with a learning rate of zero.
+        elapsed, step_seconds, reserve (kept for the last evaluation and save): seconds, used with a time
+        budget.
+        """
+        if self.steps is not None:
+            return min(1.0, (step + 0.5) / self.steps)
+        assert self.time is not None
+        return min(1.0, (elapsed + step_seconds / 2) / max(self.time - reserve, 1e-9))
+
+    def over(self, step: int, elapsed: float, step_seconds: float = 0.0, reserve: float = 0.0) -> bool:
+        """Whether no further step fits: by count, or because most of it would lie after the end."""
+        if self.steps is not None:
+            return step >= self.steps
+        # With time, at least one step is taken: a model that never learned would be of no use to anybody.
+        return step > 0 and self.position(step, elapsed, step_seconds, reserve) >= 1
+
+    def left(self, step: int, elapsed: float, step_seconds: float) -> float:
+        """Seconds that the run still needs, as far as can be said now."""
+        if self.time is not None:
+            return max(0.0, self.time - elapsed)
+        assert self.steps is not None
+        return (self.steps - step) * step_seconds
+
+
+class Clock:
+    """Seconds that a run has taken, those before its resumes included."""
+
+    def __init__(self, spent: float = 0.0) -> None:
+        self._spent, self._start = spent, time.monotonic()
+
+    def elapsed(self) -> float:
+        return self._spent + time.monotonic() - self._start
+
+    def restart(self) -> None:
+        """Count from now on."""
+        self._spent, self._start = 0.0, time.monotonic()

@@ -1,0 +1,241 @@
+"""What a run would cost, before it costs it: parameters, memory, tokens, time, energy, with the formulas.
+
+`plan(settings)` builds nothing but one small trial: it times a piece of a step with random tokens, because a
+share of the peak that holds on one machine is wrong by half on the next. The ledger of the run grades the
+forecast afterwards. Read next: ledger.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from ..data.order import Batch
+from ..data.tokenizer import Tokenizer
+from ..errors import Refused
+from ..hardware import DtypeChoice, Hardware
+from ..model.config import ModelConfig
+from ..model.losses import RUN_BYTES
+from ..model.transformer import Transformer
+from ..settings import TrainSettings
+from . import memory
+from .architecture import model_config, windows_per_step
+from .budget import Budget
+from .micro_batch import MicroBatch, find_micro_batch
+from .objectives import LanguageModelling
+from .optimizers import is_matrix
+
+OVERHEAD_SHARE = 0.06
+"""Of a run's time: evaluations, samples, saves, as measured on runs of some minutes."""
+
+FIXED_SECONDS = 2.0
+"""Of a run, however short: measuring the machine, the first and the last save."""
+
+ASSUMED_SHARE = 0.35
+"""Of the peak that training reaches, where nothing was measured."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run is expected to take. Bytes, seconds, watt-hours."""
+
+    parameters: int
+    base_bytes: int
+    """Python, PyTorch and its kernels; 0 where memory of a GPU is meant."""
+    weights_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    activation_bytes: int
+    tokens_per_step: int
+    micro_windows: int
+    steps: int
+    tokens: int
+    tokens_per_second: float
+    seconds: float
+    flops: float
+    watt_hours: float
+    measured: bool
+    """Whether the speed was timed on this machine (else assumed as a share of its peak)."""
+    reason: str
+    """How dtype, speed and energy were come by."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """The sum of the five."""
+        return (
+            self.base_bytes
+            + self.weights_bytes
+            + self.gradient_bytes
+            + self.optimizer_bytes
+            + self.activation_bytes
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "memory_bytes": self.memory_bytes}
+
+    def __str__(self) -> str:
+        mb = {name: size / 1e6 for name, size in self.to_dict().items() if name.endswith("_bytes")}
+        how = "measured" if self.measured else "assumed"
+        return "\n".join([
+            f"parameters  {self.parameters / 1e6:,.2f} million",
+            f"memory      {mb['memory_bytes']:,.0f} MB = the program {mb['base_bytes']:,.0f}"
+            f" + weights {mb['weights_bytes']:,.0f} (4 bytes each) + gradients {mb['gradient_bytes']:,.0f}"
+            f" (4) + optimizer {mb['optimizer_bytes']:,.0f} (Muon 4, AdamW 8)"
+            f" + activations {mb['activation_bytes']:,.0f} (micro-batch of {self.micro_windows} windows)",
+            f"tokens      {self.tokens / 1e6:,.2f} million, {self.steps:,} steps of {self.tokens_per_step:,}",
+            f"speed       {self.tokens_per_second:,.0f} tokens/s, {how}",
+            f"time        {self.seconds / 60:,.1f} min, {self.flops:.2e} floating-point operations",
+            f"energy      {self.watt_hours:,.2f} Wh",
+            f"            {self.reason}",
+        ])  # fmt: skip
+
+
+def refuse_what_cannot_fit(
+    settings: TrainSettings, config: ModelConfig, hardware: Hardware, dtype: torch.dtype, processes: int = 1
+) -> None:
+    """Raise `Refused` when not even one window at a time fits: said before a weight is made.
+
+    processes: how many share this machine's memory, each with weights of its own.
+    """
+    kept = sum(state_bytes(settings, config))
+    needed = kept + activation_bytes(config, 1, dtype, settings.batch.checkpoint_activations)
+    if processes * needed > hardware.memory:
+        raise Refused(
+            f"this model would take {processes * needed / 1e9:,.1f} GB to train, one window of "
+            f"{config.max_len:,} tokens at a time ({kept / 1e9:,.1f} GB of it weights, gradients and "
+            f"optimizer), and {hardware.memory / 1e9:,.1f} GB are free; choose a smaller --model.size, "
+            "--model.dim or --model.max-len"
+        )
+
+
+def state_bytes(settings: TrainSettings, config: ModelConfig) -> tuple[int, int, int]:
+    """Bytes of float32 weights, of their gradients, and of the optimizer's averages (Muon one, AdamW two)."""
+    with torch.device("meta"):
+        named = dict(Transformer(config).named_parameters())
+    count = sum(p.numel() for p in named.values())
+    matrices = sum(p.numel() for n, p in named.items() if is_matrix(n, p))
+    return 4 * count, 4 * count, 8 * count - (4 * matrices if settings.optim.name == "muon" else 0)
+
+
+def plan(settings: TrainSettings, *, measure: bool = True) -> Forecast:
+    """Forecast a run from its settings alone, in a few seconds; no data is read. Raises `Refused`.
+
+    measure: time a trial here; without it the speed is assumed from the machine's measured peak.
+    """
+    base_bytes = memory.resident()
+    hardware = Hardware.detect(settings.device)
+    choice = hardware.choose_dtype(settings.dtype)
+    config = model_config(settings.model, expected_vocab(settings))
+    windows = windows_per_step(settings, config)
+    refuse_what_cannot_fit(settings, config, hardware, choice.dtype)
+    micro = MicroBatch(min(settings.batch.micro or 4, windows), "not measured")
+    if measure:
+        objective = LanguageModelling(Transformer(config).to(hardware.device), choice.dtype)
+        objective.model.checkpoint_activations = settings.batch.checkpoint_activations
+        less = settings.batch.checkpoint_activations
+        micro = find_micro_batch(
+            objective, windows, config.max_len, lambda n: random_batch(config, n),
+            torch.device(hardware.device),
+            bytes_of=lambda n: activation_bytes(config, n, choice.dtype, less),
+            free_bytes=hardware.memory, seconds=4.0, only=settings.batch.micro,
+        )  # fmt: skip
+    return forecast(settings, config, hardware, choice, windows, micro, base_bytes=base_bytes)
+
+
+def forecast(
+    settings: TrainSettings,
+    config: ModelConfig,
+    hardware: Hardware,
+    choice: DtypeChoice,
+    windows: int,
+    micro: MicroBatch,
+    world_size: int = 1,
+    base_bytes: int = 0,
+) -> Forecast:
+    """The arithmetic of a forecast.
+
+    windows: of one step, over all ranks. base_bytes: what the process held before anything of the run.
+    """
+    with torch.device("meta"):
+        model = Transformer(config)
+    tokens_per_step = windows * config.max_len
+    flops_per_token = model.flops_per_token(config.max_len)
+    weights, gradients, averages = state_bytes(settings, config)
+    if micro.seconds_per_window is None:
+        speed = ASSUMED_SHARE * hardware.peak_flops(choice.dtype) / flops_per_token
+    else:
+        speed = config.max_len / micro.seconds_per_window
+        if settings.optim.name == "muon":
+            speed /= 1 + 4 * config.dim / tokens_per_step  # Newton-Schulz beside the step (see optimizers)
+    speed *= world_size
+    budget = Budget.of(settings.budget, settings.steps, settings.tokens, tokens_per_step)
+    if budget.steps is not None:
+        steps = budget.steps
+        seconds = FIXED_SECONDS + steps * tokens_per_step / speed * (1 + OVERHEAD_SHARE)
+    else:
+        assert budget.time is not None
+        seconds = budget.time
+        steps = max(1, int(seconds * (1 - OVERHEAD_SHARE) * speed / tokens_per_step))
+    watts, how = hardware.watts()
+    return Forecast(
+        parameters=model.n_parameters,
+        base_bytes=0 if hardware.device.startswith("cuda") else base_bytes,
+        weights_bytes=weights,
+        gradient_bytes=gradients,
+        optimizer_bytes=averages,
+        activation_bytes=activation_bytes(
+            config, micro.windows, choice.dtype, settings.batch.checkpoint_activations
+        ),
+        tokens_per_step=tokens_per_step,
+        micro_windows=micro.windows,
+        steps=steps,
+        tokens=steps * tokens_per_step,
+        tokens_per_second=speed,
+        seconds=seconds,
+        flops=steps * tokens_per_step * flops_per_token,
+        watt_hours=watts * seconds / 3600,
+        measured=micro.seconds_per_window is not None,
+        reason=f"{choice.reason}; energy: {watts:.0f} W, {how}",
+    )
+
+
+def activation_bytes(config: ModelConfig, windows: int, dtype: torch.dtype, checkpointing: bool) -> int:
+    """What a micro-batch keeps for its backward pass.
+
+    Per token and layer, in numbers: 6 D (norms, their input and output, branch results), 3 H K + 4 G K
+    (queries and keys before and after rotation, values, mixed), 4 F gated or 2 F plain; with checkpointing D
+    alone, plus one layer in full. Besides: weights cast to `dtype` once, embeddings, and the runs of logits
+    of the loss.
+    """
+    wide, narrow = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    per_layer = 6 * config.dim + 3 * wide + 4 * narrow + (4 if config.gated else 2) * config.ffn_dim
+    numbers = config.n_layers * (config.dim if checkpointing else per_layer) + 3 * config.dim
+    numbers += per_layer if checkpointing else 0
+    size = torch.empty(0, dtype=dtype).element_size()
+    matrices = config.n_layers * (
+        config.dim * (2 * wide + 2 * narrow + (3 if config.gated else 2) * config.ffn_dim)
+    )
+    cast = size * matrices if dtype != torch.float32 else 0
+    head = config.vocab_size * config.dim * (size + 4)
+    return windows * config.max_len * numbers * size + cast + head + 3 * RUN_BYTES
+
+
+def expected_vocab(settings: TrainSettings) -> int:
+    """The size of the vocabulary that the settings will lead to; characters can only be guessed."""
+    kind = settings.data.tokenizer
+    guesses = {"bpe": settings.data.vocab_size, "bytes": 258, "chars": 128}
+    return guesses[kind] if kind in guesses else Tokenizer.load(kind).vocab_size
+
+
+def random_batch(config: ModelConfig, windows: int) -> Batch:
+    """A batch of full windows of random tokens: as much work as any."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (windows, config.max_len)
+    tokens = torch.randint(config.vocab_size, shape, generator=generator)
+    targets = torch.randint(config.vocab_size, shape, generator=generator)
+    rows = torch.full((windows,), config.max_len)
+    return Batch(
+        tokens, targets, None, None, torch.arange(windows), rows, rows, tokens.numel(), tokens.numel()
+    )

@@ -1,0 +1,97 @@
+"""One gradient of one optimizer step, however it is cut up: over micro-batches and over ranks.
+
+Each micro-batch adds the gradient of its summed loss / n_targets, with n_targets counted over the whole step
+beforehand; so the pieces add up to the gradient of the mean over all targets, whatever the pieces. (Averaging
+the averages of the pieces would weigh a target by how few share its piece.) Norm and clipping come after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data.order import Batch
+from .parallelism import World
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """What a step's backward passes came to; the gradients themselves lie in the weights' `.grad`."""
+
+    loss: float
+    """Mean over all targets of the step, on all ranks, in nats."""
+    norm: float
+    """Of the whole gradient, before clipping."""
+    norms: dict[str, float]
+    """Of each weight's gradient."""
+
+    @property
+    def is_finite(self) -> bool:
+        return all(abs(x) < float("inf") for x in (self.loss, self.norm))
+
+
+def take_gradient(
+    objective: nn.Module,
+    parts: list[Batch],
+    n_targets: int,
+    named: Mapping[str, Tensor],
+    world: World,
+    seed: int,
+    step: int,
+) -> Gradient:
+    """Fill every weight's `.grad` with the gradient of the step's mean loss.
+
+    objective: the callable that `World.wrap` gave. parts: this rank's micro-batches. n_targets: those of the
+    whole step, over micro-batches and ranks.
+    """
+    for weight in named.values():
+        weight.grad = None
+    # DDP and FSDP2 average over ranks; a sum is wanted.
+    scale = world.size / n_targets
+    total = torch.zeros((), dtype=torch.float64, device=_device_for_sums(world))
+    for micro, part in enumerate(parts):
+        torch.manual_seed(step_seed(seed, step, micro, world.rank))
+        with world.accumulating(objective, last=micro == len(parts) - 1):
+            loss = objective(part)
+            (loss * scale).backward()
+        total += loss.detach().to(total.device, total.dtype)
+    (summed,) = world.sum([total.item()])
+    grads = {name: weight.grad for name, weight in named.items() if weight.grad is not None}
+    squares = world.sum_squares(list(grads.values())).tolist()
+    norms = {name: square**0.5 for name, square in zip(grads, squares, strict=True)}
+    return Gradient(loss=summed / n_targets, norm=sum(squares) ** 0.5, norms=norms)
+
+
+def clip(named: Mapping[str, Tensor], norm: float, limit: float) -> None:
+    """Scale the gradient down to `limit` when its `norm` is above; a limit of 0 never does."""
+    if limit and norm > limit:
+        torch._foreach_mul_([w.grad for w in named.values() if w.grad is not None], limit / norm)  # pyright: ignore
+
+
+def step_seed(seed: int, step: int, micro: int, rank: int) -> int:
+    """A seed for the random numbers of one micro-batch: a pure function, so that a resumed run draws the
+    same."""
+    state = seed
+    for number in (step, micro, rank):
+        state = _mix((state ^ _mix(number + 1)) & _MASK)
+    return state >> 1  # torch takes 63 bits
+
+
+_MASK = (1 << 64) - 1
+
+
+def _mix(x: int) -> int:
+    """The finalizer of SplitMix64 (Steele et al. 2014): every bit of the input moves every bit of the
+    result."""
+    x = (x + 0x9E3779B97F4A7C15) & _MASK
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+    return x ^ (x >> 31)
+
+
+def _device_for_sums(world: World) -> Any:
+    return "cpu" if world.device.type == "mps" else world.device  # mps has no float64

@@ -1,0 +1,113 @@
+"""How good the model is on text it never learned from, and what that number means.
+
+A fixed set of held-out windows, evenly spread and bounded in cost, is scored along the way; all of them at
+the end where that is cheap. The result stands beside what a table would reach: uniform (knows nothing),
+unigram (knows how frequent each token is), bigram (knows which token follows which).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..data.order import NO_LOSS, Batch, Windows
+from .parallelism import World
+
+
+@dataclass(frozen=True)
+class Score:
+    """A held-out result."""
+
+    loss: float
+    """Nats per token."""
+    n_targets: int
+    """Tokens scored."""
+    bits_per_byte: float | None
+
+    def to_dict(self) -> dict[str, float | int | None]:
+        return {"loss": self.loss, "tokens_scored": self.n_targets, "bits_per_byte": self.bits_per_byte}
+
+
+@dataclass(frozen=True)
+class ScoredWindows:
+    """Which held-out windows an evaluation scores: every `stride`-th batch of them."""
+
+    windows: Windows
+    rows: int
+    """Windows of a batch; does not depend on the micro-batch, so that equal runs score equal tokens."""
+    stride: int
+
+    @classmethod
+    def about(cls, windows: Windows, rows: int, wanted: int) -> ScoredWindows:
+        """Evenly spread, about `wanted` windows; all of them when there are not more."""
+        n_batches = math.ceil(_n_windows(windows) / rows)
+        return cls(windows, rows, max(1, n_batches * rows // max(rows, wanted)))
+
+    @property
+    def n_batches(self) -> int:
+        return math.ceil(math.ceil(_n_windows(self.windows) / self.rows) / self.stride)
+
+    @property
+    def n_windows(self) -> int:
+        """At most: the last batch may hold fewer."""
+        return min(_n_windows(self.windows), self.n_batches * self.rows)
+
+    @property
+    def whole(self) -> bool:
+        """Whether this is all of the held-out text."""
+        return self.stride == 1
+
+    def __iter__(self) -> Iterator[Batch]:
+        return itertools.islice(self.windows.eval_batches(self.rows), 0, None, self.stride)
+
+
+def _n_windows(windows: Windows) -> int:
+    return math.ceil((windows.file.n_tokens - 1) / windows.length)
+
+
+@torch.no_grad()
+def score(
+    objective: nn.Module, scored: ScoredWindows, world: World, give_up: Callable[[], bool] = lambda: False
+) -> Score | None:
+    """Score held-out windows, each on one rank; None when `give_up` said so in between (one process only)."""
+    objective.eval()
+    total, count, n_bytes, calls = 0.0, 0, 0, 0
+    for index, batch in enumerate(scored):
+        if index % world.size != world.rank:
+            continue
+        total += objective(batch.to(world.device)).item()
+        count, n_bytes, calls = count + batch.n_targets, n_bytes + batch.n_bytes, calls + 1
+        if world.size == 1 and give_up():
+            objective.train()
+            return None
+    # Every rank makes the same number of calls, as FSDP needs: one that has no batch left scores no target.
+    for _ in range(math.ceil(scored.n_batches / world.size) - calls):
+        first = next(iter(scored))
+        objective(
+            dataclasses.replace(first, targets=torch.full_like(first.targets, NO_LOSS)).to(world.device)
+        )
+    objective.train()
+    total, n_targets, all_bytes = world.sum([total, count, n_bytes])
+    bits = total / math.log(2) / all_bytes if all_bytes else None
+    return Score(total / max(1, n_targets), int(n_targets), bits)
+
+
+def verdict(loss: float, references: dict[str, float]) -> str:
+    """What a held-out loss says, in plain words, against {'uniform': nats, 'unigram': nats, 'bigram':
+    nats}."""
+    meanings = {
+        "bigram": "it uses more context than the one token before",
+        "unigram": "it has learned more than how frequent each token is",
+        "uniform": "it has begun to learn which tokens are frequent",
+    }
+    below = [name for name in meanings if name in references and loss < references[name]]
+    if not below:
+        return f"not yet below the uniform line ({references['uniform']:.2f}): it knows nothing so far"
+    line = min(below, key=lambda name: references[name])
+    return f"below the {line} line ({references[line]:.2f}): {meanings[line]}"

@@ -1,0 +1,384 @@
+"""What happens between the steps of a run: evaluations, samples, checkpoints, and the end.
+
+Nothing here moves a weight or draws from the random numbers of training, so when it happens changes no
+result. With a time budget it all counts: time for the last evaluation and save is kept in reserve. Read next:
+held_out, state, ledger.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..checkpoint.folder import NotSaved, commit, recover, sweep
+from ..checkpoint.huggingface import save_model
+from ..data.order import Windows
+from ..data.prepare import Corpus
+from ..errors import Refused
+from ..hardware import DtypeChoice, EnergyMeter, Hardware
+from ..model.transformer import Transformer
+from ..settings import Every, TrainSettings
+from . import held_out, ledger, memory, non_finite, state
+from .budget import Budget, Clock
+from .card import model_card
+from .figure import draw_loss
+from .folder import RunFolder
+from .forecast import Forecast
+from .gradient import Gradient
+from .held_out import Score, ScoredWindows
+from .metrics import Metrics, history
+from .micro_batch import MicroBatch
+from .optimizers import Optimizers, Rates
+from .parallelism import World
+from .report import Report
+from .run import Run
+from .sample import sample
+from .stopping import Stopping
+
+TIMES = 10
+"""How often a run is evaluated when nothing else is said; the last time at its end."""
+EVALUATION_SHARE = 0.005
+"""Of a run's work, spent on one evaluation; the one at the end may take `LAST_SHARE`."""
+LAST_SHARE = 0.03
+WINDOWS_SCORED = (16, 1024)
+"""At least and at most, in one evaluation along the way."""
+
+DRAW_SECONDS = 30.0
+"""At least so long between two drawings of loss.png; one takes 0.2 s."""
+GENERATION = {"do_sample": True, "temperature": 0.8, "top_p": 0.95}
+"""What generation_config.json proposes to whoever uses the model."""
+
+
+@dataclass
+class Milestones:
+    """All parts of a run, and what is done with them between two steps."""
+
+    settings: TrainSettings
+    folder: RunFolder
+    corpus: Corpus
+    model: Transformer
+    optimizers: Optimizers
+    objective: nn.Module
+    """As spread over the ranks."""
+    world: World
+    report: Report
+    position: state.Position
+    budget: Budget
+    clock: Clock
+    stopping: Stopping
+    hardware: Hardware
+    choice: DtypeChoice
+    micro: MicroBatch
+    expected: Forecast
+    windows: Windows
+
+    lines: dict[str, float]
+    """Held-out nats per token of uniform, unigram and bigram."""
+
+    rates: Rates
+
+    reserve: float = 0.0
+    """Seconds to keep for the last evaluation and save, when time is the bound."""
+    score: Score | None = None
+    written: str = ""
+    """What the model wrote last."""
+    unsaved: str | None = None
+    """Why the last save failed, or None."""
+    fingerprint: str = ""
+    _along: ScoredWindows = field(init=False)
+    at_end: ScoredWindows = field(init=False)
+    _evaluation_seconds: float = 0.0
+    _save_seconds: float = 0.0
+    _joules_before: float = 0.0
+    _drawn: float = field(default_factory=time.monotonic)
+    energy: EnergyMeter = field(init=False)
+
+    # ---- before the first step
+
+    def begin(self, checkpoint: Path | None) -> None:
+        """Open the run's files, choose what is scored, and say what is about to happen."""
+        if self.world.is_first:
+            self.folder.path.mkdir(parents=True, exist_ok=True)
+            recover(self.folder.model)
+            sweep(self.folder.path)
+            self.folder.settings.write_text(self.settings.to_toml())
+            self.report.write_to(Metrics(self.folder.path, list(self.settings.log), self.settings.to_dict()))
+        self.energy = EnergyMeter(self.hardware)
+        self._joules_before = self.position.joules
+        self._choose_held_out()
+        config, lines = self.model.config, self.lines
+        self.report(
+            "start", self.position.step, parameters=self.model.n_parameters, dtype=self.choice.name,
+            micro_windows=self.micro.windows, tokens_per_step=self.expected.tokens_per_step, references=lines,
+            forecast=self.expected.to_dict(), world_size=self.world.size, parallel=self.world.kind,
+        )  # fmt: skip
+        shares = f", {self.world.size} processes ({self.world.kind})" if self.world.size > 1 else ""
+        for text in (
+            f"run: {self.folder.path}",
+            f"model: {self.model.n_parameters:,} parameters, {config.n_layers} layers of "
+            f"{config.dim}, context {config.max_len}, vocabulary {config.vocab_size:,}",
+            f"arithmetic: {self.choice.reason}{shares}",
+            f"step: {self.expected.tokens_per_step:,} tokens, {self.micro.windows} windows at a time "
+            f"({self.micro.reason})",
+            f"expected: {self.expected.steps:,} steps, {self.expected.tokens / 1e6:,.1f}M tokens, "
+            f"{self.expected.seconds / 60:,.1f} min, {self.expected.memory_bytes / 1e6:,.0f} MB, "
+            f"{self.expected.watt_hours:,.2f} Wh",
+            "lines to beat: "
+            + ", ".join(f"{name} {nats:.2f}" for name, nats in lines.items())
+            + " nats per token",
+        ):
+            self.report("note", self.position.step, text=text)
+        if checkpoint is not None:
+            text = f"resuming after step {self.position.step:,} ({checkpoint})"
+            self.report("resume", self.position.step, elapsed=self.position.elapsed, text=text)
+        self._restart_clock_if_spent(checkpoint)
+
+    def _choose_held_out(self) -> None:
+        """Which held-out windows are scored along the way and at the end.
+
+        So many that it costs a small share of the run; a window that is scored costs a third of one learned
+        from.
+        """
+        length = self.model.config.max_len
+        windows = Windows(self.corpus.held_out, length, self.settings.seed)
+        rows = max(1, (32768 if self.world.device.type == "cuda" else 2048) // length)
+        trained = self.world.first(lambda: self.expected.tokens) / length
+        low, high = WINDOWS_SCORED
+        wanted = min(high, max(low, round(3 * EVALUATION_SHARE * trained)))
+        self._along = ScoredWindows.about(windows, rows, wanted)
+        everything = ScoredWindows(windows, rows, stride=1)
+        self.at_end = everything if everything.n_windows <= 3 * LAST_SHARE * trained else self._along
+        per_window = (self.micro.seconds_per_window or 0.0) / 3 / self.world.size
+        self._evaluation_seconds = self.at_end.n_windows * per_window
+        self._save_seconds = 0.1 + 12 * self.model.n_parameters / 300e6
+        self._keep_in_reserve()
+
+    def _keep_in_reserve(self) -> None:
+        self.reserve = 1.1 * (self._evaluation_seconds + self._save_seconds) + 0.5
+        if self.budget.time is not None:
+            self.reserve = min(self.reserve, 0.3 * self.budget.time)
+
+    def _restart_clock_if_spent(self, checkpoint: Path | None) -> None:
+        """Preparing belongs to the budget, unless it left less than half of it."""
+        spent = self.clock.elapsed()
+        if checkpoint is None and self.budget.time is not None and spent > 0.5 * self.budget.time:
+            self.clock.restart()
+            self.report("note", text=f"preparing took {spent:.0f} s of a budget of {self.budget.time:.0f} s; "
+                        "the budget counts from now on, and the prepared data is kept")  # fmt: skip
+
+    # ---- between two steps
+
+    def clocks(self) -> list[float]:
+        """Seconds: elapsed, of a step, and to keep in reserve."""
+        return [self.clock.elapsed(), self.position.step_seconds, self.reserve]
+
+    def steps(self, gradient: Gradient, place: float, factor: float, took: float) -> None:
+        """Report a step, `place` (0 to 1) into the run, that took `took` seconds; then do what is due."""
+        position, settings = self.position, self.settings
+        average = position.step_seconds
+        position.step_seconds = 0.9 * average + 0.1 * took if average else took
+        if gradient.is_finite:
+            elapsed, speed = position.elapsed + took, self.expected.tokens_per_step / position.step_seconds
+            flops = speed * self.model.flops_per_token(self.model.config.max_len)
+            peak = self.hardware.peak_flops(self.choice.dtype) * self.world.size
+            self.report(
+                "step", position.step, loss=gradient.loss, grad_norm=gradient.norm, position=place,
+                lr=self.rates.lr * factor, matrix_lr=self.rates.matrix_lr * factor,
+                tokens=position.tokens, elapsed=elapsed, seconds=took, tokens_per_second=speed,
+                flops_per_second=flops, share_of_peak=flops / peak, resident=memory.resident(),
+                left=self.budget.left(position.step, elapsed, position.step_seconds),
+            )  # fmt: skip
+        if self._due("held_out", settings.eval_every, place):
+            self._evaluate(self._along)
+            if settings.sample_every is None:
+                self._sample()
+        if settings.sample_every is not None and self._due("sample", settings.sample_every, place):
+            self._sample()
+        if self._due("save", settings.save_every, place):
+            self._save()
+
+    def _due(self, what: str, every: Every | None, place: float) -> bool:
+        step, elapsed, before = self.position.marks.get(what, [0, 0.0, 0.0])
+        if every is None:
+            due = int(place * TIMES) > int(before * TIMES)
+        else:
+            due = every.due(int(self.position.step - step), self.position.elapsed - elapsed)
+        if due:
+            self.position.marks[what] = [self.position.step, self.position.elapsed, place]
+        return due
+
+    def _evaluate(self, scored: ScoredWindows) -> None:
+        started = time.monotonic()
+        score = held_out.score(self.objective, scored, self.world, lambda: self.stopping.requested)
+        if score is None:  # a signal came: saving is more urgent
+            return
+        self.score = score
+        took = time.monotonic() - started
+        self._evaluation_seconds = took * self.at_end.n_windows / scored.n_windows
+        self._keep_in_reserve()
+        self.report("held_out", self.position.step, **score.to_dict(), whole=scored.whole, seconds=took,
+                    sentence=held_out.verdict(score.loss, self.lines),
+                    tokens=self.position.tokens, elapsed=self.clock.elapsed())  # fmt: skip
+
+    def _sample(self) -> None:
+        """Let the model write; under FSDP2 no rank holds a whole model, so it stays silent."""
+        if self.world.kind == "fsdp" or not self.settings.prompt:
+            return
+
+        def write() -> str:
+            return sample(self.model, self.corpus.tokenizer, self.settings.prompt, seed=self.settings.seed,
+                          dtype=self.choice.dtype)  # fmt: skip
+
+        self.written = self.world.first(write)
+        self.report("sample", self.position.step, prompt=self.settings.prompt, text=self.written)
+
+    def judge(self, broken: Gradient, again: Gradient, skips: non_finite.Skips) -> None:
+        """Deal with a step whose loss or gradient was not finite, and that was run `again`."""
+        step = self.position.step
+        cause = next((n for n in reversed(broken.norms) if not broken.norms[n] < float("inf")), "the loss")
+        what = f"step {step + 1}: not finite (loss {broken.loss}, first at {cause})"
+        if again.is_finite:
+            self.report(
+                "note", step, text=f"{what}; run again it was: suspect the machine's memory or processor"
+            )
+            return
+        may_go_on = skips.add(step)
+        self.position.skipped = skips.steps
+        text = f"{what}, again when repeated; the step is skipped, no weight was changed"
+        self.report("skip", step, loss=broken.loss, grad_norm=broken.norm, cause=cause, text=text)
+        if not may_go_on:
+            bundle = self._bundle(broken)
+            raise Refused(
+                f"{what}, {len(skips.steps)} steps skipped: training has broken down. {bundle} holds what "
+                f"reproduces it; the checkpoints before it are intact. Start again with a lower --optim.lr "
+                f"or with --dtype float32"
+            )
+
+    def _bundle(self, broken: Gradient) -> Path:
+        weights = state.gather(self.model, self.optimizers, self.world).model
+        path = self.folder.faults / f"step-{self.position.step:06d}"
+        size = self.expected.tokens_per_step // self.model.config.max_len
+        whole = self.windows.batch(self.position.step, size)
+        evidence = non_finite.Evidence(
+            step=self.position.step, seed=self.settings.seed, rank=0, dtype=self.choice.name,
+            window_ids=whole.ids.tolist(), micro_windows=self.micro.windows, n_targets=whole.n_targets,
+            loss=broken.loss, grad_norms=broken.norms, repeated=True,
+        )  # fmt: skip
+        self.world.first(lambda: non_finite.write_bundle(path, evidence, self.model, weights, whole))
+        return path
+
+    def halve_micro_batch(self) -> MicroBatch:
+        """After the device ran out of memory: half as many windows at a time from now on."""
+        windows = self.micro.windows
+        if self.world.size > 1 or windows == 1:
+            raise Refused(
+                f"out of memory with {windows} windows at a time; start again with a smaller --batch.micro, "
+                f"model.max_len or model.size, or with --batch.checkpoint-activations"
+            )
+        self.optimizers.zero_grad()
+        if self.world.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.micro = MicroBatch(windows // 2, f"{windows} ran out of memory", self.micro.seconds_per_window)
+        self.position.micro = self.micro.windows
+        text = f"out of memory: {windows // 2} windows at a time instead of {windows}; the step is the same"
+        self.report("note", self.position.step, text=text)
+        return self.micro
+
+    # ---- saving
+
+    def _save(self) -> None:
+        """Commit a checkpoint and the model folder, so that a run killed later leaves a model that can be
+        used."""
+        started = time.monotonic()
+        gc.collect()
+        weights = state.gather(self.model, self.optimizers, self.world)
+        self.unsaved = None
+        if self._commit(lambda: self._write_checkpoint(weights)):
+            self._commit(lambda: self._write_model(weights))
+        self._save_seconds = time.monotonic() - started
+        self._keep_in_reserve()
+        if time.monotonic() - self._drawn > DRAW_SECONDS:
+            self._draw()
+
+    def _commit(self, write: Callable[[], Path]) -> bool:
+        """Let rank 0 write; False when it could not: a full disk costs this save, never the run."""
+
+        def attempt() -> list[str | None]:
+            try:
+                return [str(write()), None]
+            except (NotSaved, OSError) as error:
+                return [None, str(error)]
+
+        started = time.monotonic()
+        path, failure = self.world.first(attempt)
+        facts = {"elapsed": self.clock.elapsed(), "seconds": time.monotonic() - started}
+        if failure is None:
+            self.report("save", self.position.step, path=path, **facts)
+            return True
+        self.unsaved = failure
+        text = f"WARNING: {failure}. Training goes on; the next save tries again"
+        self.report("save_failed", self.position.step, text=text, **facts)
+        return False
+
+    def _write_checkpoint(self, weights: state.Weights) -> Path:
+        self.position.joules = self.joules()
+        self.position.elapsed = self.clock.elapsed()
+        self.fingerprint = state.fingerprint(weights.model)
+        return state.save(self.folder.checkpoints, weights, self.position, self.settings.keep)
+
+    def _write_model(self, weights: state.Weights) -> Path:
+        card = model_card(ledger.account(self))
+        with commit(self.folder.model) as folder:
+            save_model(folder, self.model, self.corpus.tokenizer, GENERATION, card, weights=weights.model)
+        return self.folder.model
+
+    def _draw(self) -> None:
+        """Bring loss.png and ledger.json up to date."""
+        self._drawn = time.monotonic()
+        if self.world.is_first and self.report.metrics is not None and not self.report.metrics.broken:
+            title = f"{self.folder.path.name}: {self.model.n_parameters:,} parameters"
+            try:
+                draw_loss(history(self.folder.metrics), self.lines, title, self.folder.figure)
+                ledger.write(self.folder.ledger, ledger.account(self))
+            except OSError as error:
+                self.report(
+                    "note", self.position.step, text=f"warning: {error}; the figure is not up to date"
+                )
+
+    def joules(self) -> float:
+        """Energy that the run has taken, those before its resumes included."""
+        return self._joules_before + self.energy.joules()
+
+    # ---- the end
+
+    def end(self, interrupted: bool) -> Run:
+        """Save, evaluate once more and write everything down. Raises `NotSaved` when the last save failed."""
+        gc.collect()
+        weights = state.gather(self.model, self.optimizers, self.world)
+        self.unsaved = None
+        saved = self._commit(lambda: self._write_checkpoint(weights))  # first: what follows may be killed
+        if not interrupted:
+            self._evaluate(self.at_end)
+            self._sample()
+        if saved:
+            self._commit(lambda: self._write_model(weights))
+        self.report("end", self.position.step, interrupted=interrupted, elapsed=self.clock.elapsed(),
+                    tokens=self.position.tokens, weights_sha256=self.fingerprint)  # fmt: skip
+        self._draw()
+        if self.unsaved:
+            raise NotSaved(self.unsaved)
+        score = self.score
+        return Run(
+            folder=self.folder.path, step=self.position.step, tokens=self.position.tokens,
+            loss=score.loss if score else None, bits_per_byte=score.bits_per_byte if score else None,
+            references=self.lines,
+            sentence=held_out.verdict(score.loss, self.lines) if score else "",
+            prompt=self.settings.prompt, sample=self.written, seconds=self.clock.elapsed(),
+            weights_sha256=self.fingerprint, interrupted=interrupted,
+        )  # fmt: skip

@@ -1,0 +1,88 @@
+"""What `train` returns: a run, where it lies on disk and how it went. It prints itself."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import metrics
+from .display import clock, one_line
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished or interrupted run."""
+
+    folder: Path
+    step: int
+    tokens: int
+    loss: float | None
+    """Held-out, nats per token; None when the run was interrupted before it was measured."""
+    bits_per_byte: float | None
+    references: dict[str, float]
+    """Nats per token of uniform, unigram and bigram on the same text."""
+    sentence: str
+    """What the loss means, in plain words."""
+    prompt: str
+    sample: str
+    """What the model wrote last after `prompt`."""
+    seconds: float
+    weights_sha256: str
+    interrupted: bool = False
+    """Stopped early by a signal, and saved."""
+
+    @classmethod
+    def of_nothing(cls, folder: Path, prompt: str) -> Run:
+        """A run that was stopped while its data was still being prepared."""
+        return cls(folder=folder, step=0, tokens=0, loss=None, bits_per_byte=None, references={}, sentence="",
+                   prompt=prompt, sample="", seconds=0.0, weights_sha256="", interrupted=True)  # fmt: skip
+
+    @property
+    def model_folder(self) -> Path:
+        """The trained model, a Hugging Face folder."""
+        return self.folder / "model"
+
+    @property
+    def resume_command(self) -> str:
+        """What continues this run."""
+        return f"transom train --out {self.folder} --resume"
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The events of the run, from metrics.jsonl."""
+        path = self.folder / "metrics.jsonl"
+        return metrics.history(path) if path.exists() else []
+
+    @property
+    def ledger(self) -> dict[str, Any]:
+        """What the run was made from and what it cost, from ledger.json."""
+        path = self.folder / "ledger.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "folder": str(self.folder), "model_folder": str(self.model_folder), "step": self.step,
+            "tokens": self.tokens, "loss": self.loss, "bits_per_byte": self.bits_per_byte,
+            "references": self.references, "sentence": self.sentence, "prompt": self.prompt,
+            "sample": self.sample, "seconds": self.seconds, "weights_sha256": self.weights_sha256,
+            "interrupted": self.interrupted,
+            "resume_command": self.resume_command if self.interrupted else None,
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        if self.interrupted and not self.step:
+            return "stopped before the first step; nothing to keep. Start it again the same way."
+        done = f"{self.step:,} steps, {self.tokens / 1e6:,.2f} million tokens, {clock(self.seconds)}"
+        lines = [f"stopped early: {done}" if self.interrupted else f"trained: {done}"]
+        if self.loss is not None:
+            per_byte = f" ({self.bits_per_byte:.3f} bits per byte)" if self.bits_per_byte is not None else ""
+            lines.append(f"held-out: {self.loss:.3f} nats per token{per_byte}, {self.sentence}")
+        if self.sample:
+            lines.append(f"sample: {one_line(self.prompt + self.sample)}")
+        lines.append(f"model: {self.model_folder}")
+        if self.interrupted:
+            lines.append(f"go on with: {self.resume_command}")
+        return "\n".join(lines)

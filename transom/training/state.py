@@ -1,0 +1,176 @@
+"""A checkpoint: the weights, the optimizer's averages and where the run stands, whole or not at all.
+
+The order of data and every random draw are functions of (seed, step), so where a run stands is a handful of
+numbers: `Position`. A run resumed from it ends with the same bits as one that never stopped. safetensors and
+JSON only, through the commit protocol of checkpoint/folder. Read next: loop.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checkpoint.folder import commit, latest, recover, retain, sweep
+from ..checkpoint.tensors import load_tensors, save_tensors
+from ..errors import Refused
+from ..model.transformer import Transformer
+from ..settings import TrainSettings
+from .non_finite import assert_finite
+from .optimizers import Optimizers, whole
+from .parallelism import World
+from .report import Report
+
+WEIGHTS, OPTIMIZER, POSITION = "weights.safetensors", "optimizer.safetensors", "position.json"
+
+
+@dataclass
+class Position:
+    """Where a run stands after `step` optimizer steps; with the weights, all that a resume needs."""
+
+    step: int = 0
+    tokens: int = 0
+    """Trained on so far, over all ranks."""
+    elapsed: float = 0.0
+    """Seconds spent, those before earlier resumes included."""
+    step_seconds: float = 0.0
+    """A running average of the time of a step."""
+    joules: float = 0.0
+    micro: int = 0
+    """Windows per micro-batch: kept, because it decides how sums are rounded."""
+    dtype: str = "float32"
+    skipped: list[int] = field(default_factory=list)
+    """Steps that were skipped because they were not finite."""
+    marks: dict[str, list[float]] = field(default_factory=dict)
+    """When something last happened (held_out, sample, save): [step, elapsed, place in the run]."""
+    world_size: int = 1
+    data_hash: str = ""
+    tokenizer_hash: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What the numbers of the run depend on, by dotted name."""
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Whole tensors on the CPU, gathered from all ranks."""
+
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+
+
+def gather(model: Transformer, optimizers: Optimizers, world: World) -> Weights:
+    """Collect weights and optimizer state on rank 0; under FSDP2 every rank takes part."""
+    if world.kind != "fsdp" and not world.is_first:
+        return Weights({}, {})
+    return Weights({name: whole(w) for name, w in model.state_dict().items()}, optimizers.state())
+
+
+def save(checkpoints: Path, weights: Weights, position: Position, keep: int) -> Path:
+    """Commit a checkpoint as step-NNNNNN and keep the newest `keep`. Raises `Refused`, `NotSaved`."""
+    assert_finite(weights.model)
+    path = checkpoints / f"step-{position.step:06d}"
+    with commit(path) as folder:
+        save_tensors(folder / WEIGHTS, weights.model, {})
+        save_tensors(folder / OPTIMIZER, weights.optimizer, {})
+        (folder / POSITION).write_text(json.dumps(asdict(position), indent=1, sort_keys=True))
+    retain(checkpoints, keep)
+    return path
+
+
+def newest(checkpoints: Path, world: World, report: Report) -> Path | None:
+    """The newest checkpoint that verifies, the same for all ranks; says which newer ones do not."""
+
+    def look() -> str | None:
+        recover(checkpoints)
+        sweep(checkpoints)
+        path, refused = latest(checkpoints)
+        for bad, why in refused:
+            report("note", text=f"{bad.name} is not whole and was passed over: {why}")
+        return str(path) if path else None
+
+    path = world.first(look)
+    return Path(path) if path else None
+
+
+def load_position(path: Path) -> Position:
+    """Read where a checkpoint stands. Raises `Refused` when it is not one of this version."""
+    try:
+        said = json.loads((path / POSITION).read_text())
+        known = {f.name for f in fields(Position)}
+        if unknown := set(said) - known:
+            raise Refused(
+                f"{path / POSITION}: unknown entry '{sorted(unknown)[0]}'; written by another version"
+            )
+        return Position(**said)
+    except (OSError, ValueError, TypeError) as error:
+        if isinstance(error, Refused):
+            raise
+        raise Refused(f"{path / POSITION}: {error}") from error
+
+
+def load_weights(path: Path, model: Transformer) -> None:
+    """Put a checkpoint's weights into a model; before it is spread over ranks."""
+    tensors = load_tensors(path / WEIGHTS)
+    own = model.state_dict()
+    for name in sorted(set(tensors) ^ set(own)):
+        raise Refused(
+            f"{path / WEIGHTS}: weight {name} is {'unknown here' if name in tensors else 'missing'}"
+        )
+    for name, weight in own.items():
+        if tensors[name].shape != weight.shape or tensors[name].dtype != weight.dtype:
+            raise Refused(
+                f"{path / WEIGHTS}: {name} is {tensors[name].dtype} {tuple(tensors[name].shape)}, "
+                f"the model's is {weight.dtype} {tuple(weight.shape)}"
+            )
+    with torch.no_grad():
+        for name, weight in own.items():
+            weight.copy_(tensors[name])
+
+
+def load_optimizer(path: Path, optimizers: Optimizers) -> None:
+    """Put a checkpoint's optimizer state into the optimizers; after the model is spread over ranks."""
+    optimizers.load_state(load_tensors(path / OPTIMIZER))
+
+
+COMPARED_BY_CONTENT = frozenset({"data.source", "data.field", "batch.micro"})
+"""The data by its hash; the micro-batch is the checkpoint's own."""
+
+
+def check_unchanged(position: Position, settings: TrainSettings, data_hash: str, tokenizer_hash: str) -> None:
+    """Refuse to resume a run as another one, naming what differs."""
+    if position.tokenizer_hash != tokenizer_hash:
+        raise Refused(
+            "the tokenizer is not the one that this run began with; resume with that one, or start a new run "
+            "with another --out"
+        )
+    if position.data_hash != data_hash:
+        raise Refused(
+            f"the data changed since this run began ({position.data_hash[:12]} then, {data_hash[:12]} now); "
+            f"bring back the old text, or start a new run with another --out"
+        )
+    if settings.batch.micro not in (None, position.micro):
+        raise Refused(
+            f"batch.micro is {settings.batch.micro}, but the run began with {position.micro}; leave it out"
+        )
+    now = settings.identity()
+    for name in sorted((now.keys() | position.settings.keys()) - COMPARED_BY_CONTENT):
+        if now.get(name) != position.settings.get(name):
+            raise Refused(
+                f"{name} is {now.get(name)}, but the run was begun with {position.settings.get(name)}; "
+                f"resume with the same settings, or start a new run with another --out"
+            )
+
+
+def fingerprint(weights: dict[str, Tensor]) -> str:
+    """SHA-256 over the names and bytes of tensors, in the order of names."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode() + b"\0")
+        digest.update(weights[name].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
