@@ -226,7 +226,7 @@ def _measure_flops(device: str, dtype: str, seconds: float) -> float:
         b, out = a * 0.5, torch.empty_like(a)
         took = _best_time(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device, seconds)
         best = max(best, 2 * n**3 / took)
-        if took > seconds / 8:
+        if took > seconds / 25:
             break
     return best
 

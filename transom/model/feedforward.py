@@ -19,6 +19,9 @@ from .config import ModelConfig
 class Linear(nn.Linear):
     """y = x W^T + b in the type of `x`, (..., in) -> (..., out); a weight of another type is cast."""
 
+    def reset_parameters(self) -> None:
+        """Leave the weights as they are: `initialize` draws those of a whole model."""
+
     def forward(self, input: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(input.dtype)
         return F.linear(input, self.weight.to(input.dtype), bias)

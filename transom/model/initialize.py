@@ -23,6 +23,8 @@ EMBEDDING_STD = 0.02
 def initialize(model: nn.Module, n_layers: int, seed: int) -> None:
     """Fill every parameter in place, the same for the same seed, whatever the device or the order of use."""
     generator = torch.Generator().manual_seed(seed)
+    if any(weight.is_meta for weight in model.parameters()):
+        return  # a model without storage, made for its shapes
     for name, weight in model.named_parameters():
         leaf = name.split(".")[-2]
         if leaf.endswith("norm"):

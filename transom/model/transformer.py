@@ -38,6 +38,13 @@ class Batch(Protocol):
     def positions(self) -> Tensor | None: ...  # (B, L) int64
 
 
+class Table(nn.Embedding):
+    """One row (D,) a number: (B, L) -> (B, L, D)."""
+
+    def reset_parameters(self) -> None:
+        """Leave the rows as they are: `initialize` draws the weights of a whole model."""
+
+
 class Block(nn.Module):
     """One layer: attention, then feed-forward, each added to the residual stream (B, L, D)."""
 
@@ -72,9 +79,9 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
         super().__init__()
         self.config = config
-        self.embed = nn.Embedding(config.vocab_size, config.dim)
+        self.embed = Table(config.vocab_size, config.dim)
         if config.position == "learned":
-            self.position_embed = nn.Embedding(config.max_len, config.dim)
+            self.position_embed = Table(config.max_len, config.dim)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.n_layers))
         if config.norm_position == "before":
             self.final_norm = NORMS[config.norm](config.dim, config.norm_eps)

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..checkpoint.families import family_for
 from ..checkpoint.folder import NotSaved, commit, recover, sweep
 from ..checkpoint.huggingface import save_model
 from ..data.order import Windows
@@ -45,7 +46,7 @@ TIMES = 10
 """How often a run is evaluated when nothing else is said; the last time at its end."""
 EVALUATION_SHARE = 0.005
 """Of a run's work, spent on one evaluation; the one at the end may take `LAST_SHARE`."""
-LAST_SHARE = 0.03
+LAST_SHARE = 0.05
 WINDOWS_SCORED = (16, 1024)
 """At least and at most, in one evaluation along the way."""
 
@@ -123,6 +124,7 @@ class Milestones:
             f"run: {self.folder.path}",
             f"model: {self.model.n_parameters:,} parameters, {config.n_layers} layers of "
             f"{config.dim}, context {config.max_len}, vocabulary {config.vocab_size:,}",
+            f"format: {self._format()}",
             f"arithmetic: {self.choice.reason}{shares}",
             f"step: {self.expected.tokens_per_step:,} tokens, {self.micro.windows} windows at a time "
             f"({self.micro.reason})",
@@ -139,6 +141,15 @@ class Milestones:
             self.report("resume", self.position.step, elapsed=self.position.elapsed, text=text)
         self._restart_clock_if_spent(checkpoint)
 
+    def _format(self) -> str:
+        """As what the model folder will be written, said before the work and not after it."""
+        family = family_for(self.model.config)
+        if family is None:
+            return (
+                "Transom's own; no Hugging Face family has all these parts, so transformers will not read it"
+            )
+        return f"{family.architecture}, which transformers and what follows it read"
+
     def _choose_held_out(self) -> None:
         """Which held-out windows are scored along the way and at the end.
 
@@ -152,8 +163,7 @@ class Milestones:
         low, high = WINDOWS_SCORED
         wanted = min(high, max(low, round(3 * EVALUATION_SHARE * trained)))
         self._along = ScoredWindows.about(windows, rows, wanted)
-        everything = ScoredWindows(windows, rows, stride=1)
-        self.at_end = everything if everything.n_windows <= 3 * LAST_SHARE * trained else self._along
+        self.at_end = ScoredWindows.about(windows, rows, max(wanted, round(3 * LAST_SHARE * trained)))
         per_window = (self.micro.seconds_per_window or 0.0) / 3 / self.world.size
         self._evaluation_seconds = self.at_end.n_windows * per_window
         self._save_seconds = 0.1 + 12 * self.model.n_parameters / 300e6
