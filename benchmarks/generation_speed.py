@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 import transom
 from transom.checkpoint.huggingface import save_model
+from transom.data.tokenizer import train_tokenizer
 from transom.model.config import SIZES, ModelConfig
 from transom.model.transformer import Transformer
 
@@ -31,7 +32,8 @@ def main(arguments: list[str]) -> None:
     prompt = torch.randint(4096, (1, PROMPT), generator=torch.Generator().manual_seed(0))
     lines, figures = [f"{PROMPT} tokens of prompt, {NEW} new, medians of {asked.rounds}"], {}
     with tempfile.TemporaryDirectory() as folder:
-        save_model(folder, Transformer(ModelConfig(vocab_size=4096, **SIZES["mini"]).with_(max_len=512)))
+        config = ModelConfig(vocab_size=4096, **SIZES["mini"]).with_(max_len=512)
+        save_model(folder, Transformer(config), train_tokenizer("bytes", iter(["text"]), 258))
         for dtype in (torch.float32, torch.bfloat16):
             name = str(dtype).removeprefix("torch.")
             theirs = partial(

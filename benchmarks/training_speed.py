@@ -71,18 +71,33 @@ def theirs(vocab_size: int, tokens: Tensor, autocast: bool) -> Callable[[], None
     return stepper(model, loss)
 
 
+def where_time_goes(step: Callable[[], None]) -> list[str]:
+    """Share of a step's processor time by operator, those above 2%."""
+    with torch.profiler.profile() as profile:
+        step()
+    events = profile.key_averages()
+    total = sum(event.self_cpu_time_total for event in events)
+    largest = sorted(events, key=lambda event: -event.self_cpu_time_total)
+    return [
+        f"  {event.self_cpu_time_total / total:>4.0%}  {event.key} ({event.count} calls)"
+        for event in largest
+        if event.self_cpu_time_total > 0.02 * total
+    ]
+
+
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser("training_speed", description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--vocab-size", type=int, default=4096)
     parser.add_argument("--compile", action="store_true", help="also our decoder compiled (20 s to start)")
+    parser.add_argument("--profile", action="store_true", help="also where our decoder's step goes")
     asked = parser.parse_args(arguments)
     machine.keep_memory()
     vocab_size = asked.vocab_size
     rows = torch.randint(vocab_size, (WINDOWS, LENGTH + 1))
     tokens = rows[:, :-1].contiguous()
     batch = SimpleNamespace(tokens=tokens, targets=rows[:, 1:].contiguous(), documents=None, positions=None)
-    same, decoder = gpt2_shape(vocab_size), ModelConfig(vocab_size=vocab_size, **SIZES["mini"])
+    same, decoder = gpt2_shape(vocab_size), ModelConfig(vocab_size=vocab_size, qk_norm=True, **SIZES["mini"])
     bf16 = torch.bfloat16
     contenders = {
         "transformers GPT-2, float32": theirs(vocab_size, tokens, autocast=False),
@@ -108,4 +123,9 @@ def main(arguments: list[str]) -> None:
             f"{share:>5.0%} of the bf16 peak"
         )
         figures[name] = {"tokens_per_s": rate, "x_float32": ratios[0], "x_autocast": ratios[1]}
+    if asked.profile:
+        lines += [
+            "our decoder's step, by operator:",
+            *where_time_goes(contenders["Transom decoder, bfloat16"]),
+        ]
     tell("training speed", lines, {"peak_bf16_flops": peak, "results": figures})
