@@ -14,9 +14,9 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 
 # On Linux the registry's torch carries gigabytes of CUDA. Where there is no NVIDIA card, PyTorch's own index of
 # CPU builds is asked too: its 2.13.0+cpu counts as newer than a plain 2.13.0, so pip prefers it. It is an extra
-# index with one short retry: where it cannot be reached, pip goes on with what it has.
+# index without a retry: where it cannot be reached, pip goes on with what it has.
 ifeq ($(shell command -v nvidia-smi),)
-TORCH_INDEX ?= --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?= --retries 0 --extra-index-url https://download.pytorch.org/whl/cpu
 endif
 TORCH ?= torch>=2.11,<2.14
 PIP := $(PY) -m pip install -qq --disable-pip-version-check
@@ -53,7 +53,7 @@ demo: $(VENV)/base.done
 	@rm -rf runs/demo
 	$(VENV)/bin/transom train stdlib --budget $(BUDGET) --out runs/demo
 	@echo
-	$(VENV)/bin/transom generate runs/demo/model "def " --max-tokens 80 --seed 1
+	$(VENV)/bin/transom generate runs/demo/model "def " --max-tokens 80 --temperature 0
 
 test: $(VENV)/test.done
 	$(PY) -m pytest -q

@@ -143,6 +143,22 @@ class Tokenizer:
             return self.backend.decode(list(ids), skip_special_tokens=True)
         return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
 
+    def encode_prompt(self, text: str) -> tuple[list[int], frozenset[int] | None]:
+        """Text to be gone on from: its ids, and the tokens that may come first (None: any).
+
+        A byte-level tokenizer puts the space before a word into the word's token, so a model has hardly ever
+        seen a word after a lone space, and goes astray after `def `. A lone space at the end is therefore
+        taken back, and the first new token must begin with one (token healing; the idea is guidance's).
+        """
+        ids = self.encode(text)
+        if self.kind != "bpe" or not ids or self.token_bytes(ids[-1]) != b" ":
+            return ids, None
+        return ids[:-1], self._with_a_space
+
+    @cached_property
+    def _with_a_space(self) -> frozenset[int]:
+        return frozenset(number for number, data in enumerate(self._spelling) if data.startswith(b" "))
+
     def token_bytes(self, number: int) -> bytes:
         """The bytes that one token writes: none for control, U+FFFD for an id outside the vocabulary."""
         return self._spelling[number] if 0 <= number < len(self._spelling) else _REPLACEMENT

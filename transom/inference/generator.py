@@ -32,6 +32,8 @@ DEFAULT_MAX_TOKENS = 128
 SMALL = 50_000_000  # parameters; see `_arithmetic`
 DTYPES = ("float32", "bfloat16", "float16")
 
+Opening = tuple[list[int], frozenset[int] | None]
+"""Token ids to go on from, and which tokens may come first (None: any)."""
 Prompt = str | Sequence[int]
 
 
@@ -145,15 +147,15 @@ class Generator:
     @torch.no_grad()
     def logits(self, prompt: Prompt) -> Tensor:
         """Scores of what follows each token of a text or of ids, by one plain pass: (L, V) float32."""
-        prompts, several = self._prompts(prompt)
-        if several:
+        if self._prompts(prompt)[1]:
             raise Refused("logits reads one text or one list of token ids; call it once for each")
-        tokens, limit = prompts[0], self.model.config.max_len
+        limit = self.model.config.max_len
+        tokens = self._tokens(prompt, "the text", whole=True)[0]
         if len(tokens) > limit:
             raise Refused(f"the text has {len(tokens)} tokens; this model reads at most {limit} (max_len)")
         return self.model.logits(self.model(torch.tensor([tokens], device=self.model.embed.weight.device)))[0]
 
-    def _prompts(self, prompt: Any) -> tuple[list[list[int]], bool]:
+    def _prompts(self, prompt: Any) -> tuple[list[Opening], bool]:
         """Prompts as token ids, and whether several were asked for."""
         prompt = prompt.tolist() if hasattr(prompt, "tolist") else prompt  # a tensor or an array
         if not isinstance(prompt, str | Sequence) or isinstance(prompt, bytes):
@@ -164,10 +166,19 @@ class Generator:
             return [self._tokens(prompt, "the prompt")], False
         return [self._tokens(part, f"prompt {i}") for i, part in enumerate(prompt)], True
 
-    def _tokens(self, prompt: Any, name: str) -> list[int]:
-        """One prompt as token ids. An empty one starts where a new document does: after the end token."""
+    def _tokens(self, prompt: Any, name: str, whole: bool = False) -> Opening:
+        """One prompt as token ids, and the tokens that may come first (`Tokenizer.encode_prompt`) or None.
+
+        An empty one starts where a new document does: after the end token. `whole` takes nothing back.
+        """
+        first = None
+        if hasattr(prompt, "tolist"):
+            prompt = prompt.tolist()
         if isinstance(prompt, str):
-            tokens = self._opening + self.tokenizer.encode(prompt)
+            text, first = (
+                (self.tokenizer.encode(prompt), None) if whole else self.tokenizer.encode_prompt(prompt)
+            )
+            tokens = self._opening + text
         elif isinstance(prompt, Sequence) and all(type(token) is int for token in prompt):
             tokens = list(prompt)
         else:
@@ -179,12 +190,12 @@ class Generator:
                 raise Refused(f"{name} holds token {token} at place {place}; {known}")
         if not tokens and start is None:
             raise Refused(f"{name} is empty, and this tokenizer has no end token to start from")
-        return tokens or [cast(int, start)]
+        return tokens or [cast(int, start)], first
 
-    def _requests(self, prompts: list[list[int]], params: SamplingParams) -> list[Request]:
+    def _requests(self, prompts: list[Opening], params: SamplingParams) -> list[Request]:
         """One request for each prompt and sample; raises Refused with the numbers where one does not fit."""
         requests, limit = [], self.model.config.max_len
-        for i, prompt in enumerate(prompts):
+        for i, (prompt, first) in enumerate(prompts):
             room = limit - len(prompt)
             max_tokens = params.max_tokens or min(DEFAULT_MAX_TOKENS, max(room, 1))
             if max_tokens > room:
@@ -206,6 +217,7 @@ class Generator:
                     sample=sample,
                     eos_ids=self.eos_ids,
                     decoder=self.tokenizer.decoder(),
+                    first=first,
                 )
                 for sample in range(params.n)
             ]
@@ -253,13 +265,27 @@ def _seen(requests: list[Request], logits: Tensor) -> Tensor | None:
     return seen
 
 
+def _opened(logits: Tensor, requests: list[Request]) -> Tensor:
+    """Logits (N, V) in which the very first token of a request is one that its prompt allows."""
+    if all(request.first is None or request.tokens for request in requests):
+        return logits
+    logits = logits.clone()
+    for row, request in enumerate(requests):
+        if request.first is not None and not request.tokens:
+            allowed = torch.tensor(sorted(request.first), device=logits.device)
+            scores = logits[row, allowed]
+            logits[row] = -torch.inf
+            logits[row, allowed] = scores
+    return logits
+
+
 @torch.inference_mode()
 def _next_tokens(
     logits: Tensor, seen: Tensor | None, requests: list[Request], tokenizer: Tokenizer
 ) -> list[int]:
     """Choose each request's next token from logits (N, V), mark it in `seen`, note its log-probabilities."""
     params = requests[0].params  # the requests of one call share their settings
-    raw = logits
+    raw, logits = logits, _opened(logits, requests)
     if seen is not None:
         logits = penalize(logits, seen, params.repetition_penalty)
     draws = [uniform(request.seed, request.sample, len(request.tokens)) for request in requests]

@@ -77,6 +77,7 @@ class Request:
         sample: int,
         eos_ids: Collection[int],
         decoder: TextDecoder,
+        first: frozenset[int] | None = None,
     ) -> None:
         self.prompt, self.params, self.max_tokens = prompt, params, max_tokens
         self.seed, self.sample = seed, sample
@@ -84,6 +85,8 @@ class Request:
         self.logprobs: list[TokenLogprob] = []
         self.finish_reason: FinishReason | None = None
         self._ends = () if params.ignore_eos else eos_ids
+        self.first = first
+        """The tokens that may come first, each beginning with the prompt's own last space; None: any."""
         self._decoder, self._matcher = decoder, StopMatcher(params.stop)
         self._pieces: list[str] = []
 
@@ -91,7 +94,10 @@ class Request:
         """Take the next token; return the text that became certain with it."""
         self.tokens.append(token)
         ended = token in self._ends
-        piece = "" if ended else self._matcher.push(self._decoder.push(token))
+        text = "" if ended else self._decoder.push(token)
+        if self.first is not None and len(self.tokens) == 1:
+            text = text.removeprefix(" ")  # the prompt has written it already
+        piece = self._matcher.push(text)
         if ended or len(self.tokens) == self.max_tokens:
             self.finish_reason = "stop" if ended else "length"
             piece += self._matcher.push(self._decoder.finish()) + self._matcher.finish()

@@ -6,6 +6,8 @@ this room may not look at.
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from ..data.tokenizer import Tokenizer
@@ -24,7 +26,7 @@ def sample(
     dtype: torch.dtype = torch.float32,
 ) -> str:
     """Continue `prompt` and return the continuation; the same seed gives the same text."""
-    ids = tokenizer.encode(prompt)
+    ids, first = tokenizer.encode_prompt(prompt)
     if not ids and tokenizer.eos_id is not None:
         ids = [tokenizer.eos_id]  # it opens every document
     room = model.config.max_len - len(ids)
@@ -40,6 +42,10 @@ def sample(
     while len(written) < min(max_tokens, room):
         hidden = model(tokens, state=state, dtype=dtype)
         scores = model.logits(hidden[0, -1]).cpu() / temperature
+        if first is not None and not written:
+            others = torch.ones(len(scores), dtype=torch.bool)
+            others[list(first)] = False
+            scores = scores.masked_fill(others, -math.inf)
         if not scores.isfinite().all():
             break
         token = int(torch.multinomial(scores.softmax(-1), 1, generator=generator))
@@ -48,4 +54,5 @@ def sample(
         written.append(token)
         tokens = torch.tensor([[token]], device=device)
     model.train(was_training)
-    return tokenizer.decode(written)
+    text = tokenizer.decode(written)
+    return text if first is None else text.removeprefix(" ")
