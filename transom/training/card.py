@@ -7,6 +7,16 @@ from __future__ import annotations
 
 from typing import Any
 
+WITHOUT_TRANSOM = """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")
+model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")
+tokens = model.generate(**tokenizer("Once upon a time", return_tensors="pt"), max_new_tokens=50)
+print(tokenizer.decode(tokens[0]))
+```"""
+WITH_TRANSOM_ONLY = "This model's parts fit no Hugging Face family: only Transom reads the folder."
+
 
 def model_card(ledger: dict[str, Any]) -> str:
     """The card, from a run's ledger."""
@@ -21,8 +31,9 @@ def model_card(ledger: dict[str, Any]) -> str:
     )
     table = "\n".join(f"| {name} | {nats:.4f} |" for name, nats in lines.items())
     measured = f"| **this model** | **{result['loss']:.4f}** |" if result["loss"] is not None else ""
+    library = "transom" if ledger["format"] is None else "transformers"
     return f"""---
-library_name: transformers
+library_name: {library}
 pipeline_tag: text-generation
 tags: [transom]
 ---
@@ -61,10 +72,8 @@ The data's own licence applies to the data; look at it before you publish this m
 ## Use
 
 ```
-transom generate {ledger["name"]} --prompt "..."
+transom generate THIS_FOLDER "Once upon a time"
 ```
 
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-```
+{WITHOUT_TRANSOM if ledger["format"] else WITH_TRANSOM_ONLY}
 """

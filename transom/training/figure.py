@@ -52,7 +52,7 @@ def draw_loss(events: list[Event], references: dict[str, float], title: str, pat
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color("#c9ced3")
-    axes.legend(frameon=False, loc="upper right", labelcolor=INK)
+    axes.legend(loc="upper right", labelcolor=INK, edgecolor="none", framealpha=1.0)
     temporary = path.with_name(f".tmp-{path.name}")
     figure.savefig(temporary, format="png")
     temporary.replace(path)

@@ -48,6 +48,7 @@ def account(run: Milestones) -> dict[str, Any]:
             "held_out_tokens": corpus.held_out.n_tokens, "tokenizer_hash": position.tokenizer_hash,
             "skipped_windows": position.skipped,
         },
+        "format": run.architecture,
         "model": {"parameters": run.model.n_parameters, **asdict(config)},
         "seed": run.settings.seed,
         "versions": position.versions,

@@ -143,12 +143,18 @@ class Milestones:
 
     def _format(self) -> str:
         """As what the model folder will be written, said before the work and not after it."""
-        family = family_for(self.model.config)
-        if family is None:
+        architecture = self.architecture
+        if architecture is None:
             return (
                 "Transom's own; no Hugging Face family has all these parts, so transformers will not read it"
             )
-        return f"{family.architecture}, which transformers and what follows it read"
+        return f"{architecture}, which transformers and what follows it read"
+
+    @property
+    def architecture(self) -> str | None:
+        """The Hugging Face architecture that the model is written as, or None for Transom's own format."""
+        family = family_for(self.model.config)
+        return None if family is None else family.architecture
 
     def _choose_held_out(self) -> None:
         """Which held-out windows are scored along the way and at the end.
