@@ -42,12 +42,12 @@ def sample(
     while len(written) < min(max_tokens, room):
         hidden = model(tokens, state=state, dtype=dtype)
         scores = model.logits(hidden[0, -1]).cpu() / temperature
+        if not scores.isfinite().all():
+            break
         if first is not None and not written:
             others = torch.ones(len(scores), dtype=torch.bool)
             others[list(first)] = False
             scores = scores.masked_fill(others, -math.inf)
-        if not scores.isfinite().all():
-            break
         token = int(torch.multinomial(scores.softmax(-1), 1, generator=generator))
         if token in (tokenizer.eos_id, tokenizer.pad_id):
             break
