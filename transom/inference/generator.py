@@ -32,7 +32,7 @@ DEFAULT_MAX_TOKENS = 128
 SMALL = 50_000_000  # parameters; see `_arithmetic`
 DTYPES = ("float32", "bfloat16", "float16")
 
-Opening = tuple[list[int], frozenset[int] | None]
+Start = tuple[list[int], frozenset[int] | None]
 """Token ids to go on from, and which tokens may come first (None: any)."""
 Prompt = str | Sequence[int]
 
@@ -147,33 +147,31 @@ class Generator:
     @torch.no_grad()
     def logits(self, prompt: Prompt) -> Tensor:
         """Scores of what follows each token of a text or of ids, by one plain pass: (L, V) float32."""
-        if self._prompts(prompt)[1]:
+        prompts, several = self._prompts(prompt, whole=True)
+        if several:
             raise Refused("logits reads one text or one list of token ids; call it once for each")
-        limit = self.model.config.max_len
-        tokens = self._tokens(prompt, "the text", whole=True)[0]
+        (tokens, _), limit = prompts[0], self.model.config.max_len
         if len(tokens) > limit:
             raise Refused(f"the text has {len(tokens)} tokens; this model reads at most {limit} (max_len)")
         return self.model.logits(self.model(torch.tensor([tokens], device=self.model.embed.weight.device)))[0]
 
-    def _prompts(self, prompt: Any) -> tuple[list[Opening], bool]:
-        """Prompts as token ids, and whether several were asked for."""
+    def _prompts(self, prompt: Any, whole: bool = False) -> tuple[list[Start], bool]:
+        """Prompts as token ids, and whether several were asked for; `whole` as for `_tokens`."""
         prompt = prompt.tolist() if hasattr(prompt, "tolist") else prompt  # a tensor or an array
         if not isinstance(prompt, str | Sequence) or isinstance(prompt, bytes):
             raise Refused(f"a prompt is a {type(prompt).__name__}; give text, token ids, or a list of either")
         if not prompt and not isinstance(prompt, str):
             raise Refused("the list of prompts is empty; give text, token ids, or a list of either")
         if isinstance(prompt, str) or all(isinstance(part, int) for part in prompt):
-            return [self._tokens(prompt, "the prompt")], False
-        return [self._tokens(part, f"prompt {i}") for i, part in enumerate(prompt)], True
+            return [self._tokens(prompt, "the prompt", whole)], False
+        return [self._tokens(part, f"prompt {i}", whole) for i, part in enumerate(prompt)], True
 
-    def _tokens(self, prompt: Any, name: str, whole: bool = False) -> Opening:
+    def _tokens(self, prompt: Any, name: str, whole: bool = False) -> Start:
         """One prompt as token ids, and the tokens that may come first (`Tokenizer.encode_prompt`) or None.
 
         An empty one starts where a new document does: after the end token. `whole` takes nothing back.
         """
         first = None
-        if hasattr(prompt, "tolist"):
-            prompt = prompt.tolist()
         if isinstance(prompt, str):
             text, first = (
                 (self.tokenizer.encode(prompt), None) if whole else self.tokenizer.encode_prompt(prompt)
@@ -192,7 +190,7 @@ class Generator:
             raise Refused(f"{name} is empty, and this tokenizer has no end token to start from")
         return tokens or [cast(int, start)], first
 
-    def _requests(self, prompts: list[Opening], params: SamplingParams) -> list[Request]:
+    def _requests(self, prompts: list[Start], params: SamplingParams) -> list[Request]:
         """One request for each prompt and sample; raises Refused with the numbers where one does not fit."""
         requests, limit = [], self.model.config.max_len
         for i, (prompt, first) in enumerate(prompts):
