@@ -32,12 +32,17 @@ class Watchdog:
 
     def close(self) -> None:
         """Say goodbye, so that nobody misses this rank."""
-        self._closed.set()
-        self._thread.join(timeout=2 * self.interval + 1)
+        self.stop()
         try:
             self.store.set(f"beat/{self.rank}", GONE)
         except Exception:  # the store ended first: nobody is left to be told
             return
+
+    def stop(self) -> None:
+        """Beat no more: a thread inside the store's C++ while Python shuts down would abort the process."""
+        self._closed.set()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout=2 * self.interval + 1)
 
     def has_left(self, rank: int) -> bool:
         """Whether a rank said goodbye."""
