@@ -154,10 +154,12 @@ def together(kind: str, device: str | torch.device) -> Iterator[World]:
             world.watchdog.explain(error)  # does not return
         if world.watchdog is not None:
             world.watchdog.report(error)
-            world.watchdog.stop()
             if isinstance(error, Refused) and world.watchdog.first_said():
                 raise SystemExit(2) from None  # rank 0 refuses the same: its line is enough
         raise
+    finally:  # SystemExit of a rank that ends quietly comes this way too
+        if world.watchdog is not None:
+            world.watchdog.stop()
     world.close()
 
 
