@@ -99,7 +99,7 @@ def refuse_what_cannot_fit(
 
     processes: how many share this machine's memory, each with weights of its own.
     """
-    kept = sum(state_bytes(settings, config))
+    kept = sum(state_bytes(settings, without_storage(config)))
     needed = kept + activation_bytes(config, 1, dtype, settings.batch.checkpoint_activations)
     if processes * needed > hardware.memory:
         raise Refused(
@@ -110,12 +110,16 @@ def refuse_what_cannot_fit(
         )
 
 
-def state_bytes(settings: TrainSettings, config: ModelConfig) -> tuple[int, int, int]:
-    """Bytes of float32 weights, of their gradients, and of the optimizer's averages (Muon one, AdamW two)."""
+def without_storage(config: ModelConfig) -> Transformer:
+    """A model that has shapes and no numbers, to count with."""
     with torch.device("meta"):
-        named = dict(Transformer(config).named_parameters())
-    count = sum(p.numel() for p in named.values())
-    matrices = sum(p.numel() for n, p in named.items() if is_matrix(n, p))
+        return Transformer(config)
+
+
+def state_bytes(settings: TrainSettings, model: Transformer) -> tuple[int, int, int]:
+    """Bytes of float32 weights, of their gradients, and of the optimizer's averages (Muon one, AdamW two)."""
+    count = model.n_parameters
+    matrices = sum(p.numel() for n, p in model.named_parameters() if is_matrix(n, p))
     return 4 * count, 4 * count, 8 * count - (4 * matrices if settings.optim.name == "muon" else 0)
 
 
@@ -158,11 +162,10 @@ def forecast(
 
     windows: of one step, over all ranks. base_bytes: what the process held before anything of the run.
     """
-    with torch.device("meta"):
-        model = Transformer(config)
+    model = without_storage(config)
     tokens_per_step = windows * config.max_len
     flops_per_token = model.flops_per_token(config.max_len)
-    weights, gradients, averages = state_bytes(settings, config)
+    weights, gradients, averages = state_bytes(settings, model)
     if micro.seconds_per_window is None:
         speed = ASSUMED_SHARE * hardware.peak_flops(choice.dtype) / flops_per_token
     else:
