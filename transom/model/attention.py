@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocked_attention import blocked_attention, pays
-from .cache import KVCache
+from .cache import KVCache, Memory
 from .config import ModelConfig
 from .feedforward import Linear
 from .norms import RMSNorm
@@ -34,7 +34,9 @@ class Rule:
     window: int | None = None
     """With `causal`: a query sees its own slot and the `window - 1` before it."""
     documents: Tensor | None = None
-    """(B, L) document of each position of a packed row, without a cache; None: one document."""
+    """(B, L) document of each query; it sees keys of the same one. None: one document."""
+    key_documents: Tensor | None = None
+    """(B, M) document of each key, where keys are not the queries' own positions; None: `documents`."""
     positions: Tensor | None = None
     """(B, L) the slot of each query; None: query i stands on slot M - L + i in every row."""
     bias: Tensor | None = None
@@ -75,7 +77,8 @@ class Rule:
             if self.window is not None:
                 seen = seen & (slots > own[..., None] - self.window)
         if self.documents is not None:
-            seen = seen & (self.documents[:, rows, None] == self.documents[:, None, :])
+            of_keys = self.documents if self.key_documents is None else self.key_documents
+            seen = seen & (self.documents[:, rows, None] == of_keys[:, None, :])
         return seen[:, None]
 
 
@@ -141,9 +144,10 @@ class SelfAttention(nn.Module):
         self.k_proj = Linear(config.dim, keys, bias=config.qkv_bias)
         self.v_proj = Linear(config.dim, keys, bias=config.qkv_bias)
         self.o_proj = Linear(queries, config.dim, bias=config.out_bias)
+        self.whole_norm = config.qk_norm_over == "projection"
         if config.qk_norm:
-            self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
-            self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
+            self.q_norm = RMSNorm(queries if self.whole_norm else config.head_dim, config.norm_eps)
+            self.k_norm = RMSNorm(keys if self.whole_norm else config.head_dim, config.norm_eps)
         self.qk_norm, self.head_dim, self.layer, self.dropout = (
             config.qk_norm,
             config.head_dim,
@@ -156,10 +160,13 @@ class SelfAttention(nn.Module):
     ) -> Tensor:
         """`turn`: cosines and sines of rotary positions; `state`: keys and values of earlier calls."""
         batch, length, _ = x.shape
-        query = self.q_proj(x).view(batch, length, -1, self.head_dim)
-        key = self.k_proj(x).view(batch, length, -1, self.head_dim)
+        query, key = self.q_proj(x), self.k_proj(x)
+        if self.qk_norm and self.whole_norm:
+            query, key = self.q_norm(query), self.k_norm(key)
+        query = query.view(batch, length, -1, self.head_dim)
+        key = key.view(batch, length, -1, self.head_dim)
         value = self.v_proj(x).view(batch, length, -1, self.head_dim)
-        if self.qk_norm:
+        if self.qk_norm and not self.whole_norm:
             query, key = self.q_norm(query), self.k_norm(key)
         if turn is not None:
             query, key = rotate(query, *turn), rotate(key, *turn)
@@ -167,3 +174,29 @@ class SelfAttention(nn.Module):
             key, value = state.append(self.layer, key, value)
         mixed = attend(query, key, value, rule, self.dropout if self.training else 0.0)
         return self.o_proj(mixed.reshape(batch, length, -1))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of a target to its source: x (B, L, D) and a memory of (B, M, D) -> (B, L, D)."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        width = config.n_heads * config.head_dim
+        self.q_proj = Linear(config.dim, width, bias=config.qkv_bias)
+        self.k_proj = Linear(config.dim, width, bias=config.qkv_bias)
+        self.v_proj = Linear(config.dim, width, bias=config.qkv_bias)
+        self.o_proj = Linear(width, config.dim, bias=config.out_bias)
+        self.head_dim, self.layer, self.dropout = config.head_dim, layer, config.dropout
+
+    def forward(self, x: Tensor, rule: Rule, memory: Memory) -> Tensor:
+        """`rule` is of the rows of `memory`; a row that several rows of x share is read by all their queries
+        at once.
+        """
+        key, value = memory.keys_and_values(self.layer, self._project)
+        query = self.q_proj(x).view(key.shape[0], -1, key.shape[2], self.head_dim)
+        mixed = attend(query, key, value, rule, self.dropout if self.training else 0.0)
+        return self.o_proj(mixed.reshape(x.shape[0], x.shape[1], -1))
+
+    def _project(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        shape = (*source.shape[:2], -1, self.head_dim)
+        return self.k_proj(source).view(shape), self.v_proj(source).view(shape)

@@ -42,14 +42,15 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class FeedForward(nn.Module):
-    """(B, L, D) -> (B, L, D) through a hidden width F."""
+    """(B, L, D) -> (B, L, D) through a hidden width F, by default that of the config."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, ffn_dim: int | None = None) -> None:
         super().__init__()
+        wide = ffn_dim or config.ffn_dim
         if config.gated:
-            self.gate_proj = Linear(config.dim, config.ffn_dim, bias=config.ffn_bias)
-        self.up_proj = Linear(config.dim, config.ffn_dim, bias=config.ffn_bias)
-        self.down_proj = Linear(config.ffn_dim, config.dim, bias=config.ffn_bias)
+            self.gate_proj = Linear(config.dim, wide, bias=config.ffn_bias)
+        self.up_proj = Linear(config.dim, wide, bias=config.ffn_bias)
+        self.down_proj = Linear(wide, config.dim, bias=config.ffn_bias)
         self.activation = ACTIVATIONS[config.activation]
         self.gated = config.gated
 

@@ -2,13 +2,15 @@
 
 | weight                           | drawn from                                          |
 |----------------------------------|-----------------------------------------------------|
-| embeddings, positions            | normal, deviation 0.02                              |
+| embeddings, positions, segments  | normal, deviation 0.02; 1 / sqrt(D) if scaled later |
 | q k v gate up projections        | normal, deviation 1 / sqrt(input width)             |
 | o and down projections           | the same over sqrt(2 n_layers): depth adds up to 1  |
-| head (untied)                    | normal, deviation 0.02                              |
-| norm weights / all biases        | 1 / 0                                               |
+| head (untied), router, classes   | normal, deviation 0.02                              |
+| matrices of a recurrence         | normal, deviation 1 / sqrt(input width)             |
+| norm weights / all biases        | 1 / 0; 1 for the forget gate of an LSTM             |
 
-The scaling of what writes into the residual stream is GPT-2's (Radford et al. 2019).
+The scaling of what writes into the residual stream is GPT-2's (Radford et al. 2019), the open forget gate
+that of Jozefowicz et al. 2015. Embeddings that are multiplied by sqrt(D) start at 1 there (2017).
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-EMBEDDING_STD = 0.02
+SMALL = 0.02
+TABLES = ("embed", "position_embed", "segment_embed")
+READ_OUT = ("head", "out", "router", "relative")
+WRITE_BACK = ("o_proj", "down_proj")
 
 
 @torch.no_grad()
@@ -25,21 +30,31 @@ def initialize(model: nn.Module, n_layers: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     if any(weight.is_meta for weight in model.parameters()):
         return  # a model without storage, made for its shapes
+    scaled = getattr(getattr(model, "config", None), "scale_embeddings", False)
     for name, weight in model.named_parameters():
-        leaf = name.split(".")[-2]
-        if leaf.endswith("norm"):
-            weight.fill_(1.0 if name.endswith("weight") else 0.0)
-        elif name.endswith("bias"):
+        *_, module, leaf = name.split(".")
+        if module.endswith("norm"):
+            weight.fill_(1.0 if leaf == "weight" else 0.0)
+        elif leaf.startswith("bias"):
             weight.zero_()
+            if leaf.startswith("bias_ih") and weight.shape[0] == 4 * _width(model, name):
+                weight[weight.shape[0] // 4 : weight.shape[0] // 2] = 1.0  # torch's order: i f g o
         else:
-            weight.copy_(_normal(weight, _deviation(leaf, weight, n_layers), generator))
+            role = module if leaf in ("weight",) else leaf
+            deviation = weight.shape[-1] ** -0.5
+            if role in TABLES:
+                deviation = deviation if scaled else SMALL
+            elif role in READ_OUT:
+                deviation = SMALL
+            elif role in WRITE_BACK:
+                deviation *= (2 * n_layers) ** -0.5
+            weight.copy_(_normal(weight, deviation, generator))
 
 
-def _deviation(leaf: str, weight: Tensor, n_layers: int) -> float:
-    if leaf in ("embed", "position_embed", "head"):
-        return EMBEDDING_STD
-    spread = weight.shape[-1] ** -0.5
-    return spread * (2 * n_layers) ** -0.5 if leaf in ("o_proj", "down_proj") else spread
+def _width(model: nn.Module, name: str) -> int:
+    """The width of the state of the recurrent layer that a bias belongs to."""
+    layer = model.get_submodule(name.rpartition(".")[0])
+    return int(layer.weight_hh_l0.shape[1])  # type: ignore[union-attr, operator]
 
 
 def _normal(weight: Tensor, deviation: float, generator: torch.Generator) -> Tensor:

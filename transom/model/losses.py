@@ -20,23 +20,40 @@ RUN_BYTES = 16 << 20
 """Logits held at a time: small enough for a cache to help, large enough for a fast product."""
 
 
-def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:
+def cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    softcap: float | None = None,
+    bias: Tensor | None = None,
+    smoothing: float = 0.0,
+) -> Tensor:
     """The sum of -log p(target), in nats, over targets other than -100: a float32 scalar.
 
-    hidden (N, D), weight (V, D), targets (N,) int64. Memory: `RUN_BYTES` of logits, never N * V.
+    hidden (N, D), weight (V, D), bias (V,), targets (N,) int64. `smoothing` takes that share of each target's
+    weight and spreads it evenly over the vocabulary (Szegedy et al. 2016). Memory: `RUN_BYTES` of logits,
+    never N * V.
     """
     kept = targets != IGNORE
     if not bool(kept.all()):
         hidden, targets = hidden[kept], targets[kept]
-    return _Chunked.apply(hidden, weight, targets, softcap)  # type: ignore[no-any-return]
+    return _Chunked.apply(hidden, weight, bias, targets, softcap, smoothing)  # type: ignore[no-any-return]
 
 
 def cross_entropy_plain(
-    hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    softcap: float | None = None,
+    bias: Tensor | None = None,
+    smoothing: float = 0.0,
 ) -> Tensor:
     """The same, with all logits at once."""
-    logits = cap(F.linear(hidden, weight.to(hidden.dtype)).float(), softcap)
-    return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
+    bias = None if bias is None else bias.to(hidden.dtype)
+    logits = cap(F.linear(hidden, weight.to(hidden.dtype), bias).float(), softcap)
+    return F.cross_entropy(
+        logits, targets, ignore_index=IGNORE, reduction="sum", label_smoothing=smoothing
+    )
 
 
 def cap(logits: Tensor, softcap: float | None) -> Tensor:
@@ -48,38 +65,51 @@ class _Chunked(torch.autograd.Function):
     """Loss and gradient, run by run."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
-        needs_gradient = hidden.requires_grad or weight.requires_grad
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        softcap: float | None,
+        smoothing: float,
+    ) -> Tensor:
+        learns = hidden.requires_grad or weight.requires_grad
+        n_tokens = weight.shape[0]
         cast = weight.detach().to(hidden.dtype)
-        rows = max(1, RUN_BYTES // (4 * weight.shape[0]))
+        offset = None if bias is None else bias.detach().to(hidden.dtype)
+        rows = max(1, RUN_BYTES // (4 * n_tokens))
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        grad_hidden = torch.empty_like(hidden) if needs_gradient else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_gradient else None
+        grad_hidden = torch.empty_like(hidden) if learns else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if learns else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if learns and bias is not None else None
         for start in range(0, len(targets), rows):
             part, wanted = hidden[start : start + rows], targets[start : start + rows, None]
-            logits = cap((part @ cast.T).float(), softcap)
+            logits = cap(F.linear(part, cast, offset).float(), softcap)
             log_total = logits.logsumexp(-1, keepdim=True)
-            total += (log_total - logits.gather(1, wanted)).sum()
+            if smoothing:
+                total += smoothing * (log_total - logits.mean(-1, keepdim=True)).sum()
+            total += (1 - smoothing) * (log_total - logits.gather(1, wanted)).sum()
             if grad_hidden is None or grad_weight is None:
                 continue
-            # d loss / d logits = softmax(logits) - one at the target
+            # d loss / d logits = softmax(logits) - what is wanted: one at the target, or less when smoothed
             slope = None if softcap is None else 1 - (logits / softcap).square()
             grad = logits.sub_(log_total).exp_()
-            grad.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=grad.dtype))
+            grad.scatter_add_(1, wanted, torch.full_like(wanted, smoothing - 1, dtype=grad.dtype))
+            grad = grad.sub_(smoothing / n_tokens) if smoothing else grad
             grad = (grad if slope is None else grad * slope).to(hidden.dtype)
             grad_hidden[start : start + rows] = grad @ cast
             grad_weight += grad.T @ part
+            if grad_bias is not None:
+                grad_bias += grad.sum(0, dtype=torch.float32)
         if grad_hidden is not None and grad_weight is not None:
-            ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
+            kept = [grad_hidden, grad_weight.to(weight.dtype)]
+            ctx.save_for_backward(*kept, *([] if grad_bias is None else [grad_bias]))
         return total
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_weight = ctx.saved_tensors
         (scale,) = grads
-        return (
-            grad_hidden * scale.to(grad_hidden.dtype),
-            grad_weight * scale.to(grad_weight.dtype),
-            None,
-            None,
-        )
+        scaled = [kept * scale.to(kept.dtype) for kept in ctx.saved_tensors]
+        grad_bias = scaled[2] if len(scaled) == 3 else None
+        return scaled[0], scaled[1], grad_bias, None, None, None

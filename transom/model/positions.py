@@ -1,8 +1,9 @@
-"""Where a token stands: rotary, sinusoidal and learned positions.
+"""Where a token stands: rotary, sinusoidal, learned and relative positions.
 
 Rotary positions (Su et al. 2021) turn each pair of query and key channels by an angle that grows with the
 position, so that a dot product depends on the distance only. Sinusoidal ones (Vaswani et al. 2017) and a
-learned table are added to the embeddings instead. Read next: attention.
+learned table are added to the embeddings instead. Relative ones (Raffel et al. 2020) add a learned number to
+the scores, one for each bucket of distances and head. Read next: attention.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .config import ModelConfig, RopeScaling
 
@@ -61,3 +62,39 @@ def sinusoids(positions: Tensor, width: int, dtype: torch.dtype) -> Tensor:
     exponents = torch.arange(half, dtype=torch.float32, device=positions.device) * 2 / width
     angles = positions[..., None].float() / 10_000.0**exponents
     return torch.cat((angles.sin(), angles.cos()[..., : width - half]), dim=-1).to(dtype)
+
+
+class RelativeBias(nn.Embedding):
+    """What distance adds to the scores: one number a head for each bucket of distances, (buckets, H)."""
+
+    def __init__(self, config: ModelConfig, causal: bool) -> None:
+        super().__init__(config.relative_buckets, config.n_heads)
+        self.causal, self.max_distance = causal, config.relative_max_distance
+
+    def reset_parameters(self) -> None:
+        """Leave the rows as they are: `initialize` draws the weights of a whole model."""
+
+    def forward(self, positions: Tensor, n_keys: int) -> Tensor:
+        """Queries at positions (B or 1, L), keys at 0 .. M-1 -> (B or 1, H, L, M)."""
+        distance = torch.arange(n_keys, device=positions.device) - positions[..., None]
+        bucket = distance_bucket(distance, self.num_embeddings, self.max_distance, self.causal)
+        return super().forward(bucket).permute(0, 3, 1, 2)
+
+
+def distance_bucket(distance: Tensor, n_buckets: int, max_distance: int, causal: bool) -> Tensor:
+    """The bucket of each distance key - query: half of them exact, half growing with its logarithm.
+
+    Where all is seen, one half of the buckets is for keys ahead. Distances of 32 buckets, causal: 0 1 2 .. 15
+    each their own, 16 to 18 share one, 113 and more the last.
+    """
+    ahead = torch.zeros_like(distance)
+    if causal:
+        distance = (-distance).clamp(min=0)
+    else:
+        n_buckets //= 2
+        ahead = (distance > 0).long() * n_buckets
+        distance = distance.abs()
+    exact = n_buckets // 2
+    growth = torch.log(distance.float().clamp(min=1) / exact) / math.log(max_distance / exact)
+    far = (exact + (growth * (n_buckets - exact)).long()).clamp(max=n_buckets - 1)
+    return ahead + torch.where(distance < exact, distance, far)

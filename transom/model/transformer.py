@@ -1,9 +1,9 @@
-"""The Transformer: embeddings, a stack of blocks, a final norm; hidden states first, logits on request.
+"""The Transformer: embeddings, a stack or two, a head; hidden states first, logits on request.
 
 `model(tokens)` gives hidden states, `model.logits(hidden)` what follows each position, `model.loss(batch)`
-the summed loss without the full table of logits. A block adds two branches to the residual stream:
-attention, which moves information between positions, and the feed-forward, which works on each alone.
-Source: Vaswani et al. 2017; pre-norm as in Radford et al. 2019. Read next: attention, feedforward, losses.
+the summed loss without the full table of logits. A decoder sees what came before, an encoder sees all; an
+encoder-decoder has both, and `encode` gives the memory of the source that its decoder reads.
+Sources: Vaswani et al. 2017; Devlin et al. 2019; Radford et al. 2019. Read next: stack, heads, losses.
 """
 
 from __future__ import annotations
@@ -13,20 +13,23 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from .attention import Rule, SelfAttention
-from .cache import KVCache
+from .cache import KVCache, Memory
 from .config import ModelConfig
-from .feedforward import FeedForward, Linear
+from .experts import balance_loss, routers
+from .heads import HEADS
 from .initialize import initialize
-from .losses import cap, cross_entropy
+from .losses import IGNORE, cap, cross_entropy
 from .norms import NORMS
-from .positions import rotary_frequencies, rotation, sinusoids
+from .positions import sinusoids
+from .stack import Stack
 
 
 class Batch(Protocol):
-    """What `loss` reads of a batch; -100 marks a target that carries no loss."""
+    """What `loss` reads of a batch; -100 marks a target that carries no loss.
+
+    A batch for an encoder-decoder also has `source` (B, M) and `source_documents` (B, M) or None.
+    """
 
     @property
     def tokens(self) -> Tensor: ...  # (B, L) int64
@@ -45,52 +48,22 @@ class Table(nn.Embedding):
         """Leave the rows as they are: `initialize` draws the weights of a whole model."""
 
 
-class Block(nn.Module):
-    """One layer: attention, then feed-forward, each added to the residual stream (B, L, D)."""
-
-    def __init__(self, config: ModelConfig, layer: int) -> None:
-        super().__init__()
-        norm = NORMS[config.norm]
-        self.attn_norm = norm(config.dim, config.norm_eps)
-        self.attn = SelfAttention(config, layer)
-        self.ffn_norm = norm(config.dim, config.norm_eps)
-        self.ffn = FeedForward(config)
-        self.norm_before = config.norm_position == "before"
-        self.dropout = config.dropout
-
-    def forward(
-        self, x: Tensor, rule: Rule, turn: tuple[Tensor, Tensor] | None, state: KVCache | None
-    ) -> Tensor:
-        if self.norm_before:
-            x = x + self._drop(self.attn(self.attn_norm(x), rule, turn, state))
-            return x + self._drop(self.ffn(self.ffn_norm(x)))
-        x = self.attn_norm(x + self._drop(self.attn(x, rule, turn, state)))
-        return self.ffn_norm(x + self._drop(self.ffn(x)))
-
-    def _drop(self, branch: Tensor) -> Tensor:
-        return F.dropout(branch, self.dropout, self.training) if self.dropout else branch
-
-
-class Transformer(nn.Module):
-    """A decoder built from a config; its weights are drawn from `seed`."""
-
-    frequencies: Tensor | None
+class Transformer(Stack):
+    """A Transformer built from a config; its weights are drawn from `seed`."""
 
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
-        super().__init__()
-        self.config = config
+        two = config.kind == "encoder-decoder"
+        super().__init__(config, config.n_layers, causal=config.kind != "encoder", reads_source=two)
         self.embed = Table(config.vocab_size, config.dim)
         if config.position == "learned":
-            self.position_embed = Table(config.max_len, config.dim)
-        self.layers = nn.ModuleList(Block(config, i) for i in range(config.n_layers))
-        if config.norm_position == "before":
-            self.final_norm = NORMS[config.norm](config.dim, config.norm_eps)
-        if not config.tie_embeddings:
-            self.head = Linear(config.dim, config.vocab_size, bias=False)
-        frequencies = rotary_frequencies(config) if config.position == "rotary" else None
-        self.register_buffer("frequencies", frequencies, persistent=False)
-        self.checkpoint_activations = False
-        """Keep only the input of each block for the backward pass and run the block again there."""
+            self.position_embed = Table(config.max_len + config.position_offset, config.dim)
+        if config.segments:
+            self.segment_embed = Table(config.segments, config.dim)
+        if config.embed_norm:
+            self.embed_norm = NORMS[config.norm](config.dim, config.norm_eps)
+        if config.n_encoder_layers is not None:
+            self.encoder = Stack(config, config.n_encoder_layers, causal=False)
+        self.head = HEADS[config.head](config)
         initialize(self, config.n_layers, seed)
 
     def forward(
@@ -99,93 +72,152 @@ class Transformer(nn.Module):
         *,
         positions: Tensor | None = None,
         documents: Tensor | None = None,
+        segments: Tensor | None = None,
         state: KVCache | None = None,
+        memory: Memory | None = None,
         dtype: torch.dtype | None = None,
     ) -> Tensor:
         """Hidden states (B, L, D) of tokens (B, L).
 
         positions (B, L): where each token stands in its document, by default one after the other from 0, or
-        from the end of `state`. documents (B, L): packed rows; attention stays within equal numbers.
-        state: keys and values of earlier tokens, extended in place. dtype: the arithmetic of the
-        activations, by default that of the weights.
+        from the end of `state`. documents (B, L): attention stays within equal numbers; several texts in a
+        row, or 0 for text and -1 for the padding behind it. segments (B, L): the kind of each token's
+        segment. state: keys and values of earlier tokens, extended in place. memory: the encoded source,
+        unless `state` brings it. dtype: the arithmetic of the activations, by default that of the weights.
         """
-        length, config = tokens.shape[1], self.config
-        if length > config.max_len:
-            raise ValueError(f"{length} tokens in a row; this model reads at most {config.max_len}")
-        slots = None
+        length = tokens.shape[1]
+        if length > self.config.max_len:
+            raise ValueError(f"{length} tokens in a row; this model reads at most {self.config.max_len}")
         if state is not None:
             ahead = state.positions(length).to(tokens.device)
-            slots = ahead if state.ragged else None
             positions = ahead if positions is None else positions
-        elif positions is None:
-            positions = torch.arange(length, device=tokens.device)[None]
-        x = self._embed(tokens, positions, dtype or self.embed.weight.dtype)
-        turn = None if self.frequencies is None else rotation(positions, self.frequencies, x.dtype)
-        rules = {
-            window: Rule(causal=True, window=window, documents=documents, positions=slots,
-                         softcap=config.attn_softcap)
-            for window in {config.window_of(i) for i in range(config.n_layers)}
-        }  # fmt: skip
-        for i, block in enumerate(self.layers):
-            rule = rules[config.window_of(i)]
-            if self.checkpoint_activations and self.training:
-                x = checkpoint(block, x, rule, turn, state, use_reentrant=False)
-            else:
-                x = block(x, rule, turn, state)
-        if state is not None:
-            state.advance(length)
-        return self.final_norm(x) if config.norm_position == "before" else x
+            memory = state.memory if memory is None else memory
+        if self.config.kind == "encoder-decoder" and memory is None:
+            raise ValueError("an encoder-decoder writes what it reads: give the memory that `encode` gives")
+        positions = self._places(tokens) if positions is None else positions
+        x = self._embedded(tokens, positions, segments, dtype)
+        return self.run(x, positions, documents, state, memory)
 
-    def _embed(self, tokens: Tensor, positions: Tensor, dtype: torch.dtype) -> Tensor:
+    def encode(
+        self, source: Tensor, *, documents: Tensor | None = None, dtype: torch.dtype | None = None
+    ) -> Memory:
+        """Read the source (B, M) of an encoder-decoder; documents (B, M) as for `forward`."""
+        if source.shape[1] > self.config.max_len:
+            longest = self.config.max_len
+            raise ValueError(f"{source.shape[1]} tokens in a source; this model reads at most {longest}")
+        positions = self._places(source)
+        x = self._embedded(source, positions, None, dtype)
+        return Memory(self.encoder.run(x, positions, documents), documents)
+
+    def _places(self, tokens: Tensor) -> Tensor:
+        return torch.arange(tokens.shape[1], device=tokens.device)[None]
+
+    def _embedded(
+        self, tokens: Tensor, positions: Tensor, segments: Tensor | None, dtype: torch.dtype | None
+    ) -> Tensor:
         config = self.config
         x = self.embed(tokens)
         if config.scale_embeddings:
             x = x * config.dim**0.5
         if config.position == "learned":
-            x = x + self.position_embed(positions)
+            x = x + self.position_embed(positions + config.position_offset)
         elif config.position == "sinusoidal":
             x = x + sinusoids(positions, config.dim, x.dtype)
-        return F.dropout(x.to(dtype), config.dropout, self.training) if config.dropout else x.to(dtype)
+        if config.segments:
+            x = x + self.segment_embed(torch.zeros_like(tokens) if segments is None else segments)
+        x = x.to(dtype or self.embed.weight.dtype)
+        if config.embed_norm:
+            x = self.embed_norm(x)
+        return F.dropout(x, config.dropout, self.training) if config.dropout else x
 
     @property
     def output_weight(self) -> Tensor:
         """The matrix (V, D) that turns hidden states into logits."""
-        return self.embed.weight if self.config.tie_embeddings else self.head.weight
+        return self.embed.weight if self.config.tie_embeddings else self.head.weight  # type: ignore[return-value]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores of every next token, in float32: (..., D) -> (..., V)."""
-        scores = F.linear(hidden, self.output_weight.to(hidden.dtype))
+        """Scores of every token, in float32: (..., D) -> (..., V)."""
+        hidden, bias = self.head(hidden), self.head.bias
+        bias = None if bias is None else bias.to(hidden.dtype)  # type: ignore[union-attr]
+        scores = F.linear(hidden, self.output_weight.to(hidden.dtype), bias)  # type: ignore[arg-type]
         return cap(scores.float(), self.config.logit_softcap)
 
-    def loss(self, batch: Batch, *, dtype: torch.dtype | None = None) -> Tensor:
+    def label_logits(self, hidden: Tensor, documents: Tensor | None = None) -> Tensor:
+        """Scores of the classes, in float32: (B, C) of whole texts, or (B, L, C) of their tokens."""
+        return self.head(hidden, documents)
+
+    def vectors(self, hidden: Tensor, documents: Tensor | None = None) -> Tensor:
+        """One vector for each text, in float32: (B, D)."""
+        return self.head(hidden, documents)
+
+    def loss(self, batch: Batch, *, dtype: torch.dtype | None = None, smoothing: float = 0.0) -> Tensor:
         """The sum of -log p(target) over the batch, in nats: a float32 scalar.
 
-        Divide once, by all targets of an optimizer step.
+        Divide once, by all targets of an optimizer step. `smoothing` of labels, and what balances experts by
+        a loss, belong to training: in evaluation neither is added.
         """
-        hidden = self(batch.tokens, positions=batch.positions, documents=batch.documents, dtype=dtype)
-        return cross_entropy(
-            hidden.flatten(0, 1), self.output_weight, batch.targets.flatten(), self.config.logit_softcap
+        memory = None
+        if self.config.kind == "encoder-decoder":
+            memory = self.encode(batch.source, documents=batch.source_documents, dtype=dtype)  # type: ignore[attr-defined]
+        hidden = self(
+            batch.tokens, positions=batch.positions, documents=batch.documents, memory=memory, dtype=dtype
         )
+        hidden, targets = hidden.flatten(0, 1), batch.targets.flatten()
+        if self.config.head_transform:  # of masked words few positions are targets: only those are turned
+            kept = targets != IGNORE
+            hidden, targets = hidden[kept], targets[kept]
+        loss = cross_entropy(
+            self.head(hidden),
+            self.output_weight,
+            targets,
+            self.config.logit_softcap,
+            self.head.bias,  # type: ignore[arg-type]
+            smoothing if self.training else 0.0,
+        )
+        return loss + balance_loss(routers(self)) if self.config.experts is not None else loss
 
-    def new_state(self, batch: int, capacity: int, dtype: torch.dtype | None = None) -> KVCache:
-        """An empty decode state for `batch` rows of up to `capacity` tokens, where the weights live."""
+    def new_state(
+        self, batch: int, capacity: int, dtype: torch.dtype | None = None, memory: Memory | None = None
+    ) -> KVCache:
+        """An empty decode state for `batch` rows of up to `capacity` tokens, where the weights live.
+
+        memory: the encoded source that the rows go on from; what each layer makes of it is kept with it.
+        """
         weight = self.embed.weight
-        return KVCache(self.config, batch, capacity, dtype or weight.dtype, weight.device)
+        kept = None if memory is None else memory.keep()
+        return KVCache(self.config, batch, capacity, dtype or weight.dtype, weight.device, kept)
 
     @property
     def n_parameters(self) -> int:
         """How many numbers are learned; a tied head counts once."""
         return sum(weight.numel() for weight in self.parameters())
 
+    @property
+    def n_active_parameters(self) -> int:
+        """How many of them one token meets: of the experts only those that it goes through."""
+        idle = 0
+        for layer in range(self.config.n_layers):
+            experts = self.config.experts_of(layer)
+            if experts is not None:
+                matrices = (3 if self.config.gated else 2) * self.config.dim * experts.ffn_dim
+                idle += (experts.n_experts - experts.n_active) * matrices
+        return self.n_parameters - idle
+
     def flops_per_token(self, length: int) -> float:
         """Floating-point operations to learn from one token, forward and backward, in rows of `length`.
 
         Two per weight that multiplies, forward, and four backward; attention counts the half of the map that
-        a causal model computes. Lookups, norms and activations are left out.
+        a causal model computes. Lookups, norms and activations are left out. Of an encoder-decoder: for one
+        token of the target with one of the source; of a text classifier the head is too small to count.
         """
-        multiplied = self.n_parameters - (0 if self.config.tie_embeddings else self.embed.weight.numel())
-        if self.config.position == "learned":
-            multiplied -= self.position_embed.weight.numel()
-        width = self.config.n_heads * self.config.head_dim
-        seen = sum(min(length, self.config.window_of(i) or length) for i in range(self.config.n_layers)) / 2
+        config = self.config
+        tables = {n: w.numel() for n, w in self.named_parameters() if n.split(".")[-2].endswith("embed")}
+        if config.tie_embeddings and config.head == "tokens":
+            tables.pop("embed.weight")
+        multiplied = self.n_active_parameters - sum(tables.values())
+        width = config.n_heads * config.head_dim
+        whole = 1.0 if config.kind == "encoder" else 0.5
+        seen = whole * sum(min(length, config.window_of(i) or length) for i in range(config.n_layers))
+        if config.n_encoder_layers is not None:
+            seen += length * (config.n_encoder_layers + config.n_layers)
         return 6.0 * multiplied + 12.0 * width * seen
