@@ -18,12 +18,20 @@ from .errors import Refused
 from .hardware import share_cores
 
 VERBS = {
-    "train": "Train a model from nothing on text, within a time budget.",
+    "train": "Train a model on text, pairs or classes, within a time budget.",
+    "compare": "Train several members of the family on the same data and put them side by side.",
     "generate": "Let a model go on from one or several prompts.",
+    "translate": "Translate texts, a file, or what comes from standard input.",
+    "classify": "Tell the class of texts, with probabilities, or decline to.",
+    "embed": "Turn texts into vectors whose nearness is that of their meaning.",
+    "evaluate": "Score a model on examples, beside cheap baselines that learned from the same.",
     "plan": "Say what a training run would take, before it takes it.",
     "bench": "Measure this machine, and how near training and decoding come to its limits.",
     "doctor": "Look at this machine: what is here, what works, what to do about the rest.",
 }
+
+EXPERIMENTS = {"backprop": "Follow the gradient of one weight through a small net, by hand."}
+"""The verbs of `transom lab`."""
 
 app = App(
     name="transom",
@@ -36,6 +44,11 @@ app = App(
 )
 for _place, (_verb, _help) in enumerate(VERBS.items()):
     app.command(f"transom.cli:{_verb}", name=_verb, help=_help, help_epilogue="", sort_key=_place)
+lab = App(name="lab", help="Experiments to learn from; each prints its numbers and draws them.", help_epilogue="",
+          sort_key=len(VERBS))  # fmt: skip
+for _verb, _help in EXPERIMENTS.items():
+    lab.command(f"transom.cli:{_verb}", name=_verb, help=_help)
+app.command(lab)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -11,14 +11,26 @@ import json as json_text
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from cyclopts import Group, Parameter
 
 from .errors import Refused
-from .settings import GenerateSettings, TrainSettings, load
+from .settings import DataSettings, GenerateSettings, TrainSettings, load
 
+if TYPE_CHECKING:
+    from .training.run import Run
+
+EXAMINED = ("translate", "classify")  # tasks whose models are scored at once, beside cheap baselines
+VERB_OF = {
+    "Generator": "use transom generate",
+    "Translator": "use transom translate",
+    "Classifier": "use transom classify",
+    "Embedder": "use transom embed",
+    "FillMask": "fine-tune it first: transom train DATA --task classify --model.weights FOLDER",
+}
 INTERRUPTED = 130  # what a shell makes of Ctrl-C: `transom train && ...` does not go on
 
 Json = Annotated[bool, Parameter(negative=(), show_default=False)]
@@ -46,8 +58,38 @@ def train(
     with _answer(json) as show:
         run = run_training(settings)
         if os.environ.get("RANK", "0") == "0":
-            show(run)
+            show(run if run.interrupted or run.task not in EXAMINED else _examined(run))
     return INTERRUPTED if run.interrupted else 0
+
+
+def compare(
+    *members: str,
+    flags: Flags = TrainSettings(),
+    config: Config = None,
+    by: Literal["time", "tokens"] = "time",
+    equal: Literal["parameters", "size"] = "parameters",
+    json: Json = False,
+) -> None:
+    """Compare members of the family.
+
+    Parameters
+    ----------
+    members
+        `rnn`, `lstm`, `gru`, `decoder`, `decoder+experts`, `encoder-decoder`, ...: each is trained in turn.
+    config
+        A TOML file with any of the settings below; flags beat it.
+    by
+        Give each the same time, or the same tokens (--tokens, or as many as the slowest reads in the budget).
+    equal
+        Choose widths so that all have as many parameters, or take the size as it is.
+    json
+        Print one JSON document last.
+    """
+    settings = _settings(None, flags, config)
+    from .lab.compare import compare as run_comparison
+
+    with _answer(json) as show:
+        show(run_comparison(list(members), settings, by=by, equal=equal))
 
 
 def plan(
@@ -112,6 +154,179 @@ def generate(
             print()
 
 
+def translate(
+    model: str,
+    /,
+    *texts: str,
+    input: Path | None = None,
+    beam: int = 4,
+    length_penalty: float = 1.0,
+    max_tokens: int | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+    json: Json = False,
+) -> None:
+    """Translate.
+
+    Parameters
+    ----------
+    model
+        A model folder (`runs/NAME/model`) or a Hugging Face id.
+    texts
+        What to translate; with nothing here and no file, the lines of standard input.
+    input
+        A file whose lines are translated.
+    beam
+        Translations kept at a time while searching; 1 takes the likeliest token each time (greedy).
+    length_penalty
+        Scores are divided by length to this power; above 1 favours long translations.
+    max_tokens
+        Most tokens of a translation [default: by the length of the source].
+    dtype
+        `float32` or `bfloat16` [default: as is fast here].
+    device
+        `cpu`, `cuda`, `mps` [default: the fastest].
+    json
+        Print one JSON document last.
+    """
+    sources = _texts(texts, input)
+    translator = _loaded(model, "Translator", dtype, device)
+    with _answer(json) as show:
+        found = translator.translate(sources, beam=beam, length_penalty=length_penalty, max_tokens=max_tokens)
+        show(Answers("translations", sources, found, lambda source, answer: answer.text))
+
+
+def classify(
+    model: str,
+    /,
+    *texts: str,
+    input: Path | None = None,
+    reject_below: float | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+    json: Json = False,
+) -> None:
+    """Tell classes.
+
+    Parameters
+    ----------
+    model
+        A model folder (`runs/NAME/model`) or a Hugging Face id.
+    texts
+        What to classify; with nothing here and no file, the lines of standard input.
+    input
+        A file whose lines are classified.
+    reject_below
+        Name no class when the likeliest has less than this probability.
+    dtype
+        `float32` or `bfloat16` [default: as is fast here].
+    device
+        `cpu`, `cuda`, `mps` [default: the fastest].
+    json
+        Print one JSON document last, with the probability of every class.
+    """
+    sources = _texts(texts, input)
+    classifier = _loaded(model, "Classifier", dtype, device)
+    with _answer(json) as show:
+        show(Answers("classifications", sources, classifier.classify(sources, reject_below=reject_below),
+                     lambda text, answer: f"{answer.label or '(unsure)'}\t{answer.confidence:.3f}\t{text}"))  # fmt: skip
+
+
+def embed(
+    model: str,
+    /,
+    *texts: str,
+    input: Path | None = None,
+    out: Path | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+    json: Json = False,
+) -> None:
+    """Turn texts into vectors.
+
+    Parameters
+    ----------
+    model
+        A model folder, also one of sentence-transformers, or a Hugging Face id.
+    texts
+        What to embed; with nothing here and no file, the lines of standard input.
+    input
+        A file whose lines are embedded.
+    out
+        Write the vectors there as a NumPy array (.npy); without it, print how near the texts are.
+    dtype
+        `float32` or `bfloat16` [default: as is fast here].
+    device
+        `cpu`, `cuda`, `mps` [default: the fastest].
+    json
+        Print one JSON document last, with the vectors.
+    """
+    sources = _texts(texts, input)
+    embedder = _loaded(model, "Embedder", dtype, device)
+    with _answer(json) as show:
+        show(Vectors(sources, embedder.embed(sources), out))
+
+
+def evaluate(
+    run: Path,
+    /,
+    *,
+    flags: Annotated[DataSettings, Parameter(name="data")] = DataSettings(),
+    beam: int = 4,
+    json: Json = False,
+) -> None:
+    """Score a model.
+
+    Parameters
+    ----------
+    run
+        A run's folder (`runs/NAME`); its held-out examples are scored unless others are named.
+    beam
+        Beams of a translation.
+    json
+        Print one JSON document last.
+    """
+    from .evaluation.examine import examine
+
+    with _answer(json) as show:
+        show(examine(run, flags if flags.given() else None, beam=beam))
+
+
+def backprop(
+    *,
+    sizes: str = "2-3-1",
+    activation: str = "tanh",
+    weight: str | None = None,
+    loss: str = "squared",
+    seed: int = 0,
+    out: Path = Path("backprop.svg"),
+    json: Json = False,
+) -> None:
+    """Follow the gradient of one weight through a small net, by hand.
+
+    Parameters
+    ----------
+    sizes
+        Units of each layer, from the input to the output.
+    activation
+        `tanh`, `sigmoid` or `relu`.
+    weight
+        Which weight, as LAYER:FROM>TO, all from 0 [default: the one with the largest gradient].
+    loss
+        `squared` or `cross-entropy`.
+    seed
+        Decides the weights and the example.
+    out
+        Where the picture goes (SVG).
+    json
+        Print one JSON document last.
+    """
+    from .lab.backprop import backprop as follow
+
+    with _answer(json) as show:
+        show(follow(_sizes(sizes), activation, weight, seed, out, loss=loss))
+
+
 def bench(*, flags: Flags = TrainSettings(), config: Config = None, json: Json = False) -> None:
     """Measure this machine.
 
@@ -154,6 +369,54 @@ class Answer(Protocol):
     def to_dict(self) -> dict[str, Any]: ...
 
 
+class Answers:
+    """One answer for each text: `line` puts both into words."""
+
+    def __init__(
+        self, name: str, texts: list[str], answers: list[Any], line: Callable[[str, Any], str]
+    ) -> None:
+        self.name, self.texts, self.answers, self.line = name, texts, answers, line
+
+    def __str__(self) -> str:
+        pairs = zip(self.texts, self.answers, strict=True)
+        return "\n".join(_shown(self.line(text, answer)) for text, answer in pairs)
+
+    def to_dict(self) -> dict[str, Any]:
+        pairs = zip(self.texts, self.answers, strict=True)
+        return {self.name: [{"input": text, **asdict(answer)} for text, answer in pairs]}
+
+
+class Vectors:
+    """The vectors of texts: written to a file, or shown by how near they are to each other (cosine)."""
+
+    SHOWN = 12
+
+    def __init__(self, texts: list[str], vectors: Any, out: Path | None) -> None:
+        self.texts, self.vectors, self.out = texts, vectors, out
+        if out is not None:
+            import numpy as np
+
+            with open(out, "wb") as file:
+                np.save(file, vectors)
+
+    def __str__(self) -> str:
+        size = f"{len(self.texts):,} vectors of {self.vectors.shape[1]} numbers"
+        if self.out is not None:
+            return f"{size}: {self.out}"
+        first = self.vectors[: self.SHOWN]
+        lengths = (first**2).sum(1) ** 0.5
+        near = first @ first.T / lengths[:, None] / lengths[None]
+        rows = [" ".join(f"{value:6.2f}" for value in row) for row in near]
+        lines = [f"{row}  {text}" for row, text in zip(rows, self.texts, strict=False)]
+        more = len(self.texts) > self.SHOWN
+        rest = [f"the first {self.SHOWN} of them; --out FILE.npy or --json gives all"] if more else []
+        return _shown("\n".join([f"{size}; how near each is to each other (cosine):", *lines, *rest]))
+
+    def to_dict(self) -> dict[str, Any]:
+        pairs = zip(self.texts, self.vectors.tolist(), strict=True)
+        return {"embeddings": [{"input": text, "embedding": vector} for text, vector in pairs]}
+
+
 class Completions:
     """The texts that `generate` made, each after its prompt."""
 
@@ -194,6 +457,46 @@ def _settings(data: str | None, flags: TrainSettings, config: Path | None) -> Tr
     if data is not None:
         given["data"] = {**given.get("data", {}), "source": data}
     return load(TrainSettings, given, config)
+
+
+def _examined(run: Run) -> Answer:
+    """A run with the scores of its model on what it never learned from."""
+    from .evaluation.examine import Examined, examine
+
+    return Examined(run, examine(run.folder))
+
+
+def _loaded(model: str, kind: str, dtype: str | None, device: str | None) -> Any:
+    """The model of a folder, which must be of one kind."""
+    from .inference.generator import load as load_model
+
+    found = load_model(model, dtype=dtype, device=device)
+    if type(found).__name__ != kind:
+        raise Refused(f"{model} is a {type(found).__name__}; {VERB_OF[type(found).__name__]}")
+    return found
+
+
+def _texts(texts: tuple[str, ...], file: Path | None) -> list[str]:
+    """The texts of the command line, of a file's lines, or of the lines of standard input."""
+    if texts and file is not None:
+        raise Refused(f"texts are given twice: on the command line and in {file}; leave one out")
+    if texts:
+        return list(texts)
+    try:
+        lines = (sys.stdin.read() if file is None else file.read_text(encoding="utf-8")).splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise Refused(f"{file or 'standard input'}: {why.lower()}; --input names a text file") from None
+    if not lines:
+        raise Refused(f"{file or 'standard input'}: there is no text in it")
+    return lines
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split("-"))
+    except ValueError:
+        raise Refused(f"sizes is '{text}'; give units of each layer, such as 2-3-1") from None
 
 
 def _write(text: str) -> None:

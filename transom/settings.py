@@ -207,11 +207,22 @@ class Settings(BaseModel):
 class DataSettings(Settings):
     source: str = "stdlib"
     """What to learn from: a file (text, JSONL, CSV, Parquet), a folder, `stdlib` (the Python standard
-    library), `hf:NAME` or `-` (standard input)."""
+    library), `hf:NAME` or `-` (standard input); for pairs also `dates`, for classes also `stdlib-labels`."""
+    target: str | None = None
+    """The file with the other side of each line of `source`, for pairs in two files."""
     field: str | None = None
-    """The field or column that holds the text, where records have several."""
-    tokenizer: str = "bpe"
-    """`bpe` (learned from the data), `bytes`, `chars`, or a folder with a tokenizer.json."""
+    """The field or column that holds the text (of pairs: the source), where records have several."""
+    target_field: str | None = None
+    """The field or column that holds the target of a pair."""
+    label: str | None = None
+    """The field or column that holds the class."""
+    validation: str | None = None
+    """Examples to measure with, instead of a share of `source`."""
+    validation_target: str | None = None
+    """The other side of `validation`, for pairs in two files."""
+    tokenizer: str = "auto"
+    """`bpe` (learned from the data), `bytes`, `chars`, or a folder with a tokenizer.json; auto: that of
+    `model.weights`, `chars` for dates, else `bpe`."""
     vocab_size: Annotated[Count, Field(ge=1)] = 4096
     """Entries of the vocabulary that `bpe` learns."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
@@ -222,15 +233,29 @@ class DataSettings(Settings):
     """Folder for the prepared tokens [default: inside the run's folder]."""
 
 
+ALIASES = {"gpt": "decoder", "bert": "encoder", "transformer": "encoder-decoder"}
+EXPERTS = ("experts", "active_experts", "shared_experts", "expert_dim", "balance")
+NO_FIELD = frozenset(("kind", "size", "weights", *EXPERTS))
+"""Settings of a model that are no fields of its ModelConfig."""
+
+
 class ModelSettings(Settings):
-    kind: Annotated[Literal["decoder"], BeforeValidator(lambda kind: {"gpt": "decoder"}.get(kind, kind))] = (
-        "decoder"
-    )
-    """The member of the family; `--model decoder` (or `gpt`) for short."""
+    kind: (
+        Annotated[
+            Literal["decoder", "encoder", "encoder-decoder", "rnn", "lstm", "gru"],
+            BeforeValidator(lambda kind: ALIASES.get(kind, kind)),
+        ]
+        | None
+    ) = None
+    """The member of the family; `--model lstm` for short [default: by the task]."""
+    weights: str | None = None
+    """Begin with the weights and the tokenizer of this model folder or hub id, not from nothing."""
     size: Literal["nano", "mini", "small"] = "nano"
     """The dial: 1.8M, 10.6M or 85M parameters besides the embeddings. What follows overrides its numbers."""
     n_layers: Size | None = None
-    """Blocks, one above the other."""
+    """Blocks, one above the other; of an encoder-decoder those that write."""
+    n_encoder_layers: Size | None = None
+    """Blocks that read the source [default: as n_layers]."""
     dim: Size | None = None
     """Width of the residual stream."""
     n_heads: Size | None = None
@@ -261,7 +286,7 @@ class ModelSettings(Settings):
     """Bias of attention's output projection."""
     ffn_bias: bool | None = None
     """Biases of the feed-forward."""
-    position: Literal["rotary", "learned", "sinusoidal", "none"] | None = None
+    position: Literal["rotary", "learned", "sinusoidal", "relative", "none"] | None = None
     """How the model knows order."""
     rope_theta: Annotated[float, Field(gt=0)] | None = None
     """Base of the rotary wavelengths."""
@@ -277,16 +302,29 @@ class ModelSettings(Settings):
     """Squash attention scores to this bound."""
     logit_softcap: Annotated[float, Field(gt=0)] | None = None
     """Squash logits to this bound."""
+    pooling: Literal["first", "mean"] | None = None
+    """What stands for a whole text: its first position or the mean of all."""
+    experts: Annotated[int, Field(ge=0)] = 0
+    """Mixture of experts: so many in the place of each feed-forward; 0 is a plain one."""
+    active_experts: Size = 2
+    """Experts that a token goes through."""
+    shared_experts: Annotated[int, Field(ge=0)] = 1
+    """Experts that every token goes through besides."""
+    expert_dim: Size | None = None
+    """Width inside an expert [default: as wide, all that a token goes through together, as ffn_dim]."""
+    balance: Literal["bias", "loss", "none"] = "bias"
+    """What keeps the load of the experts even."""
 
     def overrides(self) -> dict[str, Any]:
         """The fields of a ModelConfig that were asked for, over those that the size stands for."""
         values = {name: getattr(self, name) for name in type(self).model_fields}
-        return {n: v for n, v in values.items() if v is not None and n not in ("kind", "size")}
+        return {n: v for n, v in values.items() if v is not None and n not in NO_FIELD}
 
 
 class OptimSettings(Settings):
-    name: Literal["muon", "adamw"] = "muon"
-    """Muon for the matrices with AdamW for the rest, or AdamW for all; `--optim adamw` for short."""
+    name: Literal["auto", "muon", "adamw"] = "auto"
+    """Muon for the matrices with AdamW for the rest, or AdamW for all; `--optim adamw` for short; auto: muon,
+    but adamw from given weights."""
     lr: Annotated[float, Field(gt=0)] | None = None
     """AdamW's peak learning rate [default: by the size]."""
     matrix_lr: Annotated[float, Field(gt=0)] | None = None
@@ -307,6 +345,11 @@ class OptimSettings(Settings):
     """Share of the run in which it falls to zero (wsd)."""
     clip: Annotated[float, Field(ge=0)] = 1.0
     """Largest norm of the whole gradient; 0 does not clip."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Share of each target that is spread over all others [default: 0.1 to translate, else 0]."""
+    class_weights: Literal["auto", "none", "balanced"] = "auto"
+    """Weigh rare classes more: fully (balanced), by the square root of that where classes are uneven (auto),
+    or not."""
 
 
 class BatchSettings(Settings):
@@ -321,12 +364,17 @@ class BatchSettings(Settings):
 class TrainSettings(Settings):
     """Everything that `transom train` can be told."""
 
+    task: Literal["auto", "lm", "mlm", "translate", "classify", "embed"] = "auto"
+    """Predict the next token, masked tokens, a translation or a class, or bring texts that belong together
+    near each other; auto: guessed from the data and said."""
     budget: Time | None = 600.0
-    """Train for this long. One of budget, steps and tokens ends a run; the schedule ends with it."""
+    """Train for this long. One of budget, steps, epochs and tokens ends a run; the schedule ends with it."""
     steps: Size | None = None
     """Train for this many optimizer steps."""
     tokens: Annotated[Count, Field(ge=1)] | None = None
     """Train on this many tokens."""
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    """Go through the data this often."""
     out: Path | None = None
     """The run's folder [default: runs/ and the name of the data]."""
     resume: Flag = False
@@ -363,7 +411,7 @@ class TrainSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _one_limit(cls, given: Any) -> Any:
-        """A limit that is given takes the place of the other two, those of a lower layer included."""
+        """A limit that is given takes the place of the others, those of a lower layer included."""
         if not isinstance(given, Mapping):
             return given
         limits = [name for name in LIMITS if given.get(name) is not None]
@@ -382,7 +430,7 @@ class TrainSettings(Settings):
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
 
 
-LIMITS = ("budget", "steps", "tokens")
+LIMITS = ("budget", "steps", "tokens", "epochs")
 FREE_ON_RESUME = frozenset(
     (
         "out",

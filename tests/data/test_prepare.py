@@ -242,9 +242,9 @@ def test_a_large_text_gives_a_spread_sample(
     monkeypatch.setattr(preparing, "SAMPLE_BYTES", 100_000)
     taken: list[str] = []
 
-    def keep(kind: str, texts: object, size: int) -> Tokenizer:
+    def keep(kind: str, texts: object, size: int, *, frame: str) -> Tokenizer:
         taken.extend(texts)  # type: ignore[arg-type]
-        return original(kind, iter(taken), size)
+        return original(kind, iter(taken), size, frame=frame)
 
     original = preparing.train_tokenizer
     monkeypatch.setattr(preparing, "train_tokenizer", keep)

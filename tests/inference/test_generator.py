@@ -55,7 +55,7 @@ class Script:
         self.embed = torch.nn.Embedding(1, 1)
         self.model = Transformer(self.config)
 
-    def new_state(self, batch: int, capacity: int):
+    def new_state(self, batch: int, capacity: int, memory=None):
         return self.model.new_state(batch, capacity)
 
     def __call__(self, tokens: Tensor, *, state) -> Tensor:

@@ -1,4 +1,4 @@
-"""Every kind of decoder the config can say keeps the same promises."""
+"""Every kind of decoder the config can say, attention or recurrence, keeps the same promises."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from transom.model.config import SIZES, ModelConfig, RopeScaling
+from transom.model.build import Model, build
+from transom.model.config import SIZES, Experts, ModelConfig, RopeScaling
 from transom.model.losses import cross_entropy, cross_entropy_plain
 from transom.model.transformer import Transformer
 
@@ -34,6 +35,13 @@ VARIANTS = {
     "softcaps": TINY.with_(attn_softcap=5.0, logit_softcap=10.0),
     "stretched": TINY.with_(rope_scaling=RopeScaling("llama3", 4.0, original_max_len=16)),
     "no positions": TINY.with_(position="none", activation="relu2", gated=False),
+    "relative": TINY.with_(position="relative", attn_scale=1.0, relative_buckets=8, relative_max_distance=12),
+    "experts": TINY.with_(experts=Experts(8, 2, 24, n_shared=1, first_dense=1)),
+    "experts by loss": TINY.with_(experts=Experts(4, 2, 24, score="softmax", balance="loss", balance_rate=0.1)),
+    "whole qk-norm": TINY.with_(qk_norm=True, qk_norm_over="projection"),
+    "rnn": TINY.with_(cell="rnn"),
+    "lstm": TINY.with_(cell="lstm"),
+    "gru": TINY.with_(cell="gru", tie_embeddings=False),
 }  # fmt: skip
 
 
@@ -53,8 +61,8 @@ def rows(batch: int = 3, length: int = 20, seed: int = 0) -> Rows:
 
 
 @pytest.fixture(params=VARIANTS.values(), ids=VARIANTS.keys())
-def model(request) -> Transformer:
-    return Transformer(request.param).eval()
+def model(request) -> Model:
+    return build(request.param).eval()
 
 
 def test_shapes_types_and_copies(model):
@@ -157,19 +165,22 @@ def test_too_long_a_row_is_refused(model):
         model(torch.zeros(1, 65, dtype=torch.int64))
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("run_bytes", [1, 4096, 1 << 24])
-def test_chunked_loss_equals_the_plain_one(monkeypatch, softcap, run_bytes):
+def test_chunked_loss_equals_the_plain_one(monkeypatch, softcap, run_bytes, smoothing):
     monkeypatch.setattr("transom.model.losses.RUN_BYTES", run_bytes)
     hidden = torch.randn(37, 16, dtype=torch.float32).requires_grad_()
-    weight = torch.randn(23, 16).requires_grad_()
+    weight, bias = torch.randn(23, 16).requires_grad_(), torch.randn(23).requires_grad_()
     targets = torch.randint(0, 23, (37,))
     targets[::5] = -100
-    ours = cross_entropy(hidden, weight, targets, softcap)
-    plain = cross_entropy_plain(hidden, weight, targets, softcap)
-    torch.testing.assert_close(ours, plain)
-    for a, b in zip(*(torch.autograd.grad(3 * x, (hidden, weight)) for x in (ours, plain)), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    for offset in (None, bias):
+        learned = (hidden, weight) if offset is None else (hidden, weight, bias)
+        ours = cross_entropy(hidden, weight, targets, softcap, offset, smoothing)
+        plain = cross_entropy_plain(hidden, weight, targets, softcap, offset, smoothing)
+        torch.testing.assert_close(ours, plain)
+        for a, b in zip(*(torch.autograd.grad(3 * x, learned) for x in (ours, plain)), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_loss_is_a_sum_over_rows(model):
@@ -210,6 +221,12 @@ def test_flops_agree_with_those_counted(name):
         ({"window": 0}, "window is 0"),
         ({"window": 4, "window_layers": (True,)}, "names 1 layers of 2"),
         ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"kind": "encoder-decoder"}, "needs n_encoder_layers"),
+        ({"n_encoder_layers": 2}, "one stack only"),
+        ({"head": "classify", "labels": ("a", "b")}, "stands on an encoder"),
+        ({"kind": "encoder", "head": "classify", "labels": ("a",)}, "at least 2"),
+        ({"kind": "encoder", "cell": "lstm"}, "not an encoder"),
+        ({"experts": Experts(2, 3, 8)}, "n_active is 3"),
     ],
 )
 def test_impossible_configs_are_refused(changes, message):

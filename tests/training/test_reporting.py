@@ -19,7 +19,7 @@ from transom.model.transformer import Transformer
 from transom.training import display, metrics
 from transom.training.architecture import model_config, windows_per_step
 from transom.training.figure import draw_loss, smooth
-from transom.training.forecast import activation_bytes, plan, random_batch
+from transom.training.forecast import RandomFeed, activation_bytes, plan
 from transom.training.held_out import ScoredWindows, score, verdict
 from transom.training.loop import train
 from transom.training.micro_batch import find_micro_batch
@@ -138,10 +138,10 @@ def test_plan_forecasts_and_says_how(tiny: Tiny) -> None:
 def test_the_forecast_of_memory_grows_with_what_is_kept() -> None:
     config = ModelConfig(vocab_size=64, dim=64, n_layers=8, n_heads=2, n_kv_heads=2, head_dim=32, ffn_dim=192,
                          max_len=64)  # fmt: skip
-    full = activation_bytes(config, 8, torch.bfloat16, False)
-    assert activation_bytes(config, 16, torch.bfloat16, False) > full
-    assert activation_bytes(config, 8, torch.bfloat16, True) < full
-    assert activation_bytes(config, 8, torch.float32, False) > full
+    full = activation_bytes(config, 8 * 64, torch.bfloat16, False)
+    assert activation_bytes(config, 16 * 64, torch.bfloat16, False) > full
+    assert activation_bytes(config, 8 * 64, torch.bfloat16, True) < full
+    assert activation_bytes(config, 8 * 64, torch.float32, False) > full
 
 
 def test_the_micro_batch_fits_and_divides_the_step() -> None:
@@ -151,7 +151,7 @@ def test_the_micro_batch_fits_and_divides_the_step() -> None:
     before = [weight.clone() for weight in objective.parameters()]
 
     def find(**more: Any) -> Any:
-        return find_micro_batch(objective, 24, 16, lambda n: random_batch(config, n), torch.device("cpu"),
+        return find_micro_batch(objective, 24, 16, RandomFeed(config, 24).trial, torch.device("cpu"),
                                 **{"bytes_of": lambda n: n, "free_bytes": 1000, **more})  # fmt: skip
 
     found = find()
@@ -178,7 +178,7 @@ def test_held_out_windows_are_spread_and_all_are_scored_once(tiny: Tiny, corpus_
     assert sum(batch.n_targets for batch in whole) == file.n_tokens - 1
     assert whole.n_batches == len(list(whole)) and whole.whole
     part = ScoredWindows.about(windows, 4, 16)
-    assert part.n_batches == len(list(part)) and 8 <= part.n_windows <= 32 and not part.whole
+    assert part.n_batches == len(list(part)) and 8 <= part.n_rows <= 32 and not part.whole
     net = Transformer(ModelConfig(vocab_size=258, dim=16, n_layers=1, n_heads=1, n_kv_heads=1, head_dim=16,
                                   ffn_dim=32, max_len=8))  # fmt: skip
     objective = LanguageModelling(net)

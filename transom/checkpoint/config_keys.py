@@ -14,6 +14,16 @@ from transom.errors import Refused, nearest
 
 LARGEST = 2**31 - 1
 MOST_LAYERS = 4096
+LAYERS = (
+    "num_hidden_layers",
+    "n_layer",
+    "n_layers",
+    "n_encoder_layers",
+    "encoder_layers",
+    "decoder_layers",
+    "num_layers",
+    "num_decoder_layers",
+)
 
 
 class ConfigKeys:
@@ -47,7 +57,7 @@ class ConfigKeys:
         value = self.get(key)
         if value is None:
             return default
-        most = MOST_LAYERS if key in ("num_hidden_layers", "n_layer", "n_layers") else LARGEST
+        most = MOST_LAYERS if key in LAYERS else LARGEST
         if type(value) is not int or not least <= value <= most:
             raise self.refuse(key, f"a whole number from {least} to {most:,} belongs there")
         return value

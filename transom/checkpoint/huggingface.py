@@ -2,7 +2,7 @@
 
 config.json names a family; its table (families) says what the model is and where its weights stand. Nothing
 in a folder is ever run: no pickle, no `auto_map`. Shapes are compared with the headers of the files before
-any memory is taken, so a lying config costs nothing. Read next: families, shards.
+any memory is taken, so a lying config costs nothing. Read next: families, placing, sentence.
 """
 
 from __future__ import annotations
@@ -10,33 +10,55 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from transom.errors import Refused, nearest
-from transom.model.config import ModelConfig
+from transom.model.build import Model, build
+from transom.model.config import Experts, ModelConfig
+from transom.model.experts import routers
+from transom.model.heads import HEADS
+from transom.model.initialize import initialize
 from transom.model.positions import rotary_frequencies
-from transom.model.transformer import Transformer
+from transom.model.stack import Stack
 
+from .card import plain_card
 from .config_keys import ConfigKeys
 from .families import FAMILIES, family_for
-from .family import Family, Stored, canonical, read_config, stored_tensors, write_config
+from .family import DEFAULTS, Family, canonical, read_config, stored_tensors, write_config
 from .folder import recover
 from .manifest import verify_read
+from .placing import find_places, joined, read_weights
+from .sentence import MODULES, read_sentence, write_sentence
 from .shards import SHARD_BYTES, inside, save_weights, weight_files
 from .strict_json import read_json, write_json
-from .tensors import Header, open_tensors
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 OWN = "transom"
 """model_type of a folder in Transom's own format: the fields of ModelConfig, and weights under our names."""
 
-SIZES = ("vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "ffn_dim", "max_len")
+OWN_COUNTS = {
+    **dict.fromkeys(("vocab_size", "dim", "n_heads", "n_kv_heads", "head_dim", "ffn_dim", "max_len"), 1),
+    **dict.fromkeys(("n_layers", "n_encoder_layers", "relative_max_distance"), 1),
+    **dict.fromkeys(("segments", "position_offset"), 0),
+    "relative_buckets": 4,
+}
+"""Fields of that format with the least number that each may be."""
+OWN_EXPERT_COUNTS = {"n_experts": 1, "n_active": 1, "ffn_dim": 1, "n_shared": 0, "first_dense": 0}
+EXPERT_FIELDS = {field.name for field in dataclasses.fields(Experts)}
+HEAD_FIELDS = (
+    "labels",
+    "pooling",
+    "normalize",
+    "tie_embeddings",
+    "head_transform",
+    "head_bias",
+    "logit_scale",
+)
 
 log = logging.getLogger(__name__)
 
@@ -57,31 +79,75 @@ class SavableTokenizer(Protocol):
 
 
 def load_model(
-    folder: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
-) -> Transformer:
+    folder: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    head: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Model:
     """The model of a folder, its weights cast to `dtype` one by one, so that they are held about once.
 
-    Raises Refused for anything that is not exactly a model of a family in `families` or of our own format:
-    a setting that is not computed here, a tensor missing, left over or of another shape, a damaged file.
+    head: fields of ModelConfig for another head on the body that the folder holds, for example
+    {"head": "classify", "labels": ("ham", "spam")}; its weights are drawn from `seed`, but for BERT's pooler,
+    which is taken where the first position stands for the text. Raises Refused for anything that is not
+    exactly a model of a family in `families` or of our own format: a setting that is not computed here, a
+    tensor missing, left over (of the old head none is) or of another shape, a damaged file.
     """
     folder = Path(folder)
     recover(folder)
     verify_read(folder, (".json", ".safetensors"))
     config, family = load_config(folder)
+    if head is not None:
+        config = _with_head(config, head, folder)
     files = weight_files(folder)
-    with torch.device("meta"):  # shapes without memory
-        model = Transformer(config)
-    stored = stored_tensors(family, {name: tuple(w.shape) for name, w in model.state_dict().items()})
-    places = _match(stored, files, family, config, folder)
-    weights: dict[str, Tensor] = {}
-    for path in files:
-        with open_tensors(path) as file:
-            for tensor, (_, name) in ((t, p) for t, p in places.items() if p[0] == path):
-                weights |= _split(file.get_tensor(name), tensor, model, dtype, device)
+    model = _without_weights(config, folder)
+    like = model.state_dict(keep_vars=True)
+    shapes = {name: tuple(weight.shape) for name, weight in like.items()}
+    places = find_places(family, config, shapes, files, folder, another_head=head is not None)
+    if head is not None and config.pooling != "first":
+        places = {tensor: place for tensor, place in places.items() if not tensor.ours[0].startswith("head.")}
+    weights = read_weights(places, like, dtype, device)
+    if head is not None:
+        drawn = _drawn_head(config, seed)
+        weights = {name: weight.to(device, dtype) for name, weight in drawn.items()} | weights
     model.load_state_dict(weights, assign=True)
-    if model.frequencies is not None:  # the one buffer that no file holds
-        model.frequencies = rotary_frequencies(config).to(device)
+    _fill_buffers(model, device)
     return model
+
+
+def _with_head(config: ModelConfig, head: Mapping[str, Any], folder: Path) -> ModelConfig:
+    """The same body under another head."""
+    try:
+        return canonical(config.with_(**{name: DEFAULTS[name] for name in HEAD_FIELDS} | dict(head)))
+    except ValueError as error:
+        raise Refused(f"{folder}: {error}") from None
+
+
+def _without_weights(config: ModelConfig, folder: Path) -> Model:
+    """The modules of a model, without memory for their weights."""
+    try:
+        with torch.device("meta"):
+            return build(config)
+    except RuntimeError:  # more numbers than can be counted
+        raise Refused(f"{folder / CONFIG}: no machine holds a model of these sizes") from None
+
+
+def _drawn_head(config: ModelConfig, seed: int) -> dict[str, Tensor]:
+    """The weights of a new head, by the names that they have in the model."""
+    holder = nn.Module()
+    holder.head = HEADS[config.head](config)
+    initialize(holder, config.n_layers, seed)
+    return holder.state_dict()
+
+
+def _fill_buffers(model: Model, device: str | torch.device) -> None:
+    """What no file holds."""
+    for part in model.modules():
+        if isinstance(part, Stack) and part.frequencies is not None:
+            part.frequencies = rotary_frequencies(part.config).to(device)
+    for router in routers(model):
+        router.load = torch.zeros(router.experts.n_experts, device=device)
 
 
 def load_config(folder: str | Path) -> tuple[ModelConfig, Family | None]:
@@ -97,12 +163,13 @@ def load_config(folder: str | Path) -> tuple[ModelConfig, Family | None]:
     if family is None:
         close = nearest(str(model_type), FAMILIES)
         raise keys.refuse("model_type", f"read are {', '.join(FAMILIES)} and {OWN}{close}")
-    architectures = keys.get("architectures") or [family.architecture]
-    if not isinstance(architectures, list) or not {family.architecture, family.bare} >= set(
-        map(str, architectures)
-    ):
-        raise keys.refuse("architectures", f"of {model_type}, only {family.architecture} is read")
-    config = read_config(family, keys)
+    head = _head_of(family, keys)
+    sentence = None
+    if head in ("tokens", "embed") and "embed" in family.architectures.values():
+        sentence = read_sentence(folder) if (folder / MODULES).exists() else None
+    config = read_config(family, keys, head if sentence is None else "embed")
+    if sentence is not None:
+        config = sentence.applied_to(config, folder)
     if "auto_map" in keys.values:
         keys.note("auto_map names code to run; it is ignored, Transom runs its own")
     if unread := sorted(keys.values.keys() - keys.used - {"auto_map"}):
@@ -110,6 +177,19 @@ def load_config(folder: str | Path) -> tuple[ModelConfig, Family | None]:
     for note in keys.notes:
         log.info("%s: %s", folder / CONFIG, note)
     return config, family
+
+
+def _head_of(family: Family, keys: ConfigKeys) -> str:
+    """Which head a folder's architectures put on; raises Refused for one that is not read."""
+    named = keys.get("architectures") or [family.architecture]
+    if not isinstance(named, list) or not all(isinstance(one, str) for one in named):
+        raise keys.refuse("architectures", "a list of names belongs there")
+    heads = {family.architectures.get(one) for one in named}
+    if None in heads or len(heads) > 1:
+        written = [one for i, (one, head) in enumerate(family.architectures.items())
+                   if head not in list(family.architectures.values())[:i]]  # fmt: skip
+        raise keys.refuse("architectures", f"of {family.model_type}, only {', '.join(written)} is read")
+    return heads.pop() or ""
 
 
 def load_generation(folder: str | Path) -> dict[str, Any]:
@@ -128,14 +208,18 @@ def _read_own(keys: ConfigKeys) -> ModelConfig:
     """The fields of ModelConfig as they stand, every one checked against its declared type."""
     from pydantic import TypeAdapter, ValidationError  # slow to import, and only this format needs it
 
-    fields = {field.name for field in dataclasses.fields(ModelConfig)}
     named = {"model_type", "architectures", "dtype"}
     values = {key: value for key, value in keys.values.items() if key not in named}
-    for name in values:
-        if name not in fields:
-            raise Refused(f"{keys.where}: unknown key {name[:80]!r}{nearest(name, fields)}")
-    for name in SIZES:
-        keys.count(name, None)
+    tables = ((values, DEFAULTS, keys.where), (keys.table("experts").values, EXPERT_FIELDS, "experts"))
+    for table, fields, where in tables:
+        for name in table:
+            if name not in fields:
+                place = keys.where if table is values else f"{keys.where}: {where}"
+                raise Refused(f"{place}: unknown key {name[:80]!r}{nearest(name, fields)}")
+    for name, least in OWN_COUNTS.items():
+        keys.count(name, None, least)
+    for name, least in OWN_EXPERT_COUNTS.items():
+        keys.table("experts").count(name, None, least)
     try:
         return TypeAdapter(ModelConfig).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
@@ -144,85 +228,25 @@ def _read_own(keys: ConfigKeys) -> ModelConfig:
         raise Refused(f"{keys.where}: {place and f'{place}: '}{first['msg']}") from None
 
 
-def _match(
-    stored: list[Stored],
-    files: Mapping[Path, Header],
-    family: Family | None,
-    config: ModelConfig,
-    folder: Path,
-) -> dict[Stored, tuple[Path, str]]:
-    """Which file holds each tensor, and under what name: all are there, in their shapes, and nothing else."""
-    there = {name: (path, shape) for path, header in files.items() for name, shape in header.shapes.items()}
-    if family is not None:
-        there = {name: place for name, place in there.items() if not re.fullmatch(family.ignored, name)}
-    prefix = family.prefix if family is not None else ""
-    if not any(name.startswith(prefix) for name in there):  # saved without a head
-        prefix_there = {tensor: tensor.name.removeprefix(prefix) for tensor in stored}
-    else:
-        prefix_there = {tensor: tensor.name for tensor in stored}
-    places = {}
-    for tensor, name in prefix_there.items():
-        if name not in there:
-            tied = (
-                "; tie_word_embeddings would take the embeddings instead"
-                if tensor.ours == ("head.weight",)
-                else ""
-            )
-            raise Refused(f"{folder}: tensor {name!r} of shape {tensor.shape} is missing{tied}")
-        path, shape = there.pop(name)
-        if shape != tensor.shape:
-            raise Refused(f"{path}: tensor {name!r} has shape {shape}; {CONFIG} asks for {tensor.shape}")
-        places[tensor] = (path, name)
-    if config.tie_embeddings and "lm_head.weight" in there and family is not None:
-        _check_same(
-            there.pop("lm_head.weight")[0], next(p for t, p in places.items() if t.ours == ("embed.weight",))
-        )
-    for name, (path, shape) in there.items():
-        raise Refused(f"{path}: tensor {name[:120]!r} of shape {shape} has no place in the model of {CONFIG}")
-    return places
-
-
-def _check_same(head: Path, embeddings: tuple[Path, str]) -> None:
-    """A head stored beside the embeddings it is tied to must be the same numbers."""
-    with open_tensors(head, mapped=True) as one, open_tensors(embeddings[0], mapped=True) as other:
-        if not torch.equal(one.get_tensor("lm_head.weight"), other.get_tensor(embeddings[1])):
-            raise Refused(
-                f"{head}: lm_head.weight differs from {embeddings[1]}, though {CONFIG} ties them; "
-                "set tie_word_embeddings to false"
-            )
-
-
-def _split(
-    tensor: Tensor, stored: Stored, model: Transformer, dtype: torch.dtype, device: str | torch.device
-) -> dict[str, Tensor]:
-    """Our parameters out of one stored tensor: turned back, cut apart, cast; each in memory of its own."""
-    if not tensor.is_floating_point():
-        raise Refused(f"tensor {stored.name!r} holds {tensor.dtype}; weights are floating-point numbers")
-    tensor = tensor.t() if stored.transposed else tensor
-    parts = tensor.split([model.get_parameter(name).shape[0] for name in stored.ours])
-    if len(parts) == 1 and not stored.transposed:
-        return {stored.ours[0]: tensor.to(device, dtype)}
-    copies = (part.to(device, dtype, copy=True, memory_format=torch.contiguous_format) for part in parts)
-    return dict(zip(stored.ours, copies, strict=True))
-
-
 # --- out ----------------------------------------------------------------------------------------------------
 
 
 def save_model(
     folder: str | Path,
-    model: Transformer,
+    model: Model,
     tokenizer: SavableTokenizer | None = None,
     generation: Mapping[str, Any] | None = None,
     card: str = "",
     max_shard_bytes: int = SHARD_BYTES,
     *,
     weights: Mapping[str, Tensor] | None = None,
+    max_tokens: int | None = None,
 ) -> None:
     """Write a model into an existing folder, the one that `commit` gives, as the family that can express it.
 
     `weights` stands in for the model's own where those are spread over ranks: whole tensors by name.
-    `generation` is merged into generation_config.json. Raises Refused when a weight is NaN or infinite, or
+    `generation` is merged into generation_config.json. `max_tokens`: the longest text that an embedder is
+    meant for, where that is less than it could read. Raises Refused when a weight is NaN or infinite, or
     when the tokenizer knows more tokens than the model.
     """
     folder, config = Path(folder), canonical(model.config)
@@ -241,44 +265,35 @@ def save_model(
     weights = model.state_dict() if weights is None else weights
     _check_finite(weights)
     family = family_for(config)
-    stored = stored_tensors(family, {name: tuple(weight.shape) for name, weight in weights.items()})
-    dtype = str(weights["embed.weight"].dtype).removeprefix("torch.")
+    stored = stored_tensors(family, config, {name: tuple(weight.shape) for name, weight in weights.items()})
+    embeddings = weights["embed.weight"]
+    dtype = str(embeddings.dtype).removeprefix("torch.")
     if family is None:
         described = {"model_type": OWN, **dataclasses.asdict(config), "dtype": dtype}
     else:
         described = {**write_config(family, config), "dtype": dtype, "torch_dtype": dtype}
     write_json(folder / CONFIG, described)
-    ids = {"bos_token_id": config.bos_id, "eos_token_id": config.eos_id, "pad_token_id": config.pad_id}
-    known = {name: value for name, value in ids.items() if value is not None}
-    write_json(folder / GENERATION, {**known, **(generation or {})})
-    save_weights(folder, [(tensor.name, _join(tensor, weights)) for tensor in stored], max_shard_bytes)
+    if config.head == "tokens" and config.kind != "encoder":
+        write_json(folder / GENERATION, {**_generation(config), **(generation or {})})
+    bare = family.prefix if family is not None and config.head == "embed" else ""
+    tensors = [(tensor.name.removeprefix(bare), joined(tensor, weights)) for tensor in stored]
+    if family is not None:
+        tensors += [(name, embeddings.new_empty(shape)) for name, shape in family.hollow(config)]
+    save_weights(folder, tensors, max_shard_bytes)
+    if family is not None and config.head == "embed":
+        write_sentence(folder, config, max_tokens)
     if tokenizer is not None:
         tokenizer.save(folder)
     (folder / "README.md").write_text(card or plain_card(config, family), encoding="utf-8")
 
 
-def plain_card(config: ModelConfig, family: Family | None) -> str:
-    """A model card for when the caller knows nothing but the shape of the model."""
-    written = "Transom's own format; load it with Transom" if family is None else f"`{family.architecture}`"
-    return f"""---
-library_name: {OWN if family is None else "transformers"}
-pipeline_tag: text-generation
-tags: [transom]
----
-# A language model
-
-Made with Transom, stored as {written}: {config.n_layers} layers of width {config.dim},
-{config.n_heads} heads, {config.vocab_size:,} tokens in the vocabulary, at most {config.max_len:,} in a text.
-
-What it learned from and how good it is was not recorded here.
-"""
-
-
-def _join(stored: Stored, weights: Mapping[str, Tensor]) -> Tensor:
-    """One tensor of theirs out of ours: a view where possible, so nothing is copied before it is written."""
-    parts = [weights[name] for name in stored.ours]
-    tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return tensor.t() if stored.transposed else tensor
+def _generation(config: ModelConfig) -> dict[str, Any]:
+    """What generation_config.json says of any model that writes text."""
+    ids = {"bos_token_id": config.bos_id, "eos_token_id": config.eos_id, "pad_token_id": config.pad_id}
+    if config.kind == "encoder-decoder":
+        # Without a length of its own, transformers cuts every translation at 20 tokens.
+        ids |= {"decoder_start_token_id": config.start_id, "max_length": config.max_len}
+    return {name: value for name, value in ids.items() if value is not None}
 
 
 def _check_finite(weights: Mapping[str, Tensor]) -> None:

@@ -12,20 +12,22 @@ from transom.model.config import ModelConfig, RopeScaling
 
 from .config_keys import ConfigKeys
 
-DEFAULT_THETA = 10_000.0
 LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 KINDS = {"default": (), "linear": ("factor",), "llama3": LLAMA3}
 """Kind of scaling -> the numbers it needs."""
 
 
-def read_rope(keys: ConfigKeys, max_len: int) -> dict[str, Any]:
-    """The fields rope_theta and rope_scaling of ModelConfig; raises Refused for other kinds of scaling."""
+def read_rope(keys: ConfigKeys, max_len: int, default: float) -> dict[str, Any]:
+    """The fields rope_theta and rope_scaling of ModelConfig; raises Refused for other kinds of scaling.
+
+    default: rope_theta where nothing says it.
+    """
     new, old = keys.table("rope_parameters"), keys.table("rope_scaling")
     for name in new.values.keys() & old.values.keys():
         if new.get(name) != old.get(name):
             raise old.refuse(name, f"rope_parameters says {new.get(name)!r}")
     table = old if old.values else new
-    theta = keys.real("rope_theta", DEFAULT_THETA)
+    theta = keys.real("rope_theta", default)
     theta = old.real("rope_theta", None) or new.real("rope_theta", None) or theta
     kind = table.choice(
         "rope_type" if not table.absent("rope_type") else "type", "default", {k: k for k in KINDS}

@@ -66,11 +66,14 @@ def _no_weights(folder: Path) -> Refused:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """`folder/name`, which must not lead out of the folder; the hub's cache may link to its own blobs."""
+    """`folder/name`, which must not lead out of the folder; the hub's cache may link to its own blobs.
+
+    name: a plain one, or one with a folder below in front, both chosen by us.
+    """
     path, home = folder / name, folder.resolve()
     real = path.resolve()
     blobs = home.parents[1] / "blobs" if home.parent.name == "snapshots" else home
-    if real.parent not in (home, blobs):
+    if real.parent not in ((home / name).parent, blobs):
         raise Refused(f"{path}: leads out of the folder, to {real}; copy the file into the folder")
     return path
 

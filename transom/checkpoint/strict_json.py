@@ -16,21 +16,21 @@ LIMIT = 16 * 2**20
 """Bytes of JSON that are read at most; the index of 50,000 tensors needs about 5 MB."""
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; raises Refused naming the file and what is wrong with it."""
+def read_json(path: Path, kind: type[Any] = dict) -> Any:
+    """The object (or the list) in a JSON file; raises Refused naming the file and what is wrong with it."""
     try:
         size = path.stat().st_size
         if size > LIMIT:
             raise Refused(f"{path}: {size:,} bytes of JSON; at most {LIMIT:,} are read")
-        return parse_json(path.read_bytes(), str(path))
+        return parse_json(path.read_bytes(), str(path), kind)
     except FileNotFoundError:
         raise Refused(f"{path}: no such file; a model folder holds one") from None
     except OSError as error:
         raise Refused(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def parse_json(data: bytes, where: str) -> dict[str, Any]:
-    """The object that `data` spells; raises Refused with `where` in front."""
+def parse_json(data: bytes, where: str, kind: type[Any] = dict) -> Any:
+    """The object (or the list) that `data` spells; raises Refused with `where` in front."""
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_no_key_twice, parse_constant=_no_nan)
     except UnicodeDecodeError as error:
@@ -41,13 +41,14 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
         raise Refused(f"{where}: JSON nested too deeply") from None
     except ValueError as error:  # a key twice, NaN, or a number of thousands of digits
         raise Refused(f"{where}: {str(error).split(';')[0]}") from None
-    if not isinstance(value, dict):
-        raise Refused(f"{where}: holds a JSON {type(value).__name__}, not an object")
+    if not isinstance(value, kind):
+        wanted = "an object" if kind is dict else "a list"
+        raise Refused(f"{where}: holds a JSON {type(value).__name__}, not {wanted}")
     return value
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write an object the way people read it: indented, keys as given, a newline at the end."""
+def write_json(path: Path, value: dict[str, Any] | list[Any]) -> None:
+    """Write an object or a list the way people read it: indented, keys as given, a newline at the end."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 

@@ -91,14 +91,16 @@ class Batch:
 class Windows:
     """The windows of a token file: `length` inputs each, with targets one token later."""
 
-    def __init__(self, token_file: TokenFile, length: int, seed: int = 0) -> None:
+    def __init__(self, token_file: TokenFile, length: int, seed: int = 0, name: str = "") -> None:
+        """`name` is what a refusal calls the text, such as `notes/ (held out)`; else the file's own name."""
         if length < 1:
             raise Refused(f"a window of {length} tokens is too short; it needs at least 1")
         if token_file.n_tokens < length + 1:
-            n_tokens, longest = token_file.n_tokens, token_file.n_tokens - 1
+            n_tokens, longest = token_file.n_tokens, max(1, token_file.n_tokens - 1)
+            fix = f"a --model.max-len of at most {longest:,}" if name else f"a window of at most {longest:,}"
             raise Refused(
-                f"{printable(token_file.path)}: {n_tokens:,} tokens are fewer than one window of {length:,} "
-                f"and its last target; give more text, or a window of at most {longest:,}"
+                f"{name or printable(token_file.path)}: {n_tokens:,} tokens are fewer than one window of "
+                f"{length:,} and its last target; give more text, or {fix}"
             )
         self.file, self.length, self.seed = token_file, length, seed
         # One window is given up so that every epoch can begin anywhere within the first.
@@ -200,8 +202,17 @@ class Windows:
 
 def _keys(seed: int, epoch: int) -> Numbers:
     """The secret numbers of an epoch: one for every round, and one for its offset."""
-    digest = hashlib.shake_256(f"windows {seed} {epoch}".encode()).digest(8 * (_ROUNDS + 1))
-    return np.frombuffer(digest, dtype="<u8")
+    return secret_numbers(f"windows {seed} {epoch}", _ROUNDS + 1)
+
+
+def secret_numbers(name: str, n: int) -> Numbers:
+    """`n` numbers of 64 bits that a name stands for, on every machine."""
+    return np.frombuffer(hashlib.shake_256(name.encode()).digest(8 * n), dtype="<u8")
+
+
+def shuffled(n: int, name: str) -> npt.NDArray[np.int64]:
+    """0..n-1 in an order that a name decides, on every machine."""
+    return permuted(np.arange(n, dtype=np.uint64), n, secret_numbers(name, _ROUNDS)).astype(np.int64)
 
 
 def permuted(numbers: Numbers, n: int, keys: Numbers) -> Numbers:
@@ -219,12 +230,12 @@ def _turned(numbers: Numbers, width: int, height: int, keys: Numbers) -> Numbers
     """One pass of the network: each round shifts one coordinate by a scrambled function of the other."""
     rows, columns = np.divmod(numbers, np.uint64(width))
     for turn in range(0, _ROUNDS, 2):
-        columns = (columns + _scrambled(rows, keys[turn]) % np.uint64(width)) % np.uint64(width)
-        rows = (rows + _scrambled(columns, keys[turn + 1]) % np.uint64(height)) % np.uint64(height)
+        columns = (columns + scrambled(rows, keys[turn]) % np.uint64(width)) % np.uint64(width)
+        rows = (rows + scrambled(columns, keys[turn + 1]) % np.uint64(height)) % np.uint64(height)
     return rows * np.uint64(width) + columns
 
 
-def _scrambled(numbers: Numbers, key: Any) -> Numbers:
+def scrambled(numbers: Numbers, key: Any) -> Numbers:
     """Mix every bit of a number with every other (Stafford's variant of the murmur finalizer)."""
     mixed = (numbers ^ key) * np.uint64(0xBF58476D1CE4E5B9)
     mixed ^= mixed >> np.uint64(27)

@@ -22,15 +22,14 @@ from typing import Any
 from filelock import FileLock
 
 from transom.data.check import Meter, OnProgress, Report, Survey, survey
-from transom.data.documents import clean_cut, printable
+from transom.data.documents import clean_cut
 from transom.data.references import References, references
 from transom.data.sources import Source
 from transom.data.split import HELD_OUT, TRAIN, Piece, Split, split
-from transom.data.tokenizer import Ids, Tokenizer, train_tokenizer
+from transom.data.tokenizer import Ids, Tokenizer, tokenizer_named, train_tokenizer
 from transom.data.tokens import TokenFile, TokenWriter, disk_faults_named, sync_folder, synced
-from transom.data.vocabulary import KINDS
 from transom.data.words import n_cores
-from transom.errors import Refused, nearest
+from transom.errors import Refused
 
 VERSION = 1
 SAMPLE_BYTES = 32 << 20
@@ -63,29 +62,20 @@ def prepare(
     tokenizer: str | Path | Tokenizer = "bpe",
     vocab_size: int = 4096,
     val_fraction: float = 0.05,
+    frame: str = "",
     expected_hash: str | None = None,
     on_progress: OnProgress | None = None,
 ) -> Corpus:
     """Make `source` ready to train on, below `folder`, or find it there from before.
 
-    `tokenizer` is bpe, bytes, chars, a folder that holds one, or a Tokenizer. With `expected_hash` the data
-    must still be what it was: Refused when it has changed. Two processes may call this at once: one works,
-    the other waits.
+    `tokenizer` is bpe, bytes, chars, a folder that holds one, or a Tokenizer. `frame` is that of a tokenizer
+    made here (see train_tokenizer); a given one without a mask gets one for the frame `text`. With
+    `expected_hash` the data must still be what it was: Refused when it has changed. Two processes may call
+    this at once: one works, the other waits.
     """
-    known: Tokenizer | None = None
-    if isinstance(tokenizer, Tokenizer):
-        known = tokenizer
-    elif str(tokenizer) not in KINDS:
-        if not Path(tokenizer).is_dir():
-            names = f"{', '.join(KINDS)} or a folder that holds one"
-            raise Refused(
-                f"tokenizer '{printable(tokenizer)}' is none of {names}{nearest(str(tokenizer), KINDS)}"
-            )
-        known = Tokenizer.load(tokenizer)
-    if known is not None and known.eos_id is None:
-        raise Refused(
-            "the tokenizer names no end-of-text token (eos_token in tokenizer_config.json); add one"
-        )
+    known = tokenizer_named(tokenizer)
+    if known is not None and frame == "text" and known.mask_id is None:
+        known = known.framed_as(frame)
     kind = f"hash {known.hash}" if known is not None else str(tokenizer)
     settings = {
         "version": VERSION,
@@ -94,6 +84,8 @@ def prepare(
         "vocab_size": vocab_size if kind == "bpe" else None,
         "val_fraction": val_fraction,
     }
+    if frame:
+        settings["frame"] = frame
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
     home = Path(folder) / key
     with disk_faults_named(Path(folder)):
@@ -148,7 +140,8 @@ def _made(
     halves = split(facts, settings["val_fraction"])
     if tokenizer is None:
         sample = _sample(source, facts, halves, settings["tokenizer"], on_progress)
-        tokenizer = train_tokenizer(settings["tokenizer"], sample, settings["vocab_size"] or 0)
+        kind, size = settings["tokenizer"], settings["vocab_size"] or 0
+        tokenizer = train_tokenizer(kind, sample, size, frame=settings.get("frame", ""))
     temporary = home.with_name(f".tmp-{home.name}")
     shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed; we hold the lock
     try:

@@ -3,28 +3,25 @@ Face hub.
 
 The one idea: a record is a row of named values, and one named text field of it is the document. Rows are read
 one at a time with a limit of 8 MB, so a corpus larger than memory works. Blank lines are not records. Read
-next: sources.
+next: rows, sources.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 from transom.data.documents import Document, in_parts, printable
 from transom.data.findings import MAX_RECORD_BYTES, Findings
-from transom.data.textfile import CHUNK_BYTES, opened, read_lines, read_text, skip_record, without_mark
+from transom.data.rows import json_fault, json_rows, table_rows, text_value, type_name
+from transom.data.textfile import CHUNK_BYTES, opened, read_text, skip_record, without_mark
 from transom.errors import Refused, nearest
 
 _ARRAY_START = re.compile(r"\s*\[\s*")
 _BETWEEN_ITEMS = re.compile(r"\s*,?\s*")
-_QUOTING: dict[bool, Literal[0, 3]] = {False: csv.QUOTE_MINIMAL, True: csv.QUOTE_NONE}
-_HALF_PAIR = re.compile("[\ud800-\udfff]")
-_TYPE_NAMES = {dict: "an object", list: "a list", int: "a number", float: "a number", bool: "true or false"}
 
 
 class TextField:
@@ -41,7 +38,7 @@ class TextField:
     def document(self, record: Any, line: int) -> Document | None:
         """The document of one record, or None where it is empty or skipped."""
         if not isinstance(record, dict):
-            says = f'the record is {_type_name(record)}, not an object such as {{"text": "..."}}'
+            says = f'the record is {type_name(record)}, not an object such as {{"text": "..."}}'
             return skip_record(self.findings, "records that are no object", self.where, line, says)
         if self.name is None:
             self.name = self._default(record, line)
@@ -50,11 +47,14 @@ class TextField:
             says = f"the record has no field '{printable(self.name)}'"
             says += nearest(self.name, fields) or f"; it has {', '.join(fields[:12]) or 'none'}"
             return skip_record(self.findings, "records without the field", self.where, line, says)
-        text = record[self.name]
-        if not isinstance(text, str):
-            says = f"field '{printable(self.name)}' is {_type_name(text)}, not text"
-            return skip_record(self.findings, "fields that are not text", self.where, line, says)
-        return self._checked(text, line)
+        text = text_value(record[self.name], self.name, self.where, line, self.findings)
+        if text is None:
+            return None
+        self.findings.n_records += 1
+        if not text.strip():
+            self.findings.n_empty += 1
+            return None
+        return Document(self.where, line, in_parts([text], self.findings.rough_cut))
 
     def _default(self, record: dict[str, Any], line: int) -> str:
         texts = [name for name, value in record.items() if isinstance(value, str)]
@@ -66,31 +66,6 @@ class TextField:
         asks = f"which field holds the text? The record has {fields}: set data.field{self.hint}"
         raise Refused(f"{self.where}:{line}: {asks}")
 
-    def _checked(self, text: str, line: int) -> Document | None:
-        """A document of `text`, once NUL and halves of surrogate pairs have been dealt with."""
-        findings = self.findings
-        if not text.strip():
-            findings.n_records += 1
-            findings.n_empty += 1
-            return None
-        nul, half = "\0" in text, not text.isascii() and _HALF_PAIR.search(text) is not None
-        if nul or half:
-            kind, says = ("NUL bytes", "NUL") if nul else ("bad UTF-8", "half of a surrogate pair")
-            says = f"field '{printable(self.name)}' holds {says}, which text does not hold; remove it"
-            findings.fault(kind, self.where, line, says, mendable=True)
-            if findings.policy == "skip":
-                findings.n_records += 1
-                findings.n_skipped_records += 1
-                return None
-            text, times = _HALF_PAIR.subn("\ufffd", text.replace("\0", "\ufffd"))
-            findings.n_replaced += max(times, 1)
-        findings.n_records += 1
-        return Document(self.where, line, in_parts([text], findings.rough_cut))
-
-
-def _type_name(value: object) -> str:
-    return "null" if value is None else _TYPE_NAMES.get(type(value), "text")
-
 
 def _documents(records: Iterable[tuple[int, Any]], field: TextField) -> Iterator[Document]:
     for line, record in records:
@@ -101,25 +76,8 @@ def _documents(records: Iterable[tuple[int, Any]], field: TextField) -> Iterator
 
 def json_lines(path: Path, where: str, field: str | None, findings: Findings) -> Iterator[Document]:
     """One JSON object a line."""
-
-    def records(stream: BinaryIO) -> Iterator[tuple[int, Any]]:
-        for line, text in read_lines(stream, where, findings):
-            if not text.strip():
-                continue
-            try:
-                yield line, json.loads(text)
-            except (ValueError, RecursionError) as error:
-                says = f"not a JSON object on one line ({_json_fault(error)})"
-                skip_record(findings, "broken JSON", where, line, says)
-
     with opened(path, where) as stream:
-        yield from _documents(records(stream), TextField(field, where, findings))
-
-
-def _json_fault(error: Exception) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at column {error.colno}"
-    return "nested too deeply" if isinstance(error, RecursionError) else "a number is too long"
+        yield from _documents(json_rows(stream, where, findings), TextField(field, where, findings))
 
 
 def json_file(path: Path, where: str, field: str | None, findings: Findings) -> Iterator[Document]:
@@ -160,7 +118,7 @@ def _array_items(stream: BinaryIO, where: str, findings: Findings) -> Iterator[t
         if ended or len(held) > MAX_RECORD_BYTES or isinstance(fault, RecursionError):
             break
     if not ended:
-        why = f" ({_json_fault(fault)})" if fault is not None and held else ""
+        why = f" ({json_fault(fault)})" if fault is not None and held else ""
         says = (
             "no whole JSON value within 8 MB"
             if len(held) > MAX_RECORD_BYTES
@@ -173,40 +131,17 @@ def csv_file(path: Path, where: str, field: str | None, findings: Findings) -> I
     """CSV or TSV with a header row; where `field` is a number, it counts columns from 1 and there is no
     header.
     """
-    tabs = ".tsv" in (suffix.lower() for suffix in path.suffixes)
+    delimiter = "\t" if ".tsv" in (suffix.lower() for suffix in path.suffixes) else ","
     headless = field is not None and field.isdigit()
-    csv.field_size_limit(MAX_RECORD_BYTES)
 
     def records(stream: BinaryIO) -> Iterator[tuple[int, Any]]:
         header: list[str] | None = None
-        line = 0
-
-        def rows() -> Iterator[str]:
-            nonlocal line
-            for number, text in read_lines(stream, where, findings):
-                line = number
-                yield text
-
-        reader = csv.reader(rows(), delimiter="\t" if tabs else ",", strict=not tabs, quoting=_QUOTING[tabs])
-        while True:
-            start = line + 1
-            try:
-                row = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                raise Refused(f"{where}:{start}: not valid CSV ({error}); is a quote left open?") from None
-            if not row:
-                continue
+        for line, row in table_rows(stream, where, delimiter, findings):
             if header is None:
                 header = [str(n) for n in range(1, len(row) + 1)] if headless else row
                 if not headless:
                     continue
-            if len(row) != len(header):
-                says = f"the row has {len(row)} columns where the first has {len(header)}"
-                skip_record(findings, "rows of another width", where, start, says)
-                continue
-            yield start, dict(zip(header, row, strict=True))
+            yield line, dict(zip(header, row, strict=True))
 
     with opened(path, where) as stream:
         hint = " (a column number where the file has no header row)"

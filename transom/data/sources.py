@@ -26,9 +26,10 @@ from typing import Any
 from transom.data.documents import Document, in_parts, printable
 from transom.data.findings import Findings, Policy, as_policy
 from transom.data.records import csv_file, hub_rows, json_file, json_lines, parquet_file
+from transom.data.rows import file_kind, readable_file
 from transom.data.samples import STDLIB, stdlib_files
 from transom.data.textfile import SkippedFile, opened, read_text
-from transom.errors import Refused, nearest
+from transom.errors import Refused
 
 Reader = Callable[[Path, str, str | None, Findings], Iterator[Document]]
 
@@ -220,29 +221,14 @@ def _from_hub(name: str, field: str | None, policy: Policy) -> Source:
 
 
 def _from_path(path: Path, field: str | None, policy: Policy) -> Source:
-    name = printable(path)
     if path.is_dir():
-        return _from_folder(path, name, field, policy)
-    if not path.exists():
-        if re.match(r"[a-z]+:/", str(path)):
-            raise Refused(f"{name}: Transom does not fetch addresses; save the text as a file and name that")
-        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise Refused(f"{name}: no such file or folder{nearest(path.name, siblings)}")
-    if not path.is_file():
-        raise Refused(f"{name}: neither a file nor a folder")
-    if not os.access(path, os.R_OK):
-        raise Refused(f"{name}: no permission to read it")
-    kind = _kind(path)
+        return _from_folder(path, printable(path), field, policy)
+    name = readable_file(path, "give text, JSONL, CSV or Parquet")
+    kind = file_kind(path)
     if kind in _NOT_TEXT:
         raise Refused(f"{name}: not a text file; give text, JSONL, CSV or Parquet")
     reader = json_file if kind == ".json" else RECORD_READERS.get(kind, text_file)
     return Source(name, [Entry(path, name, reader)], field, policy)
-
-
-def _kind(path: Path) -> str:
-    """The extension that says what is inside: that before .gz, in lower case."""
-    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
-    return suffixes[0] if len(suffixes) == 2 and suffixes[1] == ".gz" else suffixes[-1] if suffixes else ""
 
 
 def _from_folder(root: Path, name: str, field: str | None, policy: Policy) -> Source:
@@ -250,7 +236,7 @@ def _from_folder(root: Path, name: str, field: str | None, policy: Policy) -> So
     entries: list[Entry] = []
     left_out: dict[str, int] = {}
     for path in _files(root, left_out):
-        kind = _kind(path)
+        kind = file_kind(path)
         is_records = kind in RECORD_READERS or (field is not None and kind == ".json")
         if field is not None:
             reason = None if is_records else "files without fields"

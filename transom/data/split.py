@@ -75,10 +75,15 @@ def _line_start(text: str, limit: int) -> int:
     return text.rfind("\n", low, limit) + 1 or text.rfind(" ", low, limit) + 1 or limit
 
 
-def split(survey: Survey, fraction: float) -> Split:
-    """Choose about `fraction` of the text to hold out. Raises Refused for a fraction outside (0, 0.5]."""
+def check_fraction(fraction: float) -> None:
+    """Raise Refused for a share that cannot be held out."""
     if not 0 < fraction <= 0.5:
         raise Refused(f"val_fraction is {fraction}; it must be above 0 and at most 0.5")
+
+
+def split(survey: Survey, fraction: float) -> Split:
+    """Choose about `fraction` of the text to hold out. Raises Refused for a fraction outside (0, 0.5]."""
+    check_fraction(fraction)
     n = len(survey.sizes)
     if n < FEW_DOCUMENTS:
         tails = np.ceil(survey.characters.astype(np.float64) * (1 - fraction)).astype(np.int64)
@@ -89,7 +94,7 @@ def split(survey: Survey, fraction: float) -> Split:
         )
     groups, member = np.unique(survey.groups, return_inverse=True)
     sizes = np.bincount(member, weights=survey.sizes.astype(np.float64)).astype(np.float64)
-    chosen = _chosen(sizes, fraction * float(sizes.sum()))
+    chosen = chosen_groups(sizes, fraction * float(sizes.sum()))
     held_out = chosen[member]
     if held_out.all():
         raise Refused(f"all {n:,} documents are copies of each other; give more text")
@@ -97,7 +102,7 @@ def split(survey: Survey, fraction: float) -> Split:
     return Split(held_out, None, says)
 
 
-def _chosen(sizes: npt.NDArray[np.float64], target: float) -> npt.NDArray[np.bool_]:
+def chosen_groups(sizes: npt.NDArray[np.float64], target: float) -> npt.NDArray[np.bool_]:
     """Groups in the order of their hash until `target` bytes, passing over those that overshoot."""
     chosen = np.zeros(len(sizes), dtype=np.bool_)
     left = target

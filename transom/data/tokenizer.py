@@ -3,7 +3,8 @@ folders.
 
 The one idea: content is never control. Control tokens exist as ids only; a text that spells one is encoded
 like any other text, and decoding writes nothing for them. Decoding works on bytes, so a stream never shows
-half a character. Read next: vocabulary, words, tokens.
+half a character. Read next: vocabulary,
+tokenizer_json, words, tokens.
 """
 
 from __future__ import annotations
@@ -11,26 +12,43 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer as Backend
 
 from transom.data.documents import PART_CHARACTERS, in_parts, printable
-from transom.data.vocabulary import END, PAD, UNKNOWN, spelled_bytes, train_backend
+from transom.data.tokenizer_json import (
+    is_byte_level_regex,
+    is_gpt2_rule,
+    mark_control,
+    special_tokens,
+    vocabulary_kind,
+)
+from transom.data.vocabulary import (
+    END,
+    KINDS,
+    MASK,
+    PAD,
+    UNKNOWN,
+    framed_backend,
+    spelled_bytes,
+    train_backend,
+)
 from transom.data.words import WordEncoder
-from transom.errors import Refused
+from transom.errors import Refused, nearest
+
+if TYPE_CHECKING:
+    import torch
 
 Ids = npt.NDArray[np.uint32]
 
 _LARGE_CHARACTERS = 1 << 16
 _REPLACEMENT = "\ufffd".encode()
-_CONTROL_SHAPE = re.compile(r"<.*>|\[.*\]")
 _MAX_JSON_BYTES = 256 << 20
 
 
@@ -44,7 +62,7 @@ class Tokenizer:
         self.hash = hashlib.sha256(json_text.encode("utf-8", "surrogatepass")).hexdigest()
         try:
             spec = json.loads(json_text)
-            self._control = _mark_control(spec)
+            self._control = mark_control(spec)
             self.backend = Backend.from_str(json.dumps(spec))
         except Exception as error:  # the Rust library raises bare Exception
             raise Refused(f"{where}: not a readable tokenizer ({printable(str(error)[:200])})") from None
@@ -52,17 +70,19 @@ class Tokenizer:
         self.backend.encode_special_tokens = True
         self.backend.no_truncation()
         self.backend.no_padding()
-        self.kind = _kind(spec)
+        self.kind = vocabulary_kind(spec)
         """`bpe` (byte-level), `bytes`, `chars`, or `other` for foreign rules such as SentencePiece."""
-        self.cuts_cleanly = self.kind in ("bytes", "chars") or _is_byte_level_regex(spec)
+        self.cuts_cleanly = self.kind in ("bytes", "chars") or is_byte_level_regex(spec)
         """Whether parts of a document, encoded alone, give the ids of the whole (see documents)."""
         self._by_words = (
-            self.kind == "bpe" and _is_gpt2_rule(spec) and len(self._control) == len(spec["added_tokens"])
+            self.kind == "bpe" and is_gpt2_rule(spec) and len(self._control) == len(spec["added_tokens"])
         )
         self.vocab_size = 1 + max(self.backend.get_vocab(with_added_tokens=True).values())
         self.eos_id = self._special("eos_token")
         self.bos_id = self._special("bos_token")
         self.pad_id = self._special("pad_token")
+        self.mask_id = self._special("mask_token")
+        """The token that hides another in masked language modelling; None where the folder has none."""
         self.unknown_id = self.backend.token_to_id(UNKNOWN) if self.kind == "chars" else None
 
     def _special(self, name: str) -> int | None:
@@ -103,6 +123,42 @@ class Tokenizer:
             return self._words.encode(texts)
         encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
+
+    # Framing: control tokens around a text
+
+    def framed(self, text: str) -> list[int]:
+        """The ids of a text with what the folder's post-processor puts around it; content stays content."""
+        return self.framed_many([text])[0].tolist()
+
+    def framed_many(self, texts: Sequence[str]) -> list[Ids]:
+        """The framed ids of every text as arrays, on all cores."""
+        before, after = (np.array(ids, dtype=np.uint32) for ids in self.frame)
+        if not (len(before) or len(after)):
+            return self.encode_arrays(texts)
+        return [np.concatenate([before, ids, after]) for ids in self.encode_arrays(texts)]
+
+    @property
+    def control_ids(self) -> frozenset[int]:
+        """The tokens that no text becomes."""
+        return frozenset(self._control)
+
+    @cached_property
+    def frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The control tokens before and after every framed text, read off a probe."""
+        for probe in ("a", "1", "."):
+            encoding = self.backend.encode(probe, add_special_tokens=True)
+            inside = [at for at, added in enumerate(encoding.special_tokens_mask) if not added]
+            if inside:
+                return tuple(encoding.ids[: inside[0]]), tuple(encoding.ids[inside[-1] + 1 :])
+        return tuple(self.backend.encode("", add_special_tokens=True).ids), ()
+
+    def framed_as(self, frame: str) -> Tokenizer:
+        """This vocabulary with another frame: `text` (end x end, with a mask token) or `target` (x end)."""
+        backend = Backend.from_str(self.json_text)
+        end = next(token for token, number in backend.get_vocab().items() if number == self.eos_id)
+        framed_backend(backend, frame, end, with_mask=self.mask_id is None)
+        config = {"mask_token": MASK, **self.config} if frame == "text" else self.config
+        return Tokenizer(backend.to_str(pretty=True), config)
 
     @cached_property
     def _words(self) -> WordEncoder:
@@ -154,6 +210,17 @@ class Tokenizer:
         if self.kind != "bpe" or not ids or self.token_bytes(ids[-1]) != b" ":
             return ids, None
         return ids[:-1], self._with_a_space
+
+    @staticmethod
+    def only_first(scores: torch.Tensor, first: frozenset[int] | None) -> torch.Tensor:
+        """Scores (..., V) in which every token that may not come first (`encode_prompt`) is at -inf."""
+        import torch
+
+        if first is None:
+            return scores
+        others = torch.ones(scores.shape[-1], dtype=torch.bool, device=scores.device)
+        others[torch.tensor(sorted(first), device=scores.device)] = False
+        return scores.masked_fill(others, -torch.inf)
 
     @cached_property
     def _with_a_space(self) -> frozenset[int]:
@@ -232,7 +299,7 @@ class Tokenizer:
             text = path.read_bytes().decode()
         except UnicodeDecodeError as error:
             raise Refused(f"{where}: byte {error.start} is not UTF-8; the file is damaged") from None
-        return cls(text, _special_tokens(folder), where)
+        return cls(text, special_tokens(folder), where)
 
 
 class StreamDecoder:
@@ -267,9 +334,11 @@ class StreamDecoder:
         return self.tokenizer.decode(self._ids)[len(self._given) :]
 
 
-def train_tokenizer(kind: str, texts: Iterator[str], vocab_size: int) -> Tokenizer:
-    """Make a tokenizer from texts: `bpe` of at most `vocab_size` tokens, `bytes` (258), or `chars`. Raises
-    Refused.
+def train_tokenizer(kind: str, texts: Iterator[str], vocab_size: int, *, frame: str = "") -> Tokenizer:
+    """Make a tokenizer from texts: `bpe` of at most `vocab_size` tokens, `bytes` (258), or `chars`.
+
+    `frame` is what stands around a framed text: nothing, `text` (encoders: end x end, and one token more for
+    the mask) or `target` (encoder-decoders: x end). Raises Refused.
     """
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -281,98 +350,27 @@ def train_tokenizer(kind: str, texts: Iterator[str], vocab_size: int) -> Tokeniz
     }
     if kind == "chars":
         config["unk_token"] = UNKNOWN
-    return Tokenizer(train_backend(kind, texts, vocab_size).to_str(pretty=True), config)
+    n_masks = 1 if frame == "text" else 0
+    tokenizer = Tokenizer(train_backend(kind, texts, vocab_size - n_masks).to_str(pretty=True), config)
+    return tokenizer.framed_as(frame) if frame else tokenizer
 
 
-def _mark_control(spec: dict[str, Any]) -> dict[int, str]:
-    """Mark every control token of a tokenizer.json as special, and return them by id.
+def tokenizer_named(spec: str | Path | Tokenizer) -> Tokenizer | None:
+    """The tokenizer that a setting names: a folder's, or None for a kind that is yet to be made.
 
-    Some folders list tokens such as <think> or <tool_call> as added but not special, and so they would be
-    found in user text; whatever is special or looks like <...> or [...] is control. Other added tokens are
-    words.
+    Raises Refused when it is neither, or names no end-of-text token.
     """
-    control: dict[int, str] = {}
-    for token in spec.get("added_tokens") or []:
-        if token.get("special") or _CONTROL_SHAPE.fullmatch(token["content"]):
-            token["special"] = True
-            control[token["id"]] = token["content"]
-    return control
-
-
-def _kind(spec: dict[str, Any]) -> str:
-    """The kind of vocabulary, by what the file says."""
-    model = spec["model"]
-    if model.get("type") == "BPE" and model.get("unk_token") == UNKNOWN and not model["merges"]:
-        return "chars"
-    if (spec.get("decoder") or {}).get("type") != "ByteLevel":
-        return "other"
-    own_words = len(model["vocab"]) - sum(
-        token["content"] in model["vocab"] for token in spec["added_tokens"]
-    )
-    plain = spec.get("normalizer") is None and not _adds_space(spec)
-    return "bytes" if own_words == 256 and not model.get("merges") and plain else "bpe"
-
-
-def _pre_tokenizers(spec: dict[str, Any]) -> list[dict[str, Any]]:
-    outer = spec.get("pre_tokenizer") or {}
-    return outer.get("pretokenizers", [outer]) if outer else []
-
-
-def _adds_space(spec: dict[str, Any]) -> bool:
-    return any(step.get("add_prefix_space") for step in _pre_tokenizers(spec))
-
-
-def _is_byte_level_regex(spec: dict[str, Any]) -> bool:
-    """Whether words are split by the regular expressions of the GPT-2, Llama-3 or Qwen kind, and no space is
-    added.
-    """
-    steps = _pre_tokenizers(spec)
-    normalizer = (spec.get("normalizer") or {}).get("type")
-    kinds = {step.get("type") for step in steps}
-    splits = "Split" in kinds or any(
-        step.get("type") == "ByteLevel" and step.get("use_regex", True) for step in steps
-    )
-    return (
-        splits
-        and kinds <= {"Split", "ByteLevel", "Digits"}
-        and not _adds_space(spec)
-        and normalizer in (None, "NFC")
-    )
-
-
-def _is_gpt2_rule(spec: dict[str, Any]) -> bool:
-    """Whether words are split by GPT-2's own expression and nothing else touches the text."""
-    step = spec.get("pre_tokenizer") or {}
-    own = step.get("type") == "ByteLevel" and step.get("use_regex", True) and not step.get("add_prefix_space")
-    return bool(own) and spec.get("normalizer") is None and not spec["model"].get("dropout")
-
-
-def _special_tokens(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json, with special tokens it does not name taken from the folder's other files."""
-    config = _json_object(folder / "tokenizer_config.json")
-    names = ("eos_token", "bos_token", "pad_token")
-    fallback = _json_object(folder / "special_tokens_map.json")
-    template = folder / "chat_template.jinja"
-    if template.is_file():
-        config.setdefault("chat_template", template.read_text("utf-8"))
-    for name in names:
-        if not config.get(name) and fallback.get(name):
-            config[name] = fallback[name]
-    for path in (folder / "generation_config.json", folder / "config.json"):
-        ids = _json_object(path)
-        for name in names:
-            if not config.get(name) and ids.get(f"{name}_id") is not None:
-                config.setdefault(f"{name}_id", ids[f"{name}_id"])
-    return config
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise Refused(f"{printable(path)}: not valid JSON ({printable(str(error)[:120])})") from None
-    if not isinstance(value, dict):
-        raise Refused(f"{printable(path)}: holds no JSON object")
-    return value
+    if isinstance(spec, Tokenizer):
+        known = spec
+    elif str(spec) in KINDS:
+        return None
+    elif Path(spec).is_dir():
+        known = Tokenizer.load(spec)
+    else:
+        names = f"{', '.join(KINDS)} or a folder that holds one"
+        raise Refused(f"tokenizer '{printable(spec)}' is none of {names}{nearest(str(spec), KINDS)}")
+    if known.eos_id is None:
+        raise Refused(
+            "the tokenizer names no end-of-text token (eos_token in tokenizer_config.json); add one"
+        )
+    return known

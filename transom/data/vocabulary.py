@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
 
 from transom.data.documents import clean_cut
 from transom.errors import Refused, nearest
 
-END, PAD, UNKNOWN = "<|endoftext|>", "<|pad|>", "<|unk|>"
+END, PAD, UNKNOWN, MASK = "<|endoftext|>", "<|pad|>", "<|unk|>", "<|mask|>"
 KINDS = ("bpe", "bytes", "chars")
+FRAMES = ("text", "target")
+"""What stands around a text: encoders see where it begins and ends, decoders where it ends."""
 SMALLEST_BPE = 256 + 2
 
 _SLICE = 1 << 16  # the trainer holds 256 slices at a time
@@ -53,6 +55,16 @@ def train_backend(kind: str, texts: Iterable[str], vocab_size: int) -> Backend:
     if kind == "chars":
         return _characters(texts)
     raise Refused(f"tokenizer '{kind}' is unknown; it is bpe, bytes, chars or a folder{nearest(kind, KINDS)}")
+
+
+def framed_backend(backend: Backend, frame: str, end: str, *, with_mask: bool) -> None:
+    """Let a tokenizer put its end token around every text as `frame` says, and add a mask for encoders."""
+    if frame == "text" and with_mask:
+        backend.add_special_tokens(_special(MASK))
+    number = backend.token_to_id(end)
+    opening = [end] if frame == "text" else []
+    single, pair = [*opening, "$A", end], [*opening, "$A", end, "$B:1", f"{end}:1"]
+    backend.post_processor = processors.TemplateProcessing(single, pair, [(end, number)])
 
 
 def _special(*tokens: str) -> list[AddedToken]:

@@ -10,71 +10,27 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal, cast, overload
 
 import torch
 from torch import Tensor
 
-from transom.checkpoint.hub import resolve
-from transom.checkpoint.huggingface import load_config, load_generation, load_model
 from transom.data.tokenizer import Tokenizer
 from transom.errors import Refused
-from transom.hardware import Hardware
-from transom.model.transformer import Transformer
+from transom.model.build import Model
 
+from .arithmetic import describe
+from .load import load as load
 from .request import Completion, Request, TokenLogprob
 from .runner import TorchRunner
 from .sampling import SamplingParams, choose, penalize, top_logprobs, uniform
 
 MAX_ROWS = 64  # sequences that run together; more prompts than this run one group after the other
 DEFAULT_MAX_TOKENS = 128
-SMALL = 50_000_000  # parameters; see `_arithmetic`
-DTYPES = ("float32", "bfloat16", "float16")
 
 Start = tuple[list[int], frozenset[int] | None]
 """Token ids to go on from, and which tokens may come first (None: any)."""
 Prompt = str | Sequence[int]
-
-
-def load(
-    folder_or_id: str | Path,
-    *,
-    dtype: torch.dtype | str | None = None,
-    device: torch.device | str | None = None,
-) -> Generator:
-    """The model of a local folder or a hub id (`owner/name`), ready to write; raises Refused.
-
-    dtype: float32, bfloat16 or float16, the weights being cast once; None chooses, and the Generator tells
-    why. device: as torch names it; None takes the GPU where there is one.
-    """
-    folder = resolve(folder_or_id)
-    hardware = Hardware.detect("auto" if device is None else str(device))
-    config, _ = load_config(folder)
-    with torch.device("meta"):  # counted without memory
-        n_parameters = Transformer(config).n_parameters
-    chosen, reason = _arithmetic(dtype, n_parameters, hardware)
-    tokenizer, ends = Tokenizer.load(folder), load_generation(folder)["eos_token_id"]
-    model = load_model(folder, dtype=chosen, device=hardware.device).eval()
-    return Generator(model, tokenizer, eos_ids=ends, reason=reason)
-
-
-def _arithmetic(
-    wanted: torch.dtype | str | None, n_parameters: int, hardware: Hardware
-) -> tuple[torch.dtype, str]:
-    """The type of the weights, and why.
-
-    Measured on 2 cores of a Zen 5 (torch 2.13, 2026-11-23), bfloat16 against float32: one text at a time 0.73
-    times as fast with 14M parameters, 0.86 to 0.97 with 90M to 320M; 16 texts 1.3 and 1.5 to 2.3; reading a
-    prompt of 256 tokens 2.0 and 2.5 to 3.7. So small models keep the exact arithmetic.
-    """
-    name = "auto" if wanted is None else str(wanted).removeprefix("torch.")
-    if name not in ("auto", *DTYPES):
-        raise Refused(f"dtype is '{name}'; it must be one of auto, {', '.join(DTYPES)}")
-    if name == "auto" and n_parameters < SMALL:
-        return torch.float32, f"float32: exact, and as fast for fewer than {SMALL // 10**6}M parameters"
-    choice = hardware.choose_dtype(name)
-    return choice.dtype, choice.reason
 
 
 class Stream(Iterator[str]):
@@ -97,7 +53,7 @@ class Generator:
     """A decoder with its tokenizer, ready to write."""
 
     def __init__(
-        self, model: Transformer, tokenizer: Tokenizer, *, eos_ids: Sequence[int] = (), reason: str = ""
+        self, model: Model, tokenizer: Tokenizer, *, eos_ids: Sequence[int] = (), reason: str = ""
     ) -> None:
         """A model in eval mode. `eos_ids` end a completion, or else the tokenizer's own end token does."""
         self.model, self.tokenizer, self.reason = model, tokenizer, reason
@@ -108,10 +64,7 @@ class Generator:
         self._opening = before if before == [tokenizer.bos_id] else []
 
     def __repr__(self) -> str:
-        config, weight = self.model.config, self.model.embed.weight
-        size = f"{self.model.n_parameters:,} parameters, {config.n_layers} layers, {config.max_len:,} tokens"
-        arithmetic = self.reason or str(weight.dtype).removeprefix("torch.")
-        return f"Generator({size} long, on {weight.device}; {arithmetic})"
+        return describe(self.model, "Generator", self.reason)
 
     @overload
     def generate(self, prompt: Prompt, *, n: Literal[1] = 1, **settings: Any) -> Completion: ...
@@ -269,11 +222,8 @@ def _opened(logits: Tensor, requests: list[Request]) -> Tensor:
         return logits
     logits = logits.clone()
     for row, request in enumerate(requests):
-        if request.first is not None and not request.tokens:
-            allowed = torch.tensor(sorted(request.first), device=logits.device)
-            scores = logits[row, allowed]
-            logits[row] = -torch.inf
-            logits[row, allowed] = scores
+        if not request.tokens:
+            logits[row] = Tokenizer.only_first(logits[row], request.first)
     return logits
 
 

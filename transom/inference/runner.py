@@ -1,7 +1,7 @@
 """The runner: the only thing here that knows how logits are computed. Rows of token ids in, logits out.
 
 It owns the decode state of a batch. Prompts of unequal length are padded on the right for one pass, which a
-causal model cannot see, and the padding is then cut from the state. Read next: generator.
+causal model cannot see, and the padding is then cut from the state. Read next: generator, beam.
 """
 
 from __future__ import annotations
@@ -11,17 +11,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from transom.model.transformer import Transformer
+from transom.model.build import Model
+from transom.model.cache import Memory
 
 
 class TorchRunner:
-    """Logits of a growing batch, by plain PyTorch over a contiguous cache of keys and values."""
+    """Logits of a growing batch, by plain PyTorch over a contiguous decode state."""
 
-    def __init__(self, model: Transformer, prompts: Sequence[Sequence[int]], capacity: int) -> None:
-        """Room for `capacity` tokens in each of the rows, one per prompt."""
+    def __init__(
+        self, model: Model, prompts: Sequence[Sequence[int]], capacity: int, memory: Memory | None = None
+    ) -> None:
+        """Room for `capacity` tokens in each of the rows, one per prompt; memory: their encoded sources."""
         self.model, self.prompts = model, prompts
         self.device = model.embed.weight.device
-        self.state = model.new_state(len(prompts), capacity)
+        self.state = model.new_state(len(prompts), capacity, memory=memory)
 
     @torch.inference_mode()
     def prefill(self) -> Tensor:

@@ -127,14 +127,21 @@ class Slots:
         rows = list(rows)
         if rows == list(range(len(self._lengths))):
             return
-        index = torch.tensor(rows, device=self.tensors[0][0].device)
-        used = max(self._lengths)
+        used, grows = max(self._lengths), len(rows) > len(self._lengths)
+        # Only slots in use are copied, and only rows that move, unless most do: a plain copy runs faster.
+        moved = [row for row, old in enumerate(rows) if row != old]
+        whole = grows or 2 * len(moved) > len(rows)
+        device = self.tensors[0][0].device
+        to = torch.tensor(moved, dtype=torch.int64, device=device)
+        origin = torch.tensor(rows if whole else [rows[row] for row in moved], device=device)
         for kept in self.tensors:
             for place, tensor in enumerate(kept):
-                if len(rows) == len(tensor):  # the empty slots are alike in every row
-                    tensor[:, :used] = tensor[:, :used].index_select(0, index)
-                else:
-                    kept[place] = tensor.index_select(0, index)
+                new = tensor.new_zeros(len(rows), *tensor.shape[1:]) if grows else tensor[: len(rows)]
+                if whole:
+                    new[:, :used] = tensor[:, :used].index_select(0, origin)
+                elif moved:
+                    new[:, :used].index_copy_(0, to, tensor[:, :used].index_select(0, origin))
+                kept[place] = new
         self._lengths = [self._lengths[r] for r in rows]
         if self.memory is not None:
             self.memory.reorder(rows)

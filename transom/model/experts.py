@@ -37,9 +37,9 @@ class Router(nn.Module):
         """Of the last training pass, when the load is balanced by a loss: a sum over its tokens."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """In float32 whatever x is: a rounded score sends a token to another expert."""
-        experts = self.experts
-        scores = F.linear(x.float(), self.weight.float())
+        """In float32 at least, whatever x is: a rounded score sends a token to another expert."""
+        experts, wide = self.experts, torch.promote_types(x.dtype, torch.float32)
+        scores = F.linear(x.to(wide), self.weight.to(wide))
         scores = scores.softmax(-1) if experts.score == "softmax" else scores.sigmoid()
         ranked = scores if self.correction is None else scores + self.correction
         chosen = ranked.topk(experts.n_active, dim=-1).indices

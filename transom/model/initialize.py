@@ -2,7 +2,7 @@
 
 | weight                           | drawn from                                          |
 |----------------------------------|-----------------------------------------------------|
-| embeddings, positions, segments  | normal, deviation 0.02; 1 / sqrt(D) if scaled later |
+| embeddings, positions, segments  | normal, deviation 0.02 (recurrent: 1 / sqrt(D))     |
 | q k v gate up projections        | normal, deviation 1 / sqrt(input width)             |
 | o and down projections           | the same over sqrt(2 n_layers): depth adds up to 1  |
 | head (untied), router, classes   | normal, deviation 0.02                              |
@@ -10,7 +10,7 @@
 | norm weights / all biases        | 1 / 0; 1 for the forget gate of an LSTM             |
 
 The scaling of what writes into the residual stream is GPT-2's (Radford et al. 2019), the open forget gate
-that of Jozefowicz et al. 2015. Embeddings that are multiplied by sqrt(D) start at 1 there (2017).
+that of Jozefowicz et al. 2015.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ import torch
 from torch import Tensor, nn
 
 SMALL = 0.02
-TABLES = ("embed", "position_embed", "segment_embed")
-READ_OUT = ("head", "out", "router", "relative")
+FROM_SMALL = ("embed", "position_embed", "segment_embed", "head", "out", "router", "relative")
 WRITE_BACK = ("o_proj", "down_proj")
 
 
 @torch.no_grad()
-def initialize(model: nn.Module, n_layers: int, seed: int) -> None:
-    """Fill every parameter in place, the same for the same seed, whatever the device or the order of use."""
+def initialize(model: nn.Module, n_layers: int, seed: int, embedding: float = SMALL) -> None:
+    """Fill every parameter in place, the same for the same seed, whatever the device or the order of use.
+
+    embedding: the deviation of the embeddings of tokens; a recurrence, which has no norm, needs a larger one.
+    """
     generator = torch.Generator().manual_seed(seed)
     if any(weight.is_meta for weight in model.parameters()):
         return  # a model without storage, made for its shapes
-    scaled = getattr(getattr(model, "config", None), "scale_embeddings", False)
     for name, weight in model.named_parameters():
         *_, module, leaf = name.split(".")
         if module.endswith("norm"):
@@ -40,12 +41,10 @@ def initialize(model: nn.Module, n_layers: int, seed: int) -> None:
             if leaf.startswith("bias_ih") and weight.shape[0] == 4 * _width(model, name):
                 weight[weight.shape[0] // 4 : weight.shape[0] // 2] = 1.0  # torch's order: i f g o
         else:
-            role = module if leaf in ("weight",) else leaf
+            role = module if leaf == "weight" else leaf
             deviation = weight.shape[-1] ** -0.5
-            if role in TABLES:
-                deviation = deviation if scaled else SMALL
-            elif role in READ_OUT:
-                deviation = SMALL
+            if role in FROM_SMALL:
+                deviation = embedding if role == "embed" else SMALL
             elif role in WRITE_BACK:
                 deviation *= (2 * n_layers) ** -0.5
             weight.copy_(_normal(weight, deviation, generator))

@@ -51,9 +51,7 @@ def cross_entropy_plain(
     """The same, with all logits at once."""
     bias = None if bias is None else bias.to(hidden.dtype)
     logits = cap(F.linear(hidden, weight.to(hidden.dtype), bias).float(), softcap)
-    return F.cross_entropy(
-        logits, targets, ignore_index=IGNORE, reduction="sum", label_smoothing=smoothing
-    )
+    return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum", label_smoothing=smoothing)
 
 
 def cap(logits: Tensor, softcap: float | None) -> Tensor:

@@ -140,7 +140,7 @@ class Recurrent(nn.Module):
             self.mix_proj = Linear(2 * dim, dim, bias=False)
         self.head = TokenHead(config)
         self.checkpoint_activations = False
-        initialize(self, config.n_layers, seed)
+        initialize(self, config.n_layers, seed, embedding=dim**-0.5)
 
     def forward(
         self,
@@ -158,6 +158,9 @@ class Recurrent(nn.Module):
         positions and segments mean nothing to a recurrence. Where documents change in a row, the state
         begins anew. memory: the encoded source, unless `state` brings it.
         """
+        if tokens.shape[1] > self.config.max_len:
+            longest = self.config.max_len
+            raise ValueError(f"{tokens.shape[1]} tokens in a row; this model reads at most {longest}")
         if state is not None:
             memory = state.memory if memory is None else memory
         if self.config.kind == "encoder-decoder" and memory is None:
@@ -273,9 +276,11 @@ class Recurrent(nn.Module):
         weight, first = self.embed.weight, None
         if memory is not None:
             first = [[part.detach() for part in parts] for parts in self._first(memory.keep())]
-        return StateHistory(
-            self.config, batch, capacity, dtype or weight.dtype, weight.device, memory, first
-        )
+        return StateHistory(self.config, batch, capacity, dtype or weight.dtype, weight.device, memory, first)
+
+    def blocks(self) -> list[nn.Module]:
+        """The layers of both nets: the units that are spread over ranks."""
+        return [*(self.encoder if self.config.n_encoder_layers is not None else []), *self.layers]
 
     @property
     def n_parameters(self) -> int:
@@ -290,11 +295,13 @@ class Recurrent(nn.Module):
     def flops_per_token(self, length: int) -> float:
         """Floating-point operations to learn from one token, forward and backward; `length` adds attention.
 
-        Two per weight that multiplies, forward, and four backward.
+        Two per weight that multiplies, forward, and four backward; of an encoder-decoder: for one token of
+        either side, where both are equally long.
         """
         multiplied = self.n_parameters - (0 if self.config.tie_embeddings else self.embed.weight.numel())
-        asked = 18.0 * self.config.dim * length if self.config.n_encoder_layers is not None else 0.0
-        return 6.0 * multiplied + asked
+        if self.config.n_encoder_layers is None:
+            return 6.0 * multiplied
+        return (6.0 * multiplied + 18.0 * self.config.dim * length) / 2  # a token is read, or written
 
 
 def reversed_places(shape: torch.Size, documents: Tensor | None, device: torch.device) -> Tensor:

@@ -98,8 +98,9 @@ class Stack(nn.Module):
         turn = None if self.frequencies is None else rotation(positions, self.frequencies, x.dtype)
         bias = None
         if config.position == "relative":
-            n_keys = length if state is None else max(state.lengths) + length
-            bias = self.relative(positions, n_keys)
+            # Of slots, not of positions: in a packed row those begin anew, and distances are the same.
+            own = torch.arange(length, device=x.device)[None] if state is None else positions
+            bias = self.relative(own, length if state is None else max(state.lengths) + length)
         rules = {
             window: Rule(causal=self.causal, window=window, documents=documents, positions=slots, bias=bias,
                          softcap=config.attn_softcap, scale=config.attn_scale)

@@ -187,6 +187,11 @@ class Transformer(Stack):
         kept = None if memory is None else memory.keep()
         return KVCache(self.config, batch, capacity, dtype or weight.dtype, weight.device, kept)
 
+    def blocks(self) -> list[nn.Module]:
+        """The layers of all stacks: the units that are compiled, spread over ranks and recomputed."""
+        reads = list(self.encoder.layers) if self.config.n_encoder_layers is not None else []
+        return [*reads, *self.layers]
+
     @property
     def n_parameters(self) -> int:
         """How many numbers are learned; a tied head counts once."""
@@ -208,7 +213,7 @@ class Transformer(Stack):
 
         Two per weight that multiplies, forward, and four backward; attention counts the half of the map that
         a causal model computes. Lookups, norms and activations are left out. Of an encoder-decoder: for one
-        token of the target with one of the source; of a text classifier the head is too small to count.
+        token of either side, where both are equally long; of a text classifier the head is too small to count.
         """
         config = self.config
         tables = {n: w.numel() for n, w in self.named_parameters() if n.split(".")[-2].endswith("embed")}
@@ -220,4 +225,5 @@ class Transformer(Stack):
         seen = whole * sum(min(length, config.window_of(i) or length) for i in range(config.n_layers))
         if config.n_encoder_layers is not None:
             seen += length * (config.n_encoder_layers + config.n_layers)
-        return 6.0 * multiplied + 12.0 * width * seen
+        both = 6.0 * multiplied + 12.0 * width * seen
+        return both / 2 if config.n_encoder_layers is not None else both

@@ -6,35 +6,132 @@ import math
 from typing import Any
 
 from ..errors import Refused
-from ..model.config import SIZES, ModelConfig
-from ..settings import ModelSettings, OptimSettings, TrainSettings
+from ..model.config import SIZES, Experts, ModelConfig
+from ..settings import EXPERTS, ModelSettings, OptimSettings, TrainSettings
 from .optimizers import Rates, default_rates
 
+MEMBER_OF = {
+    "lm": "decoder",
+    "mlm": "encoder",
+    "translate": "encoder-decoder",
+    "classify": "encoder",
+    "embed": "encoder",
+}
+"""The member of the family that a task takes when none is named."""
+CELLS = ("rnn", "lstm", "gru")
+CAN = {
+    "decoder": ("lm",),
+    "encoder": ("mlm", "classify", "embed"),
+    "encoder-decoder": ("translate",),
+} | dict.fromkeys(CELLS, ("lm", "translate"))
+"""The tasks that each member can learn."""
 
-def model_config(settings: ModelSettings, vocab_size: int, **ids: int | None) -> ModelConfig:
-    """The size's numbers, the settings over them, and what follows from a width that was given alone.
+BIASED = dict(qkv_bias=True, out_bias=True, ffn_bias=True)
+LIKE_2017 = dict(norm="layer", norm_position="after", gated=False, qk_norm=False, **BIASED)
+PARTS: dict[str, dict[str, Any]] = {
+    "decoder": {},
+    # As BERT and Marian have them, so that what is trained here is read as one of theirs.
+    "encoder": LIKE_2017
+    | dict(position="learned", activation="gelu", segments=2, embed_norm=True, norm_eps=1e-12),
+    "encoder-decoder": LIKE_2017
+    | dict(position="sinusoidal", activation="relu", scale_embeddings=True, head_bias=True, norm_eps=1e-5),
+} | dict.fromkeys(CELLS, dict(n_layers=2, position="none", qk_norm=False))
+HEADS: dict[str, dict[str, Any]] = {
+    "lm": {},
+    "translate": {},
+    "mlm": dict(head_transform=True, head_bias=True),
+    "classify": dict(head="classify", dropout=0.1),
+    "embed": dict(head="embed", pooling="mean", normalize=True),
+}
 
-    ids: pad_id, bos_id, eos_id. A `dim` without the rest keeps the proportions: heads of at most 64, a
-    feed-forward of 8/3 D (gated) or 4 D (plain). Queries and keys are normalised where positions are rotary
-    and norms RMS: 0.1 to 0.2 nats per token at equal time on nano. Raises `Refused`.
+
+def member(settings: ModelSettings, task: str) -> str:
+    """The member of the family that learns `task`: as asked for, else by the rule. Raises `Refused`."""
+    kind = settings.kind or MEMBER_OF[task]
+    if task not in CAN[kind]:
+        others = [other for other, tasks in CAN.items() if task in tasks]
+        article = "an" if kind[0] in "aeiour" and kind != "rnn" or kind in ("rnn", "lstm") else "a"
+        raise Refused(
+            f"model.kind is {kind}, and {article} {kind} cannot learn to {VERB[task]}; "
+            f"use --model {' or '.join(others)}, or --task {' or '.join(CAN[kind])}"
+        )
+    return kind
+
+
+VERB = {
+    "lm": "predict the next token (lm)",
+    "mlm": "predict masked tokens (mlm)",
+    "translate": "translate",
+    "classify": "classify",
+    "embed": "embed",
+}
+
+
+def model_config(
+    settings: ModelSettings,
+    vocab_size: int,
+    task: str = "lm",
+    labels: tuple[str, ...] = (),
+    **ids: int | None,
+) -> ModelConfig:
+    """The size's numbers, the member's parts, the settings over them, and what follows from a width alone.
+
+    labels: the classes, to classify. ids: pad_id, bos_id, eos_id, start_id. A `dim` without the rest keeps
+    the proportions: heads of at most 64, a feed-forward of 8/3 D (gated) or 4 D (plain). In a decoder queries
+    and keys are normalised where positions are rotary and norms RMS: 0.1 to 0.2 nats per token at equal time
+    on nano. Raises `Refused`.
     """
-    given = settings.overrides()
-    numbers: dict[str, Any] = dict(SIZES[settings.size])
+    given, kind = settings.overrides(), member(settings, task)
+    numbers: dict[str, Any] = {**SIZES[settings.size], **PARTS[kind], **HEADS[task], "labels": labels}
+    dim = given.get("dim", numbers["dim"])
+    plain = given.get("gated", numbers.get("gated")) is False
     if "dim" in given:
-        dim = given["dim"]
         head_dim = given.get("head_dim", min(64, dim))
-        ffn_dim = 4 * dim if given.get("gated") is False else 32 * math.ceil(dim * 8 / 3 / 32)
         heads = max(1, dim // head_dim)
-        numbers.update(head_dim=head_dim, n_heads=heads, n_kv_heads=heads, ffn_dim=ffn_dim)
+        numbers.update(head_dim=head_dim, n_heads=heads, n_kv_heads=heads)
+        numbers["ffn_dim"] = 32 * math.ceil(dim * 8 / 3 / 32)
+    if plain:
+        numbers["ffn_dim"] = 4 * dim
     if "n_heads" in given:
         numbers["n_kv_heads"] = given["n_heads"]
-    rotary_rms = given.get("position", "rotary") == "rotary" and given.get("norm", "rms") == "rms"
-    numbers["qk_norm"] = rotary_rms
+    if kind == "decoder":
+        rotary_rms = given.get("position", "rotary") == "rotary" and given.get("norm", "rms") == "rms"
+        numbers["qk_norm"] = rotary_rms
+    if kind in CELLS:
+        numbers.update(cell=kind, kind="decoder" if task == "lm" else "encoder-decoder")
+        numbers.update(n_heads=1, n_kv_heads=1, head_dim=dim, ffn_dim=dim)
+    else:
+        numbers["kind"] = kind
     numbers.update(given)
+    if numbers["kind"] == "encoder-decoder":
+        numbers.setdefault("n_encoder_layers", numbers["n_layers"])
+    if settings.experts:
+        numbers["experts"] = experts(settings, numbers["ffn_dim"])
     try:
-        return ModelConfig(**{"vocab_size": vocab_size, "kind": settings.kind, **numbers, **ids})
+        return ModelConfig(**{"vocab_size": vocab_size, **numbers, **ids})
     except ValueError as error:
         raise Refused(f"model: {error}") from error
+
+
+def experts(settings: ModelSettings, ffn_dim: int) -> Experts:
+    """The experts that take the place of a feed-forward of width `ffn_dim`.
+
+    What a token goes through is as wide, all together, as that was: the same operations a token.
+    """
+    through = settings.active_experts + settings.shared_experts
+    width = settings.expert_dim or max(8, round(ffn_dim / through / 8) * 8)
+    if settings.active_experts > settings.experts:
+        raise Refused(
+            f"model.active-experts is {settings.active_experts}, and there are {settings.experts} experts"
+        )
+    return Experts(
+        n_experts=settings.experts,
+        n_active=settings.active_experts,
+        ffn_dim=width,
+        n_shared=settings.shared_experts,
+        score="sigmoid" if settings.balance == "bias" or settings.shared_experts else "softmax",
+        balance=settings.balance,
+    )
 
 
 def windows_per_step(settings: TrainSettings, config: ModelConfig, world_size: int = 1) -> int:
@@ -60,9 +157,16 @@ def windows_per_step(settings: TrainSettings, config: ModelConfig, world_size: i
     return windows
 
 
-def rates(settings: OptimSettings, config: ModelConfig) -> Rates:
-    """The peak learning rates: as given, else by the rule for the width."""
-    rule = default_rates(config.dim, settings.name)
+def optimizer(settings: TrainSettings) -> str:
+    """The optimizer: as asked for, else Muon, but AdamW where weights are given: they must not be shaken."""
+    if settings.optim.name != "auto":
+        return settings.optim.name
+    return "adamw" if settings.model.weights else "muon"
+
+
+def rates(settings: OptimSettings, config: ModelConfig, given_weights: bool = False) -> Rates:
+    """The peak learning rates: as given, else by the rule for the width (or for weights that are given)."""
+    rule = default_rates(config.dim, settings.name, given_weights)
     lr = settings.lr or rule.lr
     follows = lr if settings.name == "adamw" else rule.matrix_lr
     return Rates(lr=lr, matrix_lr=settings.matrix_lr or follows)
@@ -73,8 +177,11 @@ def settle(
 ) -> TrainSettings:
     """The settings with every rule replaced by what it gave: what settings.toml keeps, and a resume
     compares."""
-    named = [name for name in type(settings.model).model_fields if name not in ("kind", "size")]
+    beside = ("kind", "size", "weights", *EXPERTS)
+    named = [name for name in type(settings.model).model_fields if name not in beside]
     shape = {f"model.{name}": getattr(config, name) for name in named}
+    if config.experts is not None:
+        shape["model.expert_dim"] = config.experts.ffn_dim
     return settings.with_({
         **shape,
         "optim.lr": peak.lr,

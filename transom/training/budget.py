@@ -11,6 +11,8 @@ import math
 import time
 from dataclasses import dataclass
 
+from ..settings import TrainSettings
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -20,11 +22,13 @@ class Budget:
     time: float | None = None
 
     @classmethod
-    def of(cls, budget: float | None, steps: int | None, tokens: int | None, tokens_per_step: int) -> Budget:
-        """From the settings of the same names, of which exactly one is set."""
-        if tokens is not None:
-            return cls(steps=math.ceil(tokens / tokens_per_step))
-        return cls(steps=steps) if steps is not None else cls(time=budget)
+    def of(cls, settings: TrainSettings, tokens_per_step: int, steps_per_epoch: float) -> Budget:
+        """From the one of budget, steps, tokens and epochs that is set."""
+        if settings.tokens is not None:
+            return cls(steps=math.ceil(settings.tokens / tokens_per_step))
+        if settings.epochs is not None:
+            return cls(steps=max(1, round(settings.epochs * steps_per_epoch)))
+        return cls(steps=settings.steps) if settings.steps is not None else cls(time=settings.budget)
 
     def position(self, step: int, elapsed: float, step_seconds: float = 0.0, reserve: float = 0.0) -> float:
         """Where the middle of step number `step` stands in the run, from 0 to 1.

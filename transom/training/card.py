@@ -5,54 +5,133 @@ Written as README.md into the model folder, with the header that the Hugging Fac
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-WITHOUT_TRANSOM = """```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")
-model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")
-tokens = model.generate(**tokenizer("Once upon a time", return_tensors="pt"), max_new_tokens=50)
-print(tokenizer.decode(tokens[0]))
-```"""
 WITH_TRANSOM_ONLY = "This model's parts fit no Hugging Face family: only Transom reads the folder."
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a card says about the models of one task."""
+
+    what: str
+    tag: str
+    use: str
+    """A command line."""
+    elsewhere: str
+    """The same in Python with the library that reads the folder."""
+    limits: str
+
+
+def _python(*lines: str) -> str:
+    return "\n".join(("```python", *lines, "```"))
+
+
+WORDS = {
+    "lm": Words(
+        "A language model",
+        "text-generation",
+        'transom generate THIS_FOLDER "Once upon a time"',
+        _python(
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "",
+            'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")',
+            'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")',
+            'tokens = model.generate(**tokenizer("Once upon a time", return_tensors="pt"), max_new_tokens=50)',
+            "print(tokenizer.decode(tokens[0]))",
+        ),
+        "It continues text like the text it learned from; it was not tuned to follow instructions or to tell "
+        "the\ntruth, and repeats what its data holds, mistakes and prejudices included. Nothing was filtered "
+        "out.",
+    ),
+    "mlm": Words(
+        "A masked language model",
+        "fill-mask",
+        "transom train LABELLED_DATA --task classify --model.weights THIS_FOLDER",
+        _python(
+            "from transformers import pipeline",
+            "",
+            'fill = pipeline("fill-mask", "THIS_FOLDER")',
+            'print(fill("Once upon a <|mask|>"))',
+        ),
+        "It fills masks in text like the text it learned from, and is meant to be fine-tuned. Nothing was "
+        "filtered out.",
+    ),
+    "translate": Words(
+        "A translator",
+        "translation",
+        'transom translate THIS_FOLDER "A text to translate"',
+        _python(
+            "from transformers import AutoModelForSeq2SeqLM, AutoTokenizer",
+            "",
+            'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")',
+            'model = AutoModelForSeq2SeqLM.from_pretrained("THIS_FOLDER")',
+            'tokens = model.generate(**tokenizer("A text to translate", return_tensors="pt"))',
+            "print(tokenizer.decode(tokens[0], skip_special_tokens=True))",
+        ),
+        "It translates texts like those it learned from; on others it may invent, leave out or repeat, without "
+        "a sign.",
+    ),
+    "classify": Words(
+        "A text classifier",
+        "text-classification",
+        'transom classify THIS_FOLDER "A text" --reject-below 0.8',
+        _python(
+            "from transformers import pipeline",
+            "",
+            'classify = pipeline("text-classification", "THIS_FOLDER")',
+            'print(classify("A text"))',
+        ),
+        "It names one of its classes for any text, also for one that belongs to none; a probability is a "
+        "confidence\nonly on texts like those it learned from.",
+    ),
+    "embed": Words(
+        "A text embedder",
+        "sentence-similarity",
+        'transom embed THIS_FOLDER "One text" "and another"',
+        _python(
+            "from sentence_transformers import SentenceTransformer",
+            "",
+            'model = SentenceTransformer("THIS_FOLDER")',
+            'print(model.encode(["One text", "and another"]))',
+        ),
+        "Near vectors mean that texts belong together as the pairs did that it learned from, nothing else.",
+    ),
+}
 
 
 def model_card(ledger: dict[str, Any]) -> str:
     """The card, from a run's ledger."""
     data, model, cost, result = (ledger[name] for name in ("data", "model", "cost", "result"))
-    lines = result["references"]
-    held_out = (
-        f"{result['loss']:.4f} nats per token, {result['bits_per_byte']:.4f} bits per byte on "
-        f"{result['tokens_scored']:,} held-out tokens ({'all' if result['whole'] else 'an even sample'}): "
-        f"{result['sentence']}."
-        if result["loss"] is not None
-        else "Not measured yet: the run was not finished when this was written."
-    )
-    table = "\n".join(f"| {name} | {nats:.4f} |" for name, nats in lines.items())
-    measured = f"| **this model** | **{result['loss']:.4f}** |" if result["loss"] is not None else ""
+    words, unit = WORDS[ledger["task"]], ledger["unit"]
     library = "transom" if ledger["format"] is None else "transformers"
+    begun = f"trained from `{ledger['begun_from']}`" if ledger["begun_from"] else "trained from nothing"
+    active = model["active_parameters"]
+    used = f" ({active:,} of them active for a token)" if active < model["parameters"] else ""
+    table = "\n".join(f"| {name} | {nats:.4f} |" for name, nats in result["references"].items())
+    measured = f"| **this model** | **{result['loss']:.4f}** |" if result["loss"] is not None else ""
+    classes = f" Its classes: {', '.join(model['labels'])}." if model["labels"] else ""
     return f"""---
 library_name: {library}
-pipeline_tag: text-generation
+pipeline_tag: {words.tag}
 tags: [transom]
 ---
 # {ledger["name"]}
 
-A language model of {model["parameters"]:,} parameters, trained from nothing with Transom on
-`{data["source"]}`. It reads at most {model["max_len"]:,} tokens.
+{words.what} of {model["parameters"]:,} parameters{used}, {begun} with Transom on
+`{data["source"]}`. It reads at most {model["max_len"]:,} tokens.{classes}
 
 ## Data
 
-{data["documents"]:,} documents, {data["bytes"]:,} bytes, {data["train_tokens"]:,} training and
-{data["held_out_tokens"]:,} held-out tokens; hash `{data["hash"]}`. The model saw {cost["tokens"]:,} tokens
-({cost["epochs"]:.2f} times the training text).
+{_data(data)}; hash `{data["hash"]}`. The model went {cost["epochs"]:.2f} times through what it
+learned from.
 
 ## Evaluation
 
-{held_out}
+{_held_out(result, unit)}
 
-| held-out text | nats per token |
+| held-out side | nats per {unit} |
 |---|---|
 {table}
 {measured}
@@ -65,15 +144,34 @@ A language model of {model["parameters"]:,} parameters, trained from nothing wit
 
 ## Limits
 
-It continues text like the text it learned from; it was not tuned to follow instructions or to tell the
-truth, and repeats what its data holds, mistakes and prejudices included. Nothing was filtered out.
+{words.limits}
 The data's own licence applies to the data; look at it before you publish this model.
 
 ## Use
 
 ```
-transom generate THIS_FOLDER "Once upon a time"
+{words.use}
 ```
 
-{WITHOUT_TRANSOM if ledger["format"] else WITH_TRANSOM_ONLY}
+{words.elsewhere if ledger["format"] else WITH_TRANSOM_ONLY}
 """
+
+
+def _data(data: dict[str, Any]) -> str:
+    if "documents" in data:
+        return (
+            f"{data['documents']:,} documents, {data['bytes']:,} bytes, {data['train_tokens']:,} training and\n"
+            f"{data['held_out_tokens']:,} held-out tokens"
+        )
+    return f"{data['examples']:,} examples to learn from, {data['held_out_examples']:,} held out"
+
+
+def _held_out(result: dict[str, Any], unit: str) -> str:
+    if result["loss"] is None:
+        return "Not measured yet: the run was not finished when this was written."
+    per_byte = f", {result['bits_per_byte']:.4f} bits per byte" if result["bits_per_byte"] is not None else ""
+    share = "all" if result["whole"] else "an even sample"
+    return (
+        f"{result['loss']:.4f} nats per {unit}{per_byte} on {result['tokens_scored']:,} held-out {unit}s "
+        f"({share}): {result['sentence']}."
+    )

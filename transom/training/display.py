@@ -122,7 +122,8 @@ def held_out_line(event: Event) -> str:
     per_byte = event.get("bits_per_byte")
     also = f", {per_byte:.3f} bits per byte" if per_byte is not None else ""
     return (
-        f"held-out | step {event['step']:,} | {event['loss']:.3f} nats per token{also} | {event['sentence']}"
+        f"held-out | step {event['step']:,} | {event['loss']:.3f} nats per {event['unit']}{also} | "
+        f"{event['sentence']}"
     )
 
 

@@ -16,8 +16,10 @@ POINTS = 2000
 """More than this many points of a curve are thinned out: a picture has no more columns."""
 
 
-def draw_loss(events: list[Event], references: dict[str, float], title: str, path: Path) -> None:
-    """Draw train and held-out loss of `events` over tokens, with `references` {name: nats per token}."""
+def draw_loss(
+    events: list[Event], references: dict[str, float], title: str, path: Path, unit: str = "token"
+) -> None:
+    """Draw train and held-out loss of `events` over tokens, with `references` {name: nats per unit}."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -44,7 +46,7 @@ def draw_loss(events: list[Event], references: dict[str, float], title: str, pat
                       va="center", fontsize=8.5, annotation_clip=False)  # fmt: skip
     axes.set_xlim(0, max(tokens))
     axes.set_xlabel("million tokens", color=INK)
-    axes.set_ylabel("loss, nats per token", color=INK)
+    axes.set_ylabel(f"loss, nats per {unit}", color=INK)
     axes.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold")
     axes.grid(axis="y", color="#e7e9ec", linewidth=0.8)
     axes.set_axisbelow(True)

@@ -12,20 +12,23 @@ from typing import Any
 
 import torch
 
+from ..data.examples import PairBatch
 from ..data.order import Batch
 from ..data.tokenizer import Tokenizer
 from ..errors import Refused
 from ..hardware import DtypeChoice, Hardware
 from ..model.config import ModelConfig
 from ..model.losses import RUN_BYTES
-from ..model.transformer import Transformer
+from ..model.build import Model, build
 from ..settings import TrainSettings
 from . import memory
-from .architecture import model_config, windows_per_step
+from .architecture import model_config, optimizer, windows_per_step
 from .budget import Budget
 from .micro_batch import MicroBatch, find_micro_batch
 from .objectives import LanguageModelling
 from .optimizers import is_matrix
+from .start import tokenizer_of
+from .task import Feed
 
 OVERHEAD_SHARE = 0.06
 """Of a run's time: evaluations, samples, saves, as measured on runs of some minutes."""
@@ -100,7 +103,7 @@ def refuse_what_cannot_fit(
     processes: how many share this machine's memory, each with weights of its own.
     """
     kept = sum(state_bytes(settings, without_storage(config)))
-    needed = kept + activation_bytes(config, 1, dtype, settings.batch.checkpoint_activations)
+    needed = kept + activation_bytes(config, config.max_len, dtype, settings.batch.checkpoint_activations)
     if processes * needed > hardware.memory:
         raise Refused(
             f"this model would take {processes * needed / 1e9:,.1f} GB to train, one window of "
@@ -110,17 +113,17 @@ def refuse_what_cannot_fit(
         )
 
 
-def without_storage(config: ModelConfig) -> Transformer:
+def without_storage(config: ModelConfig) -> Model:
     """A model that has shapes and no numbers, to count with."""
     with torch.device("meta"):
-        return Transformer(config)
+        return build(config)
 
 
-def state_bytes(settings: TrainSettings, model: Transformer) -> tuple[int, int, int]:
+def state_bytes(settings: TrainSettings, model: Model) -> tuple[int, int, int]:
     """Bytes of float32 weights, of their gradients, and of the optimizer's averages (Muon one, AdamW two)."""
     count = model.n_parameters
     matrices = sum(p.numel() for n, p in model.named_parameters() if is_matrix(n, p))
-    return 4 * count, 4 * count, 8 * count - (4 * matrices if settings.optim.name == "muon" else 0)
+    return 4 * count, 4 * count, 8 * count - (4 * matrices if settings.optim.name != "adamw" else 0)
 
 
 def plan(settings: TrainSettings, *, measure: bool = True) -> Forecast:
@@ -131,21 +134,34 @@ def plan(settings: TrainSettings, *, measure: bool = True) -> Forecast:
     base_bytes = memory.resident()
     hardware = Hardware.detect(settings.device)
     choice = hardware.choose_dtype(settings.dtype)
-    config = model_config(settings.model, expected_vocab(settings))
-    windows = windows_per_step(settings, config)
+    settings = settings.with_({"optim.name": optimizer(settings)})
+    config = expected_config(settings)
+    feed = RandomFeed(config, windows_per_step(settings, config))
     refuse_what_cannot_fit(settings, config, hardware, choice.dtype)
-    micro = MicroBatch(min(settings.batch.micro or 4, windows), "not measured")
+    micro = MicroBatch(min(settings.batch.micro or 4, feed.n_rows), "not measured")
     if measure:
-        objective = LanguageModelling(Transformer(config).to(hardware.device), choice.dtype)
+        objective = LanguageModelling(build(config).to(hardware.device), choice.dtype)
         objective.model.checkpoint_activations = settings.batch.checkpoint_activations
         less = settings.batch.checkpoint_activations
         micro = find_micro_batch(
-            objective, windows, config.max_len, lambda n: random_batch(config, n),
-            torch.device(hardware.device),
-            bytes_of=lambda n: activation_bytes(config, n, choice.dtype, less),
+            objective, feed.n_rows, config.max_len, feed.trial, torch.device(hardware.device),
+            bytes_of=lambda n: activation_bytes(config, n * config.max_len, choice.dtype, less),
             free_bytes=hardware.memory, seconds=4.0, only=settings.batch.micro,
         )  # fmt: skip
-    return forecast(settings, config, hardware, choice, windows, micro, base_bytes=base_bytes)
+    if settings.epochs is not None:
+        raise Refused("how long an epoch is shows only in the data; plan with --budget, --steps or --tokens")
+    budget = Budget.of(settings, feed.tokens_per_step, feed.steps_per_epoch)
+    return forecast(settings, config, hardware, choice, feed, budget, micro, base_bytes=base_bytes)
+
+
+def expected_config(settings: TrainSettings) -> ModelConfig:
+    """The model that the settings will lead to; what only the data tells (classes) is a guess."""
+    task = settings.task
+    if task == "auto":
+        task = {"encoder": "mlm", "encoder-decoder": "translate"}.get(settings.model.kind or "", "lm")
+    return model_config(
+        settings.model, expected_vocab(settings), "mlm" if task in ("classify", "embed") else task
+    )
 
 
 def forecast(
@@ -153,27 +169,27 @@ def forecast(
     config: ModelConfig,
     hardware: Hardware,
     choice: DtypeChoice,
-    windows: int,
+    feed: Feed,
+    budget: Budget,
     micro: MicroBatch,
     world_size: int = 1,
     base_bytes: int = 0,
 ) -> Forecast:
     """The arithmetic of a forecast.
 
-    windows: of one step, over all ranks. base_bytes: what the process held before anything of the run.
+    feed: the rows of a step, over all ranks. base_bytes: what the process held before anything of the run.
     """
     model = without_storage(config)
-    tokens_per_step = windows * config.max_len
-    flops_per_token = model.flops_per_token(config.max_len)
+    tokens_per_step, length = feed.tokens_per_step, feed.row_length
+    flops_per_token = model.flops_per_token(length)
     weights, gradients, averages = state_bytes(settings, model)
     if micro.seconds_per_window is None:
         speed = ASSUMED_SHARE * hardware.peak_flops(choice.dtype) / flops_per_token
     else:
-        speed = config.max_len / micro.seconds_per_window
-        if settings.optim.name == "muon":
+        speed = tokens_per_step / feed.n_rows / micro.seconds_per_window
+        if settings.optim.name != "adamw":
             speed /= 1 + 4 * config.dim / tokens_per_step  # Newton-Schulz beside the step (see optimizers)
     speed *= world_size
-    budget = Budget.of(settings.budget, settings.steps, settings.tokens, tokens_per_step)
     if budget.steps is not None:
         steps = budget.steps
         seconds = FIXED_SECONDS + steps * tokens_per_step / speed * (1 + OVERHEAD_SHARE)
@@ -189,7 +205,7 @@ def forecast(
         gradient_bytes=gradients,
         optimizer_bytes=averages,
         activation_bytes=activation_bytes(
-            config, micro.windows, choice.dtype, settings.batch.checkpoint_activations
+            config, micro.windows * length, choice.dtype, settings.batch.checkpoint_activations
         ),
         tokens_per_step=tokens_per_step,
         micro_windows=micro.windows,
@@ -204,8 +220,8 @@ def forecast(
     )
 
 
-def activation_bytes(config: ModelConfig, windows: int, dtype: torch.dtype, checkpointing: bool) -> int:
-    """What a micro-batch keeps for its backward pass.
+def activation_bytes(config: ModelConfig, tokens: int, dtype: torch.dtype, checkpointing: bool) -> int:
+    """What a micro-batch of so many tokens keeps for its backward pass.
 
     Per token and layer, in numbers: 6 D (norms, their input and output, branch results), 3 H K + 4 G K
     (queries and keys before and after rotation, values, mixed), 4 F gated or 2 F plain; with checkpointing D
@@ -213,32 +229,49 @@ def activation_bytes(config: ModelConfig, windows: int, dtype: torch.dtype, chec
     of the loss.
     """
     wide, narrow = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    per_layer = 6 * config.dim + 3 * wide + 4 * narrow + (4 if config.gated else 2) * config.ffn_dim
-    numbers = config.n_layers * (config.dim if checkpointing else per_layer) + 3 * config.dim
+    inner = config.ffn_dim
+    if config.experts is not None:
+        inner = config.experts.ffn_dim * (config.experts.n_active + config.experts.n_shared)
+    per_layer = 6 * config.dim + 3 * wide + 4 * narrow + (4 if config.gated else 2) * inner
+    n_layers = config.n_layers + (config.n_encoder_layers or 0)
+    numbers = n_layers * (config.dim if checkpointing else per_layer) + 3 * config.dim
     numbers += per_layer if checkpointing else 0
     size = torch.empty(0, dtype=dtype).element_size()
-    matrices = config.n_layers * (
-        config.dim * (2 * wide + 2 * narrow + (3 if config.gated else 2) * config.ffn_dim)
-    )
+    matrices = n_layers * (config.dim * (2 * wide + 2 * narrow + (3 if config.gated else 2) * config.ffn_dim))
     cast = size * matrices if dtype != torch.float32 else 0
     head = config.vocab_size * config.dim * (size + 4)
-    return windows * config.max_len * numbers * size + cast + head + 3 * RUN_BYTES
+    return tokens * numbers * size + cast + head + 3 * RUN_BYTES
 
 
 def expected_vocab(settings: TrainSettings) -> int:
     """The size of the vocabulary that the settings will lead to; characters can only be guessed."""
-    kind = settings.data.tokenizer
+    kind = tokenizer_of(settings, "bpe")
     guesses = {"bpe": settings.data.vocab_size, "bytes": 258, "chars": 128}
     return guesses[kind] if kind in guesses else Tokenizer.load(kind).vocab_size
 
 
-def random_batch(config: ModelConfig, windows: int) -> Batch:
-    """A batch of full windows of random tokens: as much work as any."""
-    generator = torch.Generator().manual_seed(0)
-    shape = (windows, config.max_len)
-    tokens = torch.randint(config.vocab_size, shape, generator=generator)
-    targets = torch.randint(config.vocab_size, shape, generator=generator)
-    rows = torch.full((windows,), config.max_len)
-    return Batch(
-        tokens, targets, None, None, torch.arange(windows), rows, rows, tokens.numel(), tokens.numel()
-    )
+class RandomFeed:
+    """Full windows of random tokens: as much work as any."""
+
+    steps_per_epoch = 1.0
+
+    def __init__(self, config: ModelConfig, n_rows: int) -> None:
+        self.config, self.n_rows, self.row_length = config, n_rows, config.max_len
+        self.tokens_per_step = n_rows * config.max_len
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> Any:
+        """The rows of any step."""
+        return self.trial(self.n_rows // world)
+
+    def trial(self, n_rows: int) -> Any:
+        """So many rows."""
+        generator = torch.Generator().manual_seed(0)
+        shape = (n_rows, self.row_length)
+        tokens, targets, source = (
+            torch.randint(self.config.vocab_size, shape, generator=generator) for _ in range(3)
+        )
+        if self.config.kind == "encoder-decoder":
+            return PairBatch(source, None, tokens, targets, None, torch.arange(n_rows), tokens.numel(), 0)
+        rows = torch.full((n_rows,), self.row_length)
+        count = tokens.numel()
+        return Batch(tokens, targets, None, None, torch.arange(n_rows), rows, rows, count, count)

@@ -7,17 +7,18 @@ unigram (knows how frequent each token is), bigram (knows which token follows wh
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from ..data.order import NO_LOSS, Batch, Windows
+from ..data.masking import Masking
+from ..data.order import Windows
 from .parallelism import World
+from .task import Rows, Scored
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,13 @@ class Score:
 class ScoredWindows:
     """Which held-out windows an evaluation scores: every `stride`-th batch of them."""
 
-    windows: Windows
+    windows: Windows | Masking
     rows: int
     """Windows of a batch; does not depend on the micro-batch, so that equal runs score equal tokens."""
     stride: int
 
     @classmethod
-    def about(cls, windows: Windows, rows: int, wanted: int) -> ScoredWindows:
+    def about(cls, windows: Windows | Masking, rows: int, wanted: int) -> ScoredWindows:
         """Evenly spread, about `wanted` windows; all of them when there are not more."""
         n_batches = math.ceil(_n_windows(windows) / rows)
         return cls(windows, rows, max(1, n_batches * rows // max(rows, wanted)))
@@ -54,7 +55,7 @@ class ScoredWindows:
         return math.ceil(math.ceil(_n_windows(self.windows) / self.rows) / self.stride)
 
     @property
-    def n_windows(self) -> int:
+    def n_rows(self) -> int:
         """At most: the last batch may hold fewer."""
         return min(_n_windows(self.windows), self.n_batches * self.rows)
 
@@ -63,17 +64,36 @@ class ScoredWindows:
         """Whether this is all of the held-out text."""
         return self.stride == 1
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Rows]:
         return itertools.islice(self.windows.eval_batches(self.rows), 0, None, self.stride)
 
 
-def _n_windows(windows: Windows) -> int:
+def _n_windows(windows: Windows | Masking) -> int:
     return math.ceil((windows.file.n_tokens - 1) / windows.length)
+
+
+class ScoredExamples:
+    """Which held-out batches of examples an evaluation scores: every `stride`-th of them."""
+
+    def __init__(self, batches: Sequence[Rows], stride: int = 1) -> None:
+        self.batches, self.stride = list(batches)[::stride], stride
+        self.n_batches = len(self.batches)
+        self.n_rows = sum(len(batch.tokens) for batch in self.batches)
+        self.whole = stride == 1
+
+    @classmethod
+    def about(cls, batches: Sequence[Rows], wanted: int) -> ScoredExamples:
+        """Evenly spread, about `wanted` rows; all of them when there are not more."""
+        n_rows = sum(len(batch.tokens) for batch in batches)
+        return cls(batches, max(1, min(len(batches), n_rows // max(1, wanted))))
+
+    def __iter__(self) -> Iterator[Rows]:
+        return iter(self.batches)
 
 
 @torch.no_grad()
 def score(
-    objective: nn.Module, scored: ScoredWindows, world: World, give_up: Callable[[], bool] = lambda: False
+    objective: nn.Module, scored: Scored, world: World, give_up: Callable[[], bool] = lambda: False
 ) -> Score | None:
     """Score held-out windows, each on one rank; None when `give_up` said so in between (one process only)."""
     objective.eval()
@@ -88,26 +108,30 @@ def score(
             return None
     # Every rank makes the same number of calls, as FSDP needs: one that has no batch left scores no target.
     for _ in range(math.ceil(scored.n_batches / world.size) - calls):
-        first = next(iter(scored))
-        objective(
-            dataclasses.replace(first, targets=torch.full_like(first.targets, NO_LOSS)).to(world.device)
-        )
+        objective(next(iter(scored)).to(world.device))  # what it gives is not counted
     objective.train()
     total, n_targets, all_bytes = world.sum([total, count, n_bytes])
     bits = total / math.log(2) / all_bytes if all_bytes else None
     return Score(total / max(1, n_targets), int(n_targets), bits)
 
 
+MEANINGS = {
+    "bigram": "it uses more context than the one token before",
+    "unigram": "it has learned more than how frequent each token is",
+    "class shares": "it has learned more than how frequent each class is",
+    "uniform": "it has begun to learn what is frequent",
+    "chance": "it tells texts that belong together from others",
+}
+
+
 def verdict(loss: float, references: dict[str, float]) -> str:
-    """What a held-out loss says, in plain words, against {'uniform': nats, 'unigram': nats, 'bigram':
-    nats}."""
-    meanings = {
-        "bigram": "it uses more context than the one token before",
-        "unigram": "it has learned more than how frequent each token is",
-        "uniform": "it has begun to learn which tokens are frequent",
-    }
+    """What a held-out loss says, in plain words, against {'uniform': nats, 'unigram': nats, ...}."""
+    if not references:
+        return "nothing simpler was measured beside it"
+    meanings = MEANINGS
     below = [name for name in meanings if name in references and loss < references[name]]
     if not below:
-        return f"not yet below the uniform line ({references['uniform']:.2f}): it knows nothing so far"
+        highest = max(references, key=lambda name: references[name])
+        return f"not yet below the {highest} line ({references[highest]:.2f}): it knows nothing so far"
     line = min(below, key=lambda name: references[name])
     return f"below the {line} line ({references[line]:.2f}): {meanings[line]}"

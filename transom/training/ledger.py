@@ -34,22 +34,22 @@ def versions() -> dict[str, str]:
 
 def account(run: Milestones) -> dict[str, Any]:
     """A run's account so far, for ledger.json and the model card."""
-    position, corpus, config = run.position, run.corpus, run.model.config
+    position, task, config = run.position, run.task, run.model.config
     tokens, seconds = position.tokens, run.clock.elapsed()
-    flops = tokens * run.model.flops_per_token(config.max_len)
+    flops = tokens * run.model.flops_per_token(task.feed.row_length)
     watt_hours, peak = run.joules() / 3600, memory.peak(run.world.device)
     score = run.score
     return {
         "name": run.folder.path.name,
         "data": {
-            "source": run.settings.data.source, "hash": corpus.data_hash,
-            "documents": corpus.train.n_documents, "bytes": corpus.train.n_bytes,
-            "train_tokens": corpus.train.n_tokens,
-            "held_out_tokens": corpus.held_out.n_tokens, "tokenizer_hash": position.tokenizer_hash,
-            "skipped_windows": position.skipped,
+            "source": run.settings.data.source, "hash": task.data_hash, **task.facts,
+            "tokenizer_hash": position.tokenizer_hash, "skipped_windows": position.skipped,
         },
+        "task": task.name, "unit": task.unit, "begun_from": run.settings.model.weights,
         "format": run.architecture,
-        "model": {"parameters": run.model.n_parameters, **asdict(config)},
+        "model": {"parameters": run.model.n_parameters,
+                  "active_parameters": run.model.n_active_parameters,
+                  "flops_per_token": run.model.flops_per_token(task.feed.row_length), **asdict(config)},
         "seed": run.settings.seed,
         "versions": position.versions,
         "hardware": {**run.hardware.to_dict(), "processes": run.world.size,
@@ -57,7 +57,7 @@ def account(run: Milestones) -> dict[str, Any]:
         "dtype": {"name": run.choice.name, "reason": run.choice.reason},
         "micro_batch": {"windows": run.micro.windows, "reason": run.micro.reason},
         "cost": {
-            "steps": position.step, "tokens": tokens, "epochs": tokens / max(1, corpus.train.n_tokens),
+            "steps": position.step, "tokens": tokens, "epochs": position.step / task.feed.steps_per_epoch,
             "seconds": seconds, "flops": flops, "watt_hours": watt_hours,
             "energy_method": run.energy.method,
             "peak_memory_bytes": peak,

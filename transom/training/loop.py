@@ -1,9 +1,10 @@
 """The training loop: from settings to a trained model in a folder, top to bottom.
 
-Text becomes tokens, a model is built or brought back, and then step after step: a batch that is a pure
-function of (seed, step), the gradient of its mean loss, one update. Everything else (evaluations, samples,
+A task gives data, model and objective; the model is new or brought back; and then step after step: a batch
+that is a pure function of (seed, step), the gradient of its mean loss, one update. Everything else (evaluations, samples,
 checkpoints) happens between two steps, so that a run can stop after any step and go on with the same bits.
-Read next: gradient, milestones, state, parallelism.
+Read next: task, gradient, milestones, state,
+parallelism.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
+from torch import nn
 
 from .. import hardware as machine
-from ..data.order import Windows
 from ..hardware import Hardware
-from ..model.transformer import Transformer
+from ..model.experts import routers
 from ..settings import TrainSettings
 from . import ledger, memory, state
-from .architecture import model_config, rates, settle, windows_per_step
+from .architecture import optimizer, rates, settle
 from .budget import Budget, Clock
 from .folder import open_folder
 from .forecast import activation_bytes, forecast, refuse_what_cannot_fit
@@ -31,14 +32,15 @@ from .metrics import Event, check_followers
 from .micro_batch import MicroBatch, find_micro_batch
 from .milestones import Milestones
 from .non_finite import Skips
-from .objectives import LanguageModelling
 from .optimizers import Optimizers
 from .parallelism import World, together
 from .report import Report
+from .routing import forget, rebalance
 from .run import Run
 from .schedules import SCHEDULES
 from .stopping import Interrupted, Stopping
-from .text import prepare_data, reference_lines, refuse_too_little
+from .task import Task
+from .tasks import choose_task, prepare_task
 
 
 def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None = None) -> Run:
@@ -66,72 +68,69 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
             settings = settings.with_({"out": str(folder.path), "resume": True})
         report = stack.enter_context(Report(world.is_first, on_event))
 
-        # Text becomes tokens, once; the other ranks open what rank 0 prepared.
+        # What is to be learned. Data becomes tokens, once; the other ranks open what rank 0 prepared.
         try:
             with stopping.at_once():
-                corpus = prepare_data(settings.data, folder, world, report)
+                settings = choose_task(settings, report)
+                task = prepare_task(settings, folder, world, report)
         except Interrupted:
             return Run.of_nothing(folder.path, settings.prompt)
 
-        # The shape of the model and of a step. What the settings leave to a rule is settled here.
-        tokenizer = corpus.tokenizer
-        config = model_config(settings.model, tokenizer.vocab_size, pad_id=tokenizer.pad_id,
-                              bos_id=tokenizer.eos_id, eos_id=tokenizer.eos_id)  # fmt: skip
-        refuse_too_little(corpus, settings.data.source, config.max_len)
-        n_windows = windows_per_step(settings, config, world.size)
-        tokens_per_step = n_windows * config.max_len
-        budget = Budget.of(settings.budget, settings.steps, settings.tokens, tokens_per_step)
-        peak_rates = rates(settings.optim, config)
+        # How long, and how fast. What the settings leave to a rule is settled here.
+        config, feed = task.config, task.feed
+        settings = settings.with_({"optim.name": optimizer(settings)})
+        budget = Budget.of(settings, feed.tokens_per_step, feed.steps_per_epoch)
+        peak_rates = rates(settings.optim, config, bool(settings.model.weights))
 
         # Where the run stands: at its beginning, or at its newest checkpoint that is whole.
         checkpoint = state.newest(folder.checkpoints, world, report) if resuming else None
         position = state.load_position(checkpoint) if checkpoint else state.Position()
         choice = hardware.choose_dtype(position.dtype if checkpoint else settings.dtype)
         refuse_what_cannot_fit(settings, config, hardware, choice.dtype, world.local_size)
-        settled = settle(settings, config, peak_rates, tokens_per_step, choice.name)
+        step_tokens = settings.batch.tokens or feed.tokens_per_step
+        settled = settle(settings, config, peak_rates, step_tokens, choice.name)
         if checkpoint:
-            state.check_unchanged(position, settled, corpus.data_hash, tokenizer.hash)
+            state.check_unchanged(position, settled, task.data_hash, task.tokenizer.hash)
             clock = Clock(position.elapsed)
         position.settings, position.versions = settled.identity(), ledger.versions()
-        position.data_hash, position.tokenizer_hash = corpus.data_hash, tokenizer.hash
+        position.data_hash, position.tokenizer_hash = task.data_hash, task.tokenizer.hash
         position.world_size, position.dtype = world.size, choice.name
 
         # The model, what it minimises, and both spread over the ranks.
-        model = Transformer(config, settings.seed)
+        model = task.build(settings.seed)
         if checkpoint:
             state.load_weights(checkpoint, model)
         model.to(world.device)
         model.checkpoint_activations = settings.batch.checkpoint_activations
-        objective = LanguageModelling(model, choice.dtype)
-        windows = Windows(corpus.train, config.max_len, settings.seed)
-        micro = choose_micro_batch(
-            objective, windows, settings, position, n_windows // world.size, hardware, world
-        )
-        expected = forecast(settings, config, hardware, choice, n_windows, micro, world.size, base_bytes)
+        objective = task.objective(model, choice.dtype)
+        share = max(1, feed.n_rows // world.size)
+        micro = choose_micro_batch(objective, task, settings, position, share, hardware, world)
+        expected = forecast(settings, config, hardware, choice, feed, budget, micro, world.size, base_bytes)
+        layers = model.blocks()
         if settings.compile == "on" or (settings.compile == "auto" and world.device.type == "cuda"):
-            for layer in model.layers:  # one layer is compiled, the others share its code
+            for layer in layers:  # one layer is compiled, the others share its code
                 layer.compile()
-        spread = world.wrap(objective, list(model.layers))
+        spread = world.wrap(objective, layers)
         optimizers = Optimizers(model, settings.optim, peak_rates, choice.dtype)
         if checkpoint:
             state.load_optimizer(checkpoint, optimizers)
 
         skips = Skips(position.skipped)
         between = Milestones(
-            settings=settled, folder=folder, corpus=corpus, model=model, optimizers=optimizers,
+            settings=settled, folder=folder, task=task, model=model, optimizers=optimizers,
             objective=spread, world=world, report=report, position=position, budget=budget, clock=clock,
             stopping=stopping, hardware=hardware, choice=choice, micro=micro, expected=expected,
-            windows=windows, lines=reference_lines(corpus), rates=peak_rates,
+            rates=peak_rates,
         )  # fmt: skip
         between.begin(checkpoint)
 
         schedule = SCHEDULES[settings.optim.schedule]
-        named = dict(model.named_parameters())
+        named, routed = dict(model.named_parameters()), routers(model)
         model.train()
         stack.enter_context(no_collector())
         while True:
             # All ranks agree on the targets of the step, on the time (rank 0's), and on whether to go on.
-            batch = windows.batch(position.step, n_windows, world.rank, world.size)
+            batch = feed.batch(position.step, world.rank, world.size)
             own = between.clocks() if world.is_first else [0.0, 0.0, 0.0]
             n_targets, asked, *clocks = world.sum([batch.n_targets, float(stopping.requested), *own])
             position.elapsed, position.step_seconds, _ = clocks
@@ -141,14 +140,17 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
             started = time.perf_counter()
 
             # The gradient of the step's mean loss. Broken numbers are met before they can reach a weight.
-            parts = [part.to(world.device) for part in batch.split(micro.windows)]
+            rows = -(-len(batch.tokens) * micro.windows // share)  # rows may be more or fewer than usual
+            parts = [part.to(world.device) for part in batch.split(rows)]
             step = (spread, parts, int(n_targets), named, world, settings.seed, position.step)
+            forget(routed)
             try:
                 gradient = take_gradient(*step)
             except torch.OutOfMemoryError:
                 micro = between.halve_micro_batch()
                 continue  # the same step, in smaller pieces
             if not gradient.is_finite:
+                forget(routed)
                 broken, gradient = gradient, take_gradient(*step)
                 between.judge(broken, gradient, skips)
 
@@ -158,29 +160,33 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
                 clip(named, gradient.norm, settings.optim.clip)
                 optimizers.set_factor(factor)
                 optimizers.step()
+            load = rebalance(routed, world)
             position.step += 1
-            position.tokens += tokens_per_step
+            position.tokens += feed.tokens_per_step
 
-            between.steps(gradient, place, factor, time.perf_counter() - started)
+            between.steps(gradient, place, factor, time.perf_counter() - started, load)
 
         return between.end(interrupted=bool(asked))
 
 
 def choose_micro_batch(
-    objective: LanguageModelling,
-    windows: Windows,
+    objective: nn.Module,
+    task: Task,
     settings: TrainSettings,
     position: state.Position,
     share: int,
     hardware: Hardware,
     world: World,
 ) -> MicroBatch:
-    """The size of a micro-batch out of this rank's `share` of windows: the run's own when it is resumed."""
-    config, dtype = objective.model.config, objective.dtype
+    """The size of a micro-batch out of this rank's `share` of rows: the run's own when it is resumed."""
+    config, feed = task.config, task.feed
+    dtype, parameters = objective.dtype, objective.model.n_parameters  # type: ignore[union-attr]
     found = find_micro_batch(
-        objective, share, config.max_len, lambda n: windows.batch(0, n), world.device,
-        bytes_of=lambda n: activation_bytes(config, n, dtype, settings.batch.checkpoint_activations),
-        free_bytes=hardware.memory // world.local_size - 16 * objective.model.n_parameters,
+        objective, share, feed.row_length, feed.trial, world.device,
+        bytes_of=lambda n: activation_bytes(
+            config, n * feed.row_length, dtype, settings.batch.checkpoint_activations
+        ),
+        free_bytes=hardware.memory // world.local_size - 16 * parameters,
         seconds=6.0 if settings.budget is None else min(6.0, 0.03 * settings.budget),
         only=position.micro or settings.batch.micro,
     )  # fmt: skip

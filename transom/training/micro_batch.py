@@ -8,6 +8,7 @@ windows each.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,8 +19,8 @@ from torch import nn
 from ..data.order import Batch
 from ..errors import Refused
 
-FIRST = 4
-"""Windows of the smallest piece worth trying on a CPU."""
+FIRST_TOKENS = 1024
+"""Tokens of the smallest piece worth trying on a CPU: below, the overhead of each call is what is measured."""
 CUDA_TOKENS = 65_536
 """A piece of this many tokens fills any GPU; larger ones only need memory."""
 
@@ -48,21 +49,23 @@ def find_micro_batch(
     seconds: float = 6.0,
     only: int | None = None,
 ) -> MicroBatch:
-    """Choose among the divisors of `windows`, this rank's share of a step, in about `seconds`.
+    """Choose among (about) equal shares of `windows`, this rank's rows of a step, in about `seconds`.
 
-    draw(n) gives a batch of n windows of `length` tokens. bytes_of(n): memory that a piece of n windows
+    draw(n) gives a batch of n windows of (about) `length` tokens. bytes_of(n): memory that a piece of n windows
     takes, by formula. only: a size that was asked for; it is timed, nothing is chosen. Weights are left as
     they were. Raises `Refused` when not even one window fits.
     """
     if only is not None:
         took = measure(objective, draw(min(only, windows)), device)
         return MicroBatch(min(only, windows), "as asked", took / min(only, windows))
-    sizes = [n for n in range(1, windows + 1) if windows % n == 0]
+    divisors = {n for n in range(1, windows + 1) if windows % n == 0}
+    halvings = {math.ceil(windows / 2**k) for k in range(windows.bit_length() + 1)}
+    sizes = sorted(divisors | halvings)
     fitting = [n for n in sizes if bytes_of(n) <= 0.8 * free_bytes] or [1]
     if device.type == "cuda":
         fitting = [n for n in fitting if n * length <= CUDA_TOKENS] or [1]
         return _largest(objective, fitting, draw, device)
-    candidates = [n for n in fitting if n >= FIRST] or [fitting[-1]]
+    candidates = [n for n in fitting if n * length >= FIRST_TOKENS] or [fitting[-1]]
     return _fastest(objective, _spread(candidates), draw, device, seconds)
 
 

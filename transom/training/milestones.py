@@ -19,11 +19,9 @@ from torch import nn
 from ..checkpoint.families import family_for
 from ..checkpoint.folder import NotSaved, commit, recover, sweep
 from ..checkpoint.huggingface import save_model
-from ..data.order import Windows
-from ..data.prepare import Corpus
 from ..errors import Refused
 from ..hardware import DtypeChoice, EnergyMeter, Hardware
-from ..model.transformer import Transformer
+from ..model.build import Model
 from ..settings import Every, TrainSettings
 from . import held_out, ledger, memory, non_finite, state
 from .budget import Budget, Clock
@@ -32,28 +30,27 @@ from .figure import draw_loss
 from .folder import RunFolder
 from .forecast import Forecast
 from .gradient import Gradient
-from .held_out import Score, ScoredWindows
+from .held_out import Score
 from .metrics import Metrics, history
 from .micro_batch import MicroBatch
 from .optimizers import Optimizers, Rates
 from .parallelism import World
 from .report import Report
+from .routing import MEMORY, judge_load
 from .run import Run
-from .sample import sample
 from .stopping import Stopping
+from .task import Scored, Task
 
 TIMES = 10
 """How often a run is evaluated when nothing else is said; the last time at its end."""
 EVALUATION_SHARE = 0.005
 """Of a run's work, spent on one evaluation; the one at the end may take `LAST_SHARE`."""
 LAST_SHARE = 0.05
-WINDOWS_SCORED = (16, 1024)
+ROWS_SCORED = (16, 1024)
 """At least and at most, in one evaluation along the way."""
 
 DRAW_SECONDS = 30.0
 """At least so long between two drawings of loss.png; one takes 0.2 s."""
-GENERATION = {"do_sample": True, "temperature": 0.8, "top_p": 0.95}
-"""What generation_config.json proposes to whoever uses the model."""
 
 
 @dataclass
@@ -62,8 +59,8 @@ class Milestones:
 
     settings: TrainSettings
     folder: RunFolder
-    corpus: Corpus
-    model: Transformer
+    task: Task
+    model: Model
     optimizers: Optimizers
     objective: nn.Module
     """As spread over the ranks."""
@@ -77,28 +74,29 @@ class Milestones:
     choice: DtypeChoice
     micro: MicroBatch
     expected: Forecast
-    windows: Windows
-
-    lines: dict[str, float]
-    """Held-out nats per token of uniform, unigram and bigram."""
-
     rates: Rates
 
     reserve: float = 0.0
     """Seconds to keep for the last evaluation and save, when time is the bound."""
     score: Score | None = None
-    written: str = ""
-    """What the model wrote last."""
+    written: tuple[str, str] = ("", "")
+    """What the model was given last, and what it made of it."""
     unsaved: str | None = None
     """Why the last save failed, or None."""
     fingerprint: str = ""
-    _along: ScoredWindows = field(init=False)
-    at_end: ScoredWindows = field(init=False)
+    _along: Scored = field(init=False)
+    at_end: Scored = field(init=False)
+    _load: torch.Tensor | None = None
     _evaluation_seconds: float = 0.0
     _save_seconds: float = 0.0
     _joules_before: float = 0.0
     _drawn: float = field(default_factory=time.monotonic)
     energy: EnergyMeter = field(init=False)
+
+    @property
+    def lines(self) -> dict[str, float]:
+        """What something simpler reaches on the held-out side, by name."""
+        return self.task.lines
 
     # ---- before the first step
 
@@ -114,6 +112,11 @@ class Milestones:
         self._joules_before = self.position.joules
         self._choose_held_out()
         config, lines = self.model.config, self.lines
+        layers = f"{config.n_layers} layers"
+        if config.n_encoder_layers is not None:
+            layers = f"{config.n_encoder_layers} layers that read and {config.n_layers} that write,"
+        active = self.model.n_active_parameters
+        used = f" ({active:,} active)" if active < self.model.n_parameters else ""
         self.report(
             "start", self.position.step, parameters=self.model.n_parameters, dtype=self.choice.name,
             micro_windows=self.micro.windows, tokens_per_step=self.expected.tokens_per_step, references=lines,
@@ -122,18 +125,18 @@ class Milestones:
         shares = f", {self.world.size} processes ({self.world.kind})" if self.world.size > 1 else ""
         for text in (
             f"run: {self.folder.path}",
-            f"model: {self.model.n_parameters:,} parameters, {config.n_layers} layers of "
+            f"model: {config.cell or config.kind} of {self.model.n_parameters:,} parameters{used}, {layers} of "
             f"{config.dim}, context {config.max_len}, vocabulary {config.vocab_size:,}",
             f"format: {self._format()}",
             f"arithmetic: {self.choice.reason}{shares}",
-            f"step: {self.expected.tokens_per_step:,} tokens, {self.micro.windows} windows at a time "
+            f"step: {self.expected.tokens_per_step:,} tokens, {self.micro.windows} rows at a time "
             f"({self.micro.reason})",
             f"expected: {self.expected.steps:,} steps, {self.expected.tokens / 1e6:,.1f}M tokens, "
             f"{self.expected.seconds / 60:,.1f} min, {self.expected.memory_bytes / 1e6:,.0f} MB, "
             f"{self.expected.watt_hours:,.2f} Wh",
             "lines to beat: "
-            + ", ".join(f"{name} {nats:.2f}" for name, nats in lines.items())
-            + " nats per token",
+            + (", ".join(f"{name} {nats:.2f}" for name, nats in lines.items()) or "none")
+            + f" nats per {self.task.unit}",
         ):
             self.report("note", self.position.step, text=text)
         if checkpoint is not None:
@@ -157,21 +160,19 @@ class Milestones:
         return None if family is None else family.architecture
 
     def _choose_held_out(self) -> None:
-        """Which held-out windows are scored along the way and at the end.
+        """Which held-out rows are scored along the way and at the end.
 
-        So many that it costs a small share of the run; a window that is scored costs a third of one learned
+        So many that it costs a small share of the run; a row that is scored costs a third of one learned
         from.
         """
-        length = self.model.config.max_len
-        windows = Windows(self.corpus.held_out, length, self.settings.seed)
-        rows = max(1, (32768 if self.world.device.type == "cuda" else 2048) // length)
-        trained = self.world.first(lambda: self.expected.tokens) / length
-        low, high = WINDOWS_SCORED
+        feed, on_gpu = self.task.feed, self.world.device.type == "cuda"
+        trained = self.world.first(lambda: self.expected.steps) * feed.n_rows
+        low, high = ROWS_SCORED
         wanted = min(high, max(low, round(3 * EVALUATION_SHARE * trained)))
-        self._along = ScoredWindows.about(windows, rows, wanted)
-        self.at_end = ScoredWindows.about(windows, rows, max(wanted, round(3 * LAST_SHARE * trained)))
-        per_window = (self.micro.seconds_per_window or 0.0) / 3 / self.world.size
-        self._evaluation_seconds = self.at_end.n_windows * per_window
+        self._along = self.task.scored(wanted, on_gpu)
+        self.at_end = self.task.scored(max(wanted, round(3 * LAST_SHARE * trained)), on_gpu)
+        per_row = (self.micro.seconds_per_window or 0.0) / 3 / self.world.size
+        self._evaluation_seconds = self.at_end.n_rows * per_row
         self._save_seconds = 0.1 + 12 * self.model.n_parameters / 300e6
         self._keep_in_reserve()
 
@@ -194,21 +195,29 @@ class Milestones:
         """Seconds: elapsed, of a step, and to keep in reserve."""
         return [self.clock.elapsed(), self.position.step_seconds, self.reserve]
 
-    def steps(self, gradient: Gradient, place: float, factor: float, took: float) -> None:
-        """Report a step, `place` (0 to 1) into the run, that took `took` seconds; then do what is due."""
-        position, settings = self.position, self.settings
+    def steps(
+        self, gradient: Gradient, place: float, factor: float, took: float, load: torch.Tensor | None = None
+    ) -> None:
+        """Report a step, `place` (0 to 1) into the run, that took `took` seconds; then do what is due.
+
+        load (layers, E): tokens per expert of this step.
+        """
+        position, settings, routing = self.position, self.settings, {}
+        if load is not None:
+            self._load = load if self._load is None else MEMORY * self._load + load
+            routing = {"load": judge_load(load).to_dict(), "load_lately": judge_load(self._load).to_dict()}
         average = position.step_seconds
         position.step_seconds = 0.9 * average + 0.1 * took if average else took
         if gradient.is_finite:
             elapsed, speed = position.elapsed + took, self.expected.tokens_per_step / position.step_seconds
-            flops = speed * self.model.flops_per_token(self.model.config.max_len)
+            flops = speed * self.model.flops_per_token(self.task.feed.row_length)
             peak = self.hardware.peak_flops(self.choice.dtype) * self.world.size
             self.report(
                 "step", position.step, loss=gradient.loss, grad_norm=gradient.norm, position=place,
                 lr=self.rates.lr * factor, matrix_lr=self.rates.matrix_lr * factor,
                 tokens=position.tokens, elapsed=elapsed, seconds=took, tokens_per_second=speed,
                 flops_per_second=flops, share_of_peak=flops / peak, resident=memory.resident(),
-                left=self.budget.left(position.step, elapsed, position.step_seconds),
+                left=self.budget.left(position.step, elapsed, position.step_seconds), **routing,
             )  # fmt: skip
         if self._due("held_out", settings.eval_every, place):
             self._evaluate(self._along)
@@ -229,30 +238,28 @@ class Milestones:
             self.position.marks[what] = [self.position.step, self.position.elapsed, place]
         return due
 
-    def _evaluate(self, scored: ScoredWindows) -> None:
+    def _evaluate(self, scored: Scored) -> None:
         started = time.monotonic()
         score = held_out.score(self.objective, scored, self.world, lambda: self.stopping.requested)
         if score is None:  # a signal came: saving is more urgent
             return
         self.score = score
         took = time.monotonic() - started
-        self._evaluation_seconds = took * self.at_end.n_windows / scored.n_windows
+        self._evaluation_seconds = took * self.at_end.n_rows / scored.n_rows
         self._keep_in_reserve()
         self.report("held_out", self.position.step, **score.to_dict(), whole=scored.whole, seconds=took,
+                    unit=self.task.unit,
                     sentence=held_out.verdict(score.loss, self.lines),
                     tokens=self.position.tokens, elapsed=self.clock.elapsed())  # fmt: skip
 
     def _sample(self) -> None:
         """Let the model write; under FSDP2 no rank holds a whole model, so it stays silent."""
-        if self.world.kind == "fsdp" or not self.settings.prompt:
+        write = self.task.write
+        if self.world.kind == "fsdp" or write is None:
             return
-
-        def write() -> str:
-            return sample(self.model, self.corpus.tokenizer, self.settings.prompt, seed=self.settings.seed,
-                          dtype=self.choice.dtype)  # fmt: skip
-
-        self.written = self.world.first(write)
-        self.report("sample", self.position.step, prompt=self.settings.prompt, text=self.written)
+        given, made = self.world.first(lambda: list(write(self.model, self.choice.dtype)))
+        self.written = given, made
+        self.report("sample", self.position.step, prompt=given, text=made)
 
     def judge(self, broken: Gradient, again: Gradient, skips: non_finite.Skips) -> None:
         """Deal with a step whose loss or gradient was not finite, and that was run `again`."""
@@ -279,12 +286,11 @@ class Milestones:
     def _bundle(self, broken: Gradient) -> Path:
         weights = state.gather(self.model, self.optimizers, self.world).model
         path = self.folder.faults / f"step-{self.position.step:06d}"
-        size = self.expected.tokens_per_step // self.model.config.max_len
-        whole = self.windows.batch(self.position.step, size)
+        whole = self.task.feed.batch(self.position.step)
         evidence = non_finite.Evidence(
             step=self.position.step, seed=self.settings.seed, rank=0, dtype=self.choice.name,
             window_ids=whole.ids.tolist(), micro_windows=self.micro.windows, n_targets=whole.n_targets,
-            loss=broken.loss, grad_norms=broken.norms, repeated=True,
+            loss=broken.loss, grad_norms=broken.norms, repeated=True, task=self.task.name,
         )  # fmt: skip
         self.world.first(lambda: non_finite.write_bundle(path, evidence, self.model, weights, whole))
         return path
@@ -351,7 +357,8 @@ class Milestones:
     def _write_model(self, weights: state.Weights) -> Path:
         card = model_card(ledger.account(self))
         with commit(self.folder.model) as folder:
-            save_model(folder, self.model, self.corpus.tokenizer, GENERATION, card, weights=weights.model)
+            save_model(folder, self.model, self.task.tokenizer, self.task.generation, card,
+                       weights=weights.model)  # fmt: skip
         return self.folder.model
 
     def _draw(self) -> None:
@@ -360,7 +367,7 @@ class Milestones:
         if self.world.is_first and self.report.metrics is not None and not self.report.metrics.broken:
             title = f"{self.folder.path.name}: {self.model.n_parameters:,} parameters"
             try:
-                draw_loss(history(self.folder.metrics), self.lines, title, self.folder.figure)
+                draw_loss(history(self.folder.metrics), self.lines, title, self.folder.figure, self.task.unit)
                 ledger.write(self.folder.ledger, ledger.account(self))
             except OSError as error:
                 self.report(
@@ -395,6 +402,6 @@ class Milestones:
             loss=score.loss if score else None, bits_per_byte=score.bits_per_byte if score else None,
             references=self.lines,
             sentence=held_out.verdict(score.loss, self.lines) if score else "",
-            prompt=self.settings.prompt, sample=self.written, seconds=self.clock.elapsed(),
+            prompt=self.written[0], sample=self.written[1], task=self.task.name, unit=self.task.unit, seconds=self.clock.elapsed(),
             weights_sha256=self.fingerprint, interrupted=interrupted,
         )  # fmt: skip

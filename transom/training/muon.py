@@ -72,7 +72,7 @@ class Muon(torch.optim.Optimizer):
             by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
             for weight in group["params"]:
                 if weight.grad is not None:
-                    rows, columns = sorted(weight.shape)
+                    rows, columns = sorted(weight.shape[-2:])
                     direction = self._momentum(weight, group["momentum"])
                     by_shape[torch.Size((rows, columns))].append((weight, direction))
             for members in by_shape.values():
@@ -89,13 +89,18 @@ class Muon(torch.optim.Optimizer):
         return direction.full_tensor() if isinstance(direction, DTensor) else direction
 
     def _apply(self, members: list[tuple[Tensor, Tensor]], lr: float, weight_decay: float) -> None:
-        """Orthogonalize matrices of one shape together (tall ones lie on their side) and step."""
-        lying = [d if d.shape[0] <= d.shape[1] else d.mT for _, d in members]
-        stack = orthogonalize(torch.stack(lying).to(self.dtype), self.iterations, self.dtype)
-        for (weight, direction), update in zip(members, stack, strict=True):
-            update = update if direction.shape[0] <= direction.shape[1] else update.mT
-            update = update.to(weight.dtype)
+        """Orthogonalize matrices of one shape together (tall ones lie on their side) and step.
+
+        A weight of three dimensions is a stack of matrices already: one for each expert.
+        """
+        stacks = [d if d.ndim == 3 else d[None] for _, d in members]
+        lying = [d if d.shape[1] <= d.shape[2] else d.mT for d in stacks]
+        turned = orthogonalize(torch.cat(lying).to(self.dtype), self.iterations, self.dtype)
+        updates = turned.split([len(d) for d in stacks])
+        for (weight, direction), update in zip(members, updates, strict=True):
+            update = update if direction.shape[-2] <= direction.shape[-1] else update.mT
+            update = update.reshape(direction.shape).to(weight.dtype)
             if isinstance(weight, DTensor):
                 update = distribute_tensor(update, weight.device_mesh, weight.placements)
             weight.mul_(1 - lr * weight_decay)
-            weight.add_(update, alpha=-lr * 0.2 * max(weight.shape) ** 0.5)
+            weight.add_(update, alpha=-lr * 0.2 * max(weight.shape[-2:]) ** 0.5)

@@ -12,16 +12,19 @@ import json
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from ..checkpoint.folder import NotSaved, commit, verify
 from ..checkpoint.tensors import load_tensors, save_tensors
-from ..data.order import Batch
-from ..model.config import ModelConfig, RopeScaling
-from ..model.transformer import Transformer
+from ..model.build import Model, build
+from ..model.config import ModelConfig
+from .objectives import Classification, Contrast, LanguageModelling
+from .task import Rows
 
 IN_A_ROW, WINDOW, SHARE = 3, 1000, 0.01
 """How many skipped steps are borne: so many in a row, and this share of the last `WINDOW` steps."""
@@ -60,15 +63,16 @@ class Evidence:
     cause."""
     repeated: bool
     """Whether running the step again gave the same: then data or optimizer, otherwise the machine."""
+    task: str = "lm"
 
 
-def write_bundle(path: Path, evidence: Evidence, model: Transformer, weights: dict[str, Tensor],
-                 batch: Batch) -> None:  # fmt: skip
+def write_bundle(path: Path, evidence: Evidence, model: Model, weights: dict[str, Tensor],
+                 batch: Rows) -> None:  # fmt: skip
     """Write the evidence, the weights before the step and its batch to a folder, committed."""
-    tensors = {name: getattr(batch, name) for name in ("tokens", "targets", "documents", "positions")}
+    tensors = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
     with commit(path) as folder:
         save_tensors(folder / "weights.safetensors", weights, {})
-        save_tensors(folder / "batch.safetensors", {k: v for k, v in tensors.items() if v is not None}, {})
+        save_tensors(folder / "batch.safetensors", tensors, {})
         said = {"model": asdict(model.config), **asdict(evidence)}
         (folder / "evidence.json").write_text(json.dumps(_text_for_nan(said), indent=1))
 
@@ -79,15 +83,16 @@ def replay(bundle: Path) -> dict[str, Any]:
 
     verify(bundle)
     said = json.loads((bundle / "evidence.json").read_text())
-    model = Transformer(_config(said["model"]))
+    model = build(_config(said["model"])).train()
+    objective = OBJECTIVES.get(said["task"], LanguageModelling)(model, getattr(torch, said["dtype"]))
     model.load_state_dict(load_tensors(bundle / "weights.safetensors"), strict=True)
     tensors = load_tensors(bundle / "batch.safetensors")
     rows = len(tensors["tokens"])
     total = 0.0
     for micro, start in enumerate(range(0, rows, said["micro_windows"])):
         torch.manual_seed(step_seed(said["seed"], said["step"], micro, said["rank"]))
-        part = _Rows(**{k: v[start : start + said["micro_windows"]] for k, v in tensors.items()})
-        loss = model.loss(part, dtype=getattr(torch, said["dtype"]))
+        rows_of = {k: v[start : start + said["micro_windows"]] for k, v in tensors.items()}
+        loss = objective(SimpleNamespace(**{**_ABSENT, **rows_of}))
         (loss / said["n_targets"]).backward()
         total += loss.item()
     norms = {n: float(p.grad.norm()) for n, p in model.named_parameters() if p.grad is not None}
@@ -101,24 +106,14 @@ def assert_finite(weights: dict[str, Tensor]) -> None:
             raise NotSaved(f"weight {name} is not finite; the last checkpoint stays, this one is not written")
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """The tensors of a batch, as a model reads them."""
-
-    tokens: Tensor
-    targets: Tensor
-    documents: Tensor | None = None
-    positions: Tensor | None = None
+_ABSENT = dict.fromkeys(("documents", "positions", "source_documents", "other_documents"))
+OBJECTIVES: dict[str, Any] = {"classify": Classification, "embed": Contrast}
+"""By task; all others predict tokens. Weights of classes and smoothing are left out: they are finite."""
 
 
 def _config(said: dict[str, Any]) -> ModelConfig:
     known = {field.name for field in fields(ModelConfig)}
-    said = {name: value for name, value in said.items() if name in known}
-    if said.get("rope_scaling"):
-        said["rope_scaling"] = RopeScaling(**said["rope_scaling"])
-    if said.get("window_layers"):
-        said["window_layers"] = tuple(said["window_layers"])
-    return ModelConfig(**said)
+    return TypeAdapter(ModelConfig).validate_python({k: v for k, v in said.items() if k in known})
 
 
 def _text_for_nan(value: Any) -> Any:

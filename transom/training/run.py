@@ -27,9 +27,12 @@ class Run:
     """What the loss means, in plain words."""
     prompt: str
     sample: str
-    """What the model wrote last after `prompt`."""
+    """What the model made of `prompt` last."""
     seconds: float
     weights_sha256: str
+    task: str = "lm"
+    unit: str = "token"
+    """What the loss is counted by."""
     interrupted: bool = False
     """Stopped early by a signal, and saved."""
 
@@ -65,7 +68,7 @@ class Run:
         """Plain values, for JSON."""
         return {
             "folder": str(self.folder), "model_folder": str(self.model_folder), "step": self.step,
-            "tokens": self.tokens, "loss": self.loss, "bits_per_byte": self.bits_per_byte,
+            "tokens": self.tokens, "task": self.task, "loss": self.loss, "bits_per_byte": self.bits_per_byte,
             "references": self.references, "sentence": self.sentence, "prompt": self.prompt,
             "sample": self.sample, "seconds": self.seconds, "weights_sha256": self.weights_sha256,
             "interrupted": self.interrupted,
@@ -79,7 +82,7 @@ class Run:
         lines = [f"stopped early: {done}" if self.interrupted else f"trained: {done}"]
         if self.loss is not None:
             per_byte = f" ({self.bits_per_byte:.3f} bits per byte)" if self.bits_per_byte is not None else ""
-            lines.append(f"held-out: {self.loss:.3f} nats per token{per_byte}, {self.sentence}")
+            lines.append(f"held-out: {self.loss:.3f} nats per {self.unit}{per_byte}, {self.sentence}")
         if self.sample:
             lines.append(f"sample: {one_line(self.prompt + self.sample)}")
         lines.append(f"model: {self.model_folder}")

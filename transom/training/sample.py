@@ -6,20 +6,34 @@ this room may not look at.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from ..data.tokenizer import Tokenizer
-from ..model.transformer import Transformer
+from ..model.build import Model
+from ..model.cache import Memory
 
 
-@torch.no_grad()
+@contextmanager
+def resting(model: Model) -> Iterator[torch.device]:
+    """The model in evaluation for a moment, without gradients; yields its device."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield model.embed.weight.device
+    finally:
+        model.train(was_training)
+
+
 def sample(
-    model: Transformer,
+    model: Model,
+    *,
     tokenizer: Tokenizer,
     prompt: str,
-    *,
     max_tokens: int = 48,
     temperature: float = 0.7,
     seed: int = 0,
@@ -32,27 +46,79 @@ def sample(
     room = model.config.max_len - len(ids)
     if room < 1 or not ids:
         return ""
-    was_training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    state = model.new_state(1, model.config.max_len, dtype)
     generator = torch.Generator().manual_seed(seed)
-    written: list[int] = []
-    tokens = torch.tensor([ids], device=device)
-    while len(written) < min(max_tokens, room):
-        hidden = model(tokens, state=state, dtype=dtype)
-        scores = model.logits(hidden[0, -1]).cpu() / temperature
-        if not scores.isfinite().all():
-            break
-        if first is not None and not written:
-            others = torch.ones(len(scores), dtype=torch.bool)
-            others[list(first)] = False
-            scores = scores.masked_fill(others, -math.inf)
-        token = int(torch.multinomial(scores.softmax(-1), 1, generator=generator))
-        if token in (tokenizer.eos_id, tokenizer.pad_id):
-            break
-        written.append(token)
-        tokens = torch.tensor([[token]], device=device)
-    model.train(was_training)
+
+    def pick(scores: Tensor, written: list[int]) -> int:
+        scores = tokenizer.only_first(scores / temperature, None if written else first)
+        return int(torch.multinomial(scores.softmax(-1), 1, generator=generator))
+
+    written = _written(model, tokenizer, ids, min(max_tokens, room), dtype, pick)
     text = tokenizer.decode(written)
     return text if first is None else text.removeprefix(" ")
+
+
+def translated(model: Model, *, tokenizer: Tokenizer, source: str, dtype: torch.dtype = torch.float32) -> str:
+    """The likeliest next token, again and again: a plain greedy translation."""
+    with resting(model) as device:
+        tokens = torch.tensor([tokenizer.framed(source)], device=device)
+        memory = model.encode(tokens, dtype=dtype)
+    start, longest = model.config.start_id, min(model.config.max_len, 2 * tokens.shape[1] + 20)
+    assert start is not None
+
+    def likeliest(scores: Tensor, _: list[int]) -> int:
+        return int(scores.argmax())
+
+    written = _written(model, tokenizer, [start], longest, dtype, likeliest, memory)
+    return tokenizer.decode(written)
+
+
+def _written(
+    model: Model,
+    tokenizer: Tokenizer,
+    ids: list[int],
+    most: int,
+    dtype: torch.dtype,
+    pick: Callable[[Tensor, list[int]], int],
+    memory: Memory | None = None,
+) -> list[int]:
+    """The tokens that `pick` chooses one after the other, up to an end token or a broken score."""
+    written: list[int] = []
+    with resting(model) as device:
+        state = model.new_state(1, len(ids) + most, dtype, memory)
+        tokens = torch.tensor([ids], device=device)
+        while len(written) < most:
+            hidden = model(tokens, state=state, dtype=dtype)  # type: ignore[arg-type]
+            scores = model.logits(hidden[0, -1]).cpu()
+            if not scores.isfinite().all():
+                break
+            token = pick(scores, written)
+            if token in (tokenizer.eos_id, tokenizer.pad_id):
+                break
+            written.append(token)
+            tokens = torch.tensor([[token]], device=device)
+    return written
+
+
+def fill(
+    model: Model, *, tokenizer: Tokenizer, prompt: str, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> str:
+    """What a masked language model puts in the place of the last token of `prompt`, likeliest first."""
+    ids = tokenizer.framed(prompt.rstrip())
+    n_after = len(tokenizer.frame[1])
+    if tokenizer.mask_id is None or len(ids) < n_after + 2:
+        return ""
+    place = len(ids) - n_after - 1
+    ids[place] = tokenizer.mask_id
+    with resting(model) as device:
+        hidden = model(torch.tensor([ids], device=device), dtype=dtype)
+        best = model.logits(hidden[0, place]).topk(5).indices.tolist()
+    return " | ".join(tokenizer.token(number).strip() for number in best)
+
+
+def classified(model: Model, *, tokenizer: Tokenizer, text: str, dtype: torch.dtype = torch.float32) -> str:
+    """The likeliest class of a text, with its probability."""
+    with resting(model) as device:
+        tokens = torch.tensor([tokenizer.framed(text)[: model.config.max_len]], device=device)
+        shares = model.label_logits(model(tokens, dtype=dtype))[0].softmax(-1)  # type: ignore[union-attr]
+    best = int(shares.argmax())
+    return f"{model.config.labels[best]} ({float(shares[best]):.2f})"

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..checkpoint.folder import commit, latest, recover, retain, sweep
 from ..checkpoint.tensors import load_tensors, save_tensors
 from ..errors import Refused
-from ..model.transformer import Transformer
+from ..model.build import Model
 from ..settings import TrainSettings
 from .non_finite import assert_finite
 from .optimizers import Optimizers, whole
@@ -64,7 +64,7 @@ class Weights:
     optimizer: dict[str, Tensor]
 
 
-def gather(model: Transformer, optimizers: Optimizers, world: World) -> Weights:
+def gather(model: Model, optimizers: Optimizers, world: World) -> Weights:
     """Collect weights and optimizer state on rank 0; under FSDP2 every rank takes part."""
     if world.kind != "fsdp" and not world.is_first:
         return Weights({}, {})
@@ -114,7 +114,7 @@ def load_position(path: Path) -> Position:
         raise Refused(f"{path / POSITION}: {error}") from error
 
 
-def load_weights(path: Path, model: Transformer) -> None:
+def load_weights(path: Path, model: Model) -> None:
     """Put a checkpoint's weights into a model; before it is spread over ranks."""
     tensors = load_tensors(path / WEIGHTS)
     own = model.state_dict()

@@ -1,0 +1,114 @@
+"""Examinations: that a real advantage is seen, that none is invented, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from transom.data.labelled import Labelled
+from transom.data.pairs import Pair, open_pairs
+from transom.errors import Refused
+from transom.evaluation.baselines import TfidfLogistic, TranslationMemory
+from transom.evaluation.examine import examine, examine_classifier, examine_translator
+
+
+@dataclass
+class Answer:
+    text: str = ""
+    probabilities: dict[str, float] = field(default_factory=dict)
+
+
+class Counting:
+    """Knows the rule that no bag of words can: whether the word `x` stands before the word `y`."""
+
+    def classify(self, texts: list[str]) -> list[Answer]:
+        sure = [0.9 if text.split().index("x") < text.split().index("y") else 0.1 for text in texts]
+        return [Answer(probabilities={"after": 1 - p, "before": p}) for p in sure]
+
+
+class Same:
+    """The baseline itself, in the clothes of a model."""
+
+    def __init__(self, train: list[Labelled]) -> None:
+        self.model = TfidfLogistic().fit([item.text for item in train], [item.label for item in train])
+
+    def classify(self, texts: list[str]) -> list[Answer]:
+        rows = self.model.probabilities(texts).tolist()
+        return [Answer(probabilities=dict(zip(self.model.labels, row, strict=True))) for row in rows]
+
+
+def ordered(n: int, seed: int) -> list[Labelled]:
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i in range(n):
+        words = list(rng.choice(["a", "b", "c", "d", "e"], 8))
+        first, second = sorted(rng.choice(9, 2, replace=False))
+        before = bool(rng.random() < 0.5)
+        words.insert(first, "x" if before else "y")
+        words.insert(second + 1, "y" if before else "x")
+        rows.append(Labelled(" ".join(words), "before" if before else "after", f"made.tsv:{i + 1}"))
+    return rows
+
+
+def test_a_model_that_knows_more_is_called_better_by_how_much() -> None:
+    report = examine_classifier(Counting(), ordered(300, 0), ordered(200, 1))
+    assert report.differences[0].estimate.low > 20
+    assert report.verdict.startswith("better than TF-IDF + logistic regression by")
+    assert "points of accuracy (95% interval" in report.verdict
+    assert report.samples == ()
+    text = str(report)
+    assert f"verdict: {report.verdict}" in text and "always '" in text and "macro-F1" in text
+    plain = json.loads(json.dumps(report.to_dict()))
+    assert plain["verdict"] == report.verdict and plain["score"]["accuracy"]["value"] == 1
+
+
+def test_the_baseline_is_not_better_than_itself() -> None:
+    train, test = ordered(200, 2), ordered(100, 3)
+    report = examine_classifier(Same(train), train, test)
+    for difference in report.differences:
+        assert difference.estimate.value == 0
+        assert difference.verdict.startswith("not better than TF-IDF") and "chance" in difference.verdict
+    assert report.samples and report.samples[0].startswith("  made.tsv:")
+
+
+def test_uneven_classes_bring_a_second_baseline() -> None:
+    train = [item for i, item in enumerate(ordered(400, 4)) if item.label == "before" or i % 5 == 0]
+    names = [rival.name for rival in examine_classifier(Counting(), train, ordered(60, 5)).rivals]
+    assert len(names) == 3 and names[1].endswith("classes weighed equally")
+
+
+class Looked:
+    def __init__(self, answers: dict[str, str]) -> None:
+        self.answers, self.beam = answers, 0
+
+    def translate(self, texts: list[str], *, beam: int) -> list[Answer]:
+        self.beam = beam
+        return [Answer(text=self.answers[text]) for text in texts]
+
+
+def test_a_translator_is_measured_against_the_stronger_of_two_baselines() -> None:
+    dates = list(open_pairs("dates"))[:600]
+    train, test = dates[:500], dates[500:]
+    knows = Looked({pair.source: pair.target for pair in test})
+    report = examine_translator(knows, train, test, beam=3)
+    assert knows.beam == 3 and report.score.to_dict()["exact"]["value"] == 1
+    assert [rival.name for rival in report.rivals] == ["the source, copied", TranslationMemory.name]
+    assert report.verdict.startswith(f"better than {TranslationMemory.name} by")
+    assert test[0].target in str(report) and "signature" not in str(report) and "tok:13a" in str(report)
+
+
+def test_a_translator_that_copies_is_told_so() -> None:
+    pairs = [
+        Pair(f"ein Haus Nummer {i} steht am Ufer", f"a house number {i} is near", f"x:{i}") for i in range(60)
+    ]
+    report = examine_translator(Looked({p.source: p.source for p in pairs}), pairs[:30], pairs[30:])
+    assert report.verdict.startswith("not better than")
+
+
+def test_a_folder_outside_of_any_run_needs_its_training_data(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="lies in no run.*--train"):
+        examine(tmp_path)

@@ -1,0 +1,63 @@
+"""Scores of translations against sacreBLEU's own, through its own interface."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sacrebleu
+
+from transom.errors import Refused
+from transom.evaluation.translation import bleu_counts, bleu_of, score_translations
+
+REFERENCES = [
+    "Ein Mann fährt ein rotes Fahrrad.",
+    "Zwei Hunde rennen am Strand.",
+    "Sie liest ein Buch im Park.",
+]
+OURS = ["Ein Mann fährt ein Fahrrad.", "Zwei Hunde rennen am Strand.", "Sie liest im park ein Buch."]
+
+
+def test_scores_and_signatures_are_sacrebleus() -> None:
+    score = score_translations(OURS, REFERENCES)
+    assert score.bleu == sacrebleu.corpus_bleu(OURS, [REFERENCES]).score
+    assert score.chrf == sacrebleu.corpus_chrf(OURS, [REFERENCES]).score
+    assert score.tokenised_bleu == sacrebleu.corpus_bleu(OURS, [REFERENCES], lowercase=True).score
+    assert score.bleu_signature == (
+        f"nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:{sacrebleu.__version__}"
+    )
+    assert "case:lc" in score.tokenised_bleu_signature and "nc:6" in score.chrf_signature
+    assert score.exact.value == pytest.approx(1 / 3)
+    for part in (score.bleu_signature, score.chrf_signature, f"{score.bleu:.1f}"):
+        assert part in str(score)
+    assert json.loads(json.dumps(score.to_dict()))["exact"]["value"] == pytest.approx(1 / 3)
+
+
+def test_counts_of_sentences_add_up_to_the_corpus(shared_data: Path) -> None:
+    with gzip.open(shared_data / "multi30k" / "test_2016_flickr.de.gz", "rt", encoding="utf-8") as file:
+        references = file.read().splitlines()[:300]
+    rng = np.random.default_rng(0)
+    ours = [" ".join(word for word in text.split() if rng.random() > 0.2) for text in references]
+    assert bleu_of(bleu_counts(ours, references)) == pytest.approx(
+        sacrebleu.corpus_bleu(ours, [references]).score, abs=1e-9
+    )
+    score = score_translations(ours, references)
+    assert score.bleu_low < score.bleu < score.bleu_high < score.bleu_low + 10
+    assert score.length_ratio < 0.9
+
+
+def test_perfect_and_hopeless() -> None:
+    perfect = score_translations(REFERENCES, REFERENCES)
+    assert perfect.bleu == pytest.approx(100) and perfect.exact.value == 1
+    hopeless = score_translations(["", "", ""], REFERENCES)
+    assert hopeless.bleu == 0 and hopeless.bleu_high == 0 and hopeless.exact.value == 0
+
+
+def test_sides_that_do_not_match_are_refused() -> None:
+    with pytest.raises(Refused, match="2 translations and 3 references"):
+        score_translations(OURS[:2], REFERENCES)
+    with pytest.raises(Refused, match="0 translations"):
+        score_translations([], [])

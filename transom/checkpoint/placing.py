@@ -1,0 +1,191 @@
+"""Which tensor of a folder is which parameter of ours, and the way of the numbers from one to the other.
+
+Names and shapes are compared with the headers of the files before any memory is taken: all are there, in
+their shapes, and nothing else. Then tensors are read one by one, cast, and turned, cut or laid side by side
+as the table of the family says, so that weights are held about once. Read next: tensors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from transom.errors import Refused
+from transom.model.config import ModelConfig
+
+from .family import Family, Stored, stored_tensors
+from .tensors import Header, open_tensors
+
+FUSED = re.compile(r"\.experts\.gate_up_proj$")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor stands: the file, its name in it, its shape."""
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+
+
+def find_places(
+    family: Family | None,
+    config: ModelConfig,
+    shapes: Mapping[str, tuple[int, ...]],
+    files: Mapping[Path, Header],
+    folder: Path,
+    *,
+    another_head: bool = False,
+) -> dict[Stored, Place]:
+    """Where each of our parameters stands; raises Refused for one missing, left over or of another shape.
+
+    another_head: heads are passed over, those that we look for and those that are there, but for what the
+    family counts to the body (BERT's pooler): that is taken when it is there.
+    """
+    there = {
+        _respelled(name, family): Place(path, name, shape)
+        for path, header in files.items()
+        for name, shape in header.shapes.items()
+        if 0 not in shape  # without a number in it
+    }
+    fused = any(FUSED.search(name) for name in there)
+    stored = stored_tensors(family, config, shapes, fused)
+    prefix = family.prefix if family is not None else ""
+    bare = not any(name.startswith(prefix) for name in there)  # saved without a head
+    named = {tensor: tensor.name.removeprefix(prefix) if bare else tensor.name for tensor in stored}
+    if another_head:
+        kept = (
+            t for t, name in named.items() if not _of_head(t) or (prefix and _of_body(t, prefix, name, there))
+        )
+        named = {tensor: named[tensor] for tensor in kept}
+    places = {tensor: _take(tensor, name, there, config, folder) for tensor, name in named.items()}
+    if family is not None:
+        _check_copies(family, there, places)
+    for name, place in there.items():
+        if (
+            family is not None
+            and re.fullmatch(family.ignored, name)
+            or another_head
+            and _is_head(name, family)
+        ):
+            continue
+        raise Refused(
+            f"{place.path}: tensor {place.name[:120]!r} of shape {place.shape} has no place in the model of "
+            "config.json"
+        )
+    return places
+
+
+def _respelled(name: str, family: Family | None) -> str:
+    for pattern, replacement in family.respelled.items() if family is not None else ():
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _of_head(tensor: Stored) -> bool:
+    return tensor.ours[0].startswith("head.")
+
+
+def _of_body(tensor: Stored, prefix: str, name: str, there: Mapping[str, Place]) -> bool:
+    """Whether a tensor of our head is one of their body, and there."""
+    return tensor.name.startswith(prefix) and name in there
+
+
+def _is_head(name: str, family: Family | None) -> bool:
+    """Whether a name of theirs belongs to any of the heads of a family."""
+    if family is None:
+        return name.startswith("head.")
+    heads = [rule.theirs for rule in family.rules if rule.ours[0].split(".")[0] == "head"]
+    return any(name == head or name.startswith(f"{head}.") for head in heads) or name in family.copies
+
+
+def _take(tensor: Stored, name: str, there: dict[str, Place], config: ModelConfig, folder: Path) -> Place:
+    """The place of one tensor, out of those that are still there."""
+    if name not in there:
+        could_tie = tensor.ours == ("head.weight",) and not config.tie_embeddings
+        tied = "; tie_word_embeddings would take the embeddings instead" if could_tie else ""
+        raise Refused(f"{folder}: tensor {name!r} of shape {tensor.shape} is missing{tied}")
+    place = there.pop(name)
+    if place.shape != tensor.shape:
+        raise Refused(
+            f"{place.path}: tensor {place.name!r} has shape {place.shape}; "
+            f"config.json asks for {tensor.shape}"
+        )
+    return place
+
+
+def _check_copies(family: Family, there: dict[str, Place], places: Mapping[Stored, Place]) -> None:
+    """A tensor stored beside the one that it is tied to must be the same numbers."""
+    of_ours = {tensor.ours[0]: place for tensor, place in places.items()}
+    for name, ours in family.copies.items():
+        if name not in there or ours not in of_ours:
+            continue
+        copy, original = there.pop(name), of_ours[ours]
+        with open_tensors(copy.path, mapped=True) as one, open_tensors(original.path, mapped=True) as other:
+            if not torch.equal(one.get_tensor(copy.name), other.get_tensor(original.name)):
+                raise Refused(
+                    f"{copy.path}: {copy.name} differs from {original.name}, though config.json ties them; "
+                    "set tie_word_embeddings to false"
+                )
+
+
+def read_weights(
+    places: Mapping[Stored, Place],
+    like: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    device: str | torch.device,
+) -> dict[str, Tensor]:
+    """Our parameters out of the places of theirs, in `dtype`, each in memory of its own.
+
+    like: tensors of the shapes that are asked for. What is no weight (a buffer) stays in float32.
+    """
+    weights: dict[str, Tensor] = {}
+    for path in dict.fromkeys(place.path for place in places.values()):
+        with open_tensors(path) as file:
+            for stored, place in places.items():
+                if place.path != path:
+                    continue
+                buffer = not isinstance(like[stored.ours[0]], torch.nn.Parameter)
+                found = file.get_tensor(place.name)
+                _put(found, stored, like, weights, torch.float32 if buffer else dtype, device)
+    return weights
+
+
+def _put(
+    found: Tensor,
+    stored: Stored,
+    like: Mapping[str, Tensor],
+    weights: dict[str, Tensor],
+    dtype: torch.dtype,
+    device: str | torch.device,
+) -> None:
+    """One tensor of theirs, to where it belongs in ours: turned back, cut apart, cast."""
+    if not found.is_floating_point():
+        raise Refused(f"tensor {stored.name!r} holds {found.dtype}; weights are floating-point numbers")
+    name, shape = stored.ours[0], like[stored.ours[0]].shape
+    if stored.expert is not None:
+        if name not in weights:
+            weights[name] = torch.empty(shape, dtype=dtype, device=device)
+        weights[name][stored.expert].copy_(found)
+        return
+    found = found.t() if stored.transposed else found
+    if len(stored.ours) == 1 and not stored.transposed:
+        weights[name] = found.reshape(shape).to(device, dtype)
+        return
+    parts = found.split([like[part].shape[stored.axis] for part in stored.ours], dim=stored.axis)
+    for part, cut in zip(stored.ours, parts, strict=True):
+        weights[part] = cut.to(device, dtype, copy=True, memory_format=torch.contiguous_format)
+
+
+def joined(stored: Stored, weights: Mapping[str, Tensor]) -> Tensor:
+    """One tensor of theirs out of ours: a view where possible, so nothing is copied before it is written."""
+    parts = [weights[name] for name in stored.ours]
+    if stored.expert is not None:
+        return parts[0][stored.expert]
+    tensor = parts[0] if len(parts) == 1 else torch.cat(parts, dim=stored.axis)
+    return tensor.t() if stored.transposed else tensor.reshape(stored.shape)

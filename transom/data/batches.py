@@ -1,0 +1,120 @@
+"""Batches of examples: pairs to translate, texts with a class, texts that belong together.
+
+The one idea: every batch is rows of tensors, so moving it to a device and cutting it into micro-batches is
+the same for all. Where rows differ in length they are padded at the end, and `documents` says so: 0 for text,
+-1 for padding. Read next: examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Rows:
+    """What all batches can do; their fields are tensors (B, ...) or None."""
+
+    positions: ClassVar[None] = None
+    """Every row begins at position 0."""
+    tokens: torch.Tensor
+    ids: torch.Tensor
+    _ON_HOST: ClassVar[tuple[str, ...]] = ("ids", "row_targets", "row_bytes")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def n_targets(self) -> int:
+        """What the loss is a sum over: here the rows."""
+        return len(self.ids)
+
+    @property
+    def n_bytes(self) -> int:
+        """UTF-8 bytes that the targets write; 0 where they write none."""
+        return 0
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch on a device; numbers and counts of rows stay where they are."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True), besides=self._ON_HOST)
+
+    def split(self, n_rows: int) -> list[Self]:
+        """Micro-batches of at most `n_rows` rows; their counts add up to this batch's."""
+        if n_rows < 1:
+            raise ValueError(f"n_rows is {n_rows}; a micro-batch has at least 1 row")
+        return [
+            self._each(lambda tensor, start=start: tensor[start : start + n_rows])
+            for start in range(0, len(self), n_rows)
+        ]
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor], besides: tuple[str, ...] = ()) -> Self:
+        batch: Any = self  # every subclass is a dataclass
+        values = {
+            field.name: getattr(self, field.name) for field in fields(batch) if field.name not in besides
+        }
+        return replace(batch, **{name: change(value) for name, value in values.items() if value is not None})
+
+
+@dataclass(frozen=True)
+class PairBatch(Rows):
+    """Sources with their targets. Shapes: B pairs, M source tokens, L target tokens."""
+
+    source: torch.Tensor
+    """(B, M) int64."""
+    source_documents: torch.Tensor | None
+    """(B, M) int32, or None when no row is padded."""
+    tokens: torch.Tensor
+    """(B, L) int64: what the decoder reads, the start token and the target but for its last token."""
+    targets: torch.Tensor
+    """(B, L) int64: the target up to its end token, -100 at padding."""
+    documents: torch.Tensor | None
+    """(B, L) int32, or None when no row is padded."""
+    ids: torch.Tensor
+    """(B,) int64: which pairs these are."""
+    row_targets: torch.Tensor
+    """(B,) int64: target tokens of each row."""
+    row_bytes: torch.Tensor
+    """(B,) int64: UTF-8 bytes of each target."""
+
+    @property
+    def n_targets(self) -> int:
+        """Target tokens, padding not counted."""
+        return int(self.row_targets.sum())
+
+    @property
+    def n_bytes(self) -> int:
+        """UTF-8 bytes of the targets."""
+        return int(self.row_bytes.sum())
+
+
+@dataclass(frozen=True)
+class LabelBatch(Rows):
+    """Texts with their classes. Shapes: B texts, L tokens; n_targets is B."""
+
+    tokens: torch.Tensor
+    """(B, L) int64."""
+    documents: torch.Tensor | None
+    """(B, L) int32, or None when no row is padded."""
+    labels: torch.Tensor
+    """(B,) int64: the number of each class."""
+    ids: torch.Tensor
+    """(B,) int64: which texts these are."""
+
+
+@dataclass(frozen=True)
+class TextPairBatch(Rows):
+    """Texts, each with another that belongs to it. Shapes: B pairs, L and M tokens; n_targets is B."""
+
+    tokens: torch.Tensor
+    """(B, L) int64."""
+    documents: torch.Tensor | None
+    """(B, L) int32, or None when no row is padded."""
+    other_tokens: torch.Tensor
+    """(B, M) int64: the text that belongs to each."""
+    other_documents: torch.Tensor | None
+    """(B, M) int32, or None when no row is padded."""
+    ids: torch.Tensor
+    """(B,) int64: which pairs these are."""

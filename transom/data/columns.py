@@ -1,0 +1,112 @@
+"""Which two values of a row are meant: found by their names, by number, or named by the person.
+
+The one idea: the layout of a file is told from its first rows, before anything is learned from it, and what
+is not clear is asked for in one line. Read next: pairs, labelled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transom.data.documents import printable
+from transom.data.findings import Findings
+from transom.data.rows import Row, rows_of
+from transom.data.textfile import skip_record
+from transom.errors import Refused, nearest
+
+Place = tuple[int | str, ...]
+"""Where a value lies in a row: the number of a cell, or the names of nested fields."""
+
+MISSING = object()
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The places of the two values in every row of a file."""
+
+    places: tuple[Place, Place]
+    names: tuple[str, str]
+    """What messages call them."""
+    header: bool = False
+    """Whether the first row names the columns."""
+
+    def __str__(self) -> str:
+        named = " (the first line names the columns)" if self.header else ""
+        return f"{printable(self.names[0])} and {printable(self.names[1])}{named}"
+
+    def values(self, path: Path, where: str, findings: Findings) -> Iterator[tuple[int, Any, Any]]:
+        """Yield (line, one, other) of every row that has both fields; tables have, by their width."""
+        rows = rows_of(path, where, findings)
+        if self.header:
+            next(rows, None)
+        for line, row in rows:
+            one, other = value_at(row, self.places[0]), value_at(row, self.places[1])
+            if one is MISSING or other is MISSING:
+                name = self.names[0 if one is MISSING else 1]
+                fields = list(row) if isinstance(row, dict) else []
+                says = f"the record has no field '{printable(name)}'{_has(name, fields)}"
+                skip_record(findings, "records without the field", where, line, says)
+                continue
+            yield line, one, other
+
+
+def value_at(row: Row, place: Place) -> Any:
+    """The value at a place of a row, or MISSING."""
+    value: Any = row
+    for step in place:
+        if isinstance(step, int) or isinstance(value, dict) and step in value:
+            value = value[step]
+        else:
+            return MISSING
+    return value
+
+
+def named_columns(first: Row, names: tuple[str, str], where: str) -> Columns:
+    """The columns that a person named, by name or (in a table without a header) by number from 1."""
+    if isinstance(first, dict):
+        return Columns((field_place(first, names[0], where), field_place(first, names[1], where)), names)
+    if all(name.isdigit() for name in names):
+        shown = (f"column {names[0]}", f"column {names[1]}")
+        return Columns((_number(names[0], first, where), _number(names[1], first, where)), shown)
+    one, other = (cell_number(first, name, where) for name in names)
+    return Columns(((one,), (other,)), names, header=True)
+
+
+def field_place(first: dict[str, Any], name: str, where: str) -> Place:
+    """Where a JSON object has a field, at the top or inside of `translation`. Raises Refused."""
+    inner = first.get("translation")
+    if name not in first and isinstance(inner, dict) and name in inner:
+        return "translation", name
+    if name in first:
+        return (name,)
+    raise Refused(f"{where}:1: the record has no field '{printable(name)}'{_has(name, list(first))}")
+
+
+def cell_number(first: list[str], name: str, where: str) -> int:
+    """Which column the first line of a table names so, counted from 0. Raises Refused."""
+    names = header_names(first)
+    if name.strip().lower() in names:
+        return names.index(name.strip().lower())
+    raise Refused(
+        f"{where}:1: no column is named '{printable(name)}'{_has(name, first)}; a table without a header "
+        "takes column numbers from 1"
+    )
+
+
+def header_names(first: list[str]) -> list[str]:
+    """The cells of a header as they are compared."""
+    return [cell.strip().lower() for cell in first]
+
+
+def _number(name: str, first: list[str], where: str) -> Place:
+    if not 1 <= int(name) <= len(first):
+        raise Refused(f"{where}:1: there is no column {name}; the rows have {len(first)}")
+    return (int(name) - 1,)
+
+
+def _has(name: str, fields: list[str]) -> str:
+    shown = [printable(field)[:40] for field in fields]
+    return nearest(name, shown) or f"; it has {', '.join(shown[:12]) or 'none'}"

@@ -1,0 +1,179 @@
+"""What training on examples reads: pairs to translate, texts to classify, texts that belong together.
+
+The one idea: each job is an order (which examples make step n, see bucketed) and a way to make a batch of
+them; both are pure functions of (seed, step), and rank r of several takes every so-manieth row. Read next:
+prepare_examples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from transom.data.batches import LabelBatch, PairBatch, Rows, TextPairBatch
+from transom.data.bucketed import Bucketed
+from transom.data.order import NO_LOSS
+from transom.data.ragged import Ragged
+from transom.errors import Refused
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Bucketed", "Classification", "Embedding", "LabelBatch", "LabelledRows", "PairBatch", "PairRows"]
+__all__ += ["TextPairBatch", "Translation"]
+
+Numbers = npt.NDArray[np.int64]
+Batch = TypeVar("Batch", bound=Rows)
+
+
+@dataclass(frozen=True)
+class PairRows:
+    """Pairs as framed ids."""
+
+    source: Ragged
+    target: Ragged
+    """Up to and with the end token."""
+    n_bytes: Numbers
+    """(n,) UTF-8 bytes of every target."""
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+
+@dataclass(frozen=True)
+class LabelledRows:
+    """Texts as framed ids, with the number of each one's class."""
+
+    text: Ragged
+    labels: Numbers
+    """(n,)"""
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+
+class _Order(Generic[Batch]):
+    """Which examples make which step, and the batches to measure with."""
+
+    def __init__(self, lengths: Numbers, tokens_per_batch: int, seed: int, least_rows: int) -> None:
+        """lengths (n, sides): the tokens of every example, side by side."""
+        self.order = Bucketed(lengths, tokens_per_batch, seed, least_rows)
+        self.n_examples = self.order.n_examples
+        self.steps_per_epoch = self.order.n_batches
+        self.tokens_per_step = round(int(self.order.lengths.sum()) / self.steps_per_epoch)
+        """Tokens of a step, padding not counted: the mean."""
+        self.n_rows = max(1, round(self.n_examples / self.steps_per_epoch))
+        """Rows of a step: the mean."""
+        self.row_length = max(1, round(float(self.order.sides[:, -1].mean())))
+        """Tokens of a row that the model predicts from: the mean."""
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
+        """The share of `rank` in the batch of a step, rows rank::world of it.
+
+        Raises Refused when the batch has fewer rows than there are processes.
+        """
+        rows = self.order.batch(step)
+        if len(rows) < world:
+            raise Refused(
+                f"the batch of step {step} has {len(rows)} examples, too few to be shared by {world} "
+                "processes; raise the tokens per batch, or start fewer processes"
+            )
+        return self.take(rows[rank::world])
+
+    def eval_batches(self, tokens: int) -> list[Batch]:
+        """All examples once, the short ones first, at most `tokens` with padding in each batch."""
+        order = np.lexsort(self.order.sides.T)
+        widest, first, batches = 0, 0, []
+        for at, width in enumerate(self.order.lengths[order].tolist()):
+            widest = max(widest, width)
+            if at > first and widest * (at + 1 - first) > tokens:
+                batches.append(self.take(order[first:at]))
+                first, widest = at, width
+        batches.append(self.take(order[first:]))
+        return batches
+
+    def trial(self, n_rows: int) -> Batch:
+        """So many rows of about the mean length, to measure the speed with; some twice where they are few."""
+        order = np.argsort(self.order.lengths, kind="stable")
+        middle = int(np.searchsorted(self.order.lengths[order], self.order.lengths.mean()))
+        first = max(0, min(middle - n_rows // 2, self.n_examples - n_rows))
+        return self.take(order[(first + np.arange(n_rows)) % self.n_examples])
+
+    def take(self, rows: Numbers) -> Batch:
+        """A batch of these examples (B,)."""
+        raise NotImplementedError
+
+
+class Translation(_Order[PairBatch]):
+    """Batches of pairs for an encoder-decoder; `tokens_per_batch` counts both sides."""
+
+    def __init__(
+        self,
+        pairs: PairRows,
+        tokens_per_batch: int,
+        seed: int = 0,
+        *,
+        start_id: int,
+        pad_id: int,
+        least_rows: int = 1,
+    ) -> None:
+        """start_id: what the decoder reads first; pad_id: what stands, unread, behind shorter rows."""
+        self.pairs, self.start_id, self.pad_id = pairs, start_id, pad_id
+        lengths = np.stack([pairs.source.lengths, pairs.target.lengths], axis=1)
+        super().__init__(lengths, tokens_per_batch, seed, least_rows)
+
+    def take(self, rows: Numbers) -> PairBatch:
+        source, source_documents = self.pairs.source.padded(rows, self.pad_id)
+        targets, documents = self.pairs.target.padded(rows, self.pad_id)
+        tokens = np.empty_like(targets)
+        tokens[:, 0], tokens[:, 1:] = self.start_id, targets[:, :-1]
+        if documents is not None:
+            tokens[documents < 0] = self.pad_id
+            targets[documents < 0] = NO_LOSS
+        lengths = self.pairs.target.lengths
+        return PairBatch(
+            *_tensors(source, source_documents, tokens, targets, documents),
+            *_tensors(rows, lengths[rows], self.pairs.n_bytes[rows]),
+        )
+
+
+class Classification(_Order[LabelBatch]):
+    """Batches of texts with their classes."""
+
+    def __init__(
+        self, rows: LabelledRows, tokens_per_batch: int, seed: int = 0, *, pad_id: int, least_rows: int = 1
+    ) -> None:
+        self.rows, self.pad_id = rows, pad_id
+        super().__init__(rows.text.lengths[:, None], tokens_per_batch, seed, least_rows)
+
+    def take(self, rows: Numbers) -> LabelBatch:
+        tokens, documents = self.rows.text.padded(rows, self.pad_id)
+        return LabelBatch(*_tensors(tokens, documents, self.rows.labels[rows], rows))
+
+
+class Embedding(_Order[TextPairBatch]):
+    """Batches of texts that belong together; `tokens_per_batch` counts both sides."""
+
+    def __init__(
+        self, pairs: PairRows, tokens_per_batch: int, seed: int = 0, *, pad_id: int, least_rows: int = 1
+    ) -> None:
+        self.pairs, self.pad_id = pairs, pad_id
+        lengths = np.stack([pairs.source.lengths, pairs.target.lengths], axis=1)
+        super().__init__(lengths, tokens_per_batch, seed, least_rows)
+
+    def take(self, rows: Numbers) -> TextPairBatch:
+        one, other = (side.padded(rows, self.pad_id) for side in (self.pairs.source, self.pairs.target))
+        return TextPairBatch(*_tensors(*one, *other, rows))
+
+
+def _tensors(*arrays: npt.NDArray[np.generic] | None) -> list[torch.Tensor]:
+    """Arrays as tensors, None as None (which the batch's fields know)."""
+    import torch
+
+    return [
+        None if array is None else torch.from_numpy(np.ascontiguousarray(array))  # pyright: ignore
+        for array in arrays
+    ]

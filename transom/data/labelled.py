@@ -1,0 +1,268 @@
+"""Labelled text: a text and its class, from CSV, TSV, JSON lines or fastText lines.
+
+The one idea: which column is the class is told from its name, or from its values (few different ones, and
+short); what is not clear is asked for in one line. A label is the text that stands there, so the number 3 is
+the label `3`. White space around both is dropped. Read next: pairs, prepare_examples.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transom.data.columns import Columns, Place, cell_number, field_place, header_names, named_columns
+from transom.data.documents import printable
+from transom.data.example_source import ExampleSource
+from transom.data.findings import Findings, Policy, as_policy
+from transom.data.rows import (
+    JSON_LINES,
+    TABLES,
+    Row,
+    file_kind,
+    first_rows,
+    plain_lines,
+    readable_file,
+    text_value,
+)
+from transom.data.stdlib_labels import STDLIB_LABELS, stdlib_labels
+from transom.data.textfile import opened, skip_record
+from transom.errors import Refused
+
+
+class Labelled(NamedTuple):
+    """A text and its class."""
+
+    text: str
+    label: str
+    where: str
+    """file:line"""
+
+
+LabelledSource = ExampleSource[Labelled]
+
+LONGEST_LABEL = 100
+"""Characters; what is longer is a text."""
+
+_PREFIX = "__label__"
+_LABEL_NAMES = ("label", "class", "category", "target", "labels", "sentiment", "topic", "intent", "y")
+_TEXT_NAMES = (
+    "text",
+    "sentence",
+    "abstract",
+    "content",
+    "body",
+    "review",
+    "comment",
+    "question",
+    "utterance",
+)
+_TEXT_NAMES += ("message", "document", "description", "docstring", "x")
+_NAME = re.compile(r"\w{1,40}")
+
+
+def open_labelled(
+    source: str, *, text_field: str | None = None, label_field: str | None = None, on_error: str = "error"
+) -> LabelledSource:
+    """Open labelled text: a CSV, TSV, JSON-lines or fastText file, or `stdlib-labels` (made from Python's
+    own library).
+
+    `text_field` and `label_field` name columns or fields, or number the columns of a table without a header
+    from 1. Raises Refused where the layout is not clear.
+    """
+    policy = as_policy(on_error)
+    known = _embedded()
+    if source in known:
+        return known[source]
+    path = Path(source)
+    where = readable_file(path, "give a CSV, a TSV, JSON lines or fastText lines")
+    if is_fasttext(path, where, policy):
+        return LabelledSource(where, partial(_fasttext, path, where), (path,), on_error=policy)
+    columns = label_columns(path, where, text_field, label_field, policy)
+    note = f"text and label are read from {columns}"
+    return LabelledSource(
+        where, partial(_rows, path, where, columns), (path,), (columns,), policy, notes=(note,)
+    )
+
+
+def _embedded() -> dict[str, LabelledSource]:
+    """The labelled set that is always at hand, and its part for measuring."""
+
+    def made(name: str, held_out: bool) -> LabelledSource:
+        def read(findings: Findings) -> Iterator[Labelled]:
+            for text, label, where in stdlib_labels(held_out=held_out):
+                findings.n_records += 1
+                yield Labelled(text, label, where)
+
+        return LabelledSource(name, read)
+
+    held_out = made(f"{STDLIB_LABELS}:held-out", held_out=True)
+    whole = replace(made(STDLIB_LABELS, held_out=False), held_out=held_out)
+    return {held_out.name: held_out, STDLIB_LABELS: whole}
+
+
+# Reading
+
+
+def _rows(path: Path, where: str, columns: Columns, findings: Findings) -> Iterator[Labelled]:
+    for line, text, label in columns.values(path, where, findings):
+        clean = text_value(text, columns.names[0], where, line, findings)
+        if clean is not None:
+            yield from _example(clean, _label(label), where, line, findings)
+
+
+def _label(value: Any) -> str | None:
+    """A label as text: numbers and truth values as JSON writes them, nothing else."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, (str, int, float)) else None
+
+
+def _example(text: str, label: str | None, where: str, line: int, findings: Findings) -> Iterator[Labelled]:
+    """The example of a row, where it has both a text and a label."""
+    if label is None:
+        says = "the label is neither text nor a number; give one class for each text"
+        skip_record(findings, "labels that are no label", where, line, says)
+    elif not label.strip():
+        skip_record(findings, "empty labels", where, line, "the label is empty; name the class of this text")
+    elif len(label.strip()) > LONGEST_LABEL:
+        says = f"a label of {len(label)} characters (the limit is {LONGEST_LABEL}); is the column right?"
+        skip_record(findings, "over-long labels", where, line, says)
+    elif not text.strip():
+        skip_record(findings, "empty texts", where, line, "the text is empty; fill it in or remove the line")
+    else:
+        findings.n_records += 1
+        yield Labelled(text.strip(), label.strip(), f"{where}:{line}")
+
+
+def is_fasttext(path: Path, where: str, policy: Policy) -> bool:
+    """Whether a file's first line that is not blank begins with `__label__`."""
+    if file_kind(path) in JSON_LINES or file_kind(path) in TABLES:
+        return False
+    with opened(path, where) as stream:
+        lines = (text for _, text in plain_lines(stream, where, Findings(policy)))
+        return next((text for text in lines if text.strip()), "").startswith(_PREFIX)
+
+
+def _fasttext(path: Path, where: str, findings: Findings) -> Iterator[Labelled]:
+    """Lines such as `__label__sport The match was drawn`."""
+    with opened(path, where) as stream:
+        for line, row in plain_lines(stream, where, findings):
+            if not row.strip():
+                continue
+            head, _, text = row.strip().partition(" ")
+            if not head.startswith(_PREFIX):
+                says = f"the line does not begin with {_PREFIX}, as the first one does; add its class"
+                skip_record(findings, "lines without a label", where, line, says)
+            elif text.startswith(_PREFIX):
+                says = "the line has more than one label; give one class for each text"
+                skip_record(findings, "lines with several labels", where, line, says)
+            else:
+                yield from _example(text, head.removeprefix(_PREFIX), where, line, findings)
+
+
+# The layout
+
+
+def label_columns(
+    path: Path, where: str, text_field: str | None, label_field: str | None, policy: Policy
+) -> Columns:
+    """Which columns or fields of a file hold the text and its class. Raises Refused where it is not clear."""
+    rows = first_rows(path, where, policy)
+    line, first = rows[0]
+    if text_field is not None and label_field is not None:
+        return named_columns(first, (text_field, label_field), where)
+    if isinstance(first, dict):
+        return _object_columns(first, where, line, text_field, label_field)
+    if text_field is None and label_field is None and not _is_header(first):
+        return _by_values([row for _, row in rows if isinstance(row, list)], where, line)
+    return _header_columns(first, where, line, text_field, label_field)
+
+
+def _header_columns(
+    first: list[str], where: str, line: int, text_field: str | None, label_field: str | None
+) -> Columns:
+    """The columns of a table whose first line names them; one may have been named by the person."""
+    names = header_names(first)
+    text = cell_number(first, text_field, where) if text_field else None
+    label = cell_number(first, label_field, where) if label_field else _named(names, _LABEL_NAMES, text)
+    text = _named(names, _TEXT_NAMES, label) if text is None else text
+    if text is None or label is None:
+        raise _unclear(first, where, line)
+    return Columns(((text,), (label,)), (names[text], names[label]), header=True)
+
+
+def _object_columns(
+    first: dict[str, Any], where: str, line: int, text_field: str | None, label_field: str | None
+) -> Columns:
+    names = list(first)
+    places: list[Place] = []
+    for name, known, other in (
+        (text_field, _TEXT_NAMES, label_field),
+        (label_field, _LABEL_NAMES, text_field),
+    ):
+        taken = names.index(other) if other in names else None
+        found = _named(header_names(names), known, taken) if name is None else None
+        if name is None and found is None:
+            raise _unclear(first, where, line)
+        places.append(field_place(first, name, where) if name is not None else (names[found or 0],))
+    return Columns((places[0], places[1]), (str(places[0][-1]), str(places[1][-1])))
+
+
+def _named(names: Sequence[str], known: tuple[str, ...], taken: int | None) -> int | None:
+    """The column that one of `known` names, whole or as its last word; else the only one left."""
+    free = [at for at in range(len(names)) if at != taken]
+    for name in known:
+        for at in free:
+            if names[at] == name:
+                return at
+    ending = [at for at in free if names[at].endswith(known)]
+    if len(ending) == 1:
+        return ending[0]
+    return free[0] if taken is not None and len(free) == 1 else None
+
+
+def _is_header(first: list[str]) -> bool:
+    """Whether the cells are names, one of them that of a label."""
+    names = header_names(first)
+    label = _named(names, _LABEL_NAMES, None)
+    return label is not None and len(first) > 1 and all(_NAME.fullmatch(name) for name in names)
+
+
+def _by_values(rows: list[list[str]], where: str, line: int) -> Columns:
+    """The columns of a table without a header: the label is the one with few different, short values."""
+    if len(rows[0]) != 2:
+        raise _unclear(rows[0], where, line)
+    few = [looks_like_labels([row[at] for row in rows]) for at in (0, 1)]
+    if few[0] == few[1]:
+        raise _unclear(rows[0], where, line)
+    label = few.index(True)
+    names = ("column 1", "column 2")
+    return Columns(((1 - label,), (label,)), (names[1 - label], names[label]))
+
+
+def looks_like_labels(values: Sequence[object]) -> bool:
+    """Whether these values of many rows are classes: short, and each but few of them met again."""
+    texts = [label.strip() for label in map(_label, values) if label is not None]
+    if len(texts) < len(values):
+        return False
+    return max(map(len, texts), default=0) <= LONGEST_LABEL and len(set(texts)) <= max(2, len(texts) // 2)
+
+
+def _unclear(first: Row, where: str, line: int) -> Refused:
+    n, is_object = len(first), isinstance(first, dict)
+    has = [printable(name)[:40] for name in first]
+    if n == 1 and not is_object:
+        return Refused(
+            f"{where}:{line}: one column, where a labelled text has two; give a CSV, a TSV or JSON lines "
+            f"with a text and a label, or lines that begin with {_PREFIX}"
+        )
+    what = "fields" if is_object else "columns"
+    numbers = "" if is_object else ", to names or to numbers from 1"
+    return Refused(
+        f"{where}:{line}: which of the {n} {what} ({', '.join(has[:8])}) hold the text and its label? "
+        f"Set data.field and data.label{numbers}"
+    )

@@ -1,0 +1,253 @@
+"""Parallel text: pairs of a source and a target, from two aligned files, TSV, CSV or JSON lines.
+
+The one idea: line n of one side belongs to line n of the other, so a file that has lost a line teaches wrong
+translations without a sign; both are counted to the end, and an empty side is refused with its line. White
+space around a side is dropped. Read next: labelled, prepare_examples.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, cast
+
+from transom.data.columns import Columns, header_names, named_columns
+from transom.data.dates import DATES, date_pairs
+from transom.data.documents import printable
+from transom.data.example_source import ExampleSource
+from transom.data.findings import Findings, Policy, as_policy
+from transom.data.rows import (
+    JSON_LINES,
+    TABLES,
+    Row,
+    file_kind,
+    first_rows,
+    plain_lines,
+    readable_file,
+    text_value,
+)
+from transom.data.textfile import opened, skip_record
+from transom.errors import Refused
+
+N_DATES, N_HELD_OUT_DATES = 20_000, 1_000
+
+
+class Pair(NamedTuple):
+    """A text and its translation."""
+
+    source: str
+    target: str
+    where: str
+    """file:line"""
+
+
+PairSource = ExampleSource[Pair]
+
+SIDES = (("source", "target"), ("src", "tgt"), ("src", "trg"), ("input", "output"))
+"""What the two sides are called in headers and records."""
+
+_LANGUAGES = frozenset(
+    re.findall(
+        r"\S+",
+        "ar bg bn ca cs cy da de el en es et eu fa fi fr ga gl he hi hr hu hy id is it ja ka ko lt lv mk ms "
+        "nb nl nn no pl pt ro ru sk sl sq sr sv sw ta te th tr uk ur vi zh english german french spanish "
+        "italian portuguese dutch polish czech russian chinese japanese deutsch français español",
+    )
+)
+
+
+def open_pairs(
+    source: str, target: str | None = None, *, fields: tuple[str, str] | None = None, on_error: str = "error"
+) -> PairSource:
+    """Open parallel text: two aligned files, one file with both sides, or `dates` (made by rule).
+
+    `fields` names the two sides in a file with several columns or fields, or numbers them from 1. Raises
+    Refused where the layout is not clear.
+    """
+    policy = as_policy(on_error)
+    known = _dates()
+    if target is None and source in known:
+        return known[source]
+    fix = "give two aligned files, a TSV, a CSV or JSON lines"
+    path, where = Path(source), readable_file(Path(source), fix)
+    if target is not None:
+        other, there = Path(target), readable_file(Path(target), fix)
+        read = partial(_aligned, path, where, other, there)
+        return PairSource(f"{where} and {there}", read, (path, other), on_error=policy)
+    columns = pair_columns(path, where, fields, policy)
+    note = f"pairs are read from {columns}"
+    return PairSource(
+        where, partial(_one_file, path, where, columns), (path,), (columns,), policy, notes=(note,)
+    )
+
+
+def _dates() -> dict[str, PairSource]:
+    """The pairs that are always at hand: dates in words to ISO dates, and those kept for measuring."""
+
+    def made(name: str, n: int, held_out: bool) -> PairSource:
+        def read(findings: Findings) -> Iterator[Pair]:
+            for number, (text, iso) in enumerate(date_pairs(n, held_out=held_out), start=1):
+                findings.n_records += 1
+                yield Pair(text, iso, f"{name}:{number}")
+
+        return PairSource(name, read, settings=(n,), tokenizer="chars")
+
+    held_out = made(f"{DATES}:held-out", N_HELD_OUT_DATES, held_out=True)
+    return {held_out.name: held_out, DATES: replace(made(DATES, N_DATES, held_out=False), held_out=held_out)}
+
+
+# One file with both sides
+
+
+def pair_columns(path: Path, where: str, fields: tuple[str, str] | None, policy: Policy) -> Columns:
+    """Which columns or fields of a file are source and target. Raises Refused where that is not clear."""
+    kind = file_kind(path)
+    if kind not in TABLES and kind not in JSON_LINES and not _has_tab(path, where, policy):
+        raise Refused(
+            f"{where}: one column of text, where pairs have two sides; name the file of the other side as "
+            "data.target, or give a TSV, a CSV or JSON lines"
+        )
+    line, first = first_rows(path, where, policy, 1)[0]
+    if fields is not None:
+        return named_columns(first, fields, where)
+    if isinstance(first, dict):
+        return _object_sides(first, where, line)
+    return _table_sides(first, where, line)
+
+
+def _has_tab(path: Path, where: str, policy: Policy) -> bool:
+    with opened(path, where) as stream:
+        lines = plain_lines(stream, where, Findings(policy))
+        return any("\t" in text for _, text in itertools.islice(lines, 1))
+
+
+def _object_sides(first: dict[str, object], where: str, line: int) -> Columns:
+    inner = first.get("translation")
+    if isinstance(inner, dict) and len(inner) == 2:
+        one, other = inner
+        return Columns((("translation", one), ("translation", other)), (one, other))
+    for one, other in SIDES:
+        if one in first and other in first:
+            return Columns(((one,), (other,)), (one, other))
+    if len(first) == 2 and all(_is_language(name) for name in first):
+        one, other = first
+        return Columns(((one,), (other,)), (one, other))
+    raise _unclear(first, where, line)
+
+
+def _table_sides(first: list[str], where: str, line: int) -> Columns:
+    names = header_names(first)
+    for one, other in SIDES:
+        if one in names and other in names:
+            return Columns(((names.index(one),), (names.index(other),)), (one, other), header=True)
+    if len(first) == 2:
+        header = all(_is_language(name) for name in names) and names[0] != names[1]
+        labels = (names[0], names[1]) if header else ("column 1", "column 2")
+        return Columns(((0,), (1,)), labels, header)
+    raise _unclear(first, where, line)
+
+
+def _is_language(name: str) -> bool:
+    return re.split(r"[-_]", name.strip().lower())[0] in _LANGUAGES
+
+
+def _unclear(first: Row, where: str, line: int) -> Refused:
+    has = [printable(name)[:40] for name in first]
+    n = len(first)
+    what = "field" if isinstance(first, dict) else "column"
+    return Refused(
+        f"{where}:{line}: which of {n} {what}{'s' * (n != 1)} ({', '.join(has[:8])}) are source and target? "
+        f"Set data.field and data.target_field{'' if what == 'field' else ', to names or to numbers from 1'}"
+    )
+
+
+def _one_file(path: Path, where: str, columns: Columns, findings: Findings) -> Iterator[Pair]:
+    for line, source, target in columns.values(path, where, findings):
+        one = text_value(source, columns.names[0], where, line, findings)
+        other = text_value(target, columns.names[1], where, line, findings) if one is not None else None
+        if one is not None and other is not None:
+            yield from _pair(one, other, where, where, line, findings)
+
+
+# Two aligned files
+
+
+def _aligned(path: Path, where: str, other: Path, there: str, findings: Findings) -> Iterator[Pair]:
+    """Line n of one file with line n of the other; Refused, with both counts, when one has more lines."""
+    with opened(path, where) as one_file, opened(other, there) as other_file:
+        counted = _Counted(one_file), _Counted(other_file)
+        lines = [
+            plain_lines(cast(BinaryIO, stream), name, findings)
+            for stream, name in zip(counted, (where, there), strict=True)
+        ]
+        yield from _joined(lines[0], lines[1], where, there, findings)
+        for side in lines:
+            for _ in side:
+                pass
+    n, m = (stream.n_lines for stream in counted)
+    if n != m:
+        raise Refused(
+            f"{where} has {n:,} lines and {there} has {m:,}: aligned files have equally many, line n of one "
+            "being the translation of line n of the other; find where a line was lost or added"
+        )
+
+
+def _joined(
+    one: Iterator[tuple[int, str]],
+    other: Iterator[tuple[int, str]],
+    where: str,
+    there: str,
+    findings: Findings,
+) -> Iterator[Pair]:
+    """Pairs of equal line numbers; a line that was left out on one side takes its partner with it."""
+    with contextlib.suppress(StopIteration):
+        line, text = next(one)
+        number, translation = next(other)
+        while True:
+            if line == number:
+                yield from _pair(text, translation, where, there, line, findings)
+                line, text = next(one)
+                number, translation = next(other)
+            elif line < number:
+                line, text = next(one)
+            else:
+                number, translation = next(other)
+
+
+class _Counted:
+    """A file that counts the lines it gives."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._ended = 0
+        self._open = False
+
+    def readline(self, limit: int) -> bytes:
+        row = self._file.readline(limit)
+        if row:
+            self._open = not row.endswith(b"\n")
+            self._ended += not self._open
+        return row
+
+    @property
+    def n_lines(self) -> int:
+        return self._ended + self._open
+
+
+def _pair(source: str, target: str, where: str, there: str, line: int, findings: Findings) -> Iterator[Pair]:
+    """The pair of a line, unless both sides are blank; a blank side is a fault."""
+    source, target = source.strip(), target.strip()
+    if source and target:
+        findings.n_records += 1
+        yield Pair(source, target, f"{where}:{line}")
+    elif source or target:
+        side, file = ("target", there) if source else ("source", where)
+        says = f"the {side} side is empty while the other is not; fill it in or remove the pair"
+        skip_record(findings, "empty sides", file, line, says)
+    else:
+        findings.n_empty += 1

@@ -1,0 +1,58 @@
+"""Rows of different lengths in one flat array, and rows of it padded to a rectangle.
+
+The one idea: padding stands at the end of a row and is told by place, never by id: `documents` is 0 where a
+row has text and -1 behind it. Read next: batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Numbers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Rows of ids: row i is flat[starts[i]:starts[i + 1]]."""
+
+    flat: npt.NDArray[np.uint32]
+    starts: Numbers
+    """(rows + 1,)"""
+
+    @classmethod
+    def of(cls, rows: Sequence[npt.NDArray[np.uint32]]) -> Ragged:
+        """Put rows one after the other."""
+        starts = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum([len(row) for row in rows], out=starts[1:])
+        return cls(np.concatenate([*rows, np.empty(0, dtype=np.uint32)]).astype(np.uint32), starts)
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, row: int) -> npt.NDArray[np.uint32]:
+        return self.flat[self.starts[row] : self.starts[row + 1]]
+
+    @property
+    def lengths(self) -> Numbers:
+        """Ids of every row."""
+        return np.diff(self.starts)
+
+    def take(self, rows: Numbers) -> Ragged:
+        """These rows alone."""
+        return Ragged.of([self[row] for row in rows.tolist()])
+
+    def padded(self, rows: Numbers, fill: int) -> tuple[Numbers, npt.NDArray[np.int32] | None]:
+        """Rows as a rectangle (B, L) with `fill` behind the shorter ones, and their documents (B, L).
+
+        Documents are 0 for text and -1 for padding; None where nothing is padded.
+        """
+        lengths = self.starts[rows + 1] - self.starts[rows]
+        columns = np.arange(int(lengths.max(initial=1)))
+        inside = columns < lengths[:, None]
+        at = np.where(inside, self.starts[rows][:, None] + columns, 0)
+        ids = np.where(inside, self.flat[at].astype(np.int64), fill)
+        return ids, None if inside.all() else inside.astype(np.int32) - 1

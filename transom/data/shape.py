@@ -1,0 +1,73 @@
+"""What a file wants to teach, told from its first lines: running text, translation, or classes.
+
+The one idea: a layout that pairs or labelled can read without being told anything is taken for what it is;
+everything else is running text. Read next: pairs, labelled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from transom.data.columns import Columns, value_at
+from transom.data.dates import DATES
+from transom.data.documents import printable
+from transom.data.labelled import is_fasttext, label_columns, looks_like_labels
+from transom.data.pairs import SIDES, pair_columns
+from transom.data.rows import JSON_LINES, TABLES, file_kind, first_rows
+from transom.data.stdlib_labels import STDLIB_LABELS
+from transom.data.textfile import SkippedFile
+from transom.errors import Refused
+
+Task = Literal["lm", "translate", "classify"]
+
+
+def guess_task(source: str, target: str | None = None) -> tuple[Task, str]:
+    """The task that data suggests, and why, in words; raises nothing, a missing file is running text.
+
+    Two files are pairs; rows with a text and a label of few values are classes; rows with a source and a
+    target, or two columns of prose, are pairs.
+    """
+    if target is not None:
+        return "translate", "two files, the second with the other side of each line of the first"
+    if source.partition(":")[0] == DATES:
+        return "translate", "dates in words and the ISO dates they mean"
+    if source.partition(":")[0] == STDLIB_LABELS:
+        return "classify", "docstrings of the standard library and their subjects"
+    path, where = Path(source), printable(source)
+    if not path.is_file():
+        return "lm", "running text"
+    task = None
+    with contextlib.suppress(Refused, SkippedFile):
+        task = _file_task(path, where)
+    return task or ("lm", f"{where} has neither two sides of a pair nor a text with its label")
+
+
+def _file_task(path: Path, where: str) -> tuple[Task, str] | None:
+    if is_fasttext(path, where, "skip"):
+        return "classify", f"every line of {where} begins with a label"
+    if file_kind(path) not in TABLES and file_kind(path) not in JSON_LINES:
+        return "lm", f"{where} is running text"
+    sides = _found(lambda: pair_columns(path, where, None, "skip"))
+    labels = _found(lambda: label_columns(path, where, None, None, "skip"))
+    named = sides is not None and sides.names in SIDES
+    if labels is not None and not named and _few_values(path, where, labels):
+        return "classify", f"{where} has a text and a label: {labels}"
+    if sides is not None:
+        return "translate", f"{where} has two sides of a pair: {sides}"
+    return None
+
+
+def _found(find: Callable[[], Columns]) -> Columns | None:
+    try:
+        return find()
+    except Refused:
+        return None
+
+
+def _few_values(path: Path, where: str, columns: Columns) -> bool:
+    """Whether the label column has few different values in the first rows."""
+    rows = [row for _, row in first_rows(path, where, "skip")][columns.header :]
+    return looks_like_labels([value_at(row, columns.places[1]) for row in rows])

@@ -1,0 +1,112 @@
+"""What the files of a tokenizer say: which tokens are control, how words are split, which tokens are named.
+
+The one idea: rules are told from the structure of tokenizer.json, never from a family's name. Read next:
+tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from transom.data.documents import printable
+from transom.data.vocabulary import UNKNOWN
+from transom.errors import Refused
+
+_CONTROL_SHAPE = re.compile(r"<.*>|\[.*\]")
+
+
+def mark_control(spec: dict[str, Any]) -> dict[int, str]:
+    """Mark every control token of a tokenizer.json as special, and return them by id.
+
+    Some folders list tokens such as <think> or <tool_call> as added but not special, and so they would be
+    found in user text; whatever is special or looks like <...> or [...] is control. Other added tokens are
+    words.
+    """
+    control: dict[int, str] = {}
+    for token in spec.get("added_tokens") or []:
+        if token.get("special") or _CONTROL_SHAPE.fullmatch(token["content"]):
+            token["special"] = True
+            control[token["id"]] = token["content"]
+    return control
+
+
+def vocabulary_kind(spec: dict[str, Any]) -> str:
+    """The kind of vocabulary, by what the file says."""
+    model = spec["model"]
+    if model.get("type") == "BPE" and model.get("unk_token") == UNKNOWN and not model["merges"]:
+        return "chars"
+    if (spec.get("decoder") or {}).get("type") != "ByteLevel":
+        return "other"
+    own_words = len(model["vocab"]) - sum(
+        token["content"] in model["vocab"] for token in spec["added_tokens"]
+    )
+    plain = spec.get("normalizer") is None and not _adds_space(spec)
+    return "bytes" if own_words == 256 and not model.get("merges") and plain else "bpe"
+
+
+def _pre_tokenizers(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    outer = spec.get("pre_tokenizer") or {}
+    return outer.get("pretokenizers", [outer]) if outer else []
+
+
+def _adds_space(spec: dict[str, Any]) -> bool:
+    return any(step.get("add_prefix_space") for step in _pre_tokenizers(spec))
+
+
+def is_byte_level_regex(spec: dict[str, Any]) -> bool:
+    """Whether words are split by the regular expressions of the GPT-2, Llama-3 or Qwen kind, and no space is
+    added.
+    """
+    steps = _pre_tokenizers(spec)
+    normalizer = (spec.get("normalizer") or {}).get("type")
+    kinds = {step.get("type") for step in steps}
+    splits = "Split" in kinds or any(
+        step.get("type") == "ByteLevel" and step.get("use_regex", True) for step in steps
+    )
+    return (
+        splits
+        and kinds <= {"Split", "ByteLevel", "Digits"}
+        and not _adds_space(spec)
+        and normalizer in (None, "NFC")
+    )
+
+
+def is_gpt2_rule(spec: dict[str, Any]) -> bool:
+    """Whether words are split by GPT-2's own expression and nothing else touches the text."""
+    step = spec.get("pre_tokenizer") or {}
+    own = step.get("type") == "ByteLevel" and step.get("use_regex", True) and not step.get("add_prefix_space")
+    return bool(own) and spec.get("normalizer") is None and not spec["model"].get("dropout")
+
+
+def special_tokens(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json, with special tokens it does not name taken from the folder's other files."""
+    config = _json_object(folder / "tokenizer_config.json")
+    names = ("eos_token", "bos_token", "pad_token", "mask_token")
+    fallback = _json_object(folder / "special_tokens_map.json")
+    template = folder / "chat_template.jinja"
+    if template.is_file():
+        config.setdefault("chat_template", template.read_text("utf-8"))
+    for name in names:
+        if not config.get(name) and fallback.get(name):
+            config[name] = fallback[name]
+    for path in (folder / "generation_config.json", folder / "config.json"):
+        ids = _json_object(path)
+        for name in names:
+            if not config.get(name) and ids.get(f"{name}_id") is not None:
+                config.setdefault(f"{name}_id", ids[f"{name}_id"])
+    return config
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise Refused(f"{printable(path)}: not valid JSON ({printable(str(error)[:120])})") from None
+    if not isinstance(value, dict):
+        raise Refused(f"{printable(path)}: holds no JSON object")
+    return value

@@ -1,0 +1,222 @@
+"""Examine a trained translator or classifier: its scores, cheap baselines beside them, and a verdict.
+
+All answer the same test texts, and the baselines learn from the same training texts, so a difference is the
+network's own; it is called better only where the whole 95% interval of the difference is. Read next: report.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.labelled import Labelled
+from ..data.pairs import Pair
+from ..data.prepare_examples import prepare_labelled, prepare_pairs
+from ..errors import Refused
+from ..settings import TrainSettings, load
+from ..training.example_tasks import labelled_sources, longest, pair_sources
+from .baselines import TfidfLogistic, TranslationMemory, copy_source, majority
+from .classification import ClassScore, indices, macro_f1, score_classes
+from .intervals import paired_bootstrap, wilson
+from .report import Difference, Report, Rival, cut
+from .translation import bleu_counts, bleu_of, score_translations
+
+SHOWN = 3
+UNEVEN = 2.0
+"""From this ratio of the commonest to the rarest class on, a baseline that weighs rare ones up is tried."""
+
+
+class Translates(Protocol):
+    """What is asked of a translator: answers with a `text` each."""
+
+    def translate(self, texts: list[str], *, beam: int) -> list[Any]: ...
+
+
+class Classifies(Protocol):
+    """What is asked of a classifier: answers with `probabilities` by label each."""
+
+    def classify(self, texts: list[str]) -> list[Any]: ...
+
+
+def examine(
+    folder: str | Path,
+    *,
+    train: str | None = None,
+    train_target: str | None = None,
+    test: str | None = None,
+    test_target: str | None = None,
+    beam: int = 4,
+) -> Report:
+    """Examine the translator or classifier in a run's folder or a model folder.
+
+    Without `test` it answers what its run held out. The baselines learn from what the run learned from, or
+    from `train`, which a folder without a run needs. The report is also written as evaluation.json into the
+    run's folder. Raises `Refused`.
+    """
+    from ..inference.generator import load as load_model
+
+    settings, run, weights = _settings_of(Path(folder))
+    if train is not None:
+        settings = settings.with_({"data.source": train, "data.target": train_target})
+    elif run is None:
+        raise Refused(
+            f"{folder} lies in no run, so what it learned from is not known, and a baseline must learn from "
+            "the same: name it with --train"
+        )
+    loaded: Any = load_model(str(weights))
+    measured = settings.with_({"data.validation": test, "data.validation_target": test_target})
+    if hasattr(loaded, "translate"):
+        report = examine_translator(loaded, *_pairs(settings, measured, weights), beam=beam)
+    elif hasattr(loaded, "classify"):
+        report = examine_classifier(loaded, *_labelled(settings, measured, weights))
+    else:
+        raise Refused(
+            f"{folder} holds neither a translator nor a classifier; a language model's score is in the "
+            "ledger.json of its run"
+        )
+    report = dataclasses.replace(
+        report, model=str(weights), test=test or f"{settings.data.source} (held out)"
+    )
+    if run is not None:
+        _write(run / "evaluation.json", report)
+    return report
+
+
+def examine_classifier(classifier: Classifies, train: Sequence[Labelled], test: Sequence[Labelled]) -> Report:
+    """Score a classifier on `test` beside TF-IDF with logistic regression trained on `train`."""
+    texts, truth = [item.text for item in test], [item.label for item in test]
+    started = time.perf_counter()
+    answers = classifier.classify(texts)
+    seconds = time.perf_counter() - started
+    labels = list(answers[0].probabilities)
+    wanted = indices(labels, truth)
+    ours = np.array([[answer.probabilities[label] for label in labels] for answer in answers])
+
+    learned, known = [item.text for item in train], [item.label for item in train]
+    counts = Counter(known)
+    uneven = max(counts.values()) > UNEVEN * min(counts.values())
+    cheap: dict[str, NDArray[Any]] = {}
+    for baseline in [TfidfLogistic(), TfidfLogistic(balanced=True)][: 1 + uneven]:
+        cheap[baseline.name] = baseline.fit(learned, known).probabilities(texts, labels)
+    scores = {name: score_classes(labels, columns, truth) for name, columns in cheap.items()}
+    common = majority(known)
+    always = wilson(truth.count(common), len(truth))
+    rivals = [Rival(name, _said(score)) for name, score in scores.items()]
+    rivals.append(Rival(f"always '{common}'", f"accuracy {always.percent()}"))
+
+    # Each difference is to the baseline that is strongest in that score.
+    rows = {name: np.stack([wanted, columns.argmax(axis=1)], axis=1) for name, columns in cheap.items()}
+    own = np.stack([wanted, ours.argmax(axis=1)], axis=1)
+    measures = {
+        "points of accuracy": accuracy,
+        "points of macro-F1": partial(macro_f1, n_classes=len(labels)),
+    }
+    differences = []
+    for unit, measure in measures.items():
+        strongest = max(rows, key=lambda name: measure(rows[name]))
+        estimate = paired_bootstrap(own, rows[strongest], measure).times(100)
+        differences.append(Difference(strongest, unit, estimate))
+    return Report("classify", score_classes(labels, ours, truth), tuple(rivals), tuple(differences),
+                  "surest mistakes", tuple(_mistakes(test, labels, ours, wanted)), seconds)  # fmt: skip
+
+
+def examine_translator(
+    translator: Translates, train: Sequence[Pair], test: Sequence[Pair], beam: int = 4
+) -> Report:
+    """Score a translator on `test` beside the source itself and the most similar text of `train`."""
+    sources, references = [pair.source for pair in test], [pair.target for pair in test]
+    started = time.perf_counter()
+    ours = [answer.text for answer in translator.translate(sources, beam=beam)]
+    seconds = time.perf_counter() - started
+
+    memory = TranslationMemory([pair.source for pair in train], [pair.target for pair in train])
+    cheap = {"the source, copied": copy_source(sources), memory.name: memory.translate(sources)}
+    scores = {name: score_translations(texts, references) for name, texts in cheap.items()}
+    rivals = [
+        Rival(name, f"BLEU {rival.bleu:.1f}, chrF {rival.chrf:.1f}, exact {100 * rival.exact.value:.1f}%")
+        for name, rival in scores.items()
+    ]
+    strongest = max(scores, key=lambda name: scores[name].bleu)
+    counts, theirs = bleu_counts(ours, references), bleu_counts(cheap[strongest], references)
+    difference = Difference(strongest, "BLEU", paired_bootstrap(counts, theirs, bleu_of))
+    return Report("translate", score_translations(ours, references), tuple(rivals), (difference,),
+                  "the first translations", tuple(_translations(test, ours)), seconds)  # fmt: skip
+
+
+def accuracy(rows: NDArray[Any]) -> float:
+    """The share of (truth, guess) rows (N, 2) that agree."""
+    return float((rows[:, 0] == rows[:, 1]).mean())
+
+
+def _said(score: ClassScore) -> str:
+    return f"accuracy {score.accuracy.percent()}, macro-F1 {100 * score.macro_f1.value:.1f}%"
+
+
+def _mistakes(
+    test: Sequence[Labelled], labels: list[str], probabilities: NDArray[Any], wanted: NDArray[np.int64]
+) -> list[str]:
+    """The wrong answers that were given with the most confidence: often the label is the mistake."""
+    sure, guessed = probabilities.max(axis=1), probabilities.argmax(axis=1)
+    wrong = np.flatnonzero(guessed != wanted)
+    lines = []
+    for i in wrong[np.argsort(-sure[wrong], kind="stable")][:SHOWN].tolist():
+        item = test[i]
+        called = f"called '{labels[guessed[i]]}' with {100 * sure[i]:.0f}%"
+        lines += [f"  {item.where}: labelled '{item.label}', {called}", f"    {cut(item.text)}"]
+    return lines
+
+
+def _translations(test: Sequence[Pair], ours: Sequence[str]) -> list[str]:
+    """The first few: source, reference, translation."""
+    lines = []
+    for pair, text in list(zip(test, ours, strict=True))[:SHOWN]:
+        lines += [f"  {pair.where}", f"    source     {cut(pair.source)}",
+                  f"    reference  {cut(pair.target)}", f"    model      {cut(text)}"]  # fmt: skip
+    return lines
+
+
+def _settings_of(folder: Path) -> tuple[TrainSettings, Path | None, Path]:
+    """Settings, the run's folder or None, and the model folder, from either of the two."""
+    run = next((path for path in (folder, folder.parent) if (path / "settings.toml").is_file()), None)
+    weights = folder / "model" if run == folder else folder
+    return load(TrainSettings, file=run / "settings.toml" if run else None), run, weights
+
+
+def _pairs(settings: TrainSettings, measured: TrainSettings, model: Path) -> tuple[list[Pair], list[Pair]]:
+    """The pairs that the run learned from, and those to measure with."""
+    learned, validation = pair_sources(settings)
+    made = prepare_pairs(
+        learned, validation, tokenizer=model, val_fraction=settings.data.val_fraction,
+        max_len=longest(settings),
+    )  # fmt: skip
+    named = pair_sources(measured)[1]
+    return made.train_pairs, made.held_out_pairs if named is None else list(named)
+
+
+def _labelled(
+    settings: TrainSettings, measured: TrainSettings, model: Path
+) -> tuple[list[Labelled], list[Labelled]]:
+    """The labelled texts that the run learned from, and those to measure with."""
+    learned, validation = labelled_sources(settings)
+    made = prepare_labelled(
+        learned, validation, tokenizer=model, val_fraction=settings.data.val_fraction,
+        max_len=longest(settings),
+    )  # fmt: skip
+    named = labelled_sources(measured)[1]
+    return made.train_texts, made.held_out_texts if named is None else list(named)
+
+
+def _write(path: Path, report: Report) -> None:
+    """Write the report, whole or not at all."""
+    temporary = path.with_name(f".tmp-{path.name}")
+    temporary.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)

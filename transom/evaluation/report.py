@@ -1,0 +1,96 @@
+"""What an examination found, in words and as plain values: the score, the baselines' beside it, the verdict.
+
+Read next: examine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .classification import ClassScore
+from .intervals import Estimate, verdict
+from .translation import TranslationScore
+
+CUT = 100
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A baseline on the same test texts."""
+
+    name: str
+    said: str
+    """Its scores in words."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The model's score less the strongest baseline's, on the same texts."""
+
+    against: str
+    unit: str
+    estimate: Estimate
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: whether the model is better."""
+        return verdict(self.estimate, self.against, self.unit)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {"against": self.against, "unit": self.unit, **self.estimate.to_dict(),
+                "verdict": self.verdict}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome of an examination. It prints itself."""
+
+    task: str
+    score: TranslationScore | ClassScore
+    rivals: tuple[Rival, ...]
+    differences: tuple[Difference, ...]
+    """The one that decides first."""
+    heading: str
+    samples: tuple[str, ...]
+    """A few answers, under `heading`."""
+    seconds: float
+    """What the model's answers took."""
+    model: str = "the model"
+    test: str = "the test set"
+
+    @property
+    def verdict(self) -> str:
+        """Whether the model is worth its cost, in one sentence."""
+        return self.differences[0].verdict
+
+    @property
+    def texts_per_second(self) -> float:
+        return self.score.n / max(self.seconds, 1e-9)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "task": self.task, "model": self.model, "test": self.test, "score": self.score.to_dict(),
+            "baselines": [vars(rival) for rival in self.rivals],
+            "differences": [difference.to_dict() for difference in self.differences],
+            "verdict": self.verdict, self.heading: list(self.samples), "seconds": self.seconds,
+            "texts_per_second": self.texts_per_second,
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        wide = max(len(rival.name) for rival in self.rivals)
+        title = f"{self.model} on {self.test}: {self.score.n:,} texts, {self.texts_per_second:,.0f} texts/s"
+        beside = [f"  {rival.name:<{wide}}   {rival.said}" for rival in self.rivals]
+        lines = [title, "", str(self.score), "", "beside it, on the same texts", *beside, ""]
+        if self.samples:
+            lines += [self.heading, *self.samples, ""]
+        also = [f"         {difference.verdict}" for difference in self.differences[1:]]
+        return "\n".join([*lines, f"verdict: {self.verdict}", *also])
+
+
+def cut(text: str) -> str:
+    """A text as one line of a report."""
+    line = " ".join(text.split())
+    return line if len(line) <= CUT else line[: CUT - 1] + "…"

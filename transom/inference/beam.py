@@ -1,0 +1,230 @@
+"""Beam search: the likeliest text found by keeping the best few beginnings of it at every step.
+
+The model runs on all beams of all sentences as one batch, those of a sentence side by side, so that they
+share its memory; what grows is kept on the host, where a step costs one copy of a few numbers a sentence.
+Texts are compared by log p / length^penalty (Wu et al. 2016), as `transformers` does. `search_plain` tries
+every text there is: the oracle. Sources: Graves 2012; Sutskever et al. 2014. Read next: runner, translator.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Collection, Iterator, Sequence
+from itertools import product
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from transom.errors import Refused
+from transom.model.build import Model
+from transom.model.cache import Memory
+
+from .runner import TorchRunner
+
+BLOCK = 256
+"""Columns that `top` looks at together; see there."""
+
+Path = tuple["Path", int] | None
+"""Tokens as a chain: the path before, and the last token. A step adds a link and copies nothing."""
+
+
+class Found(NamedTuple):
+    """A text that a search ended with."""
+
+    score: float
+    """log p / length^penalty: what texts are compared by."""
+    logprob: float
+    """The natural logarithm of the text's probability, its end token included."""
+    tokens: list[int]
+    """With the end token, where there is one."""
+
+
+class Open(NamedTuple):
+    """A beginning that may still grow: `parent` is the beam of the last step that it continues."""
+
+    logprob: float
+    parent: int
+    path: Path
+
+
+@torch.inference_mode()
+def search(
+    model: Model,
+    starts: Sequence[Sequence[int]],
+    *,
+    memory: Memory | None = None,
+    ends: Collection[int],
+    max_tokens: Sequence[int],
+    beam: int = 4,
+    length_penalty: float = 1.0,
+    exact: bool = False,
+) -> list[list[Found]]:
+    """The best texts after each start (at most `beam`, best first), by a search `beam` wide; 1 is greedy.
+
+    memory: the source of each start, for an encoder-decoder. A sentence ends when `beam` of its texts have
+    ended and no open one beats the worst of them, judged by its score as it stands (what `transformers` does
+    by default) or, with `exact`, by the best that it could still become at full length. Raises Refused for
+    scores that are not numbers.
+    """
+    sentences = [Sentence(i, most, beam, length_penalty, exact, ends) for i, most in enumerate(max_tokens)]
+    found: list[list[Found]] = [[] for _ in starts]
+    capacity = max(len(start) + most for start, most in zip(starts, max_tokens, strict=True))
+    runner = TorchRunner(model, starts, capacity, memory)
+    logits, width = runner.prefill(), 1
+    wanted = beam * (1 + len(ends)) if beam > 1 else 1  # so that enough are left when the best ones end
+    while True:
+        scores = torch.tensor([[beam.logprob for beam in sentence.open] for sentence in sentences])
+        values, choices = best_next(logits, scores.to(logits.device), wanted)
+        for sentence, value, choice in zip(sentences, values, choices, strict=True):
+            sentence.grow(value, choice, logits.shape[-1])
+            if sentence.done:
+                found[sentence.index] = sentence.finished
+        places = [place for place, sentence in enumerate(sentences) if not sentence.done]
+        if not places:
+            return found
+        sentences = [sentences[place] for place in places]
+        now = max(len(sentence.open) for sentence in sentences)
+        for sentence in sentences:
+            sentence.arrange(now)
+        runner.keep([w * width + o.parent for w, s in zip(places, sentences, strict=True) for o in s.open])
+        width = now
+        logits = runner.decode([sentence_token(o) for sentence in sentences for o in sentence.open])
+
+
+def sentence_token(beginning: Open) -> int:
+    """The last token of a beginning."""
+    assert beginning.path is not None
+    return beginning.path[1]
+
+
+class Sentence:
+    """One text being searched for: its open beginnings and its finished ones."""
+
+    def __init__(
+        self, index: int, max_tokens: int, beam: int, penalty: float, exact: bool, ends: Collection[int]
+    ) -> None:
+        self.index, self.max_tokens, self.beam, self.exact, self.ends = index, max_tokens, beam, exact, ends
+        self.penalty, self.length, self.done = penalty, 0, False
+        self.open = [Open(0.0, 0, None)]
+        self.finished: list[Found] = []
+
+    def grow(self, logprobs: Sequence[float], choices: Sequence[int], vocab_size: int) -> None:
+        """Take the likeliest continuations, best first; a choice is beam * V + token."""
+        if logprobs[0] != logprobs[0]:
+            raise Refused("the model's scores are not numbers: damaged weights, or a training that diverged")
+        self.length += 1
+        before, self.open = self.open, []
+        for rank, (logprob, choice) in enumerate(zip(logprobs, choices, strict=True)):
+            if logprob == -math.inf or len(self.open) == self.beam:
+                break
+            parent, token = divmod(choice, vocab_size)
+            path = (before[parent].path, token)
+            if token not in self.ends and self.length < self.max_tokens:
+                self.open.append(Open(logprob, parent, path))
+            elif rank < self.beam:  # an end that lies further back waits for the better ones before it
+                self._finish(logprob, path)
+        self.done = not self._may_improve()
+
+    def _finish(self, logprob: float, path: Path) -> None:
+        score = logprob / self.length**self.penalty
+        tokens = []
+        if len(self.finished) < self.beam or score > self.finished[-1].score:
+            while path is not None:
+                path, token = path
+                tokens.append(token)
+            bisect.insort(self.finished, Found(score, logprob, tokens[::-1]), key=lambda one: -one.score)
+            del self.finished[self.beam :]
+
+    def _may_improve(self) -> bool:
+        """Whether an open beginning could still become one of the best."""
+        if not self.open or (self.beam == 1 and self.finished):
+            return False
+        if len(self.finished) < self.beam:
+            return True
+        length = self.max_tokens if self.exact and self.penalty > 0 else self.length
+        return self.open[0].logprob / length**self.penalty > self.finished[-1].score
+
+    def arrange(self, width: int) -> None:
+        """Put each beginning in its parent's row where that is free, so that few rows of the state move.
+
+        Rows that are left over continue nothing: their score is minus infinity.
+        """
+        row: list[Open | None] = [None] * width
+        others = []
+        for beginning in self.open:
+            if beginning.parent < width and row[beginning.parent] is None:
+                row[beginning.parent] = beginning
+            else:
+                others.append(beginning)
+        spare = Open(-math.inf, self.open[0].parent, self.open[0].path)
+        fill = iter(others)
+        self.open = [taken if taken is not None else next(fill, spare) for taken in row]
+
+
+def best_next(logits: Tensor, scores: Tensor, n: int) -> tuple[list[list[float]], list[list[int]]]:
+    """The n likeliest continuations of each sentence: logits (S * W, V), scores (S, W) of its W beams.
+
+    -> their log-probabilities and which they are (beam * V + token), (S, n) each, best first. Overwrites
+    the logits.
+    """
+    vocab_size, width = logits.shape[1], scores.shape[1]
+    values, tokens = top(logits, min(n, vocab_size))
+    # log softmax of what may be chosen only; the logits are used up for it, which spares a copy of them.
+    likeliest = values[:, :1]
+    total = logits.sub_(likeliest).exp_().sum(-1, keepdim=True)
+    values = (values - likeliest - total.log() + scores.view(-1, 1)).view(len(scores), -1)
+    beams = torch.arange(width, device=logits.device).repeat(len(scores))[:, None]
+    choices = (tokens + beams * vocab_size).view(len(scores), -1)
+    values, places = values.topk(min(n, values.shape[1]))
+    # One copy to the host; float64 holds every choice exactly.
+    both = torch.stack((values.double(), choices.gather(1, places).double())).tolist()
+    return both[0], [[int(choice) for choice in row] for row in both[1]]
+
+
+def top(x: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The n largest of each row and where they are: x (R, V) -> two (R, n), largest first.
+
+    The n largest lie in the n blocks of columns with the largest maxima, and a maximum is far cheaper than a
+    selection. Measured on 2 cores, 128 rows of 58,101, n = 8: 1.6 ms against 5.6 ms by `topk` of all.
+    """
+    whole = x.shape[1] // BLOCK * BLOCK
+    if whole <= 4 * n * BLOCK:
+        return x.topk(n)
+    maxima = x[:, :whole].view(len(x), -1, BLOCK).amax(-1)
+    starts = maxima.topk(n).indices * BLOCK
+    columns = (starts[..., None] + torch.arange(BLOCK, device=x.device)).flatten(1)
+    rest = torch.arange(whole, x.shape[1], device=x.device).expand(len(x), -1)
+    columns = torch.cat((columns, rest), dim=1)
+    values, places = x.gather(1, columns).topk(n)
+    return values, columns.gather(1, places)
+
+
+@torch.inference_mode()
+def search_plain(
+    model: Model,
+    start: Sequence[int],
+    *,
+    memory: Memory | None = None,
+    ends: Collection[int],
+    max_tokens: int,
+    length_penalty: float = 1.0,
+) -> list[Found]:
+    """Every text of at most `max_tokens` after one start, best first: for vocabularies of a few tokens."""
+    texts = list(_texts(model.config.vocab_size, ends, max_tokens))
+    found = []
+    for text in texts:
+        row = torch.tensor([[*start, *text]])
+        logprobs = model.logits(model(row[:, :-1], memory=memory)).log_softmax(-1)[0, len(start) - 1 :]
+        logprob = float(logprobs.gather(1, row[0, len(start) :, None]).sum())
+        found.append(Found(logprob / len(text) ** length_penalty, logprob, text))
+    return sorted(found, reverse=True)
+
+
+def _texts(vocab_size: int, ends: Collection[int], max_tokens: int) -> Iterator[list[int]]:
+    going = [token for token in range(vocab_size) if token not in ends]
+    for length in range(max_tokens):
+        for text in product(going, repeat=length):
+            yield from ([*text, end] for end in ends)
+    yield from map(list, product(going, repeat=max_tokens))

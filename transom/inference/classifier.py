@@ -1,0 +1,85 @@
+"""Classification: the class of a text, how sure the model is, and the right to say nothing.
+
+Read next: texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import overload
+
+import torch
+
+from transom.data.tokenizer import Tokenizer
+from transom.errors import Refused
+from transom.model.transformer import Transformer
+
+from .arithmetic import describe
+from .packed import Packing
+from .texts import as_list, batches, framed
+
+
+@dataclass(frozen=True)
+class Classification:
+    """What a classifier says of one text."""
+
+    label: str | None
+    """The likeliest class; None: rejected, since its probability was below the limit asked for."""
+    probabilities: dict[str, float]
+    """Of every class, in the model's order; they sum to 1."""
+    confidence: float
+    """The probability of the likeliest class."""
+
+    def __str__(self) -> str:
+        return "(rejected)" if self.label is None else self.label
+
+
+class Classifier:
+    """An encoder that tells classes apart, with its tokenizer."""
+
+    def __init__(self, model: Transformer, tokenizer: Tokenizer, *, reason: str = "") -> None:
+        """A model in eval mode whose head classifies; `reason` says why it runs in its arithmetic."""
+        self.model, self.tokenizer, self.reason = model, tokenizer, reason
+        self.labels = model.config.labels
+        self._packing = Packing(model)
+
+    def __repr__(self) -> str:
+        named = ", ".join(self.labels[:6]) + (", ..." if len(self.labels) > 6 else "")
+        said = f"{len(self.labels)} classes: {named}"
+        return f"{describe(self.model, 'Classifier', self.reason)[:-1]}; {said})"
+
+    @overload
+    def classify(self, texts: str, *, reject_below: float | None = None) -> Classification: ...
+    @overload
+    def classify(
+        self, texts: Sequence[str], *, reject_below: float | None = None
+    ) -> list[Classification]: ...
+    @torch.inference_mode()
+    def classify(
+        self, texts: str | Sequence[str], *, reject_below: float | None = None
+    ) -> Classification | list[Classification]:
+        """The class of one text, or of each of several.
+
+        reject_below: give no label where the likeliest class has a smaller probability. Raises Refused for
+        an empty text and for one that is longer than the model reads.
+        """
+        if reject_below is not None and not 0 <= reject_below <= 1:
+            raise Refused(f"reject_below is {reject_below}; a probability lies between 0 and 1")
+        listed, several = as_list(texts)
+        ids = framed(self.tokenizer, listed, self.model.config.max_len)
+        model, probabilities = self._packing.current(), torch.empty(len(ids), len(self.labels))
+        for places, tokens, documents in batches(ids, model.embed.weight.device):
+            hidden = model(tokens, documents=documents)
+            scores = model.label_logits(hidden, documents)  # type: ignore[operator]
+            probabilities[places] = scores.softmax(-1).cpu()
+        answers = [self._answer(row, reject_below) for row in probabilities.tolist()]
+        return answers if several else answers[0]
+
+    def _answer(self, row: list[float], reject_below: float | None) -> Classification:
+        confidence = max(row)
+        label = self.labels[row.index(confidence)]
+        rejected = reject_below is not None and confidence < reject_below
+        return Classification(
+            None if rejected else label, dict(zip(self.labels, row, strict=True)), confidence
+        )

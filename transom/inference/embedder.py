@@ -1,0 +1,57 @@
+"""Embedding: a vector for each text, so that texts can be compared.
+
+Read next: texts, packed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from transom.data.tokenizer import Tokenizer
+from transom.model.transformer import Transformer
+
+from .arithmetic import describe
+from .packed import Packing
+from .texts import BUDGET, as_list, batches, framed
+
+
+class Embedder:
+    """An encoder with its tokenizer, ready to turn texts into vectors."""
+
+    def __init__(
+        self, model: Transformer, tokenizer: Tokenizer, *, max_tokens: int | None = None, reason: str = ""
+    ) -> None:
+        """A model in eval mode whose head embeds, meant for texts of at most `max_tokens` (None: all that it
+        can read); `reason` says why it runs in its arithmetic.
+        """
+        self.max_tokens = max_tokens or model.config.max_len
+        self.model, self.tokenizer, self.reason = model, tokenizer, reason
+        self._packing = Packing(model)
+
+    def __repr__(self) -> str:
+        config = self.model.config
+        pooled = {"mean": "the mean of all tokens", "first": "the first token"}[config.pooling]
+        length = ", scaled to length 1" if config.normalize else ""
+        said = f"vectors of {config.dim}: {pooled}{length}; texts of up to {self.max_tokens} tokens"
+        return f"{describe(self.model, 'Embedder', self.reason)[:-1]}; {said})"
+
+    @torch.inference_mode()
+    def embed(
+        self, texts: str | Sequence[str], *, cut: bool = False, batch_tokens: int = BUDGET
+    ) -> npt.NDArray[np.float32]:
+        """The vectors of texts: (n, D) float32, or (D,) of one text.
+
+        batch_tokens: how many tokens go through at once. Raises Refused for an empty text and for one that
+        is longer than the model reads, unless `cut` says that its end may be left out.
+        """
+        listed, several = as_list(texts)
+        ids = framed(self.tokenizer, listed, self.max_tokens, cut=cut)
+        model, vectors = self._packing.current(), np.empty((len(ids), self.model.config.dim), np.float32)
+        for places, tokens, documents in batches(ids, model.embed.weight.device, budget=batch_tokens):
+            hidden = model(tokens, documents=documents)
+            vectors[places] = model.vectors(hidden, documents).cpu().numpy()  # type: ignore[operator]
+        return vectors if several else vectors[0]

@@ -1,0 +1,80 @@
+"""From a folder to whatever its model is for: a Generator, Translator, Classifier, Embedder or FillMask.
+
+What a model does follows from its config alone: its kind and its head. Read next: generator, translator,
+classifier, embedder, fill_mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from transom.checkpoint.hub import resolve
+from transom.checkpoint.huggingface import load_config, load_generation, load_model
+from transom.checkpoint.sentence import load_max_tokens
+from transom.data.tokenizer import Tokenizer
+from transom.errors import Refused
+from transom.hardware import Hardware
+from transom.model.build import build
+from transom.model.config import ModelConfig
+
+from .arithmetic import choose
+
+if TYPE_CHECKING:
+    from .classifier import Classifier
+    from .embedder import Embedder
+    from .fill_mask import FillMask
+    from .generator import Generator
+    from .translator import Translator
+
+    Loaded = Generator | Translator | Classifier | Embedder | FillMask
+
+HOMES = {
+    ("decoder", "tokens"): ("generator", "Generator"),
+    ("encoder-decoder", "tokens"): ("translator", "Translator"),
+    ("encoder", "classify"): ("classifier", "Classifier"),
+    ("encoder", "embed"): ("embedder", "Embedder"),
+    ("encoder", "tokens"): ("fill_mask", "FillMask"),
+}
+"""Kind and head of a model -> the file and the class of its job."""
+
+
+def load(
+    folder_or_id: str | Path,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+) -> Any:
+    """The model of a local folder or a hub id (`owner/name`), ready for its job; raises Refused.
+
+    Gives a Generator (decoder), Translator (encoder-decoder), Classifier, Embedder or FillMask (encoder, by
+    its head). dtype: float32, bfloat16 or float16, the weights being cast once; None chooses, and the repr
+    of what is loaded tells why. device: as torch names it; None takes the GPU where there is one.
+    """
+    folder = resolve(folder_or_id)
+    hardware = Hardware.detect("auto" if device is None else str(device))
+    config, _ = load_config(folder)
+    made = _job(config, folder)
+    with torch.device("meta"):  # counted without memory
+        n_parameters = build(config).n_parameters
+    chosen, reason = choose(dtype, n_parameters, hardware, batched=config.kind != "decoder")
+    tokenizer = Tokenizer.load(folder)
+    model: Any = load_model(folder, dtype=chosen, device=hardware.device).eval()
+    return made(model, tokenizer, reason=reason)
+
+
+def _job(config: ModelConfig, folder: Path) -> Callable[..., Loaded]:
+    """What is made of a model of this config."""
+    if (config.kind, config.head) not in HOMES:
+        known = "transom.checkpoint.huggingface.load_model reads it"
+        raise Refused(f"{folder}: a model whose head can {config.head} has no job here yet; {known}")
+    home, name = HOMES[config.kind, config.head]
+    job = getattr(import_module(f".{home}", __package__), name)
+    if config.head == "embed":
+        return partial(job, max_tokens=load_max_tokens(folder, config))
+    return partial(job, eos_ids=load_generation(folder)["eos_token_id"]) if config.kind != "encoder" else job

@@ -1,0 +1,103 @@
+"""Texts as batches, for models that read them whole: checked, framed, sorted by length, cut by a budget.
+
+Padding is told by `documents` and never by an id, and a batch whose texts are equally long has none: then
+attention needs no mask. Results belong to the places that the texts had. Read next: embedder, translator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from transom.data.tokenizer import Ids, Tokenizer
+from transom.errors import Refused
+
+BUDGET = 2048
+"""Tokens of a batch, padding included. Measured with MiniLM on 2 cores (torch 2.13, 2026-11-23): texts/s of
+1,000 captions are within 5% from 1,024 to 8,192."""
+MOST_ROWS = 256
+
+
+class TextBatch(NamedTuple):
+    """Texts of about one length."""
+
+    places: list[int]
+    """Where these texts stood among all."""
+    tokens: Tensor
+    """(B, L) int64."""
+    documents: Tensor | None
+    """(B, L) int32: 0 for text, -1 for padding; None: all are equally long."""
+
+
+def as_list(texts: Any, what: str = "text") -> tuple[list[str], bool]:
+    """One text or several, as a list, and whether several were given. Raises Refused for anything else."""
+    if isinstance(texts, str):
+        return [texts], False
+    if not isinstance(texts, Sequence) or isinstance(texts, bytes):
+        raise Refused(f"a {what} is a {type(texts).__name__}; give a string or a list of strings")
+    for place, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise Refused(f"{what} {place} is a {type(text).__name__}; give a string or a list of strings")
+    return list(texts), True
+
+
+def framed(tokenizer: Tokenizer, texts: Sequence[str], max_len: int, *, cut: bool = False) -> list[Ids]:
+    """The ids of texts as the folder frames them; text that spells a control token stays text.
+
+    Raises Refused, by number, for an empty text and for one of more than `max_len` tokens; with `cut`, tokens
+    that are too many are left out before the frame's end.
+    """
+    for place, text in enumerate(texts):
+        if not text.strip():
+            raise Refused(f"{_name(place, texts)} is empty; leave it out")
+    found, after = tokenizer.framed_many(texts), len(tokenizer.frame[1])
+    for place, ids in enumerate(found):
+        if len(ids) > max_len:
+            if not cut:
+                raise Refused(
+                    f"{_name(place, texts)} has {len(ids)} tokens; this model reads at most {max_len}:"
+                    f" shorten it by {len(ids) - max_len} tokens or split it"
+                )
+            found[place] = np.concatenate([ids[: max_len - after], ids[len(ids) - after :]])
+    return found
+
+
+def _name(place: int, texts: Sequence[str]) -> str:
+    return "the text" if len(texts) == 1 else f"text {place} (counted from 0)"
+
+
+def batches(
+    ids: Sequence[Ids], device: torch.device, *, budget: int = BUDGET, rows: int = MOST_ROWS
+) -> Iterator[TextBatch]:
+    """Batches of at most `budget` tokens and `rows` texts, the longest first.
+
+    A batch that is half full ends where the length changes, so that most batches need no padding.
+    """
+    order = sorted(range(len(ids)), key=lambda place: -len(ids[place]))
+    batch: list[int] = []
+    for place in order:
+        if batch:
+            longest, length = len(ids[batch[0]]), len(ids[place])
+            full = len(batch) == rows or (len(batch) + 1) * longest > budget
+            if full or (length != len(ids[batch[-1]]) and 2 * len(batch) * longest >= budget):
+                yield _batch(batch, ids, device)
+                batch = []
+        batch.append(place)
+    if batch:
+        yield _batch(batch, ids, device)
+
+
+def _batch(places: list[int], ids: Sequence[Ids], device: torch.device) -> TextBatch:
+    lengths = [len(ids[place]) for place in places]
+    tokens = np.zeros((len(places), max(lengths)), dtype=np.int64)
+    for row, place in enumerate(places):
+        tokens[row, : lengths[row]] = ids[place]
+    documents = None
+    if min(lengths) < max(lengths):
+        padding = np.arange(max(lengths)) >= np.array(lengths)[:, None]
+        documents = torch.from_numpy(-padding.astype(np.int32)).to(device)
+    return TextBatch(places, torch.from_numpy(tokens).to(device), documents)

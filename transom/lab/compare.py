@@ -1,0 +1,179 @@
+"""`transom compare`: members of the family trained one after the other on the same data, side by side.
+
+Same data, same seed, same tokens in a step, and the same time or the same number of tokens; with `equal` also
+the same number of parameters, by choosing each one's width. The data is prepared before the first clock
+starts, and every member is checked before the first is trained. Read next: comparison, equal_size.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ..errors import Refused, nearest
+from ..model.config import ModelConfig
+from ..settings import ALIASES, TrainSettings, format_time, load, parse_count, parse_time
+from ..training.architecture import CAN, model_config
+from ..training.folder import RunFolder
+from ..training.loop import train
+from ..training.parallelism import World
+from ..training.report import Report
+from ..training.task import Task
+from ..training.tasks import choose_task, prepare_task
+from .comparison import Comparison, Outcome
+from .equal_size import Equal, count, equal_width
+
+EXPERTS = 8
+"""Experts of a member `+experts` when the settings give no number."""
+Score = Callable[[Path], Mapping[str, float]]
+"""From a run's folder to scores of the task's own, such as {"BLEU": 41.0}."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One to be trained."""
+
+    name: str
+    settings: TrainSettings
+    config: ModelConfig
+
+
+def compare(
+    members: Sequence[str],
+    settings: Mapping[str, Any],
+    *,
+    by: Literal["time", "tokens"] = "time",
+    budget: str | float,
+    out: Path,
+    equal: Equal | None = None,
+    score: Score | None = None,
+) -> Comparison:
+    """Train each of `members` in OUT/MEMBER and return them side by side; writes compare.json, .md and .png.
+
+    members: decoder, lstm, ..., or with `+experts`. settings: as for training, for all of them. budget: a
+    time (`5min`) or a number of tokens (`2M`), for each. equal: give all as many parameters besides
+    embeddings (or active ones) as the first has. Raises `Refused`.
+    """
+    plans, task = plan_members(members, settings, by, budget, out, equal)
+    outcomes: list[Outcome] = []
+    for number, member in enumerate(plans):
+        fresh_peak()
+        run = train(member.settings)
+        if run.ledger:
+            scores = dict(score(run.folder)) if score is not None and not run.interrupted else {}
+            outcomes.append(Outcome.of(member.name, run, count(member.config), scores))
+        left = tuple(plan.name for plan in plans[number + 1 :])
+        comparison = Comparison(protocol(plans[0], by, budget, equal), task.unit, tuple(outcomes), left)
+        comparison.save(out)  # after each, so that what is done is not lost
+        if run.interrupted:
+            break
+    return comparison
+
+
+def plan_members(
+    members: Sequence[str],
+    settings: Mapping[str, Any],
+    by: Literal["time", "tokens"],
+    budget: str | float,
+    out: Path,
+    equal: Equal | None,
+) -> tuple[list[Member], Task]:
+    """Everyone's settings, checked, and the task that they share; the data is prepared on the way."""
+    check_names(members, out)
+    limit = limit_of(by, budget)
+    common = load(TrainSettings, {"data.cache": str(out / "data"), **settings, **limit})
+    chosen = [_chosen(name, common, out) for name in members]
+    tasks = {name: plan.task for name, plan in zip(members, chosen, strict=True)}
+    for name, task in tasks.items():
+        if task != tasks[members[0]]:
+            raise Refused(
+                f"{members[0]} would learn {tasks[members[0]]} and {name} {task}: their losses cannot be "
+                "compared; name members that learn the same, or say which with --task"
+            )
+
+    # The first one is prepared in full: it shows the vocabulary, the labels and the tokens of a step.
+    with Report(is_first=True) as report:
+        shared = prepare_task(chosen[0], RunFolder(out / members[0]), World(), report)
+    first = shared.config
+    target = count(first, equal) if equal else 0
+    same_step = {"batch.tokens": common.batch.tokens or shared.feed.tokens_per_step}
+    plans = []
+    for name, plan in zip(members, chosen, strict=True):
+        plan = plan.with_(same_step)
+        if equal and name != members[0]:
+            width = equal_width(lambda dim, plan=plan: config_of(plan, first, dim), target, name, equal)
+            plan = plan.with_({"model.dim": width})
+        plans.append(Member(name, plan, config_of(plan, first, None)))
+    return plans, shared
+
+
+def config_of(settings: TrainSettings, first: ModelConfig, dim: int | None) -> ModelConfig:
+    """The model of some settings, at another width, with the vocabulary and labels of the first member."""
+    model = settings.with_({"model.dim": dim}).model if dim else settings.model
+    ids = dict(pad_id=first.pad_id, bos_id=first.bos_id, eos_id=first.eos_id, start_id=first.start_id)
+    return model_config(model, first.vocab_size, settings.task, first.labels, **ids)
+
+
+def check_names(members: Sequence[str], out: Path) -> None:
+    """Refuse a comparison of nothing, of the same twice, of strangers, or over another's runs."""
+    if len(members) < 2:
+        raise Refused(f"{len(members)} member to compare; name two or more, such as lstm decoder")
+    known = [*CAN, *ALIASES]
+    for number, name in enumerate(members):
+        kind, plus, rest = name.partition("+")
+        if kind not in known:
+            raise Refused(f"'{name}' is not a member of the family{nearest(kind, known)}; it can be "
+                          f"{', '.join(CAN)}, or one with +experts")  # fmt: skip
+        if plus and rest != "experts":
+            raise Refused(f"'{name}': what follows the + can be experts only{nearest(rest, ['experts'])}")
+        if name in members[:number]:
+            raise Refused(f"{name} is named twice; its two runs would be the same")
+        if RunFolder(out / name).holds_a_run:
+            raise Refused(f"{out / name} holds a run already; choose another --out")
+
+
+def limit_of(by: Literal["time", "tokens"], budget: str | float) -> dict[str, float]:
+    """The setting that ends each run. Raises `Refused`."""
+    try:
+        return {"budget": parse_time(budget)} if by == "time" else {"tokens": parse_count(budget)}
+    except ValueError as error:
+        raise Refused(f"budget: {error}") from None
+
+
+def _chosen(name: str, common: TrainSettings, out: Path) -> TrainSettings:
+    """A member's own settings over the common ones, its task settled."""
+    kind, plus, _ = name.partition("+")
+    own: dict[str, Any] = {"out": str(out / name), "model.kind": kind}
+    own["model.experts"] = (common.model.experts or EXPERTS) if plus else 0
+    return choose_task(common.with_(own), Report(is_first=False))
+
+
+def protocol(first: Member, by: str, budget: str | float, equal: Equal | None) -> str:
+    """What was equal, in one sentence."""
+    settings = first.settings
+    each = format_time(settings.budget) if by == "time" and settings.budget else f"{settings.tokens:,} tokens"
+    sizes = {"parameters": " of equal parameters besides embeddings", "active": " of equal active parameters"}
+    return (
+        f"Members{sizes.get(equal or '', '')}, {each} each, on {settings.data.source} ({settings.task}), "
+        f"seed {settings.seed}, {settings.batch.tokens:,} tokens a step"
+    )
+
+
+def fresh_peak() -> None:
+    """Give back what the last member held and count peak memory from here, where that can be done."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+    counter = Path("/proc/self/clear_refs")  # Linux: 5 sets the process's peak back to what it holds now
+    if counter.exists():
+        counter.write_text("5")

@@ -1,0 +1,247 @@
+"""Examples as a task: translate, tell classes, bring texts that belong together near each other.
+
+Examples are prepared once, by rank 0 first, and every rank holds them; a batch is a pure function of (seed,
+step). Read next: task, data/prepare_examples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from ..data.examples import Classification, Embedding, LabelledRows, PairRows, Translation
+from ..data.labelled import LabelledSource, open_labelled
+from ..data.pairs import PairSource, open_pairs
+from ..data.prepare_examples import prepare_labelled, prepare_pairs
+from ..data.tokenizer import Tokenizer
+from ..errors import Refused
+from ..model.build import Model, build
+from ..model.config import SIZES, ModelConfig
+from ..settings import TrainSettings
+from . import objectives
+from .architecture import model_config
+from .folder import RunFolder
+from .held_out import ScoredExamples
+from .parallelism import World
+from .report import Report
+from .sample import classified, translated
+from .start import given_config, given_model, tokenizer_of
+from .task import Task
+
+TOKENS = {"translate": 4096, "classify": 2048, "embed": 8192}
+"""Tokens of a step where nobody says: of both sides, padding not counted."""
+SMOOTHING = 0.1
+"""Of labels, to translate (Vaswani et al. 2017)."""
+UNEVEN = 3.0
+"""Classes are weighed when the largest has so many times as many examples as the smallest."""
+
+Made = TypeVar("Made")
+
+
+def translate_task(settings: TrainSettings, folder: RunFolder, world: World, report: Report) -> Task:
+    """Translate: pairs of a source and a target through an encoder-decoder. Raises `Refused`."""
+    train, validation = pair_sources(settings)
+    made = _on_all(world, report, lambda: prepare_pairs(
+        train, validation, tokenizer=tokenizer_of(settings, train.tokenizer),
+        vocab_size=settings.data.vocab_size, val_fraction=settings.data.val_fraction,
+        max_len=longest(settings),
+    ))  # fmt: skip
+    tokenizer = made.tokenizer
+    start = tokenizer.pad_id if tokenizer.pad_id is not None else tokenizer.eos_id
+    ids = dict(pad_id=tokenizer.pad_id, bos_id=None, eos_id=tokenizer.eos_id, start_id=start)
+    config, first = _model(settings, tokenizer, {"head": "tokens"}, (), ids)
+    assert config.start_id is not None and config.pad_id is not None
+    learned, held_out = (
+        Translation(
+            rows, settings.batch.tokens or TOKENS["translate"], settings.seed,
+            start_id=config.start_id, pad_id=config.pad_id, least_rows=n,
+        )
+        for rows, n in ((made.train, world.size), (made.held_out, 1))
+    )  # fmt: skip
+    smoothing = settings.optim.label_smoothing
+    shown = made.held_out_pairs[0]
+    return Task(
+        name="translate", unit="target token", config=config, tokenizer=tokenizer, data_hash=made.data_hash,
+        feed=learned, scored=_scored(held_out), lines=target_lines(made.train, made.held_out, tokenizer),
+        build=first,
+        objective=partial(objectives.LanguageModelling, smoothing=SMOOTHING if smoothing is None else smoothing),
+        write=lambda model, dtype: (
+            f"{shown.source} -> ",
+            f"{translated(model, tokenizer=tokenizer, source=shown.source, dtype=dtype)} (wanted: {shown.target})",
+        ),
+        facts=_facts(made), generation={"num_beams": 4, "max_length": config.max_len},
+    )  # fmt: skip
+
+
+def classify_task(settings: TrainSettings, folder: RunFolder, world: World, report: Report) -> Task:
+    """Tell the class of a text with an encoder. Raises `Refused`."""
+    train, validation = labelled_sources(settings)
+    made = _on_all(world, report, lambda: prepare_labelled(
+        train, validation, tokenizer=tokenizer_of(settings, train.tokenizer),
+        vocab_size=settings.data.vocab_size, val_fraction=settings.data.val_fraction,
+        max_len=longest(settings),
+    ))  # fmt: skip
+    tokenizer = made.tokenizer
+    ids = dict(pad_id=tokenizer.pad_id, bos_id=tokenizer.eos_id, eos_id=tokenizer.eos_id)
+    head = {"head": "classify", "labels": made.labels}
+    config, first = _model(settings, tokenizer, head, made.labels, ids)
+    learned, held_out = (
+        Classification(rows, settings.batch.tokens or TOKENS["classify"], settings.seed,
+                       pad_id=config.pad_id or 0, least_rows=n)
+        for rows, n in ((made.train, world.size), (made.held_out, 1))
+    )  # fmt: skip
+    counts = np.bincount(made.train.labels, minlength=len(made.labels))
+    weights, said = class_weights(counts, settings.optim.class_weights)
+    report("note", text=f"classes: {said}")
+    shown = made.held_out_texts[0]
+    return Task(
+        name="classify", unit="text", config=config, tokenizer=tokenizer, data_hash=made.data_hash,
+        feed=learned, scored=_scored(held_out), lines=class_lines(counts, made.held_out.labels), build=first,
+        objective=partial(
+            objectives.Classification, weights=weights, smoothing=settings.optim.label_smoothing or 0.0
+        ),
+        write=lambda model, dtype: (
+            f"{shown.text} -> ",
+            f"{classified(model, tokenizer=tokenizer, text=shown.text, dtype=dtype)}, labelled {shown.label}",
+        ),
+        facts=_facts(made),
+    )  # fmt: skip
+
+
+def embed_task(settings: TrainSettings, folder: RunFolder, world: World, report: Report) -> Task:
+    """Bring the two texts of a pair near each other, with an encoder. Raises `Refused`."""
+    train, validation = pair_sources(settings)
+    made = _on_all(world, report, lambda: prepare_pairs(
+        train, validation, tokenizer=tokenizer_of(settings, train.tokenizer), frame="text",
+        vocab_size=settings.data.vocab_size, val_fraction=settings.data.val_fraction,
+        max_len=longest(settings),
+    ))  # fmt: skip
+    tokenizer = made.tokenizer
+    ids = dict(pad_id=tokenizer.pad_id, bos_id=tokenizer.eos_id, eos_id=tokenizer.eos_id)
+    head = {"head": "embed", "pooling": "mean", "normalize": True}
+    config, first = _model(settings, tokenizer, head, (), ids)
+    learned, held_out = (
+        Embedding(rows, settings.batch.tokens or TOKENS["embed"], settings.seed, pad_id=config.pad_id or 0,
+                  least_rows=n)
+        for rows, n in ((made.train, 2 * world.size), (made.held_out, 2))
+    )  # fmt: skip
+    return Task(
+        name="embed", unit="text", config=config, tokenizer=tokenizer, data_hash=made.data_hash,
+        feed=learned, scored=_scored(held_out), lines={"chance": math.log(learned.n_rows)}, build=first,
+        objective=objectives.Contrast, write=None, facts=_facts(made),
+    )  # fmt: skip
+
+
+# --- the parts that they share
+
+
+def pair_sources(settings: TrainSettings) -> tuple[PairSource, PairSource | None]:
+    """The pairs to learn from, and those to measure with where they are named."""
+    data = settings.data
+    if (data.field is None) != (data.target_field is None):
+        raise Refused("data.field and data.target-field name the two sides of a pair; give both, or neither")
+    fields = None if data.field is None or data.target_field is None else (data.field, data.target_field)
+    train = open_pairs(data.source, data.target, fields=fields, on_error=data.on_error)
+    if data.validation is None:
+        return train, None
+    if (data.target is None) != (data.validation_target is None):
+        raise Refused(
+            "the pairs stand in two files, so name both: --data.validation and --data.validation-target"
+        )
+    return train, open_pairs(data.validation, data.validation_target, fields=fields, on_error=data.on_error)
+
+
+def labelled_sources(settings: TrainSettings) -> tuple[LabelledSource, LabelledSource | None]:
+    """The labelled texts to learn from, and those to measure with where they are named."""
+    data = settings.data
+    opened: Callable[[str], LabelledSource] = partial(
+        open_labelled, text_field=data.field, label_field=data.label, on_error=data.on_error
+    )
+    return opened(data.source), None if data.validation is None else opened(data.validation)
+
+
+def longest(settings: TrainSettings) -> int:
+    """The longest text in tokens: as asked for, else that of the given weights, else of the size."""
+    if settings.model.max_len is not None:
+        return settings.model.max_len
+    if settings.model.weights:
+        from ..checkpoint.hub import resolve
+        from ..checkpoint.huggingface import load_config
+
+        return load_config(resolve(settings.model.weights))[0].max_len
+    return SIZES[settings.model.size]["max_len"]
+
+
+def _model(
+    settings: TrainSettings,
+    tokenizer: Tokenizer,
+    head: dict[str, Any],
+    labels: tuple[str, ...],
+    ids: dict[str, int | None],
+) -> tuple[ModelConfig, Callable[[int], Model]]:
+    """The config, and what makes the first weights: from nothing, or from those that are given."""
+    if settings.model.weights:
+        config = given_config(settings, tokenizer, **head)
+        return config, partial(given_model, settings, config)
+    config = model_config(settings.model, tokenizer.vocab_size, settings.task, labels, **ids)
+    return config, partial(build, config)
+
+
+def _on_all(world: World, report: Report, make: Callable[[], Made]) -> Made:
+    """What `make` gives, on every rank; rank 0 goes first, so that what is wrong is said once."""
+    made: list[Made] = []
+    world.first(lambda: made.append(make()))
+    if not made:
+        made.append(make())
+    for line in str(made[0].report).splitlines():  # type: ignore[attr-defined]
+        report("note", text=line)
+    return made[0]
+
+
+def _scored(held_out: Any) -> Callable[[int, bool], ScoredExamples]:
+    return lambda wanted, on_gpu: ScoredExamples.about(
+        held_out.eval_batches(32768 if on_gpu else 4096), wanted
+    )
+
+
+def _facts(made: Any) -> dict[str, Any]:
+    return {"examples": len(made.train), "held_out_examples": len(made.held_out), **made.report.to_dict()}
+
+
+def class_weights(counts: np.ndarray, asked: str) -> tuple[torch.Tensor | None, str]:
+    """How much an example of each class counts, its mean over the examples being 1; and that in words.
+
+    balanced: every class as much as every other. auto: the square root of that, where the largest class is
+    at least three times the smallest: rare classes are learned, common ones stay calibrated.
+    """
+    uneven = float(counts.max() / max(1, counts.min()))
+    share = f"the largest has {uneven:.1f} times the examples of the smallest"
+    if asked == "none" or (asked == "auto" and uneven < UNEVEN):
+        return None, f"{share}; all examples count alike"
+    weights = 1.0 / counts if asked == "balanced" else 1.0 / np.sqrt(counts)
+    weights = weights * counts.sum() / (weights * counts).sum()
+    spread = f"weights {weights.min():.2f} to {weights.max():.2f} (optim.class-weights)"
+    return torch.tensor(
+        weights, dtype=torch.float32
+    ), f"{share}; examples of rare classes count more, {spread}"
+
+
+def class_lines(counts: np.ndarray, held_out: np.ndarray) -> dict[str, float]:
+    """Nats per text of guessing evenly, and of knowing how frequent each class is."""
+    shares = counts / counts.sum()
+    return {"uniform": math.log(len(counts)), "class shares": float(-np.log(shares[held_out]).mean())}
+
+
+def target_lines(train: PairRows, held_out: PairRows, tokenizer: Tokenizer) -> dict[str, float]:
+    """Nats per target token of guessing evenly, and of knowing how frequent each token is (add-one)."""
+    counts = np.bincount(train.target.flat, minlength=tokenizer.vocab_size) + 1.0
+    shares = counts / counts.sum()
+    return {
+        "uniform": math.log(tokenizer.vocab_size),
+        "unigram": float(-np.log(shares[held_out.target.flat]).mean()),
+    }

@@ -1,0 +1,65 @@
+"""A run that begins with the weights of a model folder: which model comes out, and with which tokenizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..checkpoint.hub import resolve
+from ..checkpoint.huggingface import load_config, load_model
+from ..data.tokenizer import Tokenizer
+from ..errors import Refused
+from ..model.build import Model
+from ..model.config import ModelConfig
+from ..settings import EXPERTS, TrainSettings
+
+MAY_CHANGE = ("dropout", "pooling")
+"""What of a given model may be set anew: its weights do not depend on it."""
+
+
+def tokenizer_of(settings: TrainSettings, otherwise: str) -> str:
+    """The tokenizer: as asked for, else that of the given weights, else `otherwise`."""
+    if settings.data.tokenizer != "auto":
+        return settings.data.tokenizer
+    return str(resolve(settings.model.weights)) if settings.model.weights else otherwise
+
+
+def given_config(settings: TrainSettings, tokenizer: Tokenizer, **head: Any) -> ModelConfig:
+    """The config of `model.weights` with another head and what else may change. Raises `Refused`."""
+    assert settings.model.weights is not None
+    config, _ = load_config(resolve(settings.model.weights))
+    asked = settings.model.given()
+    fixed = [n for n in asked if n not in (*MAY_CHANGE, "weights", "kind", "size") or n in EXPERTS]
+    for name in fixed:
+        if getattr(config, name, None) != asked[name]:
+            stands = getattr(config, name, "not there")
+            raise Refused(
+                f"model.{name} is {asked[name]}, and in {settings.model.weights} it is {stands}; "
+                "the shape of given weights stays as it is"
+            )
+    if tokenizer.vocab_size > config.vocab_size:
+        raise Refused(
+            f"the tokenizer has {tokenizer.vocab_size:,} entries, and {settings.model.weights} knows "
+            f"{config.vocab_size:,}; leave out --data.tokenizer, and its own is taken"
+        )
+    changes = {name: asked[name] for name in MAY_CHANGE if name in asked}
+    try:
+        return config.with_(**{**head_changes(config, **head), **changes})
+    except ValueError as error:
+        raise Refused(f"{settings.model.weights}: {error}") from error
+
+
+def head_changes(config: ModelConfig, **head: Any) -> dict[str, Any]:
+    """The fields that change with the head; those of the old one go."""
+    if head.get("head") == config.head == "tokens":
+        return {}
+    gone = dict(head_transform=False, head_bias=False, labels=(), normalize=False)
+    return {**gone, **head}
+
+
+def given_model(settings: TrainSettings, config: ModelConfig, seed: int) -> Model:
+    """The body of `model.weights` under the head of `config`, which is drawn from `seed` where it is new."""
+    assert settings.model.weights is not None
+    names = ("head", "head_transform", "head_bias", "labels", "pooling", "normalize", "dropout")
+    return load_model(
+        resolve(settings.model.weights), head={name: getattr(config, name) for name in names}, seed=seed
+    )

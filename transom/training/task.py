@@ -1,0 +1,97 @@
+"""What a run learns, as data: the batches of every step, the model, what it minimises, how it is measured.
+
+A task prepares these for the one loop, which knows none of them by name. Next tokens and masked tokens are in
+text_task, pairs of texts (translation, embedding) and classes in example_tasks. Read next: loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from ..data.tokenizer import Tokenizer
+from ..model.build import Model
+from ..model.config import ModelConfig
+
+
+class Rows(Protocol):
+    """A batch as the loop handles it: rows that can be moved, cut apart and counted."""
+
+    @property
+    def tokens(self) -> torch.Tensor: ...
+    @property
+    def ids(self) -> torch.Tensor: ...
+    @property
+    def n_targets(self) -> int: ...
+    @property
+    def n_bytes(self) -> int: ...
+    def to(self, device: torch.device | str, /) -> Any: ...
+    def split(self, n_rows: int, /) -> list[Any]: ...
+
+
+class Feed(Protocol):
+    """The batches to learn from: a pure function of (seed, step)."""
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of a step over all ranks; where rows are short and long, about so many."""
+        ...
+
+    @property
+    def row_length(self) -> int:
+        """Tokens of a row; where rows are short and long, the mean."""
+        ...
+
+    @property
+    def tokens_per_step(self) -> int: ...
+    @property
+    def steps_per_epoch(self) -> float: ...
+    def batch(self, step: int, rank: int = 0, world: int = 1, /) -> Any: ...
+    def trial(self, n_rows: int, /) -> Any:
+        """Rows to measure the speed with."""
+        ...
+
+
+class Scored(Protocol):
+    """The held-out batches that an evaluation scores: all of them, or an even sample."""
+
+    @property
+    def n_batches(self) -> int: ...
+    @property
+    def n_rows(self) -> int: ...
+    @property
+    def whole(self) -> bool: ...
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+Writes = Callable[[Model, torch.dtype], tuple[str, str]]
+"""Lets a model show what it can: (what it was given, what it made of it)."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything that tells one run from another."""
+
+    name: str
+    unit: str
+    """What a loss is counted by: token, masked token, target token, text."""
+    config: ModelConfig
+    tokenizer: Tokenizer
+    data_hash: str
+    feed: Feed
+    scored: Callable[[int, bool], Scored]
+    """About so many held-out rows, to be scored on a GPU or not."""
+    lines: dict[str, float]
+    """Nats per unit that something simpler would reach on the held-out side."""
+    build: Callable[[int], Model]
+    """The model before the first step, from a seed."""
+    objective: Callable[[Model, torch.dtype], nn.Module]
+    write: Writes | None
+    facts: dict[str, Any] = field(default_factory=dict)
+    """The data in numbers, for the ledger."""
+    generation: dict[str, Any] = field(default_factory=dict)
+    """What generation_config.json proposes to whoever uses the model."""

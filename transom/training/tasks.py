@@ -1,0 +1,58 @@
+"""Which task a run has, and its preparation: the one table from a task's name to the room's part that makes it.
+
+What nobody said is guessed from the shape of the data, and said aloud. Read next: text_task, example_tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..data.shape import guess_task
+from ..settings import TrainSettings
+from .architecture import member
+from .example_tasks import classify_task, embed_task, translate_task
+from .folder import RunFolder
+from .parallelism import World
+from .report import Report
+from .task import Task
+from .text_task import text_task
+
+TASKS: dict[str, Callable[[TrainSettings, RunFolder, World, Report], Task]] = {
+    "lm": text_task,
+    "mlm": text_task,
+    "translate": translate_task,
+    "classify": classify_task,
+    "embed": embed_task,
+}
+DEFAULT_DATA = {"translate": "dates", "classify": "stdlib-labels", "embed": "dates"}
+"""What is learned when no data is named; running text is the standard library."""
+OF_MEMBER = {"encoder": "mlm", "encoder-decoder": "translate"}
+"""What a member of the family learns on running text; all others predict the next token."""
+
+
+def choose_task(settings: TrainSettings, report: Report) -> TrainSettings:
+    """Settings whose task and data are named: as asked for, else guessed from the data, which is said.
+
+    Raises `Refused` when the model asked for cannot learn it.
+    """
+    data, kind = settings.data, settings.model.kind
+    named = "source" in data.given()
+    if settings.task == "auto" and not named:
+        task = OF_MEMBER.get(kind or "", "lm")
+        settings = settings.with_({"task": task})
+    elif settings.task == "auto":
+        task, why = guess_task(data.source, data.target)
+        if task == "lm" and kind == "encoder":
+            task, why = "mlm", f"{why}; an encoder learns it by filling masks"
+        settings = settings.with_({"task": task})
+        report("note", text=f"task: {task} ({why}); --task says otherwise")
+    if not named and settings.task in DEFAULT_DATA:
+        settings = settings.with_({"data.source": DEFAULT_DATA[settings.task]})
+    if not settings.model.weights:
+        member(settings.model, settings.task)
+    return settings
+
+
+def prepare_task(settings: TrainSettings, folder: RunFolder, world: World, report: Report) -> Task:
+    """Everything that the loop needs to learn the task of some settings. Raises `Refused`."""
+    return TASKS[settings.task](settings, folder, world, report)

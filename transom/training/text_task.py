@@ -1,0 +1,131 @@
+"""Running text as a task: predict the next token, or tokens that were masked.
+
+The text is prepared once, by rank 0, and opened by all. Read next: task, data/prepare.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from ..data.check import Progress
+from ..data.masking import Masking
+from ..data.order import Windows
+from ..data.prepare import Corpus, prepare
+from ..data.sources import open_source
+from ..errors import Refused
+from ..model.build import build
+from ..model.config import ModelConfig
+from ..settings import TrainSettings
+from .architecture import model_config, windows_per_step
+from .folder import RunFolder
+from .held_out import ScoredWindows
+from .objectives import LanguageModelling
+from .parallelism import World
+from .report import Report
+from .sample import fill, sample
+from .start import given_config, given_model, tokenizer_of
+from .task import Task
+
+GENERATION = {"do_sample": True, "temperature": 0.8, "top_p": 0.95}
+"""What generation_config.json proposes to whoever uses the model."""
+
+
+def text_task(settings: TrainSettings, folder: RunFolder, world: World, report: Report) -> Task:
+    """The task `lm` or `mlm` of some settings. Raises `Refused` for whatever is wrong with the text."""
+    masked = settings.task == "mlm"
+    corpus = prepare_text(settings, folder, world, report)
+    tokenizer, name = corpus.tokenizer, settings.data.source
+    if settings.model.weights:
+        config = given_config(settings, tokenizer, head="tokens")
+        first = partial(given_model, settings, config)
+    else:
+        ids = dict(pad_id=tokenizer.pad_id, bos_id=tokenizer.eos_id, eos_id=tokenizer.eos_id)
+        config = model_config(settings.model, tokenizer.vocab_size, settings.task, **ids)
+        first = partial(build, config)
+    learned = Windows(corpus.train, config.max_len, settings.seed, name=f"{name} (to learn from)")
+    held_out = Windows(corpus.held_out, config.max_len, settings.seed, name=f"{name} (held out)")
+    both = [
+        Masking(windows, tokenizer, settings.seed) if masked else windows for windows in (learned, held_out)
+    ]
+    n_windows = windows_per_step(settings, config, world.size)
+    writes = partial(
+        fill if masked else sample, tokenizer=tokenizer, prompt=settings.prompt, seed=settings.seed
+    )
+    shown = f"{settings.prompt}-> " if masked else settings.prompt
+    return Task(
+        name=settings.task,
+        unit="masked token" if masked else "token",
+        config=config,
+        tokenizer=tokenizer,
+        data_hash=corpus.data_hash,
+        feed=WindowFeed(both[0], n_windows),
+        scored=partial(_scored, both[1]),
+        lines=reference_lines(corpus),
+        build=first,
+        objective=partial(LanguageModelling, smoothing=settings.optim.label_smoothing or 0.0),
+        write=(lambda model, dtype: (shown, writes(model, dtype=dtype))) if settings.prompt else None,
+        facts={
+            "documents": corpus.train.n_documents,
+            "bytes": corpus.train.n_bytes,
+            "train_tokens": corpus.train.n_tokens,
+            "held_out_tokens": corpus.held_out.n_tokens,
+        },
+        generation={} if masked else GENERATION,
+    )
+
+
+class WindowFeed:
+    """Full windows of running text: every row as long as every other."""
+
+    def __init__(self, windows: Windows | Masking, n_windows: int) -> None:
+        self.windows, self.n_rows, self.row_length = windows, n_windows, windows.length
+        self.tokens_per_step = n_windows * windows.length
+        self.steps_per_epoch = windows.n_windows / n_windows
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> Any:
+        """The windows of a step, or a rank's share of them."""
+        return self.windows.batch(step, self.n_rows, rank, world)
+
+    def trial(self, n_rows: int) -> Any:
+        """So many windows of the first step."""
+        return self.windows.batch(0, n_rows)
+
+
+def _scored(windows: Windows | Masking, wanted: int, on_gpu: bool) -> ScoredWindows:
+    return ScoredWindows.about(windows, max(1, (32768 if on_gpu else 2048) // windows.length), wanted)
+
+
+def prepare_text(settings: TrainSettings, folder: RunFolder, world: World, report: Report) -> Corpus:
+    """Turn the source into token files below the run's folder (or data.cache), or find them there.
+
+    Raises `Refused` for whatever is wrong with the text.
+    """
+    data = settings.data
+    if data.source == "-" and world.size > 1:
+        raise Refused("standard input can be read by one process only; write it to a file and name that")
+
+    def made() -> Corpus:
+        source = open_source(data.source, field=data.field, on_error=data.on_error)
+        return prepare(
+            source, folder=data.cache or folder.data, tokenizer=tokenizer_of(settings, "bpe"),
+            vocab_size=data.vocab_size, val_fraction=data.val_fraction,
+            frame="text" if settings.task == "mlm" else "", on_progress=show if world.is_first else None,
+        )  # fmt: skip
+
+    def show(progress: Progress) -> None:
+        report.preparing(progress.stage, progress.done, progress.total, progress.mb_per_s)
+
+    corpus: list[Corpus] = []
+    world.first(lambda: corpus.append(made()))
+    if not corpus:
+        corpus.append(made())
+    for line in str(corpus[0].report).splitlines():
+        report("note", text=line)
+    return corpus[0]
+
+
+def reference_lines(corpus: Corpus) -> dict[str, float]:
+    """Nats per token of uniform, unigram and bigram on the held-out text."""
+    lines = corpus.references
+    return {name: getattr(lines, name).nats_per_token for name in ("uniform", "unigram", "bigram")}
