@@ -5,7 +5,14 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("training_speed", "shakespeare", "big_file", "generation_speed")
+NAMES = (
+    "training_speed",
+    "shakespeare",
+    "big_file",
+    "generation_speed",
+    "translation_speed",
+    "embedding_speed",
+)
 
 
 def main() -> None:

@@ -75,8 +75,8 @@ def test_version() -> None:
 
 
 WRONG = [
-    ("trian", 'unknown command "trian". Did you mean "train"? Available commands: ' + ", ".join(VERBS)),
-    ("--verbose", 'unknown command "--verbose". Available commands: ' + ", ".join(VERBS)),
+    ("trian", 'unknown command "trian". Did you mean "train"? Available commands: train, compare'),
+    ("--verbose", 'unknown command "--verbose". Available commands: train, compare'),
     ("train --model.nlayers 3", "unknown option: --model.nlayers. Did you mean --model.n-layers?"),
     ("train --modle gpt", "unknown option: --modle. Did you mean --model?"),
     ("train --budget 10", "budget: '10' is not a time; write it with its unit, such as 90s, 10min or 2h"),
@@ -88,8 +88,10 @@ WRONG = [
     ("train --tokens 1.5", "tokens: '1.5' is not a whole number"),
     ("train --optim.lr -1", "optim.lr is '-1'; it must be greater than 0"),
     ("train --optim.lr nan", "optim.lr is 'nan'; it must be a finite number"),
-    ("train --optim sgd", "optim.name is 'sgd'; it can be muon, adamw"),
-    ("train --model lstm", "model.kind is 'lstm'; it can be decoder"),
+    ("train --optim sgd", "optim.name is 'sgd'; it can be auto, muon, adamw"),
+    ("train --model elman", "model.kind is 'elman'; it can be decoder, encoder, encoder-decoder, rnn, lstm, gru"),
+    ("translate", 'command "translate" parameter MODEL requires an argument'),
+    ("lab backprob", 'unknown command "backprob"'),
     ("train --model.size nanno", "model.size is 'nanno'; it can be nano, mini, small; did you mean 'nano'?"),
     ("train --model.dropout 1", "model.dropout is '1'; it must be less than 1"),
     ("train --dtype fp16", "dtype is 'fp16'; it can be auto, float32, bfloat16; did you mean 'bfloat16'?"),

@@ -14,10 +14,10 @@ __all__ = ["Refused", "__version__", "load", "train"]
 
 if TYPE_CHECKING:
     from .errors import Refused
-    from .inference.generator import load
+    from .inference.load import load
     from .training.loop import Run
 
-_HOMES = {"Refused": "transom.errors", "load": "transom.inference.generator"}
+_HOMES = {"Refused": "transom.errors", "load": "transom.inference.load"}
 
 
 def train(data: str = "stdlib", /, *, config: str | None = None, **settings: Any) -> Run:

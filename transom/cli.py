@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 from cyclopts import Group, Parameter
 
 from .errors import Refused
-from .settings import DataSettings, GenerateSettings, TrainSettings, load
+from .settings import GenerateSettings, TrainSettings, load
 
 if TYPE_CHECKING:
     from .training.run import Run
@@ -58,7 +58,7 @@ def train(
     with _answer(json) as show:
         run = run_training(settings)
         if os.environ.get("RANK", "0") == "0":
-            show(run if run.interrupted or run.task not in EXAMINED else _examined(run))
+            show(run if run.interrupted or run.task not in EXAMINED else Examined(run))
     return INTERRUPTED if run.interrupted else 0
 
 
@@ -67,7 +67,7 @@ def compare(
     flags: Flags = TrainSettings(),
     config: Config = None,
     by: Literal["time", "tokens"] = "time",
-    equal: Literal["parameters", "size"] = "parameters",
+    equal: Literal["parameters", "active", "size"] = "parameters",
     json: Json = False,
 ) -> None:
     """Compare members of the family.
@@ -81,15 +81,24 @@ def compare(
     by
         Give each the same time, or the same tokens (--tokens, or as many as the slowest reads in the budget).
     equal
-        Choose widths so that all have as many parameters, or take the size as it is.
+        Choose widths so that all have as many parameters besides embeddings (or active ones) as the first,
+        or take the size as it is.
     json
         Print one JSON document last.
     """
     settings = _settings(None, flags, config)
     from .lab.compare import compare as run_comparison
 
+    out = settings.out or Path("runs/compare")
+    budget = settings.budget if by == "time" else settings.tokens
+    if budget is None:
+        raise Refused(f"to compare by {by}, give --{'budget' if by == 'time' else 'tokens'}")
+    given = {
+        n: v for n, v in settings.given().items() if n not in ("out", "budget", "tokens", "steps", "epochs")
+    }
     with _answer(json) as show:
-        show(run_comparison(list(members), settings, by=by, equal=equal))
+        show(run_comparison(list(members), given, by=by, budget=budget, out=out,
+                            equal=None if equal == "size" else equal, score=_scores))  # fmt: skip
 
 
 def plan(
@@ -139,7 +148,7 @@ def generate(
     """
     if flags.logprobs is not None and not json:
         raise Refused("--logprobs is shown with --json only; add --json")
-    from .inference.generator import load as load_model
+    from .inference.load import load as load_model
 
     texts = list(prompts) or [sys.stdin.read()]
     with _answer(json) as show:
@@ -268,10 +277,13 @@ def embed(
 
 
 def evaluate(
-    run: Path,
+    model: Path,
     /,
     *,
-    flags: Annotated[DataSettings, Parameter(name="data")] = DataSettings(),
+    test: str | None = None,
+    test_target: str | None = None,
+    train: str | None = None,
+    train_target: str | None = None,
     beam: int = 4,
     json: Json = False,
 ) -> None:
@@ -279,8 +291,16 @@ def evaluate(
 
     Parameters
     ----------
-    run
-        A run's folder (`runs/NAME`); its held-out examples are scored unless others are named.
+    model
+        A run's folder (`runs/NAME`), or a model's own.
+    test
+        Examples to score [default: those that the run held out].
+    test_target
+        The other side of `test`, for pairs in two files.
+    train
+        What the baselines learn from [default: what the run learned from].
+    train_target
+        The other side of `train`, for pairs in two files.
     beam
         Beams of a translation.
     json
@@ -289,7 +309,8 @@ def evaluate(
     from .evaluation.examine import examine
 
     with _answer(json) as show:
-        show(examine(run, flags if flags.given() else None, beam=beam))
+        show(examine(model, train=train, train_target=train_target, test=test, test_target=test_target,
+                     beam=beam))  # fmt: skip
 
 
 def backprop(
@@ -459,16 +480,34 @@ def _settings(data: str | None, flags: TrainSettings, config: Path | None) -> Tr
     return load(TrainSettings, given, config)
 
 
-def _examined(run: Run) -> Answer:
-    """A run with the scores of its model on what it never learned from."""
-    from .evaluation.examine import Examined, examine
+class Examined:
+    """A run with the scores of its model on what it never learned from, beside cheap baselines."""
 
-    return Examined(run, examine(run.folder))
+    def __init__(self, run: Run) -> None:
+        from .evaluation.examine import examine
+
+        self.run, self.report = run, examine(run.folder)
+
+    def __str__(self) -> str:
+        return f"{self.run}\n\n{self.report}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**self.run.to_dict(), "evaluation": self.report.to_dict()}
+
+
+def _scores(folder: Path) -> dict[str, float]:
+    """The scores of a run's model in the task's own measure, where it has one."""
+    from .evaluation.examine import examine
+    from .training.run import task_of
+
+    if task_of(folder) not in EXAMINED:
+        return {}
+    return examine(folder).score.headline()
 
 
 def _loaded(model: str, kind: str, dtype: str | None, device: str | None) -> Any:
     """The model of a folder, which must be of one kind."""
-    from .inference.generator import load as load_model
+    from .inference.load import load as load_model
 
     found = load_model(model, dtype=dtype, device=device)
     if type(found).__name__ != kind:

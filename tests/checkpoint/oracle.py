@@ -17,6 +17,8 @@ def randomize(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
+            if not weight.requires_grad:
+                continue  # a table of sines
             noise = torch.randn(weight.shape, generator=generator)
             is_norm = weight.ndim == 1 and name.endswith("weight")
             weight.copy_(1 + 0.3 * noise if is_norm else 0.2 * noise)
@@ -35,7 +37,7 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_equal_tensors(one: Path, other: Path, without: tuple[str, ...] = ()) -> None:
-    """The same names, types, shapes and bits, but for names of the first folder that hold one of `without`."""
+    """The same names, types, shapes and bits, but for names of `one` that hold a part of `without`."""
     first, second = tensors_of(one), tensors_of(other)
     first = {name: w for name, w in first.items() if not any(part in name for part in without)}
     assert first.keys() == second.keys()

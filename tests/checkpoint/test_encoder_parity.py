@@ -34,7 +34,9 @@ from tests.checkpoint.oracle import (
 )
 from transom.checkpoint.families import family_for
 from transom.checkpoint.huggingface import load_config, load_model, save_model
+from transom.errors import Refused
 from transom.model.build import build
+from transom.model.config import ModelConfig
 
 SMALL = {
     "vocab_size": 97,
@@ -73,7 +75,7 @@ def make(name: str):
 
 
 def rows() -> tuple[torch.Tensor, torch.Tensor]:
-    """Two texts of unequal length: tokens (2, 33) padded at the end, and the documents (2, 33) that say so."""
+    """Two texts of unequal length: tokens (2, 33), and the documents (2, 33) that say where text ends."""
     tokens = some_tokens(97, least=5)
     documents = torch.zeros(2, LENGTHS[0], dtype=torch.int32)
     documents[1, LENGTHS[1] :] = -1
@@ -159,19 +161,23 @@ def test_as_the_first_bert_on_the_hub_is(tmp_path):
         out = theirs(tokens, attention_mask=(documents == 0).long()).prediction_logits
     expected = out * (documents == 0)[..., None]
     torch.testing.assert_close(our_scores(load_model(tmp_path), "tokens"), expected, rtol=0, atol=TOLERANCE)
+    twice = "bert.embeddings.LayerNorm"
+    save_file(old | {f"{twice}.weight": torch.ones(32)}, tmp_path / "model.safetensors")
+    with pytest.raises(
+        Refused, match=rf"'{twice}\.(gamma|weight)' is another spelling of '{twice}\.(gamma|weight)'"
+    ):
+        load_model(tmp_path)
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta"])
 @pytest.mark.parametrize("head", ["tokens", "classify", "tag", "embed"])
 def test_what_is_built_here_is_read_there(family, head, tmp_path):
     """From one of our configs, not from one of theirs: transformers computes what we compute."""
-    from transom.model.config import ModelConfig
-
     config = ModelConfig(
         vocab_size=97, dim=32, n_layers=2, n_heads=4, n_kv_heads=4, head_dim=8, ffn_dim=40, max_len=37,
-        kind="encoder", norm="layer", norm_position="after", gated=False, position="learned", activation="gelu",
-        position_offset=2 if family == "roberta" else 0, embed_norm=True, segments=2, qkv_bias=True,
-        out_bias=True, ffn_bias=True, head=head, head_transform=True, head_bias=True, pad_id=1, norm_eps=1e-12,
+        kind="encoder", norm="layer", norm_position="after", norm_eps=1e-12, gated=False, activation="gelu",
+        position="learned", position_offset=2 if family == "roberta" else 0, embed_norm=True, segments=2,
+        qkv_bias=True, out_bias=True, ffn_bias=True, head=head, head_transform=True, head_bias=True, pad_id=1,
         labels=("no", "yes"), pooling="mean" if head == "embed" else "first",
     )  # fmt: skip
     model = build(config)

@@ -10,14 +10,19 @@ import torch
 
 from transom.checkpoint.config_keys import ConfigKeys
 from transom.checkpoint.families import FAMILIES, family_for
-from transom.checkpoint.family import read_config, write_config
+from transom.checkpoint.family import canonical, read_config, write_config
 from transom.checkpoint.huggingface import load_config, load_model, save_model
 from transom.errors import Refused
-from transom.model.config import SIZES, ModelConfig, RopeScaling
-from transom.model.transformer import Transformer
+from transom.model.build import build
+from transom.model.config import SIZES, Experts, ModelConfig, RopeScaling
 
 LAYER = {"norm": "layer", "gated": False, "position": "learned", "n_kv_heads": 4, "head_dim": 4}
 BIASES = {"qkv_bias": True, "out_bias": True, "ffn_bias": True}
+
+ENCODER = LAYER | BIASES | {"kind": "encoder", "norm_position": "after", "embed_norm": True, "segments": 2}
+ENCODER |= {"activation": "gelu", "head_transform": True, "head_bias": True}
+TWO = {"kind": "encoder-decoder", "n_encoder_layers": 1, "gated": False, "n_kv_heads": 4, "start_id": 0}
+CLASSES = {"head": "classify", "labels": ("no", "yes")}
 
 WRITTEN_AS = [
     ({}, "llama"),
@@ -52,6 +57,30 @@ WRITTEN_AS = [
     ({"scale_embeddings": True}, None),
     ({"norm": "layer"}, None),
     ({"gated": False}, None),
+    (ENCODER, "bert"),
+    (ENCODER | {"position_offset": 2, "pad_id": 1}, "roberta"),
+    (ENCODER | {"position_offset": 2, "pad_id": 0}, None),
+    (ENCODER | {"head_bias": False}, None),
+    (ENCODER | {"tie_embeddings": False}, None),
+    (ENCODER | CLASSES, "bert"),
+    (ENCODER | CLASSES | {"pooling": "mean"}, None),
+    (ENCODER | CLASSES | {"pooling": "mean", "position_offset": 2, "pad_id": 1}, None),
+    (ENCODER | CLASSES | {"head": "tag"}, "bert"),
+    (ENCODER | {"head": "embed", "pooling": "mean", "normalize": True}, "bert"),
+    (ENCODER | {"segments": 0}, None),
+    (ENCODER | {"norm_position": "before"}, None),
+    ({"kind": "encoder"}, None),
+    (TWO | BIASES | {"norm": "layer", "norm_position": "after", "position": "sinusoidal"}, None),
+    (TWO | {"position": "relative", "attn_scale": 1.0}, "t5"),
+    (TWO | {"position": "relative", "attn_scale": 1.0, "activation": "gelu_tanh", "gated": True}, "t5"),
+    (TWO | {"position": "relative", "attn_scale": 1.0, "start_id": None}, None),
+    (TWO | {"position": "relative"}, None),
+    (TWO, None),
+    ({"cell": "lstm"}, None),
+    ({"cell": "gru", "kind": "encoder-decoder", "n_encoder_layers": 2}, None),
+    ({"experts": Experts(4, 2, 8, score="softmax")}, None),
+    ({"experts": Experts(4, 2, 8, n_shared=2, balance="loss")}, None),
+    (ENCODER | {"experts": Experts(4, 2, 8)}, None),
 ]
 
 
@@ -76,14 +105,18 @@ def test_what_is_trained_here_is_written_for_everyone(size):
 )
 def test_our_own_format_comes_back_whole(changes, config, tmp_path):
     config = config.with_(**changes, eos_id=3, rope_scaling=RopeScaling("llama3", 4.0))
-    model = Transformer(config).eval()
+    model = build(config).eval()
     save_model(tmp_path, model)
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "transom"
     back = load_model(tmp_path).eval()
-    tokens = torch.arange(30)[None]
-    assert torch.equal(back(tokens), model(tokens))
+    assert type(back) is type(model) and back.config == canonical(config)
+    assert back.state_dict().keys() == model.state_dict().keys()
     for name, weight in model.state_dict().items():
         assert torch.equal(back.state_dict()[name], weight)
+    tokens = torch.arange(30)[None]
+    memories = [one.encode(tokens) if config.n_encoder_layers else None for one in (back, model)]
+    hidden = [one(tokens, memory=memory) for one, memory in zip((back, model), memories, strict=True)]
+    assert torch.equal(*hidden)
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -91,34 +124,64 @@ def test_an_empty_config_means_the_defaults_of_the_family(model_type):
     """transformers writes only what differs from its defaults, so its defaults are ours."""
     from transformers import AutoConfig
 
-    family = FAMILIES[model_type]
-    config = read_config(family, ConfigKeys({"model_type": model_type}, "config.json"))
-    theirs = AutoConfig.for_model(model_type)
-    for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings"):
-        ours = {"vocab_size": config.vocab_size, "tie_word_embeddings": config.tie_embeddings}
-        ours |= {f"{kind}_token_id": getattr(config, f"{kind}_id") for kind in ("bos", "eos", "pad")}
-        assert ours[name] == getattr(theirs, name), name
-    assert config.dim == theirs.hidden_size
-    assert config.n_layers == theirs.num_hidden_layers
-    assert config.n_heads == theirs.num_attention_heads
-    assert config.n_kv_heads == getattr(theirs, "num_key_value_heads", config.n_heads)
-    assert config.head_dim == getattr(theirs, "head_dim", config.dim // config.n_heads)
-    assert config.max_len == theirs.max_position_embeddings
-    assert config.ffn_dim == getattr(theirs, "intermediate_size", 4 * config.dim)
-    if model_type != "gpt2":
-        assert config.rope_theta == theirs.rope_parameters["rope_theta"]
-        assert config.window == (
-            theirs.sliding_window if model_type in ("mistral", "qwen2", "qwen3") else None
+    family, needed = FAMILIES[model_type], NEEDED.get(model_type, {})
+    config = read_config(family, ConfigKeys({"model_type": model_type, **needed}, "config.json"))
+    theirs = AutoConfig.for_model(model_type, **needed)
+    ours = {f"{kind}_token_id": getattr(config, f"{kind}_id") for kind in ("bos", "eos", "pad")}
+    ours |= {
+        "vocab_size": config.vocab_size,
+        "tie_word_embeddings": config.tie_embeddings,
+        "hidden_size": config.dim,
+        "num_hidden_layers": config.n_encoder_layers or config.n_layers,
+        "num_attention_heads": config.n_heads,
+    }
+    for name, value in ours.items():
+        assert value == getattr(theirs, name, None), name
+    for value, names in (
+        (config.n_kv_heads, ("num_key_value_heads", "num_attention_heads")),
+        (config.max_len + config.position_offset, ("max_position_embeddings", "n_positions")),
+        (config.ffn_dim, ("intermediate_size", "encoder_ffn_dim", "d_ff")),
+        (config.norm_eps, ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon")),
+        (config.dropout, ("attention_dropout", "hidden_dropout_prob", "dropout_rate", "resid_pdrop")),
+        (config.window, ("sliding_window",)),
+        (config.start_id, ("decoder_start_token_id",)),
+        (config.n_layers, ("num_decoder_layers", "decoder_layers", "num_hidden_layers")),
+    ):
+        said = next(
+            (getattr(theirs, name) for name in names if getattr(theirs, name, None) is not None), None
         )
-    assert config.norm_eps == getattr(theirs, "rms_norm_eps", 1e-5)
+        if config.experts is not None and names[0] == "intermediate_size":
+            continue  # where every layer has experts it has no meaning
+        if (model_type, names[0]) in OTHERWISE:
+            said = OTHERWISE[model_type, names[0]]
+        assert said is None or value == said, names
+    assert config.head_dim == (getattr(theirs, "head_dim", None) or config.dim // config.n_heads)
+    if config.position == "rotary":
+        assert config.rope_theta == theirs.rope_parameters["rope_theta"]
+    experts = config.experts
+    if experts is not None:
+        assert experts.n_experts == theirs.num_local_experts
+        assert experts.n_active == theirs.num_experts_per_tok
+        assert experts.ffn_dim == getattr(theirs, "moe_intermediate_size", theirs.intermediate_size)
+        assert experts.normalize == getattr(theirs, "norm_topk_prob", True)
 
 
+NEEDED = {"dots1": {"n_routed_experts": 16, "num_experts_per_tok": 4}}
+"""Keys without a default."""
+OTHERWISE = {
+    ("marian", "attention_dropout"): 0.1,  # their `dropout`, which is the one we have
+    ("gpt2", "attention_dropout"): 0.1,
+    ("dots1", "sliding_window"): None,  # from layer 62 of 62 on: never
+    ("gpt2", "intermediate_size"): 4 * 768,
+}
+
+EXPERTS = {"n_experts": 4, "n_active": 2, "ffn_dim": 8}
 ROPE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 REFUSED = [
     (
         "llama",
         {"model_type": "gemma2"},
-        "model_type is 'gemma2'; read are gpt2, llama, mistral, qwen2, qwen3",
+        "model_type is 'gemma2'; read are bert, dots1, gpt2, llama, marian, mistral, mixtral, olmoe, qwen2",
     ),
     ("llama", {"model_type": "lama"}, "did you mean 'llama'"),
     ("llama", {"model_type": ["llama"]}, "model_type is"),
@@ -182,6 +245,57 @@ REFUSED = [
     ("gpt2", {"add_cross_attention": True}, "add_cross_attention is 'True'"),
     ("gpt2", {"activation_function": "quick_gelu"}, "activation_function is 'quick_gelu'"),
     ("gpt2", {"n_embd": 18}, "n_head is '4'; the width 18 is not a multiple"),
+    ("llama", {"n_routed_experts": 8}, "n_routed_experts is '8'; only None"),
+    ("bert", {"architectures": ["BertForQuestionAnswering"]}, "of bert, only BertForMaskedLM, BertFor"),
+    ("bert", {"architectures": ["BertModel", "BertForMaskedLM"]}, "architectures is"),
+    ("bert", {"architectures": [["BertModel"]]}, "architectures is .*a list of names"),
+    ("bert", {"is_decoder": True}, "is_decoder is 'True'"),
+    ("bert", {"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
+    ("bert", {"tie_word_embeddings": False}, "tie_word_embeddings is 'False'"),
+    ("bert", {"problem_type": "regression"}, "problem_type is 'regression'"),
+    ("bert", {"type_vocab_size": 0}, "type_vocab_size is '0'; a whole number from 1"),
+    ("bert", {"hidden_size": 18}, "num_attention_heads is '4'; the width 18"),
+    ("bert", {"id2label": {"0": "no", "2": "yes"}}, "id2label is .*the numbers of 2 classes are 0 to 1"),
+    ("bert", {"id2label": {"0": "no", "one": "yes"}}, "id2label is .*the numbers of 2 classes are 0 to 1"),
+    ("bert", {"id2label": {"0": "no", "1": "no"}}, "id2label is .*every class has a name of its own"),
+    ("bert", {"id2label": {"0": "no", "1": 7}}, "id2label is .*every class has a name of its own"),
+    ("bert", {"id2label": ["no", "yes"]}, "id2label is .*a table belongs there"),
+    ("bert", {"label2id": {"no": 1, "yes": 0}}, "label2id is .*id2label says otherwise"),
+    ("bert", {"label2id": {"no": 0, "maybe": 1}}, "label2id is .*id2label says otherwise"),
+    ("bert", {"num_labels": 3}, "num_labels is '3'; id2label names 2 classes"),
+    (
+        "bert",
+        {"id2label": {"0": "only"}, "label2id": None},
+        "1 labels; telling classes apart needs at least 2",
+    ),
+    ("bert", {"id2label": None, "label2id": None, "num_labels": 2**30}, "at most 100,000 classes"),
+    ("roberta", {"hidden_act": "relu"}, "hidden_act is 'relu'; only 'gelu'"),
+    ("roberta", {"pad_token_id": None}, "pad_token_id is 'None'; positions are counted from it"),
+    ("roberta", {"max_position_embeddings": 2}, "max_position_embeddings is '2'; the first 2 are left free"),
+    ("marian", {"is_encoder_decoder": False}, "is_encoder_decoder is 'False'; only True"),
+    ("marian", {"decoder_ffn_dim": 8}, "decoder_ffn_dim is '8'; encoder_ffn_dim is 24"),
+    (
+        "marian",
+        {"decoder_attention_heads": 2},
+        "decoder_attention_heads is '2'; encoder_attention_heads is 4",
+    ),
+    ("marian", {"decoder_vocab_size": 8}, "decoder_vocab_size is '8'; vocab_size is 61"),
+    ("marian", {"share_encoder_decoder_embeddings": False}, "share_encoder_decoder_embeddings is 'False'"),
+    ("marian", {"static_position_embeddings": False}, "static_position_embeddings is 'False'"),
+    ("marian", {"normalize_before": True}, "normalize_before is 'True'"),
+    ("marian", {"decoder_start_token_id": 61}, "decoder_start_token_id is '61'; a target must begin"),
+    ("marian", {"decoder_start_token_id": None}, "decoder_start_token_id is 'None'; a target must begin"),
+    ("marian", {"decoder_layers": 10**6}, "decoder_layers is '1000000'; a whole number from 1 to 4,096"),
+    ("t5", {"feed_forward_proj": "gated-mish"}, "feed_forward_proj is 'gated-mish'; supported are relu|silu"),
+    ("t5", {"dense_act_fn": "silu"}, "dense_act_fn is 'silu'; feed_forward_proj is 'relu'"),
+    ("t5", {"relative_attention_num_buckets": 3}, "relative_attention_num_buckets is '3'; an even number"),
+    (
+        "t5",
+        {"relative_attention_max_distance": 16},
+        "relative_attention_max_distance is '16'; more than half",
+    ),
+    ("t5", {"num_layers": 10**6}, "num_layers is '1000000'"),
+    ("t5", {"architectures": ["T5EncoderModel"]}, "of t5, only T5ForConditionalGeneration is read"),
 ]
 STRUCTURES = {
     "llama": {},
@@ -189,6 +303,10 @@ STRUCTURES = {
     "qwen2": {"qkv_bias": True},
     "qwen3": {"qk_norm": True},
     "gpt2": LAYER | BIASES,
+    "bert": ENCODER | {"head": "classify", "labels": ("no", "yes")},
+    "roberta": ENCODER | {"position_offset": 2, "pad_id": 1},
+    "marian": TWO | BIASES | {"norm": "layer", "norm_eps": 1e-5, "position": "sinusoidal", "head_bias": True},
+    "t5": TWO | {"position": "relative", "activation": "relu"},
 }
 
 
@@ -227,6 +345,22 @@ def test_keys_that_change_nothing_are_told_not_refused(llama, caplog):
         ({"window_layers": [True]}, "window_layers names 1 layers of 2"),
         ({"window": "all"}, "window: Input should be a valid integer"),
         ({"gated": "no"}, "gated: Input should be a valid boolean"),
+        ({"experts": {"n_experts": 4}}, "experts.*Field required"),
+        ({"experts": EXPERTS | {"n_activ": 2}}, "experts: unknown key 'n_activ'; did you mean 'n_active'"),
+        ({"experts": EXPERTS | {"n_active": 9}}, "n_active is 9; it must be 1 to n_experts, 4"),
+        ({"experts": EXPERTS | {"n_experts": 0}}, "experts: n_experts is '0'; a whole number from 1"),
+        ({"experts": EXPERTS | {"ffn_dim": -8}}, "experts: ffn_dim is '-8'"),
+        ({"experts": EXPERTS | {"n_shared": -1}}, "experts: n_shared is '-1'"),
+        ({"experts": EXPERTS | {"balance": "luck"}}, "balance: Input should be 'bias', 'loss' or 'none'"),
+        ({"experts": [4, 2, 8]}, "experts is .*a table belongs there"),
+        ({"labels": ["no", 7]}, r"labels\.1: Input should be a valid string"),
+        ({"labels": "no"}, "labels: Input should be a valid"),
+        ({"kind": "encoder", "head": "classify"}, "0 labels; telling classes apart needs at least 2"),
+        ({"head": "classify", "labels": ["no", "yes"]}, "a head that can classify stands on an encoder"),
+        ({"cell": "qrnn"}, "cell: Input should be 'rnn', 'lstm' or 'gru'"),
+        ({"segments": -1}, "segments is '-1'"),
+        ({"n_encoder_layers": 10**6}, "n_encoder_layers is '1000000'; a whole number from 1 to 4,096"),
+        ({"relative_buckets": 2}, "relative_buckets is '2'"),
     ],
 )
 def test_our_own_format_is_read_strictly(changes, said, config, tmp_path):
@@ -234,3 +368,16 @@ def test_our_own_format_is_read_strictly(changes, said, config, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(Refused, match=rf"config\.json: .*{said}"):
         load_config(tmp_path)
+
+
+def test_sizes_that_cannot_be_counted_cost_nothing(config, tmp_path):
+    save_model(tmp_path, build(config.with_(experts=Experts(4, 2, 8), gated=False)))
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    values |= {
+        "dim": 2**31 - 1,
+        "experts": values["experts"] | {"n_experts": 2**31 - 1, "ffn_dim": 2**31 - 1},
+    }
+    path.write_text(json.dumps(values))
+    with pytest.raises(Refused, match=r"config\.json: no machine holds a model of these sizes"):
+        load_model(tmp_path)

@@ -162,9 +162,7 @@ def test_a_tied_head_stored_twice_and_an_untied_one_missing(llama, model):
 
 def test_a_config_that_asks_for_terabytes_costs_nothing(llama):
     edit(llama / CONFIG, hidden_size=2**30, intermediate_size=2**30, vocab_size=2**30)
-    with pytest.raises(
-        Refused, match=r"has shape \(61, 16\); config\.json asks for \(1073741824, 1073741824\)"
-    ):
+    with pytest.raises(Refused, match=r"has shape \(16,\); config\.json asks for \(1073741824,\)"):
         load_model(llama)
 
 

@@ -1,4 +1,4 @@
-"""Parity with `transformers`, both ways: the same logits, and the same tensors when a folder comes back.
+"""Parity of decoders with `transformers`, both ways: equal logits, and equal tensors when a folder is back.
 
 Small random models of every family are the oracle. Every weight, bias and norm is drawn anew, so that one
 left out would show; `test_the_oracle_would_notice` asserts that for the settings.
@@ -31,14 +31,19 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from tests.checkpoint.oracle import (
+    TOLERANCE,
+    assert_equal_tensors,
+    randomize,
+    read_by_transformers,
+    some_tokens,
+)
 from transom.checkpoint.families import family_for
 from transom.checkpoint.family import canonical
 from transom.checkpoint.huggingface import load_config, load_generation, load_model, save_model
 from transom.errors import Refused
 from transom.model.config import ModelConfig, RopeScaling
 from transom.model.transformer import Transformer
-
-TOLERANCE = 1e-5  # in float32; most cases agree to the last bit
 
 CLASSES = {
     "gpt2": (GPT2Config, GPT2LMHeadModel),
@@ -116,22 +121,6 @@ def build(name: str, seed: int = 0) -> PreTrainedModel:
     return randomize(model_class(config_class(**(small | changes))), seed)
 
 
-def randomize(model: PreTrainedModel, seed: int) -> PreTrainedModel:
-    """Draw every parameter anew, so that a bias or a norm left out would show in the logits."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            noise = torch.randn(weight.shape, generator=generator)
-            is_norm = weight.ndim == 1 and name.endswith("weight")
-            weight.copy_(1 + 0.3 * noise if is_norm else 0.2 * noise)
-    return model.eval()
-
-
-def some_tokens(vocab_size: int, batch: int = 2, length: int = 33) -> torch.Tensor:
-    """Random token ids (B, L)."""
-    return torch.randint(0, vocab_size, (batch, length), generator=torch.Generator().manual_seed(7))
-
-
 def their_logits(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         return model(tokens).logits
@@ -140,26 +129,6 @@ def their_logits(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
 def our_logits(model: Transformer, tokens: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         return model.eval().logits(model(tokens))
-
-
-def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a folder, shards and all."""
-    return {name: w for file in folder.glob("*.safetensors") for name, w in load_file(file).items()}
-
-
-def assert_equal_tensors(one: Path, other: Path) -> None:
-    first, second = tensors_of(one), tensors_of(other)
-    assert first.keys() == second.keys()
-    for name, weight in first.items():
-        assert weight.dtype == second[name].dtype
-        assert torch.equal(weight, second[name]), name
-
-
-def read_by_transformers(folder: Path) -> PreTrainedModel:
-    """The model as anyone would load it, with nothing missing, left over or drawn anew."""
-    model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
-    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
-    return model.eval()
 
 
 @pytest.mark.parametrize("shards", [False, True], ids=["one file", "shards"])
@@ -174,7 +143,7 @@ def test_in_and_out(name, shards, tmp_path):
     (tmp_path / "ours").mkdir()
     save_model(tmp_path / "ours", ours, max_shard_bytes=20_000 if shards else 10**9)
     assert (tmp_path / "ours" / "model.safetensors.index.json").exists() == shards
-    back = read_by_transformers(tmp_path / "ours")
+    back = read_by_transformers(tmp_path / "ours", AutoModelForCausalLM)
     torch.testing.assert_close(their_logits(back, tokens), expected, rtol=0, atol=TOLERANCE)
     assert_equal_tensors(tmp_path / "theirs", tmp_path / "ours")
     assert load_config(tmp_path / "theirs")[0] == load_config(tmp_path / "ours")[0] == ours.config
@@ -264,7 +233,7 @@ def test_generation_settings_keep_every_end(tmp_path):
     assert generation["eos_token_id"] == [5, 7, 9]
     (tmp_path / "ours").mkdir()
     save_model(tmp_path / "ours", ours, generation=generation)
-    read = read_by_transformers(tmp_path / "ours").generation_config
+    read = read_by_transformers(tmp_path / "ours", AutoModelForCausalLM).generation_config
     assert (read.eos_token_id, read.temperature, read.bos_token_id) == ([5, 7, 9], 0.7, 1)
     (tmp_path / "ours" / "generation_config.json").unlink()
     assert load_generation(tmp_path / "ours")["eos_token_id"] == [5]
@@ -347,7 +316,7 @@ def test_any_structure_comes_back_and_transformers_agrees(config, seed, tmp_path
     ours = our_logits(load_model(folder), tokens)
     assert torch.equal(ours, our_logits(model, tokens))
     if family is not None:
-        theirs = read_by_transformers(folder)
+        theirs = read_by_transformers(folder, AutoModelForCausalLM)
         assert type(theirs).__name__ == family.architecture
         torch.testing.assert_close(their_logits(theirs, tokens), ours, rtol=1e-5, atol=1e-4)
 

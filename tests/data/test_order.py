@@ -186,6 +186,12 @@ def test_refusals(file: TokenFile, tmp_path: Path) -> None:
     assert Windows(small, 9).n_windows == 1
     with pytest.raises(Refused, match="10 tokens are fewer than one window of 10 .* at most 9"):
         Windows(small, 10)
+    with pytest.raises(Refused) as caught:
+        Windows(small, 10, name="notes/ (held out)")
+    assert str(caught.value) == (
+        "notes/ (held out): 10 tokens are fewer than one window of 10 and its last target; give more text, "
+        "or a --model.max-len of at most 9"
+    )
     with pytest.raises(Refused, match="5 windows cannot be shared evenly by 2 processes"):
         Windows(small, 4).batch(0, 5, 0, 2)
 

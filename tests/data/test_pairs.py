@@ -1,5 +1,7 @@
 """Parallel text: every layout that is read, and every way in which it can be wrong, with its exact line."""
 
+# ruff: noqa: E501 - a line of the tables is the whole line that a person sees
+
 from __future__ import annotations
 
 import gzip
@@ -129,6 +131,7 @@ def test_a_skipped_line_takes_its_partner_with_it(written: Written) -> None:
         ("a.en", "A man.\n", ": one column of text, where pairs have two sides; name the file of the other side as data.target, or give a TSV, a CSV or JSON lines"),
         ("one.tsv", "A man.\n", ":1: which of 1 column (A man.) are source and target? Set data.field and data.target_field, to names or to numbers from 1"),
         ("three.tsv", "a\tb\tc\n", ":1: which of 3 columns (a, b, c) are source and target? Set data.field and data.target_field, to names or to numbers from 1"),
+        ("names.csv", "a,b\nx,y\n", ":1: which of 2 columns (a, b) are source and target? Set data.field and data.target_field, to names or to numbers from 1"),
         ("odd.jsonl", '{"q": "x", "a": "y"}\n', ":1: which of 2 fields (q, a) are source and target? Set data.field and data.target_field"),
         ("empty.tsv", "\n", ": there is no row in it; name a file that holds some"),
         ("width.tsv", "a\tb\nc\td\te\n", ":2: the row has 3 columns where the first has 2 (or set data.on_error to skip)"),
@@ -148,7 +151,7 @@ def test_refusals(written: Written, name: str, content: str | bytes, says: str) 
 def test_fields_that_are_not_there(written: Written) -> None:
     path = written("a.tsv", "en\tde\tfr\nx\ty\tz\n")
     assert refusal(path, fields=("en", "es")) == (
-        f"{path}:1: no column is named 'es'; did you mean 'de'?; a table without a header takes column "
+        f"{path}:1: no column is named 'es'; did you mean 'en'?; a table without a header takes column "
         "numbers from 1"
     )
     assert refusal(path, fields=("1", "4")) == f"{path}:1: there is no column 4; the rows have 3"
@@ -163,6 +166,11 @@ def test_files_that_are_not_there(written: Written, tmp_path: Path) -> None:
     assert refusal(tmp_path) == (
         f"{tmp_path}: a folder, not a file; give two aligned files, a TSV, a CSV or JSON lines"
     )
+    for name in ("-", "hf:wmt14"):
+        assert refusal(name) == (
+            f"{name}: standard input and data sets of the hub hold running text only; give two aligned files, a TSV, "
+            "a CSV or JSON lines"
+        )
     assert refusal(path, path, on_error="ignore").startswith("on_error is 'ignore'; it is one of")
 
 

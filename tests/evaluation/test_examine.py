@@ -14,6 +14,8 @@ from transom.data.pairs import Pair, open_pairs
 from transom.errors import Refused
 from transom.evaluation.baselines import TfidfLogistic, TranslationMemory
 from transom.evaluation.examine import examine, examine_classifier, examine_translator
+from transom.settings import TrainSettings, load
+from transom.training.loop import train
 
 
 @dataclass
@@ -112,3 +114,52 @@ def test_a_translator_that_copies_is_told_so() -> None:
 def test_a_folder_outside_of_any_run_needs_its_training_data(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="lies in no run.*--train"):
         examine(tmp_path)
+
+
+TINY = {
+    "data.tokenizer": "bytes", "model.dim": 32, "model.n_layers": 1, "model.head_dim": 16,
+    "model.max_len": 128, "batch.micro": 16, "dtype": "float32", "device": "cpu",
+}  # fmt: skip
+
+
+def test_a_run_that_tells_classes_is_examined_on_what_it_held_out(tmp_path: Path) -> None:
+    words = {"fruit": ["apple", "pear", "plum"], "tool": ["hammer", "saw", "drill"]}
+    rows = [f"a {words[label][i % 3]} numbered {i}\t{label}" for i in range(120) for label in words]
+    (tmp_path / "train.tsv").write_text("text\tlabel\n" + "\n".join(rows) + "\n")
+    (tmp_path / "test.tsv").write_text("text\tlabel\nmy old saw\ttool\nthe ripe plum\tfruit\n")
+    run = train(load(TrainSettings, {
+        **TINY, "data.source": str(tmp_path / "train.tsv"), "task": "classify", "steps": 12,
+        "data.val_fraction": 0.2, "out": str(tmp_path / "run"),
+    }))  # fmt: skip
+    report = examine(tmp_path / "run")
+    assert report.task == "classify"
+    assert report.score.n == run.ledger["data"]["held_out_examples"]
+    assert report.test.endswith("train.tsv (held out)")
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text()) == json.loads(
+        json.dumps(report.to_dict())
+    )
+    named = examine(tmp_path / "run" / "model", test=str(tmp_path / "test.tsv"))
+    assert named.score.n == 2 and named.test.endswith("test.tsv")
+
+
+def test_a_run_that_translates_is_examined_beside_its_baselines(tmp_path: Path) -> None:
+    rows = [f"the number {i} is here\tdie Nummer {i} ist hier" for i in range(80)]
+    (tmp_path / "pairs.tsv").write_text("\n".join(rows) + "\n")
+    train(load(TrainSettings, {
+        **TINY, "data.source": str(tmp_path / "pairs.tsv"), "task": "translate", "steps": 3,
+        "out": str(tmp_path / "run"),
+    }))  # fmt: skip
+    report = examine(tmp_path / "run", beam=2)
+    assert report.task == "translate" and len(report.rivals) == 2
+    assert report.verdict.startswith("not better than")
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["task"] == "translate"
+
+
+def test_a_language_model_has_nothing_to_be_examined_in(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("the cat sat on the mat and ran\n" * 40)
+    train(load(TrainSettings, {
+        **TINY, "data.source": str(tmp_path / "text.txt"), "steps": 1, "task": "lm", "prompt": "",
+        "model.max_len": 32, "batch.tokens": 128, "batch.micro": 4, "out": str(tmp_path / "run"),
+    }))  # fmt: skip
+    with pytest.raises(Refused, match="neither a translator nor a classifier"):
+        examine(tmp_path / "run")

@@ -88,7 +88,7 @@ def test_bootstrap_is_a_function_of_its_seed() -> None:
     [
         (Estimate(3.1, 1.2, 5.0), "better than X by 3.1 points (95% interval 1.2 to 5.0)"),
         (Estimate(0.4, -1.1, 1.9), "not better than X: a difference of +0.4 points can be chance"),
-        (Estimate(-2.0, -3.0, -1.0), "not better than X: worse by 2.0 points (95% interval -3.0 to -1.0)"),
+        (Estimate(-2.0, -3.0, -1.0), "not better than X: worse by 2.0 points (95% interval 1.0 to 3.0)"),
         (Estimate(0.0, 0.0, 0.0), "not better than X: a difference of +0.0 points can be chance"),
     ],
 )

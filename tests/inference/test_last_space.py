@@ -63,7 +63,7 @@ def test_the_samples_of_training_do_the_same(generator: Generator) -> None:
     tokenizer = generator.tokenizer
     spelled = {tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)}
     texts = [
-        sample(generator.model, tokenizer, "def ", max_tokens=1, seed=seed, temperature=5.0)
+        sample(generator.model, tokenizer=tokenizer, prompt="def ", max_tokens=1, seed=seed, temperature=5.0)
         for seed in range(8)
     ]
     assert len(set(texts)) > 1

@@ -87,6 +87,7 @@ def shown(events: list[dict[str, Any]], terminal: bool) -> str:
 def test_plain_lines_where_there_is_no_terminal() -> None:
     score_event = {
         "event": "held_out",
+        "unit": "token",
         "step": 1200,
         "loss": 3.2,
         "bits_per_byte": 1.9,

@@ -35,7 +35,10 @@ def family_for(config: ModelConfig) -> Family | None:
         if fits and config.head in family.architectures.values():
             try:
                 written = ConfigKeys(write_config(family, wanted), "config.json")
-                if read_config(family, written, config.head) == wanted:
+                back = read_config(family, written, config.head)
+                if config.head == "embed":  # what is done with the hidden states stands in files beside
+                    back = back.with_(pooling=wanted.pooling, normalize=wanted.normalize)
+                if back == wanted:
                     return family
             except Refused:  # for example a width that the heads do not share evenly
                 continue

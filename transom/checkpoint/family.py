@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from transom.errors import Refused
 from transom.model.config import ModelConfig
 
@@ -110,6 +112,8 @@ class Family:
     """Keys with the only values that are supported; leaving the key out is always one."""
     copies: Mapping[str, str] = field(default_factory=dict)
     """Tensors that some folders store besides -> the parameter of ours that they must equal."""
+    follows: Mapping[str, Callable[[ModelConfig], Tensor]] = field(default_factory=dict)
+    """Tensors that some folders store though they follow from the config -> what they must be."""
     respelled: Mapping[str, str] = field(default_factory=dict)
     """Patterns of names that other versions of the library use -> what they are called here."""
     fused: tuple[Rule, ...] = ()

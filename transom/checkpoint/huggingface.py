@@ -50,6 +50,8 @@ OWN_COUNTS = {
 """Fields of that format with the least number that each may be."""
 OWN_EXPERT_COUNTS = {"n_experts": 1, "n_active": 1, "ffn_dim": 1, "n_shared": 0, "first_dense": 0}
 EXPERT_FIELDS = {field.name for field in dataclasses.fields(Experts)}
+HEAD_WEIGHTS = ("head", "labels", "tie_embeddings", "head_transform", "head_bias")
+"""Fields that say which weights a head has."""
 HEAD_FIELDS = (
     "labels",
     "pooling",
@@ -89,26 +91,25 @@ def load_model(
     """The model of a folder, its weights cast to `dtype` one by one, so that they are held about once.
 
     head: fields of ModelConfig for another head on the body that the folder holds, for example
-    {"head": "classify", "labels": ("ham", "spam")}; its weights are drawn from `seed`, but for BERT's pooler,
-    which is taken where the first position stands for the text. Raises Refused for anything that is not
-    exactly a model of a family in `families` or of our own format: a setting that is not computed here, a
-    tensor missing, left over (of the old head none is) or of another shape, a damaged file.
+    {"head": "classify", "labels": ("ham", "spam")}. Its weights are drawn from `seed`, but for BERT's pooler,
+    which is taken where the first position stands for the text; a head that the folder has already, with the
+    same classes, is taken as it is. Raises Refused for anything that is not exactly a model of a family in
+    `families` or of our own format: a setting that is not computed here, a tensor missing, left over (but for
+    those of a head that is replaced) or of another shape, a damaged file.
     """
     folder = Path(folder)
     recover(folder)
     verify_read(folder, (".json", ".safetensors"))
     config, family = load_config(folder)
-    if head is not None:
-        config = _with_head(config, head, folder)
+    stored, config = config, config if head is None else _with_head(config, head, folder)
+    another_head = any(getattr(stored, name) != getattr(config, name) for name in HEAD_WEIGHTS)
     files = weight_files(folder)
     model = _without_weights(config, folder)
     like = model.state_dict(keep_vars=True)
     shapes = {name: tuple(weight.shape) for name, weight in like.items()}
-    places = find_places(family, config, shapes, files, folder, another_head=head is not None)
-    if head is not None and config.pooling != "first":
-        places = {tensor: place for tensor, place in places.items() if not tensor.ours[0].startswith("head.")}
+    places = find_places(family, config, shapes, files, folder, another_head=another_head)
     weights = read_weights(places, like, dtype, device)
-    if head is not None:
+    if another_head:
         drawn = _drawn_head(config, seed)
         weights = {name: weight.to(device, dtype) for name, weight in drawn.items()} | weights
     model.load_state_dict(weights, assign=True)
@@ -117,9 +118,11 @@ def load_model(
 
 
 def _with_head(config: ModelConfig, head: Mapping[str, Any], folder: Path) -> ModelConfig:
-    """The same body under another head."""
+    """The same body under a head of these fields; of a head of another kind nothing stays."""
+    same = head.get("head", config.head) == config.head
+    first = {} if same else {name: DEFAULTS[name] for name in HEAD_FIELDS}
     try:
-        return canonical(config.with_(**{name: DEFAULTS[name] for name in HEAD_FIELDS} | dict(head)))
+        return canonical(config.with_(**first | dict(head)))
     except ValueError as error:
         raise Refused(f"{folder}: {error}") from None
 

@@ -45,55 +45,50 @@ def find_places(
     """Where each of our parameters stands; raises Refused for one missing, left over or of another shape.
 
     another_head: heads are passed over, those that we look for and those that are there, but for what the
-    family counts to the body (BERT's pooler): that is taken when it is there.
+    family counts to the body (BERT's pooler): that is taken where it serves.
     """
-    there = {
-        _respelled(name, family): Place(path, name, shape)
-        for path, header in files.items()
-        for name, shape in header.shapes.items()
-        if 0 not in shape  # without a number in it
-    }
+    there = _there(files, family)
     fused = any(FUSED.search(name) for name in there)
     stored = stored_tensors(family, config, shapes, fused)
     prefix = family.prefix if family is not None else ""
     bare = not any(name.startswith(prefix) for name in there)  # saved without a head
     named = {tensor: tensor.name.removeprefix(prefix) if bare else tensor.name for tensor in stored}
     if another_head:
-        kept = (
-            t for t, name in named.items() if not _of_head(t) or (prefix and _of_body(t, prefix, name, there))
-        )
-        named = {tensor: named[tensor] for tensor in kept}
+        pooled = config.pooling == "first" and prefix != ""
+        for tensor, name in list(named.items()):
+            of_their_body = pooled and tensor.name.startswith(prefix) and name in there
+            if tensor.ours[0].startswith("head.") and not of_their_body:
+                del named[tensor]
     places = {tensor: _take(tensor, name, there, config, folder) for tensor, name in named.items()}
     if family is not None:
         _check_copies(family, there, places)
+        _check_what_follows(family, config, there)
     for name, place in there.items():
-        if (
-            family is not None
-            and re.fullmatch(family.ignored, name)
-            or another_head
-            and _is_head(name, family)
-        ):
-            continue
-        raise Refused(
-            f"{place.path}: tensor {place.name[:120]!r} of shape {place.shape} has no place in the model of "
-            "config.json"
-        )
+        ignored = family is not None and re.fullmatch(family.ignored, name)
+        if not ignored and not (another_head and _is_head(name, family)):
+            raise Refused(
+                f"{place.path}: tensor {place.name[:120]!r} of shape {place.shape} has no place in the model "
+                "of config.json"
+            )
     return places
 
 
-def _respelled(name: str, family: Family | None) -> str:
-    for pattern, replacement in family.respelled.items() if family is not None else ():
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
-def _of_head(tensor: Stored) -> bool:
-    return tensor.ours[0].startswith("head.")
-
-
-def _of_body(tensor: Stored, prefix: str, name: str, there: Mapping[str, Place]) -> bool:
-    """Whether a tensor of our head is one of their body, and there."""
-    return tensor.name.startswith(prefix) and name in there
+def _there(files: Mapping[Path, Header], family: Family | None) -> dict[str, Place]:
+    """The tensors of a folder by the names that the family's table uses; raises Refused for one twice."""
+    there: dict[str, Place] = {}
+    for path, header in files.items():
+        for name, shape in header.shapes.items():
+            if 0 in shape:
+                continue  # without a number in it
+            known = name
+            for pattern, replacement in family.respelled.items() if family is not None else ():
+                known = re.sub(pattern, replacement, known)
+            if known in there:
+                raise Refused(
+                    f"{path}: tensor {name!r} is another spelling of {there[known].name!r}; one may stay"
+                )
+            there[known] = Place(path, name, shape)
+    return there
 
 
 def _is_head(name: str, family: Family | None) -> bool:
@@ -132,6 +127,22 @@ def _check_copies(family: Family, there: dict[str, Place], places: Mapping[Store
                     f"{copy.path}: {copy.name} differs from {original.name}, though config.json ties them; "
                     "set tie_word_embeddings to false"
                 )
+
+
+def _check_what_follows(family: Family, config: ModelConfig, there: dict[str, Place]) -> None:
+    """A stored tensor that is computed here must be what is computed, as near as half precision holds it."""
+    for name in family.follows.keys() & there.keys():
+        place, follow = there.pop(name), family.follows[name]
+        with torch.device("meta"):  # the shape, before any memory is taken
+            same = place.shape == tuple(follow(config).shape)
+        with open_tensors(place.path, mapped=True) as file:
+            same = same and torch.allclose(
+                file.get_tensor(place.name).float(), follow(config), rtol=0, atol=5e-3
+            )
+        if not same:
+            raise Refused(
+                f"{place.path}: {place.name} is not what follows from config.json, and only that is computed"
+            )
 
 
 def read_weights(

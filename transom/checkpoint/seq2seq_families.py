@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from transom.errors import Refused
 from transom.model.config import ModelConfig
+from transom.model.positions import sinusoids
 
 from .config_keys import ConfigKeys
 from .family import Family, Rule, named
@@ -77,6 +81,11 @@ def _stack(theirs: str, ours: str) -> dict[str, str]:
     }
 
 
+def _sines(config: ModelConfig) -> Tensor:
+    """The table of positions that older folders store, (max_len, D)."""
+    return sinusoids(torch.arange(config.max_len), config.dim, torch.float32)
+
+
 CROSS = "model.decoder.layers.#.encoder_attn"
 MARIAN = Family(
     model_type="marian",
@@ -130,7 +139,9 @@ MARIAN = Family(
         "model.encoder.embed_tokens.weight": "embed.weight",
         "model.decoder.embed_tokens.weight": "embed.weight",
     },
-    ignored=r"model\.(?:encoder|decoder)\.embed_positions\.weight",  # sines, computed here
+    follows=dict.fromkeys(
+        ("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight"), _sines
+    ),
 )
 
 # --- T5 -----------------------------------------------------------------------------------------------------
@@ -152,6 +163,9 @@ def _read_t5(family: Family, keys: ConfigKeys) -> dict[str, Any]:
         raise keys.refuse("relative_attention_max_distance", f"more than half of the {buckets} buckets")
     forward = keys.choice("feed_forward_proj", "relu", {name: name for name in FORWARDS})
     values["activation"], values["gated"] = FORWARDS[forward]
+    spelled_out = keys.choice("dense_act_fn", forward.removeprefix("gated-"), ACTIVATIONS)
+    if not keys.absent("dense_act_fn") and spelled_out != values["activation"]:
+        raise keys.refuse("dense_act_fn", f"feed_forward_proj is {forward!r}")
     values["norm_eps"] = keys.real("layer_norm_epsilon", 1e-6)
     values["dropout"] = keys.real("dropout_rate", 0.1)
     values["tie_embeddings"] = keys.flag("tie_word_embeddings", True)

@@ -68,6 +68,7 @@ _LANGUAGES = (
             "the {w} of {m}, {y}",
             "{D} the {w} of {m} {y}", "on the {w} of {m} {y}", "{d} {m} {Y}", "{m} {d}, {Y}",
             "the {o} of {m}, {Y}", "{m} {w}, {Y}", "the {w} of {m} {Y}", "{D}, {m} {w}, {y}",
+            "{d} {s} {Y}", "{m} {o}, {Y}", "{D} {d} {m} {Y}", "{S}, {s} {d}, {Y}",
         ),
     ),
     _Language(
@@ -84,7 +85,7 @@ _LANGUAGES = (
             "{D}, {o} {m} {y}", "{D}, der {o} {m} {y}", "{D}, den {o} {m} {y}", "am {D}, dem {o} {m} {y}",
             "{S}, {o} {s} {y}", "{S}. {o} {m} {y}", "der {w} {m} {y}", "am {i} {m} {y}",
             "{D}, der {w} {m} {y}", "{D}, den {i} {m} {y}", "{o} {m} {Y}", "am {o} {m} {Y}",
-            "der {w} {m} {Y}", "am {i} {m} {Y}",
+            "der {w} {m} {Y}", "am {i} {m} {Y}", "{o} {s} {Y}", "{D}, {o} {m} {Y}", "den {o} {m} {Y}",
         ),
     ),
     _Language(
@@ -100,7 +101,7 @@ _LANGUAGES = (
             "{o} {m} {y}", "le {o} {m} {y}", "{o} {s} {y}", "le {o} {s} {y}", "{D} {o} {m} {y}",
             "le {D} {o} {m} {y}", "{S} {o} {s} {y}", "{D}, le {o} {m} {y}", "{w} {m} {y}", "le {w} {m} {y}",
             "{D} {w} {m} {y}", "le {D} {w} {m} {y}", "ce {w} {m} {y}", "{o} {m} {Y}", "le {o} {m} {Y}",
-            "le {w} {m} {Y}",
+            "le {w} {m} {Y}", "{o} {s} {Y}", "le {o} {s} {Y}", "{S} {o} {m} {Y}",
         ),
     ),
 )  # fmt: skip

@@ -86,12 +86,12 @@ class _Order(Generic[Batch]):
     def eval_batches(self, tokens: int) -> list[Batch]:
         """All examples once, the short ones first, at most `tokens` with padding in each batch."""
         order = np.lexsort(self.order.sides.T)
-        widest, first, batches = 0, 0, []
-        for at, width in enumerate(self.order.lengths[order].tolist()):
-            widest = max(widest, width)
-            if at > first and widest * (at + 1 - first) > tokens:
+        batches, first, widths = [], 0, [0] * self.order.sides.shape[1]
+        for at, sides in enumerate(self.order.sides[order].tolist()):
+            widths = list(map(max, widths, sides))
+            if at > first and sum(widths) * (at + 1 - first) > tokens:
                 batches.append(self.take(order[first:at]))
-                first, widest = at, width
+                first, widths = at, sides
         batches.append(self.take(order[first:]))
         return batches
 

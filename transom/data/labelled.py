@@ -62,6 +62,7 @@ _TEXT_NAMES = (
 )
 _TEXT_NAMES += ("message", "document", "description", "docstring", "x")
 _NAME = re.compile(r"\w{1,40}")
+_ENOUGH_ROWS = 10
 
 
 def open_labelled(
@@ -240,6 +241,9 @@ def _by_values(rows: list[list[str]], where: str, line: int) -> Columns:
     if few[0] == few[1]:
         raise _unclear(rows[0], where, line)
     label = few.index(True)
+    values = [row[label] for row in rows]
+    if len(rows) >= _ENOUGH_ROWS and values.count(values[0]) == 1:
+        raise _unclear(rows[0], where, line)  # a header with names that we do not know
     names = ("column 1", "column 2")
     return Columns(((1 - label,), (label,)), (names[1 - label], names[label]))
 

@@ -34,7 +34,7 @@ from transom.data.rows import (
 from transom.data.textfile import opened, skip_record
 from transom.errors import Refused
 
-N_DATES, N_HELD_OUT_DATES = 20_000, 1_000
+N_DATES, N_HELD_OUT_DATES = 50_000, 1_000
 
 
 class Pair(NamedTuple):
@@ -50,6 +50,8 @@ PairSource = ExampleSource[Pair]
 
 SIDES = (("source", "target"), ("src", "tgt"), ("src", "trg"), ("input", "output"))
 """What the two sides are called in headers and records."""
+UNNAMED = ("column 1", "column 2")
+"""What they are called where nothing names them."""
 
 _LANGUAGES = frozenset(
     re.findall(
@@ -117,7 +119,7 @@ def pair_columns(path: Path, where: str, fields: tuple[str, str] | None, policy:
         return named_columns(first, fields, where)
     if isinstance(first, dict):
         return _object_sides(first, where, line)
-    return _table_sides(first, where, line)
+    return _table_sides(first, where, line, has_names=TABLES.get(kind) == ",")
 
 
 def _has_tab(path: Path, where: str, policy: Policy) -> bool:
@@ -140,15 +142,17 @@ def _object_sides(first: dict[str, object], where: str, line: int) -> Columns:
     raise _unclear(first, where, line)
 
 
-def _table_sides(first: list[str], where: str, line: int) -> Columns:
+def _table_sides(first: list[str], where: str, line: int, *, has_names: bool) -> Columns:
+    """`has_names`: the first line is a header, as in CSV, even where its names mean nothing to us."""
     names = header_names(first)
     for one, other in SIDES:
         if one in names and other in names:
             return Columns(((names.index(one),), (names.index(other),)), (one, other), header=True)
     if len(first) == 2:
         header = all(_is_language(name) for name in names) and names[0] != names[1]
-        labels = (names[0], names[1]) if header else ("column 1", "column 2")
-        return Columns(((0,), (1,)), labels, header)
+        if header or not has_names:
+            labels = (names[0], names[1]) if header else UNNAMED
+            return Columns(((0,), (1,)), labels, header)
     raise _unclear(first, where, line)
 
 

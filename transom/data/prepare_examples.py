@@ -26,6 +26,7 @@ from transom.data.read_examples import (
     Example,
     classes_of,
     read_examples,
+    refuse_unsplit,
     split_labelled,
     split_pairs,
 )
@@ -89,6 +90,7 @@ def prepare_pairs(
     """
     report = ExampleReport(train.name, "pair")
     read = read_examples(train, validation, val_fraction, report, split_pairs)
+    refuse_unsplit(read, report)
     pairs = read.examples
     sides = {"source": [pair.source for pair in pairs], "target": [pair.target for pair in pairs]}
     made = _tokenizer(tokenizer or train.tokenizer, read.texts(sides), vocab_size, frame)
@@ -127,6 +129,7 @@ def prepare_labelled(
     read = read_examples(train, validation, val_fraction, report, split_labelled)
     examples = read.examples
     labels = classes_of(read, train.name)
+    refuse_unsplit(read, report)
     sides = {"text": [example.text for example in examples]}
     made = _tokenizer(tokenizer or train.tokenizer, read.texts(sides), vocab_size, frame)
     rows = _framed(sides, made, report)

@@ -43,7 +43,10 @@ class Ragged:
 
     def take(self, rows: Numbers) -> Ragged:
         """These rows alone."""
-        return Ragged.of([self[row] for row in rows.tolist()])
+        lengths = self.lengths[rows]
+        starts = np.append(0, np.cumsum(lengths))
+        offsets = np.repeat(self.starts[rows] - starts[:-1], lengths)
+        return Ragged(self.flat[offsets + np.arange(starts[-1])], starts)
 
     def padded(self, rows: Numbers, fill: int) -> tuple[Numbers, npt.NDArray[np.int32] | None]:
         """Rows as a rectangle (B, L) with `fill` behind the shorter ones, and their documents (B, L).

@@ -68,21 +68,27 @@ def read_examples(
     else:
         held_out = split(examples, val_fraction)
         report.split = "chosen by the hash of the text; no text stands on both sides"
-        if held_out.all() or not held_out.any():
-            says = counted(n_own, f"different {report.noun}")
-            raise Refused(
-                f"{train.name}: {says} cannot be split into some to learn from and some to hold out; give "
-                "more, or name a file with others as data.validation"
-            )
     for found in (findings, others):
         report.n_skipped += found.n_skipped_records
         report.n_empty += found.n_empty
-        report.faults |= {kind: (fault.count, fault.first) for kind, fault in found.faults.items()}
+        for kind, fault in found.faults.items():
+            count, first = report.faults.get(kind, (0, fault.first))
+            report.faults[kind] = (count + fault.count, first)
     report.notes += train.notes
     digest = hashlib.sha256()
     for example in examples:
         digest.update("\0".join([example[0], example[1], ""]).encode())
     return AllExamples(examples, held_out, n_own, digest.hexdigest())
+
+
+def refuse_unsplit(read: AllExamples, report: ExampleReport) -> None:
+    """Raise Refused when there is nothing to learn from, or nothing held out."""
+    if read.held_out.all() or not read.held_out.any():
+        raise Refused(
+            f"{report.name}: {counted(read.n_own, report.noun)} cannot be split into some to learn from and "
+            "some to hold out without a text on both sides; give more, or name a file with others as "
+            "data.validation"
+        )
 
 
 def split_pairs(pairs: list[Pair], fraction: float) -> Mask:

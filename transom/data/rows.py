@@ -40,6 +40,8 @@ def file_kind(path: Path) -> str:
 def readable_file(path: Path, instead: str) -> str:
     """The printable name of a file. Raises Refused when it is none that can be read; `instead` is the fix."""
     name = printable(path)
+    if name == "-" or name.startswith("hf:"):
+        raise Refused(f"{name}: standard input and data sets of the hub hold running text only; {instead}")
     if path.is_dir():
         raise Refused(f"{name}: a folder, not a file; {instead}")
     if not path.exists():

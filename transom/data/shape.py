@@ -15,7 +15,7 @@ from transom.data.columns import Columns, value_at
 from transom.data.dates import DATES
 from transom.data.documents import printable
 from transom.data.labelled import is_fasttext, label_columns, looks_like_labels
-from transom.data.pairs import SIDES, pair_columns
+from transom.data.pairs import SIDES, UNNAMED, pair_columns
 from transom.data.rows import JSON_LINES, TABLES, file_kind, first_rows
 from transom.data.stdlib_labels import STDLIB_LABELS
 from transom.data.textfile import SkippedFile
@@ -55,7 +55,7 @@ def _file_task(path: Path, where: str) -> tuple[Task, str] | None:
     named = sides is not None and sides.names in SIDES
     if labels is not None and not named and _few_values(path, where, labels):
         return "classify", f"{where} has a text and a label: {labels}"
-    if sides is not None:
+    if sides is not None and (sides.names != UNNAMED or _is_prose(path, where)):
         return "translate", f"{where} has two sides of a pair: {sides}"
     return None
 
@@ -71,3 +71,11 @@ def _few_values(path: Path, where: str, columns: Columns) -> bool:
     """Whether the label column has few different values in the first rows."""
     rows = [row for _, row in first_rows(path, where, "skip")][columns.header :]
     return looks_like_labels([value_at(row, columns.places[1]) for row in rows])
+
+
+def _is_prose(path: Path, where: str) -> bool:
+    """Whether nearly all cells of a table hold letters, and most more than one word."""
+    cells = [str(cell) for _, row in first_rows(path, where, "skip") for cell in row]
+    letters = sum(any(map(str.isalpha, cell)) for cell in cells)
+    words = sum(len(cell.split()) > 1 for cell in cells)
+    return letters > 0.9 * len(cells) and words > 0.5 * len(cells)

@@ -68,6 +68,10 @@ class ClassScore:
         """Items."""
         return int(self.confusion.sum())
 
+    def headline(self) -> dict[str, float]:
+        """The two scores that are read first, in percent."""
+        return {"accuracy %": 100 * self.accuracy.value, "macro-F1 %": 100 * self.macro_f1.value}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return {

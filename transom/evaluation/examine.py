@@ -62,7 +62,7 @@ def examine(
     from `train`, which a folder without a run needs. The report is also written as evaluation.json into the
     run's folder. Raises `Refused`.
     """
-    from ..inference.generator import load as load_model
+    from ..inference.load import load as load_model
 
     settings, run, weights = _settings_of(Path(folder))
     if train is not None:

@@ -85,7 +85,11 @@ def verdict(difference: Estimate, baseline: str, unit: str) -> str:
     if difference.low > 0:
         return f"better than {baseline} by {difference.value:.1f} {unit} ({between})"
     if difference.high < 0:
-        return f"not better than {baseline}: worse by {-difference.value:.1f} {unit} ({between})"
+        worse = difference.times(-1)
+        return (
+            f"not better than {baseline}: worse by {worse.value:.1f} {unit} "
+            f"(95% interval {worse.high:.1f} to {worse.low:.1f})"
+        )
     chance = f"a difference of {difference.value:+.1f} {unit} can be chance"
     return f"not better than {baseline}: {chance} ({between})"
 

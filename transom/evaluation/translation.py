@@ -41,6 +41,10 @@ class TranslationScore:
     exact: Estimate
     """Share of translations that are the reference, letter by letter."""
 
+    def headline(self) -> dict[str, float]:
+        """The two scores that are read first, in percent."""
+        return {"BLEU": self.bleu, "exact %": 100 * self.exact.value}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return {**vars(self), "exact": self.exact.to_dict()}

@@ -10,13 +10,14 @@ float32 a tenth is gained, so that is left alone. Source: oneDNN's blocked layou
 from __future__ import annotations
 
 import copy
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from transom.model.attention import SelfAttention
 from transom.model.build import Model
-from transom.model.feedforward import Linear
+from transom.model.feedforward import ACTIVATIONS, FeedForward, Linear
 from transom.model.losses import cap
 
 MAX_BYTES = 2 << 30
@@ -55,7 +56,7 @@ class Packing:
 @torch.no_grad()
 def packed(model: Model) -> Model:
     """A model that computes the same from packed matrices; other weights are the model's own."""
-    twin = cast(Any, _twin(model))
+    twin = _twin(model)
     if model.config.head == "tokens":
         bias, softcap = model.head.bias, model.config.logit_softcap
         vocabulary = PackedLinear(model.output_weight, bias)  # type: ignore[arg-type]
@@ -67,23 +68,50 @@ def packed(model: Model) -> Model:
     return twin
 
 
-def _twin(module: nn.Module) -> nn.Module:
+def _twin(module: nn.Module) -> Any:
+    """The same module over packed matrices; queries, keys and values are one product, and so is an activation
+    with the product before it.
+    """
     if isinstance(module, Linear):
         return PackedLinear(module.weight, module.bias)
-    twin = copy.copy(module)
+    twin: Any = copy.copy(module)
+    together = ("q_proj", "k_proj", "v_proj") if isinstance(module, SelfAttention) else ()
     twin._modules = {
-        name: child if child is None else _twin(child) for name, child in module._modules.items()
+        name: child if child is None else _twin(child)
+        for name, child in module._modules.items()
+        if name not in together
     }
+    if isinstance(module, SelfAttention):
+        parts = (module.q_proj, module.k_proj, module.v_proj)
+        bias = None if module.q_proj.bias is None else torch.cat([part.bias for part in parts])
+        product = PackedLinear(torch.cat([part.weight for part in parts]), bias)
+        widths = [part.out_features for part in parts]
+        twin.project = lambda x: product(x).split(widths, dim=-1)
+    if isinstance(module, FeedForward):
+        fused = FUSED.get(module.activation)
+        if fused is not None:
+            first = twin.gate_proj if module.gated else twin.up_proj
+            first.after, twin.activation = fused, nn.Identity()
     return twin
 
 
+FUSED = {
+    ACTIVATIONS["silu"]: ("swish", ""),
+    ACTIVATIONS["gelu"]: ("gelu", "none"),
+    ACTIVATIONS["gelu_tanh"]: ("gelu", "tanh"),
+    ACTIVATIONS["relu"]: ("relu", ""),
+}
+"""Activations that oneDNN applies to a product before it is written: its name for each, and the kind."""
+
+
 class PackedLinear(nn.Module):
-    """y = x W^T + b in bfloat16 from a packed matrix, (..., in) -> (..., out)."""
+    """y = f(x W^T + b) in bfloat16 from a packed matrix, (..., in) -> (..., out); f: of FUSED, or none."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.matrix = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
         self.bias = None if bias is None else bias.detach()
+        self.after = ("none", "")
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.matrix, self.bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(x, self.matrix, self.bias, self.after[0], [], self.after[1])

@@ -16,22 +16,29 @@ from typing import Any, Literal
 
 import torch
 
+from ..checkpoint.huggingface import load_model
 from ..errors import Refused, nearest
+from ..hardware import Hardware
 from ..model.config import ModelConfig
 from ..settings import ALIASES, TrainSettings, format_time, load, parse_count, parse_time
-from ..training.architecture import CAN, model_config
+from ..training import held_out
+from ..training.architecture import CAN, CELLS, model_config
 from ..training.folder import RunFolder
+from ..training.held_out import Score
 from ..training.loop import train
 from ..training.parallelism import World
 from ..training.report import Report
+from ..training.run import Run
 from ..training.task import Task
 from ..training.tasks import choose_task, prepare_task
 from .comparison import Comparison, Outcome
 from .equal_size import Equal, count, equal_width
 
+SCORED = 512
+"""Held-out rows, at the least, that every member is scored on at the end; all where there are fewer."""
 EXPERTS = 8
 """Experts of a member `+experts` when the settings give no number."""
-Score = Callable[[Path], Mapping[str, float]]
+Scores = Callable[[Path], Mapping[str, float]]
 """From a run's folder to scores of the task's own, such as {"BLEU": 41.0}."""
 
 
@@ -52,7 +59,7 @@ def compare(
     budget: str | float,
     out: Path,
     equal: Equal | None = None,
-    score: Score | None = None,
+    score: Scores | None = None,
 ) -> Comparison:
     """Train each of `members` in OUT/MEMBER and return them side by side; writes compare.json, .md and .png.
 
@@ -63,17 +70,29 @@ def compare(
     plans, task = plan_members(members, settings, by, budget, out, equal)
     outcomes: list[Outcome] = []
     for number, member in enumerate(plans):
+        with Report(is_first=True) as report:
+            report("note", text=f"---- {member.name}, {number + 1} of {len(plans)}")
         fresh_peak()
         run = train(member.settings)
         if run.ledger:
-            scores = dict(score(run.folder)) if score is not None and not run.interrupted else {}
-            outcomes.append(Outcome.of(member.name, run, count(member.config), scores))
+            done = not run.interrupted
+            scores = dict(score(run.folder)) if score is not None and done else {}
+            quality = final_score(run, task, member.settings) if done else None
+            outcomes.append(Outcome.of(member.name, run, count(member.config), quality, scores))
         left = tuple(plan.name for plan in plans[number + 1 :])
         comparison = Comparison(protocol(plans[0], by, budget, equal), task.unit, tuple(outcomes), left)
         comparison.save(out)  # after each, so that what is done is not lost
         if run.interrupted:
             break
     return comparison
+
+
+def final_score(run: Run, task: Task, settings: TrainSettings) -> Score | None:
+    """How good a finished run's model is, on held-out rows that are the same for every member."""
+    device = torch.device(Hardware.detect(settings.device).device)
+    model = load_model(run.model_folder, device=device)
+    objective = task.objective(model, getattr(torch, run.ledger["dtype"]["name"]))
+    return held_out.score(objective, task.scored(SCORED, device.type == "cuda"), World(device=device))
 
 
 def plan_members(
@@ -107,17 +126,24 @@ def plan_members(
     for name, plan in zip(members, chosen, strict=True):
         plan = plan.with_(same_step)
         if equal and name != members[0]:
-            width = equal_width(lambda dim, plan=plan: config_of(plan, first, dim), target, name, equal)
-            plan = plan.with_({"model.dim": width})
-        plans.append(Member(name, plan, config_of(plan, first, None)))
+            width = equal_width(lambda dim, plan=plan: config_of(at(plan, dim), first), target, name, equal)
+            plan = at(plan, width)
+        plans.append(Member(name, plan, config_of(plan, first)))
     return plans, shared
 
 
-def config_of(settings: TrainSettings, first: ModelConfig, dim: int | None) -> ModelConfig:
-    """The model of some settings, at another width, with the vocabulary and labels of the first member."""
-    model = settings.with_({"model.dim": dim}).model if dim else settings.model
+def at(settings: TrainSettings, dim: int) -> TrainSettings:
+    """Settings of a model of another width, with heads of about 64 that together are as wide."""
+    shape = {"model.dim": dim}
+    if settings.model.kind not in CELLS and settings.model.head_dim is None:
+        shape["model.head_dim"] = 2 * (dim // max(1, round(dim / 64)) // 2)
+    return settings.with_(shape)
+
+
+def config_of(settings: TrainSettings, first: ModelConfig) -> ModelConfig:
+    """The model of some settings, with the vocabulary and the labels of the first member."""
     ids = dict(pad_id=first.pad_id, bos_id=first.bos_id, eos_id=first.eos_id, start_id=first.start_id)
-    return model_config(model, first.vocab_size, settings.task, first.labels, **ids)
+    return model_config(settings.model, first.vocab_size, settings.task, first.labels, **ids)
 
 
 def check_names(members: Sequence[str], out: Path) -> None:
@@ -158,10 +184,15 @@ def protocol(first: Member, by: str, budget: str | float, equal: Equal | None) -
     """What was equal, in one sentence."""
     settings = first.settings
     each = format_time(settings.budget) if by == "time" and settings.budget else f"{settings.tokens:,} tokens"
-    sizes = {"parameters": " of equal parameters besides embeddings", "active": " of equal active parameters"}
+    sizes = {
+        None: "",
+        "parameters": ", as many parameters besides embeddings",
+        "active": ", as many active parameters besides embeddings",
+    }
+    data = "/".join(Path(settings.data.source).parts[-2:])
     return (
-        f"Members{sizes.get(equal or '', '')}, {each} each, on {settings.data.source} ({settings.task}), "
-        f"seed {settings.seed}, {settings.batch.tokens:,} tokens a step"
+        f"{each} for each member{sizes[equal]}, {data} ({settings.task}), seed {settings.seed}, "
+        f"{settings.batch.tokens:,} tokens a step"
     )
 
 

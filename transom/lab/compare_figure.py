@@ -24,10 +24,13 @@ def draw_comparison(comparison: Comparison, path: Path) -> None:
     panels = figure.subplots(1, 2, sharey=True)
     longest = max((point[0] for outcome in comparison.outcomes for point in outcome.curve), default=1.0)
     minutes = longest >= 180
-    scales = (("minutes", 0, 60.0) if minutes else ("seconds", 0, 1.0), ("million tokens", 1, 1e6))
+    most = max((point[1] for outcome in comparison.outcomes for point in outcome.curve), default=1)
+    by_tokens = ("million tokens", 1, 1e6) if most >= 2e6 else ("thousand tokens", 1, 1e3)
+    scales = (("minutes", 0, 60.0) if minutes else ("seconds", 0, 1.0), by_tokens)
     for axes, (label, column, scale) in zip(panels, scales, strict=True):
         _draw_panel(axes, comparison, column, scale)
         axes.set_xlabel(label, color=SOFT)
+    figure.suptitle(comparison.protocol, x=0.008, ha="left", color=SOFT, fontsize=9)
     panels[0].set_ylabel(f"held-out loss, nats per {comparison.unit}", color=SOFT)
     panels[0].set_title("by time", loc="left", color=INK, fontsize=11, fontweight="bold")
     panels[1].set_title("by tokens", loc="left", color=INK, fontsize=11, fontweight="bold")
@@ -49,6 +52,7 @@ def _draw_panel(axes: Any, comparison: Comparison, column: int, scale: float) ->
     axes.margins(x=0.02)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
+    axes.locator_params(axis="x", nbins=6)
     axes.tick_params(colors=SOFT, length=0)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
@@ -57,6 +61,8 @@ def _draw_panel(axes: Any, comparison: Comparison, column: int, scale: float) ->
 
 def _name_lines(axes: Any, comparison: Comparison, column: int, scale: float) -> None:
     """Write each member's name and last loss beside the end of its line, apart from each other."""
+    from matplotlib.patheffects import withStroke
+
     ends = sorted(
         (outcome.curve[-1][2], outcome.curve[-1][column] / scale, outcome.name, color)
         for outcome, color in zip(comparison.outcomes, COLORS * len(comparison.outcomes), strict=False)
@@ -67,7 +73,8 @@ def _name_lines(axes: Any, comparison: Comparison, column: int, scale: float) ->
     for (loss, x, name, color), at, wanted in zip(ends, natural, spread(natural, GAP), strict=True):
         axes.annotate(f"{name} {loss:.2f}", (x, loss), xytext=(7, wanted - at), textcoords="offset points",
                       color=color, fontsize=9, va="center", fontweight="bold",
-                      annotation_clip=False)  # fmt: skip
+                      annotation_clip=False, path_effects=[withStroke(linewidth=3, foreground="white")],
+                      zorder=4)  # fmt: skip
 
 
 def spread(places: list[float], gap: float) -> list[float]:

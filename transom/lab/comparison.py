@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..training.held_out import Score
 from ..training.run import Run
 
 
@@ -44,8 +45,10 @@ class Outcome:
     """Seconds, tokens and held-out loss at every measurement."""
 
     @classmethod
-    def of(cls, name: str, run: Run, besides_embeddings: int, scores: dict[str, float]) -> Outcome:
-        """From a finished run's own records."""
+    def of(
+        cls, name: str, run: Run, besides_embeddings: int, score: Score | None, scores: dict[str, float]
+    ) -> Outcome:
+        """From a run's own records and its score on the held-out rows that all members share."""
         model, cost = run.ledger["model"], run.ledger["cost"]
         speeds = sorted(event["tokens_per_second"] for event in run.metrics if event["event"] == "step")
         curve = [
@@ -53,9 +56,12 @@ class Outcome:
             for event in run.metrics
             if event["event"] == "held_out" and isinstance(event["loss"], float)
         ]
+        if score is not None and curve:  # the run's own last measurement may be of other rows
+            curve[-1] = (*curve[-1][:2], score.loss)
         return cls(
-            name=name, folder=str(run.folder), dim=model["dim"], n_layers=model["n_layers"], loss=run.loss,
-            bits_per_byte=run.bits_per_byte, scores=scores, parameters=model["parameters"],
+            name=name, folder=str(run.folder), dim=model["dim"], n_layers=model["n_layers"],
+            loss=score.loss if score else None, bits_per_byte=score.bits_per_byte if score else None,
+            scores=scores, parameters=model["parameters"],
             active_parameters=model["active_parameters"], besides_embeddings=besides_embeddings,
             flops_per_token=model["flops_per_token"],
             tokens_per_second=speeds[len(speeds) // 2] if speeds else 0.0, tokens=run.tokens, steps=run.step,
@@ -123,8 +129,9 @@ class Comparison:
         return "\n".join([
             "# Comparison", "", self.protocol, "", *("| " + " | ".join(row) + " |" for row in table), "",
             f"{self.verdict}.", "", f"![Held-out loss over time and over tokens]({figure})", "",
-            "Tokens/s is the median of all steps. FLOPs are counted, to learn from one token, forward and "
-            f"backward. Energy is {method}.", "",
+            "All were scored on the same held-out rows at the end; the points before are each run's own "
+            "samples. Tokens/s is the median of all steps. FLOPs are counted, to learn from one token, "
+            f"forward and backward. Energy is {method}.", "",
             "Each run's settings and records lie in its own folder: "
             + ", ".join(f"`{Path(outcome.folder).name}/`" for outcome in self.outcomes) + ".", "",
         ])  # fmt: skip

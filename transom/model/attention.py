@@ -160,12 +160,12 @@ class SelfAttention(nn.Module):
     ) -> Tensor:
         """`turn`: cosines and sines of rotary positions; `state`: keys and values of earlier calls."""
         batch, length, _ = x.shape
-        query, key = self.q_proj(x), self.k_proj(x)
+        query, key, value = self.project(x)
         if self.qk_norm and self.whole_norm:
             query, key = self.q_norm(query), self.k_norm(key)
         query = query.view(batch, length, -1, self.head_dim)
         key = key.view(batch, length, -1, self.head_dim)
-        value = self.v_proj(x).view(batch, length, -1, self.head_dim)
+        value = value.view(batch, length, -1, self.head_dim)
         if self.qk_norm and not self.whole_norm:
             query, key = self.q_norm(query), self.k_norm(key)
         if turn is not None:
@@ -174,6 +174,10 @@ class SelfAttention(nn.Module):
             key, value = state.append(self.layer, key, value)
         mixed = attend(query, key, value, rule, self.dropout if self.training else 0.0)
         return self.o_proj(mixed.reshape(batch, length, -1))
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of all heads: (B, L, D) -> (B, L, H * K) and twice (B, L, G * K)."""
+        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
 
 
 class CrossAttention(nn.Module):

@@ -157,7 +157,7 @@ class Milestones:
     def architecture(self) -> str | None:
         """The Hugging Face architecture that the model is written as, or None for Transom's own format."""
         family = family_for(self.model.config)
-        return None if family is None else family.architecture
+        return None if family is None else family.architecture_of(self.model.config)
 
     def _choose_held_out(self) -> None:
         """Which held-out rows are scored along the way and at the end.

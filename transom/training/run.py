@@ -11,6 +11,13 @@ from . import metrics
 from .display import clock, one_line
 
 
+def task_of(folder: Path) -> str:
+    """What the run in a folder learns, from its settings.toml."""
+    import tomllib
+
+    return tomllib.loads((folder / "settings.toml").read_text(encoding="utf-8")).get("task", "lm")
+
+
 @dataclass(frozen=True)
 class Run:
     """A finished or interrupted run."""

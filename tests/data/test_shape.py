@@ -1,0 +1,69 @@
+"""What a file wants to teach is told from its first lines, and said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from transom.data.shape import guess_task
+
+Written = Callable[[str, bytes | str], Path]
+PROSE = "".join(f"the dog number {n}\tder Hund Nummer {n}\n" for n in range(30))
+CLASSES = "".join(f"the dog number {n}\t{'good' if n % 2 else 'bad'}\n" for n in range(30))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "task", "says"),
+    [
+        ("pairs.tsv", PROSE, "translate", "has two sides of a pair: column 1 and column 2"),
+        ("named.tsv", "source\ttarget\n" + CLASSES, "translate", "two sides of a pair: source and target"),
+        ("named.jsonl", '{"translation": {"en": "x", "de": "y"}}\n', "translate", "a pair: en and de"),
+        ("classes.tsv", CLASSES, "classify", "has a text and a label: column 1 and column 2"),
+        ("classes.csv", "label,text\n" + "1,a dog\n0,a cat\n" * 5, "classify", "label: text and label"),
+        ("rows.jsonl", '{"text": "x", "label": 1}\n' * 3, "classify", "has a text and a label"),
+        ("fast.txt", "\n__label__a some text\n", "classify", "begins with a label"),
+        ("many.jsonl", "".join(f'{{"text": "t{n}", "label": "l{n}"}}\n' for n in range(9)), "lm", "neither"),
+        ("text.jsonl", '{"text": "x"}\n', "lm", "neither two sides of a pair nor a text with its label"),
+        ("three.csv", "a,b,c\n" * 3, "lm", "neither"),
+        ("columns.csv", "a,b\n1,2\n", "lm", "neither"),
+        ("numbers.tsv", "1\t2\n" * 9, "lm", "neither"),
+        ("headed.csv", "mood,words\n" + "good,a dog\nbad,a cat or two\n" * 9, "lm", "neither"),
+        ("notes.txt", "once upon a time\n", "lm", "is running text"),
+        ("empty.tsv", "", "lm", "neither"),
+        ("bad.tsv", b"a dog\tein Hund\n\xff\tc\n", "translate", "two sides of a pair"),
+        ("utf16.txt", "text".encode("utf-16"), "lm", "neither"),
+    ],
+)
+def test_guesses(written: Written, name: str, content: str | bytes, task: str, says: str) -> None:
+    guess, why = guess_task(str(written(name, content)))
+    assert guess == task and says in why
+
+
+def test_without_a_look(tmp_path: Path) -> None:
+    assert guess_task("a.en", "a.de") == (
+        "translate",
+        "two files, the second with the other side of each line of the first",
+    )
+    for source, task in (
+        ("dates", "translate"),
+        ("stdlib-labels", "classify"),
+        ("stdlib", "lm"),
+        ("-", "lm"),
+    ):
+        assert guess_task(source)[0] == task
+    assert (
+        guess_task(str(tmp_path))[0] == guess_task("hf:some/name")[0] == guess_task("nothere.tsv")[0] == "lm"
+    )
+
+
+def test_real_files(shared_data: Path) -> None:
+    for name, task in (
+        ("medical_abstracts/medical_tc_test.csv", "classify"),
+        ("unfair_tos/data.tsv", "classify"),
+        ("multi30k/train.en.gz", "lm"),
+        ("ag_news/test.csv", "lm"),
+        ("tinyshakespeare", "lm"),
+    ):
+        assert guess_task(str(shared_data / name))[0] == task
