@@ -12,6 +12,9 @@ NAMES = (
     "generation_speed",
     "translation_speed",
     "embedding_speed",
+    "experts_speed",
+    "multi30k",
+    "classification",
 )
 
 

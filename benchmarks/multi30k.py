@@ -28,14 +28,16 @@ RECIPE: dict[str, Any] = {
     "data.target": str(SETS / "train.de.gz"),
     "data.validation": str(SETS / "val.en.gz"),
     "data.validation_target": str(SETS / "val.de.gz"),
-    "data.vocab_size": 8000,
-    "model.dim": 256,
-    "model.n_layers": 4,
-    "model.dropout": 0.3,
+    "data.vocab_size": 6000,
+    "model.dropout": 0.2,
     "model.max_len": 128,
-    "batch.tokens": 8192,
+    "batch.tokens": 4096,
     "save_every": "60s",
     "keep": 1000,
+}
+OF_MEMBER: dict[str, dict[str, Any]] = {
+    "encoder-decoder": {"model.dim": 192, "model.n_layers": 4},
+    "lstm": {"model.dim": 320, "model.n_layers": 2, "optim.name": "adamw", "optim.lr": 1e-3},
 }
 
 
@@ -54,7 +56,14 @@ def main(options: list[str]) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="another setting")
     asked = parser.parse_args(options)
     changes = dict(one.split("=", 1) for one in asked.set)
-    settings = {**RECIPE, "model.kind": asked.model, "seed": asked.seed, "budget": asked.budget, **changes}
+    settings = {
+        **RECIPE,
+        **OF_MEMBER.get(asked.model, {}),
+        "model.kind": asked.model,
+        "seed": asked.seed,
+        "budget": asked.budget,
+        **changes,
+    }
     started = time.perf_counter()
     run = transom.train(**settings, out=str(asked.out))
     took = time.perf_counter() - started

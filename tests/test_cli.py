@@ -175,7 +175,7 @@ def test_flags_reach_the_training_room_over_the_file(
     seen = []
 
     class Done:
-        interrupted = False
+        interrupted, task = False, "lm"
 
         def __str__(self) -> str:
             return "done"

@@ -239,8 +239,24 @@ def test_model_settings_are_the_fields_of_a_model() -> None:
             assert field.default is None
             assert _bare(asked[name]) == _bare(of_a_model[name]), name
     assert get_args(ModelSettings.model_fields["size"].annotation) == tuple(SIZES)
-    by_loading_only = {"vocab_size", "rope_scaling", "window_layers", "pad_id", "bos_id", "eos_id", "start_id"}
-    of_a_member = {"cell", "segments", "embed_norm", "position_offset", "attn_scale", "qk_norm_over", "logit_scale"}
+    by_loading_only = {
+        "vocab_size",
+        "rope_scaling",
+        "window_layers",
+        "pad_id",
+        "bos_id",
+        "eos_id",
+        "start_id",
+    }
+    of_a_member = {
+        "cell",
+        "segments",
+        "embed_norm",
+        "position_offset",
+        "attn_scale",
+        "qk_norm_over",
+        "logit_scale",
+    }
     of_a_member |= {"relative_buckets", "relative_max_distance"}
     by_the_task = {"head", "head_transform", "head_bias", "labels", "normalize"}
     missing = set(of_a_model) - set(ModelSettings.model_fields)

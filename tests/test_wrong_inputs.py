@@ -36,6 +36,15 @@ FILES = {
     "unit.toml": b'budget = "10 parsecs"\n',
     "name.toml": b"[optim]\nlrr = 1\n",
     "syntax.toml": b"budget = \n",
+    "one.en": "".join(f"sentence number {i}\n" for i in range(60)).encode(),
+    "one.de": "".join(f"Satz Nummer {i}\n" for i in range(59)).encode(),
+    "gap.de": "".join("\n" if i == 7 else f"Satz Nummer {i}\n" for i in range(60)).encode(),
+    "long.de": "".join(f"{'Wort ' * 400 if i % 20 == 3 else 'Satz'}\n" for i in range(60)).encode(),
+    "same.tsv": ("label\ttext\n" + "".join(f"a\ttext number {i}\n" for i in range(60))).encode(),
+    "two.tsv": ("label\ttext\n" + "".join(f"{'ab'[i % 2]}\ttext number {i}\n" for i in range(60))).encode(),
+    "third.tsv": ("label\ttext\n" + "".join(f"{'ac'[i % 2]}\tanother {i}\n" for i in range(10))).encode(),
+    "hole.tsv": ("label\ttext\n" + "".join(f"{'ab'[i % 2]}\t{'x' * (i != 5)}\n" for i in range(60))).encode(),
+    "three.tsv": "".join(f"a{i} b{i}\tc{i} d\te{i} f\n" for i in range(20)).encode(),
 }
 SMALL = {"--data.tokenizer": "bytes", "--model.max-len": "32", "--model.dim": "32", "--steps": "1"}
 
@@ -81,7 +90,7 @@ def edit(folder: Path, **keys: object) -> None:
 
 TRAIN = {
     "nothere.txt": "nothere.txt: no such file or folder; did you mean 'notgz.txt.gz'?",
-    "tiny.txt": "tiny.txt: the 2 tokens to learn from are fewer than one window of 32 and its last target; give more text, or a --model.max-len of at most 1",
+    "tiny.txt": "tiny.txt (to learn from): 2 tokens are fewer than one window of 32 and its last target; give more text, or a --model.max-len of at most 1",
     "empty.txt": "empty.txt: there is no text in it (1 empty); name a file or folder that holds some",
     "latin.txt": "latin.txt:2: byte 14 (0xe9) is not UTF-8; convert the file (iconv -f latin1 -t utf-8) (or set data.on_error to skip or replace)",
     "nul.txt": "nul.txt:1: byte 1 is NUL, which text does not hold; remove it (tr -d '\\000') (or set data.on_error to skip or replace)",
@@ -108,6 +117,35 @@ TRAIN = {
     "good.txt --config name.toml": "name.toml:2: 'optim.lrr' is not a setting; did you mean 'optim.lr'?",
     "good.txt --config syntax.toml": "syntax.toml: not TOML: Invalid value (at line 1, column 10)",
 }
+EXAMPLES = {
+    "one.en --data.target one.de": "one.en has 60 lines and one.de has 59: aligned files have equally many, line n of one being the translation of line n of the other; find where a line was lost or added",
+    "one.en --data.target gap.de": "gap.de:8: the target side is empty while the other is not; fill it in or remove the pair (or set data.on_error to skip)",
+    "one.en --data.target long.de": "one.en:4: 18 source and 2,000 target tokens, the limit is 32; 3 of 60 pairs (5.0%, at most 1% may) are longer: set --model.max-len to 2,000, or shorten them",
+    "one.en --data.target missing.de": "missing.de: no such file or folder; did you mean 'long.de'?",
+    "one.en --task translate": "one.en: one column of text, where pairs have two sides; name the file of the other side as data.target, or give a TSV, a CSV or JSON lines",
+    "one.en --data.validation gap.de --data.target gap.de": "the pairs stand in two files, so name both: --data.validation and --data.validation-target",
+    "three.tsv --task translate": "three.tsv:1: which of 3 columns (a0 b0, c0 d, e0 f) are source and target? Set data.field and data.target_field, to names or to numbers from 1",
+    "same.tsv --task classify": "same.tsv: all 60 texts have the label 'a'; a classifier needs at least two classes",
+    "two.tsv --data.validation third.tsv": "third.tsv:3: the label 'c' never occurs in two.tsv; it has a, b",
+    "hole.tsv --task classify": "hole.tsv:7: the text is empty; fill it in or remove the line (or set data.on_error to skip)",
+    "two.tsv --task classify --data.label topic": "two.tsv:1: no column is named 'topic'; it has label, text; a table without a header takes column numbers from 1",
+    "two.tsv --task classify --model lstm": "model.kind is lstm, and an lstm cannot learn to classify; use --model encoder, or --task lm or translate",
+    "two.tsv --task classify --model.weights hollow": "hollow/config.json: no such file; a model folder holds one",
+    "two.tsv --task classify --data.validation-target x": "data.validation-target is set, but the task is classify; it is for translate, embed",
+    "good.txt --data.label x": "data.label is set, but the task is lm; it is for classify",
+    "good.txt --model encoder --task translate": "model.kind is encoder, and an encoder cannot learn to translate; use --model encoder-decoder or rnn or lstm or gru, or --task mlm or classify or embed",
+    "good.txt --model.experts 2 --model.active-experts 3": "model.active-experts is 3, and there are 2 experts",
+    "good.txt --model lstm --model.experts 4": "model: an lstm has no feed-forward that experts could replace",
+}
+ANSWER = {
+    "translate model hi": "model is a Generator; use transom generate",
+    "classify model hi": "model is a Generator; use transom generate",
+    "translate model hi --input one.en": "texts are given twice: on the command line and in one.en; leave one out",
+    "embed model --input nothere.txt": "nothere.txt: no such file or directory; --input names a text file",
+    "evaluate model": "model lies in no run, so what it learned from is not known, and a baseline must learn from the same: name it with --train",
+    "compare lstm bert2": "'bert2' is not a member of the family; did you mean 'bert'?; it can be decoder, encoder, encoder-decoder, rnn, lstm, gru, or one with +experts",
+    "lab backprop --sizes 2-x": "sizes is '2-x'; give units of each layer, such as 2-3-1",
+}
 GENERATE = {
     "nothere hi": "nothere: no such folder (a model on the hub is called owner/name)",
     "nobody/nothing hi": "nobody/nothing: no such folder, and not fetched from the Hugging Face hub (HF_HUB_OFFLINE is set)",
@@ -115,8 +153,8 @@ GENERATE = {
     "hollow hi": "hollow/config.json: no such file; a model folder holds one",
     "only-bin hi": "only-bin/tokenizer.json: no such file; a model folder needs one (transformers writes it with AutoTokenizer.from_pretrained(...).save_pretrained(...))",
     "truncated hi": "truncated/model.safetensors: its tensors take 23,872 bytes, but 23,862 are there",
-    "strange hi": "strange/config.json: model_type is 'mamba'; read are gpt2, llama, mistral, qwen2, qwen3 and transom; did you mean 'llama'?",
-    "narrow hi": "narrow/model.safetensors: tensor 'model.embed_tokens.weight' has shape (258, 16); config.json asks for (258, 24)",
+    "strange hi": "strange/config.json: model_type is 'mamba'; read are bert, dots1, gpt2, llama, marian, mistral, mixtral, olmoe, qwen2, qwen3, qwen3_moe, roberta, t5 and transom; did you mean 'llama'?",
+    "narrow hi": "narrow/model.safetensors: tensor 'model.layers.0.input_layernorm.weight' has shape (16,); config.json asks for (24,)",
     "scaled hi": "scaled/config.json: rope_scaling: rope_type is 'yarn'; supported are default, linear, llama3",
     "mute hi": "mute/tokenizer.json: no such file; a model folder needs one (transformers writes it with AutoTokenizer.from_pretrained(...).save_pretrained(...))",
     "remote hi": "remote/model.safetensors.index.json: '../../secret.safetensors' is not a plain name of a .safetensors file",
@@ -151,7 +189,7 @@ def refusal(words: list[str], place: Path, monkeypatch: pytest.MonkeyPatch, caps
     return re.sub(r"[\d.,]+ GB are free", "N GB are free", said[0].removeprefix("transom: "))
 
 
-@pytest.mark.parametrize(("words", "line"), TRAIN.items(), ids=TRAIN)
+@pytest.mark.parametrize(("words", "line"), (TRAIN | EXAMPLES).items(), ids=TRAIN | EXAMPLES)
 def test_train_refuses(words, line, place, monkeypatch, capsys):
     rest = [word for option in SMALL.items() if option[0] not in words for word in option]
     assert refusal(["train", *words.split(), *rest], place, monkeypatch, capsys) == line
@@ -160,3 +198,8 @@ def test_train_refuses(words, line, place, monkeypatch, capsys):
 @pytest.mark.parametrize(("words", "line"), GENERATE.items(), ids=GENERATE)
 def test_generate_refuses(words, line, place, monkeypatch, capsys):
     assert refusal(["generate", *words.split()], place, monkeypatch, capsys) == line
+
+
+@pytest.mark.parametrize(("words", "line"), ANSWER.items(), ids=ANSWER)
+def test_other_verbs_refuse(words, line, place, monkeypatch, capsys):
+    assert refusal(words.split(), place, monkeypatch, capsys) == line

@@ -339,8 +339,8 @@ class OptimSettings(Settings):
     """Muon's memory of the gradient."""
     schedule: Literal["wsd", "cosine"] = "wsd"
     """Warm-up, stable, decay; or a cosine. Both end at zero when the run ends."""
-    warmup: Fraction = 0.02
-    """Share of the run in which the learning rate rises."""
+    warmup: Fraction | None = None
+    """Share of the run in which the learning rate rises [default: 0.02; 0.1 where norms come after]."""
     cooldown: Fraction = 0.4
     """Share of the run in which it falls to zero (wsd)."""
     clip: Annotated[float, Field(ge=0)] = 1.0

@@ -69,10 +69,11 @@ def test_window_counts_the_token_itself():
 @pytest.mark.parametrize("packed", [False, True])
 def test_blocked_backward_is_as_exact_as_the_kernel(length, packed):
     """Gradients in bfloat16 are no further from float64 than those of the fused kernel, times two."""
+    torch.manual_seed(length)
     exact = [x.double().requires_grad_() for x in qkv(3, length, length, 4, 2, width=32)]
     coarse = [x.detach().bfloat16().requires_grad_() for x in exact]
     rule = Rule(causal=True, documents=(torch.arange(length) // 40).expand(3, -1) if packed else None)
-    assert pays(coarse[0], coarse[1], dropout=0.0)
+    assert pays(coarse[0], coarse[1])
     mixed = attend(*coarse, rule)
     assert "BlockedAttention" in type(mixed.grad_fn).__name__
     slope = torch.randn_like(mixed)

@@ -82,16 +82,16 @@ class Rule:
         return seen[:, None]
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, rule: Rule, dropout: float = 0.0) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
     """Weighted sums of values: query (B, L, H, K), key and value (B, M, G, K) -> (B, L, H, K).
 
     Runs in the fused kernel. Scores with a soft cap, which it does not know, take the plain path.
     """
     if rule.softcap is not None:
-        return attend_plain(query, key, value, rule, dropout)
+        return attend_plain(query, key, value, rule)
     n_queries, n_keys = query.shape[1], key.shape[1]
     causal = rule.is_plainly_causal(n_queries, n_keys) and rule.bias is None
-    if rule.bias is None and pays(query, key, dropout):
+    if rule.bias is None and pays(query, key):
         key, value = (_one_per_query(x, query.shape[2]) for x in (key, value))
         mask = rule.mask(n_queries, n_keys, query.device)
         return blocked_attention(query, key, value, mask, causal, rule.scale_of(query))
@@ -104,7 +104,6 @@ def attend(query: Tensor, key: Tensor, value: Tensor, rule: Rule, dropout: float
         key.transpose(1, 2),
         value.transpose(1, 2),
         attn_mask=mask,
-        dropout_p=dropout,
         is_causal=causal,
         scale=rule.scale,
         enable_gqa=query.shape[2] != key.shape[2],
@@ -112,7 +111,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, rule: Rule, dropout: float
     return mixed.transpose(1, 2)
 
 
-def attend_plain(query: Tensor, key: Tensor, value: Tensor, rule: Rule, dropout: float = 0.0) -> Tensor:
+def attend_plain(query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
     """The same as `attend`, step by step: scores, cap, bias, mask, softmax, mix. Holds an (L, M) map."""
     n_queries, n_keys = query.shape[1], key.shape[1]
     key, value = (_one_per_query(x, query.shape[2]) for x in (key, value))
@@ -125,7 +124,7 @@ def attend_plain(query: Tensor, key: Tensor, value: Tensor, rule: Rule, dropout:
     mask = rule.mask(n_queries, n_keys, query.device)
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf)
-    pattern = F.dropout(scores.softmax(dim=-1), dropout, training=dropout > 0)
+    pattern = scores.softmax(dim=-1)
     return torch.einsum("bhlm,bmhk->blhk", pattern.to(value.dtype), value)
 
 
@@ -148,12 +147,7 @@ class SelfAttention(nn.Module):
         if config.qk_norm:
             self.q_norm = RMSNorm(queries if self.whole_norm else config.head_dim, config.norm_eps)
             self.k_norm = RMSNorm(keys if self.whole_norm else config.head_dim, config.norm_eps)
-        self.qk_norm, self.head_dim, self.layer, self.dropout = (
-            config.qk_norm,
-            config.head_dim,
-            layer,
-            config.dropout,
-        )
+        self.qk_norm, self.head_dim, self.layer = config.qk_norm, config.head_dim, layer
 
     def forward(
         self, x: Tensor, rule: Rule, turn: tuple[Tensor, Tensor] | None, state: KVCache | None
@@ -172,7 +166,7 @@ class SelfAttention(nn.Module):
             query, key = rotate(query, *turn), rotate(key, *turn)
         if state is not None:
             key, value = state.append(self.layer, key, value)
-        mixed = attend(query, key, value, rule, self.dropout if self.training else 0.0)
+        mixed = attend(query, key, value, rule)
         return self.o_proj(mixed.reshape(batch, length, -1))
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -190,7 +184,7 @@ class CrossAttention(nn.Module):
         self.k_proj = Linear(config.dim, width, bias=config.qkv_bias)
         self.v_proj = Linear(config.dim, width, bias=config.qkv_bias)
         self.o_proj = Linear(width, config.dim, bias=config.out_bias)
-        self.head_dim, self.layer, self.dropout = config.head_dim, layer, config.dropout
+        self.head_dim, self.layer = config.head_dim, layer
 
     def forward(self, x: Tensor, rule: Rule, memory: Memory) -> Tensor:
         """`rule` is of the rows of `memory`; a row that several rows of x share is read by all their queries
@@ -198,7 +192,7 @@ class CrossAttention(nn.Module):
         """
         key, value = memory.keys_and_values(self.layer, self._project)
         query = self.q_proj(x).view(key.shape[0], -1, key.shape[2], self.head_dim)
-        mixed = attend(query, key, value, rule, self.dropout if self.training else 0.0)
+        mixed = attend(query, key, value, rule)
         return self.o_proj(mixed.reshape(x.shape[0], x.shape[1], -1))
 
     def _project(self, source: Tensor) -> tuple[Tensor, Tensor]:

@@ -175,7 +175,7 @@ class KVCache(Slots):
 
 
 class StateHistory(Slots):
-    """The states of a recurrence after every token: per layer and part (h, and c of an LSTM) (B, capacity, D).
+    """The states of a recurrence after every token: per layer and part (h, c of an LSTM) (B, capacity, D).
 
     Only the newest is read; the others make `truncate` what it is for a cache of keys: forgetting.
     """

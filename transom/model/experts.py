@@ -131,7 +131,7 @@ class MixtureOfExperts(nn.Module):
         by_expert = chosen.flatten().argsort(stable=True)
         counts = torch.bincount(chosen.flatten(), minlength=self.router.experts.n_experts)
         rows = self.experts(x[by_expert // n_active], counts, self.activation)
-        # Back to the order of the tokens by indexing, whose every target is hit once: the same bits each time.
+        # Back to the order of the tokens by indexing, which hits every target once: the same bits each time.
         back = torch.empty_like(by_expert)
         back[by_expert] = torch.arange(len(by_expert), device=x.device)
         return (rows[back].view(len(x), n_active, -1) * weights[..., None]).sum(1)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import ModelConfig
+from .dropout import dropout
 from .feedforward import ACTIVATIONS, Linear
 from .norms import NORMS
 
@@ -53,7 +54,7 @@ class ClassifyHead(nn.Module):
         return self.out(self._drop(self.dense(pooled).tanh())).float()
 
     def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+        return dropout(x, self.dropout, self.training)
 
 
 class TagHead(nn.Module):
@@ -66,7 +67,7 @@ class TagHead(nn.Module):
 
     def forward(self, hidden: Tensor, documents: Tensor | None = None) -> Tensor:
         """(B, L, D) -> float32 (B, L, C)."""
-        return self.out(F.dropout(hidden, self.dropout, self.training) if self.dropout else hidden).float()
+        return self.out(dropout(hidden, self.dropout, self.training)).float()
 
 
 class EmbedHead(nn.Module):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .cache import Memory, StateHistory
 from .config import ModelConfig
+from .dropout import dropout
 from .feedforward import Linear
 from .heads import TokenHead
 from .initialize import initialize
@@ -194,7 +195,7 @@ class Recurrent(nn.Module):
         return self._drop(x.to(dtype or self.embed.weight.dtype))
 
     def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.config.dropout, self.training) if self.config.dropout else x
+        return dropout(x, self.config.dropout, self.training)
 
     def _first(self, memory: Memory) -> list[list[Tensor]]:
         """The state of each layer before the target, made of the mean of the source: parts of (B, D)."""

@@ -9,13 +9,13 @@ Read next: attention, feedforward, experts.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .attention import CrossAttention, Rule, SelfAttention
 from .cache import KVCache, Memory
 from .config import ModelConfig
+from .dropout import dropout
 from .experts import MixtureOfExperts
 from .feedforward import FeedForward
 from .norms import NORMS
@@ -63,7 +63,7 @@ class Block(nn.Module):
         return self.ffn_norm(x + self._drop(self.ffn(x)))
 
     def _drop(self, branch: Tensor) -> Tensor:
-        return F.dropout(branch, self.dropout, self.training) if self.dropout else branch
+        return dropout(branch, self.dropout, self.training)
 
 
 class Stack(nn.Module):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .cache import KVCache, Memory
 from .config import ModelConfig
+from .dropout import dropout
 from .experts import balance_loss, routers
 from .heads import HEADS
 from .initialize import initialize
@@ -128,7 +129,7 @@ class Transformer(Stack):
         x = x.to(dtype or self.embed.weight.dtype)
         if config.embed_norm:
             x = self.embed_norm(x)
-        return F.dropout(x, config.dropout, self.training) if config.dropout else x
+        return dropout(x, config.dropout, self.training)
 
     @property
     def output_weight(self) -> Tensor:
@@ -213,7 +214,7 @@ class Transformer(Stack):
 
         Two per weight that multiplies, forward, and four backward; attention counts the half of the map that
         a causal model computes. Lookups, norms and activations are left out. Of an encoder-decoder: for one
-        token of either side, where both are equally long; of a text classifier the head is too small to count.
+        token of either side, where both are equally long.
         """
         config = self.config
         tables = {n: w.numel() for n, w in self.named_parameters() if n.split(".")[-2].endswith("embed")}

@@ -164,9 +164,16 @@ def optimizer(settings: TrainSettings) -> str:
     return "adamw" if settings.model.weights else "muon"
 
 
+def warmup(settings: TrainSettings, config: ModelConfig) -> float:
+    """The share of a run in which the rate rises: post-norm, and weights that are given, need more of it."""
+    if settings.optim.warmup is not None:
+        return settings.optim.warmup
+    return 0.1 if config.norm_position == "after" or settings.model.weights else 0.02
+
+
 def rates(settings: OptimSettings, config: ModelConfig, given_weights: bool = False) -> Rates:
     """The peak learning rates: as given, else by the rule for the width (or for weights that are given)."""
-    rule = default_rates(config.dim, settings.name, given_weights)
+    rule = default_rates(config, settings.name, given_weights)
     lr = settings.lr or rule.lr
     follows = lr if settings.name == "adamw" else rule.matrix_lr
     return Rates(lr=lr, matrix_lr=settings.matrix_lr or follows)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from ..data.examples import Classification, Embedding, LabelledRows, PairRows, Translation
+from ..data.examples import Classification, Embedding, PairRows, Translation
 from ..data.labelled import LabelledSource, open_labelled
 from ..data.pairs import PairSource, open_pairs
 from ..data.prepare_examples import prepare_labelled, prepare_pairs

@@ -17,9 +17,9 @@ from ..data.order import Batch
 from ..data.tokenizer import Tokenizer
 from ..errors import Refused
 from ..hardware import DtypeChoice, Hardware
+from ..model.build import Model, build
 from ..model.config import ModelConfig
 from ..model.losses import RUN_BYTES
-from ..model.build import Model, build
 from ..settings import TrainSettings
 from . import memory
 from .architecture import model_config, optimizer, windows_per_step

@@ -23,7 +23,7 @@ from ..hardware import Hardware
 from ..model.experts import routers
 from ..settings import TrainSettings
 from . import ledger, memory, state
-from .architecture import optimizer, rates, settle
+from .architecture import optimizer, rates, settle, warmup
 from .budget import Budget, Clock
 from .folder import open_folder
 from .forecast import activation_bytes, forecast, refuse_what_cannot_fit
@@ -78,7 +78,8 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
 
         # How long, and how fast. What the settings leave to a rule is settled here.
         config, feed = task.config, task.feed
-        settings = settings.with_({"optim.name": optimizer(settings)})
+        by_rule = {"optim.name": optimizer(settings), "optim.warmup": warmup(settings, config)}
+        settings = settings.with_(by_rule)
         budget = Budget.of(settings, feed.tokens_per_step, feed.steps_per_epoch)
         peak_rates = rates(settings.optim, config, bool(settings.model.weights))
 

@@ -27,7 +27,9 @@ def given_config(settings: TrainSettings, tokenizer: Tokenizer, **head: Any) -> 
     """The config of `model.weights` with another head and what else may change. Raises `Refused`."""
     assert settings.model.weights is not None
     config, _ = load_config(resolve(settings.model.weights))
-    asked = settings.model.given()
+    asked = {name: value for name, value in settings.model.given().items() if value is not None}
+    if asked.get("max_len", config.max_len) <= config.max_len:  # of the texts; the model's own stays
+        asked.pop("max_len", None)
     fixed = [n for n in asked if n not in (*MAY_CHANGE, "weights", "kind", "size") or n in EXPERTS]
     for name in fixed:
         if getattr(config, name, None) != asked[name]:

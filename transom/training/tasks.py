@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..data.shape import guess_task
+from ..errors import Refused
 from ..settings import TrainSettings
 from .architecture import member
 from .example_tasks import classify_task, embed_task, translate_task
@@ -30,6 +31,16 @@ OF_MEMBER = {"encoder": "mlm", "encoder-decoder": "translate"}
 """What a member of the family learns on running text; all others predict the next token."""
 
 
+ONLY_FOR = {
+    "target": ("translate", "embed"),
+    "target_field": ("translate", "embed"),
+    "validation_target": ("translate", "embed"),
+    "label": ("classify",),
+    "validation": ("translate", "embed", "classify"),
+}
+"""Settings of data that mean something to some tasks only."""
+
+
 def choose_task(settings: TrainSettings, report: Report) -> TrainSettings:
     """Settings whose task and data are named: as asked for, else guessed from the data, which is said.
 
@@ -46,6 +57,11 @@ def choose_task(settings: TrainSettings, report: Report) -> TrainSettings:
             task, why = "mlm", f"{why}; an encoder learns it by filling masks"
         settings = settings.with_({"task": task})
         report("note", text=f"task: {task} ({why}); --task says otherwise")
+    for name, tasks in ONLY_FOR.items():
+        if getattr(data, name) is not None and settings.task not in tasks:
+            raise Refused(
+                f"data.{name.replace('_', '-')} is set, but the task is {settings.task}; it is for {', '.join(tasks)}"
+            )
     if not named and settings.task in DEFAULT_DATA:
         settings = settings.with_({"data.source": DEFAULT_DATA[settings.task]})
     if not settings.model.weights:

@@ -15,7 +15,6 @@ from ..data.prepare import Corpus, prepare
 from ..data.sources import open_source
 from ..errors import Refused
 from ..model.build import build
-from ..model.config import ModelConfig
 from ..settings import TrainSettings
 from .architecture import model_config, windows_per_step
 from .folder import RunFolder

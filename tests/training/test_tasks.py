@@ -1,0 +1,135 @@
+"""Every task of every member: it learns, is the same when it is stopped and resumed, and its folder is used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import transom
+from transom.model.experts import routers
+from transom.settings import load
+from transom.training.example_tasks import class_weights
+from transom.training.loop import train
+from transom.training.report import Report
+from transom.training.tasks import choose_task
+
+from .conftest import Tiny
+
+WORDS = ["red", "blue", "green", "grey", "big", "small", "old", "new", "cat", "dog", "bird", "fish", "sat", "ran", "flew", "slept", "here", "there"]
+FORMS = dict(zip(WORDS, ["rot", "blau", "grün", "grau", "groß", "klein", "alt", "neu", "Katze", "Hund", "Vogel", "Fisch", "saß", "lief", "flog", "schlief", "hier", "dort"], strict=True))  # noqa: E501  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sentences of four words with their translation word by word, and with the animal as their class."""
+    folder = tmp_path_factory.mktemp("examples")
+    rng = np.random.default_rng(0)
+    rows = [
+        [WORDS[rng.integers(*span)] for span in ((0, 8), (8, 12), (12, 16), (16, 18))] for _ in range(300)
+    ]
+    rows = list(dict.fromkeys(map(tuple, rows)))
+    pairs = [f"{' '.join(row)}\t{' '.join(FORMS[word] for word in row)}\n" for row in rows]
+    (folder / "pairs.tsv").write_text("source\ttarget\n" + "".join(pairs))
+    classes = [f"{row[1]}\t{' '.join(row)}\n" for row in rows]
+    (folder / "classes.tsv").write_text("label\ttext\n" + "".join(classes))
+    return folder
+
+
+SMALL = {"batch__tokens": 256, "batch__micro": None, "data__val_fraction": 0.1, "model__max_len": 48}
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "translate": ("pairs.tsv", {"task": "translate"}),
+    "translate with gru": ("pairs.tsv", {"task": "translate", "model__kind": "gru", "model__head_dim": None}),
+    "classify": ("classes.tsv", {"task": "classify"}),
+    "embed": ("pairs.tsv", {"task": "embed"}),
+    "masks": ("", {"task": "mlm", "model__max_len": 32}),
+    "experts": ("", {"model__experts": 4, "model__max_len": 32}),
+    "lstm": ("", {"model__kind": "lstm", "model__max_len": 32, "model__head_dim": None}),
+}
+
+
+def settings_of(name: str, tiny: Tiny, examples: Path, **more: Any) -> Any:
+    file, changes = RUNS[name]
+    named = {"data__source": str(examples / file), "data__tokenizer": "chars"} if file else {}
+    if name == "masks":
+        named = {"data__tokenizer": "bpe", "data__vocab_size": 300}
+    return tiny(**{**SMALL, **named, **changes, **more})
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_learns_and_resumes_with_the_same_bits(
+    name: str, tiny: Tiny, examples: Path, tmp_path: Path
+) -> None:
+    whole = train(
+        settings_of(name, tiny, examples, steps=8, save_every=4, keep=9, out=str(tmp_path / "whole"))
+    )
+    assert whole.loss is not None and whole.loss < max(whole.references.values())
+    stopped = tmp_path / "stopped"
+
+    def stop(event: dict[str, Any]) -> None:
+        if event["event"] == "save" and event["step"] == 4 and "checkpoints" in event["path"]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            settings_of(name, tiny, examples, steps=8, save_every=4, keep=9, out=str(stopped)), on_event=stop
+        )
+    again = train(load(type(settings_of(name, tiny, examples)), {"out": str(stopped), "resume": True}))
+    assert again.step == 8 and again.weights_sha256 == whole.weights_sha256
+
+
+def test_a_translator_learns_to_translate(tiny: Tiny, examples: Path) -> None:
+    run = train(
+        settings_of("translate", tiny, examples, steps=250, data__tokenizer="bpe", data__vocab_size=400)
+    )
+    translator = transom.load(run.model_folder)
+    rows = [line.split("\t") for line in (examples / "pairs.tsv").read_text().splitlines()[1:41]]
+    right = sum(translator.translate(source, beam=2).text == target for source, target in rows)
+    assert right >= 36, f"{right} of 40; {translator.translate(rows[0][0]).text!r} for {rows[0]}"
+
+
+def test_a_classifier_learns_its_classes_and_a_translator_of_them_can_begin_there(
+    tiny: Tiny, examples: Path, tmp_path: Path
+) -> None:
+    run = train(settings_of("classify", tiny, examples, steps=120))
+    classifier = transom.load(run.model_folder)
+    assert classifier.classify("red cat sat here").label == "cat"
+    assert classifier.classify("red cat sat here", reject_below=1.0).label is None
+    begun = train(settings_of("classify", tiny, examples, steps=1, model__weights=str(run.model_folder),
+                              model__dim=None, model__n_layers=None, model__head_dim=None, model__max_len=None,
+                              data__tokenizer="auto", out=str(tmp_path / "begun")))  # fmt: skip
+    assert begun.loss is not None and begun.loss < 1.0 < begun.references["uniform"]
+    assert begun.ledger["begun_from"] == str(run.model_folder)
+
+
+def test_the_load_of_experts_is_told_and_kept_even(tiny: Tiny) -> None:
+    run = train(tiny(steps=60, model__experts=4, model__max_len=32, batch__tokens=512, batch__micro=None))
+    steps = [event for event in run.metrics if event["event"] == "step"]
+    assert {"max_violation", "entropy", "dead_experts"} == set(steps[0]["load"])
+    assert steps[-1]["load_lately"]["dead_experts"] == 0
+    model = transom.load(run.model_folder).model
+    assert any(bool(router.correction.any()) for router in routers(model) if router.correction is not None)
+
+
+def test_the_task_is_guessed_from_the_data_and_said(examples: Path, tiny: Tiny) -> None:
+    said: list[dict[str, Any]] = []
+    for file, task in (("pairs.tsv", "translate"), ("classes.tsv", "classify")):
+        settings = tiny(data__source=str(examples / file))
+        assert choose_task(settings, Report(True, said.append)).task == task
+    assert [event["text"].split(" (")[0] for event in said] == ["task: translate", "task: classify"]
+    assert choose_task(tiny(model__kind="encoder"), Report(False)).task == "mlm"
+
+
+def test_rare_classes_count_more_where_classes_are_uneven() -> None:
+    counts = np.array([90, 10])
+    auto, said = class_weights(counts, "auto")
+    assert auto is not None and "9.0 times" in said
+    assert auto[1] / auto[0] == pytest.approx(3.0)  # the root of nine
+    assert float((auto * torch.tensor(counts)).sum() / 100) == pytest.approx(1.0)
+    assert class_weights(np.array([60, 40]), "auto")[0] is None
+    balanced = class_weights(counts, "balanced")[0]
+    assert balanced is not None and balanced[1] / balanced[0] == pytest.approx(9.0)
+    assert class_weights(counts, "none")[0] is None
