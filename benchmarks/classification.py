@@ -1,5 +1,5 @@
-"""Four sets of labelled texts: a Transformer from nothing, the real MiniLM fine-tuned, and TF-IDF with logistic
-regression, on the same training texts and the same test texts.
+"""Four sets of labelled texts: a Transformer from nothing, the real MiniLM fine-tuned, and TF-IDF with
+logistic regression, on the same training texts and the same test texts.
 
 SST-2 has its own test side (the development set); of TREC-6, medical abstracts and unfair terms of service
 only one part is at hand, of which every fifth text (by a shuffle with a fixed seed) is held out. Nothing is

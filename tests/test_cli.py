@@ -89,7 +89,7 @@ WRONG = [
     ("train --optim.lr -1", "optim.lr is '-1'; it must be greater than 0"),
     ("train --optim.lr nan", "optim.lr is 'nan'; it must be a finite number"),
     ("train --optim sgd", "optim.name is 'sgd'; it can be auto, muon, adamw"),
-    ("train --model elman", "model.kind is 'elman'; it can be decoder, encoder, encoder-decoder, rnn, lstm, gru"),
+    ("train --model elman", "model.kind is 'elman'; it can be decoder, encoder, encoder-decoder, rnn, "),
     ("translate", 'command "translate" parameter MODEL requires an argument'),
     ("lab backprob", 'unknown command "backprob"'),
     ("train --model.size nanno", "model.size is 'nanno'; it can be nano, mini, small; did you mean 'nano'?"),

@@ -44,7 +44,7 @@ app = App(
 )
 for _place, (_verb, _help) in enumerate(VERBS.items()):
     app.command(f"transom.cli:{_verb}", name=_verb, help=_help, help_epilogue="", sort_key=_place)
-lab = App(name="lab", help="Experiments to learn from; each prints its numbers and draws them.", help_epilogue="",
+lab = App(name="lab", help="Experiments that print their numbers and draw them.", help_epilogue="",
           sort_key=len(VERBS))  # fmt: skip
 for _verb, _help in EXPERIMENTS.items():
     lab.command(f"transom.cli:{_verb}", name=_verb, help=_help)

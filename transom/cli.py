@@ -238,7 +238,7 @@ def classify(
     classifier = _loaded(model, "Classifier", dtype, device)
     with _answer(json) as show:
         show(Answers("classifications", sources, classifier.classify(sources, reject_below=reject_below),
-                     lambda text, answer: f"{answer.label or '(unsure)'}\t{answer.confidence:.3f}\t{text}"))  # fmt: skip
+                     lambda text, a: f"{a.label or '(unsure)'}\t{a.confidence:.3f}\t{text}"))  # fmt: skip
 
 
 def embed(

@@ -37,7 +37,9 @@ VARIANTS = {
     "no positions": TINY.with_(position="none", activation="relu2", gated=False),
     "relative": TINY.with_(position="relative", attn_scale=1.0, relative_buckets=8, relative_max_distance=12),
     "experts": TINY.with_(experts=Experts(8, 2, 24, n_shared=1, first_dense=1)),
-    "experts by loss": TINY.with_(experts=Experts(4, 2, 24, score="softmax", balance="loss", balance_rate=0.1)),
+    "experts by loss": TINY.with_(
+        experts=Experts(4, 2, 24, score="softmax", balance="loss", balance_rate=0.1)
+    ),
     "whole qk-norm": TINY.with_(qk_norm=True, qk_norm_over="projection"),
     "rnn": TINY.with_(cell="rnn"),
     "lstm": TINY.with_(cell="lstm"),

@@ -38,7 +38,7 @@ WORDS = {
             "",
             'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")',
             'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")',
-            'tokens = model.generate(**tokenizer("Once upon a time", return_tensors="pt"), max_new_tokens=50)',
+            'tokens = model.generate(**tokenizer("Once upon a time", return_tensors="pt"), max_new_tokens=50)',  # noqa: E501
             "print(tokenizer.decode(tokens[0]))",
         ),
         "It continues text like the text it learned from; it was not tuned to follow instructions or to tell "
@@ -70,8 +70,8 @@ WORDS = {
             'tokens = model.generate(**tokenizer("A text to translate", return_tensors="pt"))',
             "print(tokenizer.decode(tokens[0], skip_special_tokens=True))",
         ),
-        "It translates texts like those it learned from; on others it may invent, leave out or repeat, without "
-        "a sign.",
+        "It translates texts like those it learned from; on others it may invent, leave out or repeat, "
+        "without a sign.",
     ),
     "classify": Words(
         "A text classifier",
@@ -160,8 +160,8 @@ The data's own licence applies to the data; look at it before you publish this m
 def _data(data: dict[str, Any]) -> str:
     if "documents" in data:
         return (
-            f"{data['documents']:,} documents, {data['bytes']:,} bytes, {data['train_tokens']:,} training and\n"
-            f"{data['held_out_tokens']:,} held-out tokens"
+            f"{data['documents']:,} documents, {data['bytes']:,} bytes, {data['train_tokens']:,} training\n"
+            f"and {data['held_out_tokens']:,} held-out tokens"
         )
     return f"{data['examples']:,} examples to learn from, {data['held_out_examples']:,} held out"
 

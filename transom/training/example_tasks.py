@@ -63,16 +63,18 @@ def translate_task(settings: TrainSettings, folder: RunFolder, world: World, rep
         )
         for rows, n in ((made.train, world.size), (made.held_out, 1))
     )  # fmt: skip
-    smoothing = settings.optim.label_smoothing
+    asked = settings.optim.label_smoothing
+    smoothing = SMOOTHING if asked is None else asked
     shown = made.held_out_pairs[0]
     return Task(
         name="translate", unit="target token", config=config, tokenizer=tokenizer, data_hash=made.data_hash,
         feed=learned, scored=_scored(held_out), lines=target_lines(made.train, made.held_out, tokenizer),
         build=first,
-        objective=partial(objectives.LanguageModelling, smoothing=SMOOTHING if smoothing is None else smoothing),
+        objective=partial(objectives.LanguageModelling, smoothing=smoothing),
         write=lambda model, dtype: (
             f"{shown.source} -> ",
-            f"{translated(model, tokenizer=tokenizer, source=shown.source, dtype=dtype)} (wanted: {shown.target})",
+            translated(model, tokenizer=tokenizer, source=shown.source, dtype=dtype)
+            + f" (wanted: {shown.target})",
         ),
         facts=_facts(made), generation={"num_beams": 4, "max_length": config.max_len},
     )  # fmt: skip

@@ -270,8 +270,8 @@ class RandomFeed:
         tokens, targets, source = (
             torch.randint(self.config.vocab_size, shape, generator=generator) for _ in range(3)
         )
-        if self.config.kind == "encoder-decoder":
-            return PairBatch(source, None, tokens, targets, None, torch.arange(n_rows), tokens.numel(), 0)
         rows = torch.full((n_rows,), self.row_length)
+        if self.config.kind == "encoder-decoder":
+            return PairBatch(source, None, tokens, targets, None, torch.arange(n_rows), rows, rows)
         count = tokens.numel()
         return Batch(tokens, targets, None, None, torch.arange(n_rows), rows, rows, count, count)

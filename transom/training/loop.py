@@ -1,10 +1,9 @@
 """The training loop: from settings to a trained model in a folder, top to bottom.
 
 A task gives data, model and objective; the model is new or brought back; and then step after step: a batch
-that is a pure function of (seed, step), the gradient of its mean loss, one update. Everything else (evaluations, samples,
-checkpoints) happens between two steps, so that a run can stop after any step and go on with the same bits.
-Read next: task, gradient, milestones, state,
-parallelism.
+that is a pure function of (seed, step), the gradient of its mean loss, one update. Everything else
+(evaluations, samples, checkpoints) happens between two steps, so that a run can stop after any step and go on
+with the same bits. Read next: task, gradient, milestones, state, parallelism.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -156,7 +156,7 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
                 between.judge(broken, gradient, skips)
 
             # The update.
-            factor = schedule(place, settings.optim.warmup, settings.optim.cooldown)
+            factor = schedule(place, settings.optim.warmup or 0.0, settings.optim.cooldown)
             if gradient.is_finite:
                 clip(named, gradient.norm, settings.optim.clip)
                 optimizers.set_factor(factor)
@@ -181,7 +181,8 @@ def choose_micro_batch(
 ) -> MicroBatch:
     """The size of a micro-batch out of this rank's `share` of rows: the run's own when it is resumed."""
     config, feed = task.config, task.feed
-    dtype, parameters = objective.dtype, objective.model.n_parameters  # type: ignore[union-attr]
+    dtype: Any = objective.dtype
+    parameters: Any = objective.model.n_parameters  # type: ignore[union-attr]
     found = find_micro_batch(
         objective, share, feed.row_length, feed.trial, world.device,
         bytes_of=lambda n: activation_bytes(

@@ -20,7 +20,7 @@ from ..data.order import Batch
 from ..errors import Refused
 
 FIRST_TOKENS = 1024
-"""Tokens of the smallest piece worth trying on a CPU: below, the overhead of each call is what is measured."""
+"""Tokens of the smallest piece worth trying on a CPU: below, overhead is what is measured."""
 CUDA_TOKENS = 65_536
 """A piece of this many tokens fills any GPU; larger ones only need memory."""
 
@@ -51,9 +51,8 @@ def find_micro_batch(
 ) -> MicroBatch:
     """Choose among (about) equal shares of `windows`, this rank's rows of a step, in about `seconds`.
 
-    draw(n) gives a batch of n windows of (about) `length` tokens. bytes_of(n): memory that a piece of n windows
-    takes, by formula. only: a size that was asked for; it is timed, nothing is chosen. Weights are left as
-    they were. Raises `Refused` when not even one window fits.
+    draw(n) gives a batch of n windows of (about) `length` tokens. bytes_of(n): memory that n windows take,
+    by formula. only: a size that was asked for; it is timed, nothing is chosen. Weights are left as they were. Raises `Refused` when not even one window fits.
     """
     if only is not None:
         took = measure(objective, draw(min(only, windows)), device)

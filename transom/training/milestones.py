@@ -125,8 +125,8 @@ class Milestones:
         shares = f", {self.world.size} processes ({self.world.kind})" if self.world.size > 1 else ""
         for text in (
             f"run: {self.folder.path}",
-            f"model: {config.cell or config.kind} of {self.model.n_parameters:,} parameters{used}, {layers} of "
-            f"{config.dim}, context {config.max_len}, vocabulary {config.vocab_size:,}",
+            f"model: {config.cell or config.kind} of {self.model.n_parameters:,} parameters{used}, {layers} "
+            f"of {config.dim}, context {config.max_len}, vocabulary {config.vocab_size:,}",
             f"format: {self._format()}",
             f"arithmetic: {self.choice.reason}{shares}",
             f"step: {self.expected.tokens_per_step:,} tokens, {self.micro.windows} rows at a time "
@@ -402,6 +402,7 @@ class Milestones:
             loss=score.loss if score else None, bits_per_byte=score.bits_per_byte if score else None,
             references=self.lines,
             sentence=held_out.verdict(score.loss, self.lines) if score else "",
-            prompt=self.written[0], sample=self.written[1], task=self.task.name, unit=self.task.unit, seconds=self.clock.elapsed(),
+            prompt=self.written[0], sample=self.written[1], task=self.task.name, unit=self.task.unit,
+            seconds=self.clock.elapsed(),
             weights_sha256=self.fingerprint, interrupted=interrupted,
         )  # fmt: skip

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..model.build import Model
-from ..model.transformer import Transformer
 
 
 class LanguageModelling(nn.Module):
@@ -41,7 +40,7 @@ class Classification(nn.Module):
 
     def __init__(
         self,
-        model: Transformer,
+        model: Model,
         dtype: torch.dtype = torch.float32,
         weights: Tensor | None = None,
         smoothing: float = 0.0,
@@ -52,7 +51,7 @@ class Classification(nn.Module):
 
     def forward(self, batch: Any) -> Tensor:
         hidden = self.model(batch.tokens, documents=batch.documents, dtype=self.dtype)
-        scores = self.model.label_logits(hidden, batch.documents)
+        scores = self.model.label_logits(hidden, batch.documents)  # type: ignore[union-attr]
         weights, smoothing = (self.weights, self.smoothing) if self.training else (None, 0.0)
         return F.cross_entropy(scores, batch.labels, weights, reduction="sum", label_smoothing=smoothing)
 
@@ -63,7 +62,7 @@ class Contrast(nn.Module):
     Henderson et al. 2017).
     """
 
-    def __init__(self, model: Transformer, dtype: torch.dtype = torch.float32, scale: float = 20.0) -> None:
+    def __init__(self, model: Model, dtype: torch.dtype = torch.float32, scale: float = 20.0) -> None:
         super().__init__()
         self.model, self.dtype, self.scale = model, dtype, scale
 
@@ -77,4 +76,4 @@ class Contrast(nn.Module):
 
     def _vectors(self, tokens: Tensor, documents: Tensor | None) -> Tensor:
         hidden = self.model(tokens, documents=documents, dtype=self.dtype)
-        return F.normalize(self.model.vectors(hidden, documents), dim=-1)
+        return F.normalize(self.model.vectors(hidden, documents), dim=-1)  # type: ignore[union-attr]

@@ -51,7 +51,7 @@ def default_rates(config: ModelConfig, name: str, given_weights: bool = False) -
 def is_matrix(name: str, weight: Tensor) -> bool:
     """Whether a parameter is a matrix, or one for each expert, inside a layer: what Muon is for.
 
-    A router is none: its few rows are scores, and pushing all of them to one size would make choices of noise.
+    A router is none: its rows are scores, and pushing all of them to one size would make choices of noise.
     """
     return weight.ndim >= 2 and ".layers." in f".{name}" and ".router." not in name
 

@@ -1,4 +1,4 @@
-"""Which task a run has, and its preparation: the one table from a task's name to the room's part that makes it.
+"""Which task a run has, and its preparation: the one table from a task's name to what makes it.
 
 What nobody said is guessed from the shape of the data, and said aloud. Read next: text_task, example_tasks.
 """
@@ -60,7 +60,8 @@ def choose_task(settings: TrainSettings, report: Report) -> TrainSettings:
     for name, tasks in ONLY_FOR.items():
         if getattr(data, name) is not None and settings.task not in tasks:
             raise Refused(
-                f"data.{name.replace('_', '-')} is set, but the task is {settings.task}; it is for {', '.join(tasks)}"
+                f"data.{name.replace('_', '-')} is set, but the task is {settings.task}; it is for "
+                f"{', '.join(tasks)}"
             )
     if not named and settings.task in DEFAULT_DATA:
         settings = settings.with_({"data.source": DEFAULT_DATA[settings.task]})

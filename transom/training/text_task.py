@@ -39,8 +39,10 @@ def text_task(settings: TrainSettings, folder: RunFolder, world: World, report: 
         config = given_config(settings, tokenizer, head="tokens")
         first = partial(given_model, settings, config)
     else:
-        ids = dict(pad_id=tokenizer.pad_id, bos_id=tokenizer.eos_id, eos_id=tokenizer.eos_id)
-        config = model_config(settings.model, tokenizer.vocab_size, settings.task, **ids)
+        ids: dict[str, int | None] = dict(
+            pad_id=tokenizer.pad_id, bos_id=tokenizer.eos_id, eos_id=tokenizer.eos_id
+        )
+        config = model_config(settings.model, tokenizer.vocab_size, settings.task, (), **ids)
         first = partial(build, config)
     learned = Windows(corpus.train, config.max_len, settings.seed, name=f"{name} (to learn from)")
     held_out = Windows(corpus.held_out, config.max_len, settings.seed, name=f"{name} (held out)")
