@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from transom.training import held_out, loop
-from transom.training import text as run_text
+from transom.training import held_out, loop, text_task
 from transom.training.loop import train
 
 from .conftest import Tiny
@@ -40,7 +39,7 @@ def test_a_signal_while_data_is_prepared_leaves_at_once(tiny: Tiny, monkeypatch:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(10)
 
-    monkeypatch.setattr(run_text, "prepare", slow)
+    monkeypatch.setattr(text_task, "prepare", slow)
     started = time.monotonic()
     run = train(tiny())
     assert run.interrupted and run.step == 0 and time.monotonic() - started < 5

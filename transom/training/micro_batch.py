@@ -52,7 +52,8 @@ def find_micro_batch(
     """Choose among (about) equal shares of `windows`, this rank's rows of a step, in about `seconds`.
 
     draw(n) gives a batch of n windows of (about) `length` tokens. bytes_of(n): memory that n windows take,
-    by formula. only: a size that was asked for; it is timed, nothing is chosen. Weights are left as they were. Raises `Refused` when not even one window fits.
+    by formula. only: a size that was asked for; it is timed, nothing is chosen. Weights stay as they were.
+    Raises `Refused` when not even one window fits.
     """
     if only is not None:
         took = measure(objective, draw(min(only, windows)), device)
