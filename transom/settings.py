@@ -368,7 +368,8 @@ class TrainSettings(Settings):
     """Predict the next token, masked tokens, a translation or a class, or bring texts that belong together
     near each other; auto: guessed from the data and said."""
     budget: Time | None = 600.0
-    """Train for this long. One of budget, steps, epochs and tokens ends a run; the schedule ends with it."""
+    """Train for this long (3min for the examples that are embedded). One of budget, steps, epochs and tokens
+    ends a run; the schedule ends with it."""
     steps: Size | None = None
     """Train for this many optimizer steps."""
     tokens: Annotated[Count, Field(ge=1)] | None = None

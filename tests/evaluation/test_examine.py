@@ -100,6 +100,7 @@ def test_a_translator_is_measured_against_the_stronger_of_two_baselines() -> Non
     assert knows.beam == 3 and report.score.to_dict()["exact"]["value"] == 1
     assert [rival.name for rival in report.rivals] == ["the source, copied", TranslationMemory.name]
     assert report.verdict.startswith(f"better than {TranslationMemory.name} by")
+    assert [difference.unit for difference in report.differences] == ["points of exact answers", "BLEU"]
     assert test[0].target in str(report) and "signature" not in str(report) and "tok:13a" in str(report)
 
 

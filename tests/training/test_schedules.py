@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from transom.settings import TrainSettings, load
 from transom.training.budget import Budget
 from transom.training.schedules import SCHEDULES
 
@@ -42,8 +43,9 @@ def test_a_run_of_steps_takes_all_of_them_and_none_at_zero(steps: int) -> None:
     assert budget.position(0, 0) > 0 and budget.position(steps - 1, 0) < 1
 
 
-def test_tokens_become_steps() -> None:
-    assert Budget.of(None, None, 1001, 100).steps == 11
+@pytest.mark.parametrize(("asked", "steps"), [({"tokens": 1001}, 11), ({"epochs": 3}, 21), ({"steps": 5}, 5)])
+def test_tokens_and_epochs_become_steps(asked: dict[str, int], steps: int) -> None:
+    assert Budget.of(load(TrainSettings, asked), tokens_per_step=100, steps_per_epoch=7.0).steps == steps
 
 
 @given(speed=st.floats(0.5, 20), reserve=st.floats(0, 10))

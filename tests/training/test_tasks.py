@@ -11,7 +11,7 @@ import torch
 
 import transom
 from transom.model.experts import routers
-from transom.settings import load
+from transom.settings import TrainSettings, load
 from transom.training.example_tasks import class_weights
 from transom.training.loop import train
 from transom.training.report import Report
@@ -122,6 +122,14 @@ def test_the_task_is_guessed_from_the_data_and_said(examples: Path, tiny: Tiny) 
         assert choose_task(settings, Report(True, said.append)).task == task
     assert [event["text"].split(" (")[0] for event in said] == ["task: translate", "task: classify"]
     assert choose_task(tiny(model__kind="encoder"), Report(False)).task == "mlm"
+
+
+def test_embedded_examples_have_a_budget_of_their_own(tiny: Tiny) -> None:
+    bare = load(TrainSettings, {"task": "translate"})
+    assert choose_task(bare, Report(False)).budget == 180
+    assert choose_task(bare.with_({"budget": 60}), Report(False)).budget == 60
+    assert choose_task(bare.with_({"steps": 9}), Report(False)).budget is None
+    assert choose_task(bare.with_({"data.source": "x.tsv"}), Report(False)).budget == 600
 
 
 def test_rare_classes_count_more_where_classes_are_uneven() -> None:

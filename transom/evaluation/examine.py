@@ -31,6 +31,8 @@ from .report import Difference, Report, Rival, cut
 from .translation import bleu_counts, bleu_of, score_translations
 
 SHOWN = 3
+HAS_ONE_ANSWER = 0.5
+"""From this share of exact translations on, a text has one right translation, and exact ones are what counts."""
 UNEVEN = 2.0
 """From this ratio of the commonest to the rarest class on, a baseline that weighs rare ones up is tried."""
 
@@ -146,9 +148,17 @@ def examine_translator(
         for name, rival in scores.items()
     ]
     strongest = max(scores, key=lambda name: scores[name].bleu)
+    score = score_translations(ours, references)
     counts, theirs = bleu_counts(ours, references), bleu_counts(cheap[strongest], references)
-    difference = Difference(strongest, "BLEU", paired_bootstrap(counts, theirs, bleu_of))
-    return Report("translate", score_translations(ours, references), tuple(rivals), (difference,),
+    differences = [Difference(strongest, "BLEU", paired_bootstrap(counts, theirs, bleu_of))]
+    if score.exact.value > HAS_ONE_ANSWER:
+        right, copied = (
+            np.array([one == wanted for one, wanted in zip(texts, references, strict=True)], dtype=float)
+            for texts in (ours, cheap[strongest])
+        )
+        points = paired_bootstrap(right, copied).times(100)
+        differences.insert(0, Difference(strongest, "points of exact answers", points))
+    return Report("translate", score, tuple(rivals), tuple(differences),
                   "the first translations", tuple(_translations(test, ours)), seconds)  # fmt: skip
 
 
