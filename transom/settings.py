@@ -341,8 +341,8 @@ class OptimSettings(Settings):
     """Warm-up, stable, decay; or a cosine. Both end at zero when the run ends."""
     warmup: Fraction | None = None
     """Share of the run in which the learning rate rises [default: 0.02; 0.1 where norms come after]."""
-    cooldown: Fraction = 0.4
-    """Share of the run in which it falls to zero (wsd)."""
+    cooldown: Fraction | None = None
+    """Share of the run in which it falls to zero (wsd) [default: 0.4; 0.8 where norms come after]."""
     clip: Annotated[float, Field(ge=0)] = 1.0
     """Largest norm of the whole gradient; 0 does not clip."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None

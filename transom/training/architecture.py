@@ -164,11 +164,18 @@ def optimizer(settings: TrainSettings) -> str:
     return "adamw" if settings.model.weights else "muon"
 
 
-def warmup(settings: TrainSettings, config: ModelConfig) -> float:
-    """The share of a run in which the rate rises: post-norm, and weights that are given, need more of it."""
-    if settings.optim.warmup is not None:
-        return settings.optim.warmup
-    return 0.1 if config.norm_position == "after" or settings.model.weights else 0.02
+def phases(settings: TrainSettings, config: ModelConfig) -> dict[str, float]:
+    """The shares of a run in which the rate rises and falls: as asked for, else by the rule.
+
+    Post-norm, and weights that are given, need more of a rise. Post-norm also gains by a long fall: dates, 700
+    steps, 5,000 unseen ones: 99.1% exact with 0.4 of the run (two seeds), 99.7% with 0.8 (2026-11-24).
+    """
+    optim, after = settings.optim, config.norm_position == "after"
+    rise = 0.1 if after or settings.model.weights else 0.02
+    return {
+        "optim.warmup": rise if optim.warmup is None else optim.warmup,
+        "optim.cooldown": (0.8 if after else 0.4) if optim.cooldown is None else optim.cooldown,
+    }
 
 
 def rates(settings: OptimSettings, config: ModelConfig, given_weights: bool = False) -> Rates:

@@ -23,7 +23,7 @@ from ..hardware import Hardware
 from ..model.experts import routers
 from ..settings import TrainSettings
 from . import ledger, memory, state
-from .architecture import optimizer, rates, settle, warmup
+from .architecture import optimizer, phases, rates, settle
 from .budget import Budget, Clock
 from .folder import open_folder
 from .forecast import activation_bytes, forecast, refuse_what_cannot_fit
@@ -78,7 +78,7 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
 
         # How long, and how fast. What the settings leave to a rule is settled here.
         config, feed = task.config, task.feed
-        by_rule = {"optim.name": optimizer(settings), "optim.warmup": warmup(settings, config)}
+        by_rule = {"optim.name": optimizer(settings), **phases(settings, config)}
         settings = settings.with_(by_rule)
         budget = Budget.of(settings, feed.tokens_per_step, feed.steps_per_epoch)
         peak_rates = rates(settings.optim, config, bool(settings.model.weights))
@@ -156,7 +156,7 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
                 between.judge(broken, gradient, skips)
 
             # The update.
-            factor = schedule(place, settings.optim.warmup or 0.0, settings.optim.cooldown)
+            factor = schedule(place, settings.optim.warmup or 0.0, settings.optim.cooldown or 0.0)
             if gradient.is_finite:
                 clip(named, gradient.norm, settings.optim.clip)
                 optimizers.set_factor(factor)
