@@ -16,7 +16,7 @@ import numpy.typing as npt
 from transom.data.batches import LabelBatch, PairBatch, Rows, TextPairBatch
 from transom.data.bucketed import Bucketed
 from transom.data.order import NO_LOSS
-from transom.data.ragged import Ragged
+from transom.data.ragged import Ragged, padded_width
 from transom.errors import Refused
 
 if TYPE_CHECKING:
@@ -87,7 +87,8 @@ class _Order(Generic[Batch]):
         """All examples once, the short ones first, at most `tokens` with padding in each batch."""
         order = np.lexsort(self.order.sides.T)
         batches, first, widths = [], 0, [0] * self.order.sides.shape[1]
-        for at, sides in enumerate(self.order.sides[order].tolist()):
+        wide = padded_width(self.order.sides, self.order.sides.max(axis=0, initial=1))
+        for at, sides in enumerate(wide[order].tolist()):
             widths = list(map(max, widths, sides))
             if at > first and sum(widths) * (at + 1 - first) > tokens:
                 batches.append(self.take(order[first:at]))
