@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import sys
 
+from transom.hardware import tune_libraries
+
 NAMES = (
     "training_speed",
     "shakespeare",
@@ -19,6 +21,7 @@ NAMES = (
 
 
 def main() -> None:
+    tune_libraries()  # for all contenders, and before torch is loaded
     asked, options = (sys.argv[1:2], sys.argv[2:]) if len(sys.argv) > 1 else (NAMES, [])
     for name in asked:
         if name not in NAMES:

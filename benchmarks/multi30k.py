@@ -37,7 +37,7 @@ RECIPE: dict[str, Any] = {
 }
 OF_MEMBER: dict[str, dict[str, Any]] = {
     "encoder-decoder": {"model.dim": 192, "model.n_layers": 4},
-    "lstm": {"model.dim": 320, "model.n_layers": 2, "optim.name": "adamw", "optim.lr": 1e-3},
+    "lstm": {"model.dim": 320, "model.n_layers": 2},
 }
 
 

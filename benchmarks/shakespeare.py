@@ -13,9 +13,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from transom.hardware import share_cores
-
-share_cores()  # for both contenders, and before torch is loaded
 
 import torch  # noqa: E402
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from transom.hardware import share_cores
+from transom.hardware import tune_libraries
 
-share_cores()  # before any test imports torch
+tune_libraries()  # before any test imports torch
 
 SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 

@@ -112,13 +112,13 @@ def test_energy_without_a_meter_says_that_it_is_assumed(
 def test_waiting_threads_sleep_soon_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    hardware.share_cores()
+    hardware.tune_libraries()
     assert "GOMP_SPINCOUNT" not in os.environ
     monkeypatch.delenv("OMP_WAIT_POLICY")
-    hardware.share_cores()
+    hardware.tune_libraries()
     assert os.environ["GOMP_SPINCOUNT"] == "10000"
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
-    hardware.share_cores()
+    hardware.tune_libraries()
     assert os.environ["GOMP_SPINCOUNT"] == "7"
 
 

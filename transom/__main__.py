@@ -15,7 +15,7 @@ from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 from . import __version__
 from .errors import Refused
-from .hardware import share_cores
+from .hardware import tune_libraries
 
 VERBS = {
     "train": "Train a model on text, pairs or classes, within a time budget.",
@@ -53,7 +53,7 @@ app.command(lab)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command line and exit: 0 done, 1 our bug, 2 refused, 130 interrupted."""
-    share_cores()
+    tune_libraries()
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
