@@ -13,13 +13,12 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
 
-import torch  # noqa: E402
+import transom
 
-import transom  # noqa: E402
-
-from .measure import DATA, tell  # noqa: E402
-from .plain_gpt import PlainGPT, Recipe, held_out_loss, train_plainly  # noqa: E402
+from .measure import DATA, tell
+from .plain_gpt import PlainGPT, Recipe, held_out_loss, train_plainly
 
 GOAL = 1.88
 OURS = {

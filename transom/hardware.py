@@ -289,10 +289,10 @@ def use_threads(processes: int = 1) -> int:
 def tune_libraries() -> None:
     """Tell the libraries under torch how to wait and how much to keep; to be called before torch is imported.
 
-    Threads that wait for each other soon sleep instead of spinning. GNU's OpenMP spins for about as long as another program's time slice, so where anything else keeps a core
-    busy, two threads wait far more than they work. Steps/s of `nano` on 2 cores (torch 2.13, 2026-11-23),
-    alone and beside other work: as it comes 22.9 and 0.3 to 1.8; with 10,000 spins 23.3 and 3.0 to 4.5;
-    with none 13.7 and 9.
+    Threads that wait for each other soon sleep instead of spinning. GNU's OpenMP spins for about as long as
+    another program's time slice, so where anything else keeps a core busy, two threads wait far more than
+    they work. Steps/s of `nano` on 2 cores (torch 2.13, 2026-11-23), alone and beside other work: as it comes
+    22.9 and 0.3 to 1.8; with 10,000 spins 23.3 and 3.0 to 4.5; with none 13.7 and 9.
 
     oneDNN keeps the code that it wrote for products: for 1,024 kinds as it comes, and batches of different
     lengths need more than that. One translator's gradient on one core 0.55 s, with room for 4,096 0.41 s.

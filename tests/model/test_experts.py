@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transom.model.config import Experts, ModelConfig
-from transom.model.experts import MixtureOfExperts, grouped
+from transom.model.experts import ROWS, MixtureOfExperts, grouped
 from transom.model.initialize import initialize
 from transom.model.transformer import Transformer
 
@@ -40,8 +40,18 @@ KINDS = [
 @pytest.mark.parametrize("gated", [True, False])
 @pytest.mark.parametrize("experts", KINDS, ids=str)
 def test_grouped_equals_one_token_at_a_time(experts: Experts, gated: bool) -> None:
+    check_against_plain(experts, gated, (3, 7))
+
+
+@pytest.mark.parametrize("n_tokens", [ROWS - 1, ROWS, ROWS + 1, 3 * ROWS + 5])
+def test_rows_that_fill_up_an_expert_change_nothing(n_tokens: int) -> None:
+    check_against_plain(KINDS[0], True, (1, n_tokens))
+
+
+def check_against_plain(experts: Experts, gated: bool, shape: tuple[int, int]) -> None:
+    """Forward and gradients are those of the twin that goes token by token."""
     mixed = mixture(experts, gated)
-    x = torch.randn(3, 7, 16, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(*shape, 16, dtype=torch.float64, requires_grad=True)
     fast, plain = mixed(x), mixed.mixed_plain(x)
     torch.testing.assert_close(fast, plain, rtol=0, atol=1e-10)
     learned = [x, *mixed.parameters()]

@@ -167,8 +167,8 @@ def optimizer(settings: TrainSettings) -> str:
 def phases(settings: TrainSettings, config: ModelConfig) -> dict[str, float]:
     """The shares of a run in which the rate rises and falls: as asked for, else by the rule.
 
-    Post-norm, and weights that are given, need more of a rise. Post-norm also gains by a long fall: dates, 700
-    steps, 5,000 unseen ones: 99.1% exact with 0.4 of the run (two seeds), 99.7% with 0.8 (2026-11-24).
+    Post-norm, and weights that are given, need more of a rise. Post-norm also gains by a long fall: dates,
+    700 steps, 5,000 unseen ones: 99.1% exact with 0.4 of the run (two seeds), 99.7% with 0.8 (2026-11-24).
     """
     optim, after = settings.optim, config.norm_position == "after"
     rise = 0.1 if after or settings.model.weights else 0.02
