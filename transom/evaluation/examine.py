@@ -32,7 +32,7 @@ from .translation import bleu_counts, bleu_of, score_translations
 
 SHOWN = 3
 HAS_ONE_ANSWER = 0.5
-"""From this share of exact translations on, a text has one right translation, and exact ones are what counts."""
+"""From this share of exact translations on, a text has one right one, and those are what counts."""
 UNEVEN = 2.0
 """From this ratio of the commonest to the rarest class on, a baseline that weighs rare ones up is tried."""
 
