@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers
 
 from tests.data.conftest import NASTY
 from tests.data.test_documents import TEXTS
@@ -326,3 +328,15 @@ def test_only_some_tokens_may_come_first(bpe: Tokenizer) -> None:
         assert torch.equal(left[..., kept], scores[..., kept])
         assert int(left.isfinite().sum()) == len(kept) * scores[..., 0].numel()
         assert bpe.only_first(scores, None) is scores
+
+
+def test_a_unigram_vocabulary_holds_its_control_tokens_back() -> None:
+    """As T5 and Marian have it: `</s>` is a piece of the vocabulary, and the library would find it in a text."""
+    pieces = ["<pad>", "</s>", "<unk>", "\u2581a", "a", "b", "\u2581", "<", "/", "s", ">"]
+    backend = Backend(models.Unigram([(piece, -float(i)) for i, piece in enumerate(pieces)], unk_id=2))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    backend.add_special_tokens(pieces[:3])
+    tokenizer = Tokenizer(backend.to_str(), {"eos_token": "</s>", "pad_token": "<pad>"})
+    ids = tokenizer.encode("a</s>b")
+    assert [pieces[number] for number in ids] == ["\u2581a", "<", "/", "s", ">", "b"]
+    assert tokenizer.decode(ids) == "a</s>b" and tokenizer.encode("z")[-1] == 2

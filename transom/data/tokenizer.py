@@ -23,6 +23,7 @@ from tokenizers import Tokenizer as Backend
 
 from transom.data.documents import PART_CHARACTERS, in_parts, printable
 from transom.data.tokenizer_json import (
+    hide_control,
     is_byte_level_regex,
     is_gpt2_rule,
     mark_control,
@@ -121,8 +122,19 @@ class Tokenizer:
             return [self._character_ids(text) for text in texts]
         if self._by_words and sum(map(len, texts)) > _LARGE_CHARACTERS:
             return self._words.encode(texts)
-        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        encodings = self._of_content.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
+
+    @cached_property
+    def _of_content(self) -> Backend:
+        """What texts are encoded with: the backend, or a copy whose control tokens no text can spell."""
+        unknown = json.loads(self.json_text)["model"].get("unk_id")
+        for number, text in self._control.items():
+            if number != unknown and number in self.backend.encode(text, add_special_tokens=False).ids:
+                spec = json.loads(self.json_text)
+                hide_control(spec)
+                return Backend.from_str(json.dumps(spec))
+        return self.backend
 
     # Framing: control tokens around a text
 

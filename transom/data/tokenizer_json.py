@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,28 @@ def mark_control(spec: dict[str, Any]) -> dict[int, str]:
             token["special"] = True
             control[token["id"]] = token["content"]
     return control
+
+
+def hide_control(spec: dict[str, Any]) -> dict[str, str]:
+    """Give every control token of a tokenizer.json a name that nobody can write; old names to new ones.
+
+    In a Unigram vocabulary a control token is a piece like any other, and a text that spells it would become
+    it. Tokenizer and pieces keep their ids; the frame goes, since it names tokens.
+    """
+    nonce = secrets.token_hex(16)
+    control = mark_control(spec)
+    names = {text: f"<{nonce}-{number}>" for number, text in control.items()}
+    for token in spec.get("added_tokens") or []:
+        token["content"] = names.get(token["content"], token["content"])
+    model = spec["model"]
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {names.get(text, text): number for text, number in model["vocab"].items()}
+    else:
+        model["vocab"] = [[names.get(text, text), score] for text, score in model["vocab"]]
+    if model.get("unk_token") is not None:
+        model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
+    spec |= {"post_processor": None, "truncation": None, "padding": None}
+    return names
 
 
 def vocabulary_kind(spec: dict[str, Any]) -> str:
