@@ -11,6 +11,7 @@ NAMES = (
     "training_speed",
     "shakespeare",
     "big_file",
+    "engine_speed",
     "generation_speed",
     "translation_speed",
     "embedding_speed",

@@ -22,9 +22,13 @@ from torch import Tensor
 from transformers import MarianConfig, MarianMTModel
 
 from transom.checkpoint.huggingface import load_model
+from transom.data.tokenizer import train_tokenizer
 from transom.hardware import keep_memory
-from transom.inference.beam import search
-from transom.inference.packed import Packing
+from transom.inference.engine import Engine
+from transom.inference.local import LocalEngine, local_settings
+from transom.inference.request import Request
+from transom.inference.runner import TorchRunner
+from transom.inference.sampling import SamplingParams
 
 from .measure import in_turns, median_ratio, tell
 
@@ -51,16 +55,23 @@ def random_marian(folder: Path) -> None:
 
 
 def of_transom(folder: Path, dtype: torch.dtype) -> Callable[[Tensor, int], list[list[int]]]:
-    packing = Packing(load_model(folder, dtype=dtype).eval())
+    model, tokenizer = load_model(folder, dtype=dtype).eval(), train_tokenizer("bytes", iter(["text"]), 258)
+    runner = TorchRunner(model, n_tokens=SENTENCES * 4 * 2 * NEW)
+    engine = LocalEngine(
+        model, lambda: Engine(runner, tokenizer, settings=local_settings(4 * SENTENCES, chunk_tokens=4096))
+    )
 
-    @torch.inference_mode()
     def run(source: Tensor, beam: int) -> list[list[int]]:
-        model = packing.current()
-        found = search(
-            model, [[START]] * len(source), memory=model.encode(source), ends=[END],
-            max_tokens=[NEW] * len(source), beam=beam,
-        )  # fmt: skip
-        return [best[0].tokens for best in found]
+        requests = [
+            Request(
+                [START], SamplingParams(temperature=0, logprobs=0), max_tokens=NEW, seed=0, sample=0,
+                eos_ids=[END], decoder=tokenizer.decoder(), source=row, beam=beam,
+            )
+            for row in source.tolist()
+        ]  # fmt: skip
+        for _ in engine.run(requests):
+            pass
+        return [request.tokens for request in requests]
 
     return run
 

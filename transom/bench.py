@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from .hardware import Hardware, keep_memory, use_threads
-from .inference.runner import TorchRunner
+from .inference.runner import Chunk, TorchRunner
 from .model.transformer import Transformer
 from .settings import TrainSettings
 from .training.architecture import model_config
@@ -95,12 +95,19 @@ def _decoding(model: Transformer, batch: int, dtype: str, hardware: Hardware) ->
     """Steps of `batch` rows, against reading weights and cached keys and values once for each step."""
     config = model.config
     prompts = torch.randint(config.vocab_size, (batch, PROMPT)).tolist()
-    runner = TorchRunner(model, prompts, PROMPT + STEPS)
-    tokens = runner.prefill().argmax(-1).tolist()
-    runner.decode(tokens)
+    runner = TorchRunner(model, n_tokens=batch * (PROMPT + 2 * STEPS), reuse=False)
+    rows = [runner.open(prompt) for prompt in prompts]
+
+    def step(n: int) -> None:
+        logits = runner.run([Chunk(row, n) for row in rows])
+        for row, token in zip(rows, logits.argmax(-1).tolist(), strict=True):
+            row.tokens.append(token)
+
+    step(PROMPT)
+    step(1)
     start = time.perf_counter()
     for _ in range(STEPS - 1):
-        tokens = runner.decode(tokens).argmax(-1).tolist()
+        step(1)
     seconds = (time.perf_counter() - start) / (STEPS - 1)
     cached = 2 * config.n_layers * config.n_kv_heads * config.head_dim * (PROMPT + STEPS / 2) * batch
     read = (model.n_parameters + cached) * model.embed.weight.element_size()

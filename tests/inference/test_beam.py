@@ -10,12 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transom.checkpoint.huggingface import load_model
+from transom.data.tokenizer import train_tokenizer
 from transom.errors import Refused
-from transom.inference.beam import Found, best_next, search, search_plain, top
+from transom.inference.beam import Found, best_next, search_plain, top
+from transom.inference.engine import Engine
+from transom.inference.local import LocalEngine, local_settings
+from transom.inference.request import Request
+from transom.inference.runner import TorchRunner
+from transom.inference.sampling import SamplingParams
 from transom.model.build import Model, build
 from transom.model.config import ModelConfig
 
 END, START = 0, 1
+BYTES = train_tokenizer("bytes", iter(["any text"]), 258)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -61,14 +68,45 @@ def sources(*lengths: int, vocab_size: int = 4) -> tuple[torch.Tensor, torch.Ten
     return tokens, -(torch.arange(max(lengths)) >= torch.tensor(lengths)[:, None]).int()
 
 
+def search(
+    model: Model,
+    starts: list[list[int]],
+    most: list[int],
+    texts: list[list[int]] | None = None,
+    *,
+    ends: tuple[int, ...] = (END,),
+    beam: int = 4,
+    length_penalty: float = 1.0,
+    exact: bool = False,
+) -> list[list[Found]]:
+    """The best texts after each start, and after each source, by an engine."""
+    greedy = SamplingParams(temperature=0, logprobs=0)
+    requests = [
+        Request(
+            start, greedy, max_tokens=longest, seed=0, sample=0, eos_ids=ends, decoder=BYTES.decoder(),
+            source=source, beam=beam, length_penalty=length_penalty, exact=exact,
+        )
+        for start, longest, source in zip(starts, most, texts or [None] * len(starts), strict=True)
+    ]  # fmt: skip
+    rows = max(64, beam)
+    runner = TorchRunner(model, n_tokens=rows * 64)
+    for _ in LocalEngine(model, lambda: Engine(runner, BYTES, settings=local_settings(rows))).run(requests):
+        pass
+    return [request.found or [_greedy(request, length_penalty)] for request in requests]
+
+
+def _greedy(request: Request, length_penalty: float) -> Found:
+    logprob = sum(one.logprob for one in request.logprobs)
+    return Found(logprob / len(request.tokens) ** length_penalty, logprob, request.tokens)
+
+
 def run(model: Model, lengths: tuple[int, ...], most: list[int], **options) -> list[list[Found]]:
     """A search over sources of these lengths, or from the start token alone."""
-    memory = None
+    texts = None
     if model.config.kind == "encoder-decoder":
-        tokens, documents = sources(*lengths, vocab_size=model.config.vocab_size)
-        with torch.inference_mode():
-            memory = model.encode(tokens, documents=documents)
-    return search(model, [[START]] * len(most), memory=memory, ends=[END], max_tokens=most, **options)
+        tokens, _ = sources(*lengths, vocab_size=model.config.vocab_size)
+        texts = [row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)]
+    return search(model, [[START]] * len(most), most, texts, **options)
 
 
 MEMBERS = [
@@ -131,9 +169,8 @@ def test_a_batch_gives_what_each_sentence_gives_alone(kind, cell, beam):
     together = run(model, lengths, most, beam=beam)
     tokens, _ = sources(*lengths, vocab_size=11)
     for row, (length, longest) in enumerate(zip(lengths, most, strict=True)):
-        with torch.inference_mode():
-            memory = model.encode(tokens[row : row + 1, :length]) if kind == "encoder-decoder" else None
-        alone = search(model, [[START]], memory=memory, ends=[END], max_tokens=[longest], beam=beam)[0]
+        texts = [tokens[row, :length].tolist()] if kind == "encoder-decoder" else None
+        alone = search(model, [[START]], [longest], texts, beam=beam)[0]
         assert [one.tokens for one in together[row]] == [one.tokens for one in alone]
         for one, other in zip(together[row], alone, strict=True):
             assert one.score == pytest.approx(other.score, abs=1e-4)
@@ -142,9 +179,9 @@ def test_a_batch_gives_what_each_sentence_gives_alone(kind, cell, beam):
 def test_prompts_of_unequal_length_go_on_as_they_do_alone():
     model = tiny("decoder", vocab_size=11, seed=5)
     starts = [[1, 2, 3, 4, 5], [6], [7, 8]]
-    together = search(model, starts, ends=[END], max_tokens=[6, 6, 6], beam=3)
+    together = search(model, starts, [6, 6, 6], beam=3)
     for start, found in zip(starts, together, strict=True):
-        alone = search(model, [start], ends=[END], max_tokens=[6], beam=3)[0]
+        alone = search(model, [start], [6], beam=3)[0]
         assert [one.tokens for one in found] == [one.tokens for one in alone]
 
 
@@ -209,12 +246,10 @@ def test_beams_are_those_of_transformers(both, penalty, early_stopping):
         length_penalty=penalty, early_stopping=early_stopping, max_new_tokens=14, do_sample=False,
         return_dict_in_generate=True, output_scores=True,
     )  # fmt: skip
-    with torch.inference_mode():
-        memory = ours.encode(tokens, documents=documents)
+    texts = [row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)]
     found = search(
-        ours, [[59]] * 5, memory=memory, ends=[0], max_tokens=[14] * 5, beam=4, length_penalty=penalty,
-        exact=early_stopping == "never",
-    )  # fmt: skip
+        ours, [[59]] * 5, [14] * 5, texts, ends=(0,), length_penalty=penalty, exact=early_stopping == "never"
+    )
     for row, score, best in zip(expected.sequences.tolist(), expected.sequences_scores, found, strict=True):
         text = [token for token in row[1:] if token != 59]
         assert best[0].tokens == text

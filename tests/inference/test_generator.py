@@ -14,10 +14,13 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
+from tests.inference.plain_runner import PlainRunner
 from transom.data.tokenizer import Tokenizer, train_tokenizer
 from transom.errors import Refused
-from transom.inference.generator import Generator, load
-from transom.inference.runner import TorchRunner
+from transom.inference.engine import Engine, EngineSettings
+from transom.inference.generator import Generator
+from transom.inference.load import load
+from transom.inference.runner import BatchRunner, TorchRunner
 from transom.inference.sampling import uniform
 from transom.model.config import ModelConfig
 from transom.model.transformer import Transformer
@@ -46,32 +49,25 @@ def tiny(seed: int = 0, **changes: object) -> Generator:
     return Generator(model, BYTES)
 
 
-class Script:
-    """In place of a model: whatever it reads, it writes these tokens, one after the other."""
+class Scripted(Generator):
+    """Whatever it reads after a prompt of two tokens, it writes these, one after the other."""
 
-    def __init__(self, tokens: list[int], prompt: int) -> None:
-        self.script, self.start = tokens, prompt
-        self.config = ModelConfig(BYTES.vocab_size, 2, 1, 1, 1, head_dim=2, ffn_dim=1, max_len=999)
-        self.embed = torch.nn.Embedding(1, 1)
-        self.model = Transformer(self.config)
+    def __init__(self, script: list[int]) -> None:
+        super().__init__(tiny(max_len=999).model, BYTES)
+        self.script = torch.nn.functional.one_hot(torch.tensor(script), BYTES.vocab_size).float() * 50
 
-    def new_state(self, batch: int, capacity: int, memory=None):
-        return self.model.new_state(batch, capacity)
+    def score(self, tokens: list[int], source: list[int] | None) -> Tensor:
+        return self.script[(torch.arange(len(tokens)) - 1).clamp(0, len(self.script) - 1)]
 
-    def __call__(self, tokens: Tensor, *, state) -> Tensor:
-        places = state.positions(tokens.shape[1]) - self.start + 1
-        state.advance(tokens.shape[1])
-        return places.clamp(0, len(self.script) - 1).expand(tokens.shape)[..., None]
-
-    def logits(self, places: Tensor) -> Tensor:
-        wanted = torch.tensor(self.script)[places[..., 0]]
-        return torch.nn.functional.one_hot(wanted, self.config.vocab_size).float() * 50
+    def engine(self, settings: EngineSettings, **how: object) -> Engine:
+        runner = PlainRunner(self.score, vocab_size=BYTES.vocab_size, max_len=999, n_tokens=4096)
+        return Engine(runner, BYTES, eos_ids=self.eos_ids, settings=settings)
 
 
 def written(text: str | list[int], **settings):
     """What becomes of a model's output `text` (or tokens) under these settings."""
     script = [*BYTES.encode(text), BYTES.eos_id] if isinstance(text, str) else text
-    generator = Generator(Script(script, 2), BYTES)  # type: ignore[arg-type]
+    generator = Scripted(script)
     settings = {"max_tokens": 300, "temperature": 0, **settings}
     stream = generator.stream("ab", **settings)
     pieces = list(stream)
@@ -173,7 +169,7 @@ SHAPES = {
 def test_cached_equals_uncached(shape: str):
     generator = tiny(**SHAPES[shape])
     prompts = [[5, 6, 7, 8, 9, 10, 11], [40], [3, 2, 1, 0]]
-    runner = TorchRunner(generator.model, prompts, 40)
+    runner = BatchRunner(generator.model, prompts, 40)
     logits, sequences = runner.prefill(), [list(prompt) for prompt in prompts]
     for step in range(30):
         for row, sequence in enumerate(sequences):
@@ -231,21 +227,22 @@ def test_more_prompts_than_run_together_change_nothing(monkeypatch: pytest.Monke
     generator, prompts = tiny(), [f"prompt {i % 7}" for i in range(11)]
     whole = generator.generate(prompts, max_tokens=8, seed=2, n=2)
     monkeypatch.setattr("transom.inference.generator.MAX_ROWS", 5)
-    assert generator.generate(prompts, max_tokens=8, seed=2, n=2) == whole
+    assert tiny().generate(prompts, max_tokens=8, seed=2, n=2) == whole
 
 
 def test_ended_rows_leave_the_batch(monkeypatch: pytest.MonkeyPatch):
     generator, rows = tiny(), []
-    decode = TorchRunner.decode
-    monkeypatch.setattr(TorchRunner, "decode", lambda self, t: (rows.append(len(t)), decode(self, t))[1])
+    run = TorchRunner.run
+    monkeypatch.setattr(
+        TorchRunner, "run", lambda self, chunks: (rows.append(len(chunks)), run(self, chunks))[1]
+    )
     made = generator.generate(
         ["a", "b", "c", "d"], max_tokens=40, seed=1, temperature=1.5, stop=list("aeiou\n ")
     )
     assert isinstance(made, list)
     assert len({len(c.tokens) for c in made}) > 1
-    assert rows == [
-        sum(len(c.tokens) > step for c in made) for step in range(1, max(len(c.tokens) for c in made))
-    ]
+    longest = max(len(c.tokens) for c in made)
+    assert rows == [sum(len(c.tokens) > step for c in made) for step in range(longest)]
 
 
 # -------------------------------------------------------------------------------------------- what is written

@@ -21,6 +21,7 @@ from transom.inference.sampling import (
     top_logprobs,
     uniform,
 )
+from transom.inference.sampling_rows import FAILED, Place, SamplingRow, choose_rows, logprobs_rows
 
 
 def uniforms(n: int, seed: int = 0) -> torch.Tensor:
@@ -212,6 +213,17 @@ def test_logprobs_are_of_the_raw_distribution_and_best_first():
         ({"stop": [3]}, "stop holds 3"),
         ({"temprature": 1}, "did you mean 'temperature'?"),
         ({"stop": "x" * 100_000}, "longer than 256 bytes"),
+        ({"presence_penalty": 2.1}, "presence_penalty is 2.1; it must be a number from -2 to 2"),
+        ({"frequency_penalty": math.nan}, "frequency_penalty is nan"),
+        ({"logit_bias": {5: 101}}, "logit_bias of token 5 is 101; it must be a number from -100 to 100"),
+        ({"logit_bias": {5: math.nan}}, "logit_bias of token 5 is nan"),
+        ({"logit_bias": {5: True}}, "logit_bias of token 5 is True"),
+        ({"logit_bias": {-1: 1}}, "logit_bias names -1"),
+        ({"logit_bias": {"a": 1}}, "logit_bias names 'a'"),
+        ({"logit_bias": {str(10**30): 1}}, "logit_bias names '1000"),
+        ({"logit_bias": dict.fromkeys(range(1025), 0.0)}, "names 1025 tokens; the limit is 1024"),
+        ({"logit_bias": [5, 6]}, "logit_bias is"),
+        ({"logit_bias": 3}, "logit_bias is 3"),
     ],
 )
 def test_settings_out_of_their_limits_are_refused(settings, says):
@@ -226,3 +238,115 @@ def test_settings_within_their_limits_are_taken():
     )
     assert params.stop == ("\n\n",) and params.greedy
     assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")
+
+
+def row(params: SamplingParams, prompt: list[int], made: list[int], seed: int = 0, **more) -> SamplingRow:
+    """A row that has made these tokens."""
+    row = SamplingRow(params, vocab_size=12, seed=seed, prompt=prompt, **more)
+    for token in made:
+        row.push(token)
+    return row
+
+
+def plain_logits(
+    logits: np.ndarray, params: SamplingParams, prompt: list[int], made: list[int]
+) -> np.ndarray:
+    """Penalties and bias one token at a time, for one row (V,)."""
+    changed = logits.astype(np.float32).copy()
+    for token in range(len(logits)):
+        if token in prompt or token in made:
+            penalty = np.float32(params.repetition_penalty)
+            changed[token] = changed[token] * penalty if changed[token] < 0 else changed[token] / penalty
+        count = made.count(token)
+        changed[token] -= count * params.frequency_penalty + (count > 0) * params.presence_penalty
+        changed[token] += dict(params.logit_bias).get(token, 0)
+    return changed
+
+
+TOKENS = st.lists(st.integers(0, 11), max_size=8)
+PARAMS = st.builds(
+    SamplingParams,
+    temperature=st.sampled_from([0, 0.7, 1.5]),
+    top_k=st.sampled_from([None, 3]),
+    top_p=st.sampled_from([1.0, 0.8013]),
+    repetition_penalty=st.sampled_from([1.0, 1.25]),
+    presence_penalty=st.sampled_from([0.0, 1.5]),
+    frequency_penalty=st.sampled_from([0.0, -0.75]),
+    logit_bias=st.dictionaries(st.integers(0, 11), st.sampled_from([-100, 2.5]), max_size=3),
+)
+LOGITS = st.lists(st.integers(-40, 40).map(lambda x: x / 8), min_size=12, max_size=12)
+ROWS = st.lists(st.tuples(PARAMS, LOGITS, TOKENS, TOKENS, TOKENS, st.integers(0, 99)), min_size=1, max_size=6)
+
+
+@settings(deadline=None, max_examples=100)
+@given(rows=ROWS)
+def test_rows_with_different_settings_choose_as_each_alone(rows):
+    logits = torch.tensor([each[1] for each in rows])
+    alone = []
+    for i, (params, own, prompt, made, drafted, seed) in enumerate(rows):
+        history = made + drafted
+        changed = torch.from_numpy(plain_logits(np.array(own), params, prompt, history))[None]
+        draws = torch.tensor([uniform(seed, 0, len(history))], dtype=torch.float64)
+        alone.append(choose(changed, params, draws).item())
+        assert choose_rows(logits[i : i + 1], [row(params, prompt, history, seed)]) == alone[-1:]
+    # As if the drafted tokens had been made, without making them.
+    places = [Place(row(p, prompt, made, seed), tuple(d)) for p, _, prompt, made, d, seed in rows]
+    assert choose_rows(logits, places) == alone
+    assert choose_rows(logits, places) == alone, "nothing was changed by asking"
+
+
+def test_the_penalties_are_as_openai_defines_them():
+    """mu[j] - c[j] * frequency - (c[j] > 0) * presence, over the answer and not the prompt."""
+    params = SamplingParams(temperature=0, frequency_penalty=0.5, presence_penalty=0.25)
+    logits = torch.zeros(12)
+    changed = row(params, [1, 1, 2], [3, 3, 4]).adjusted(logits, (4, 5))
+    assert changed.tolist() == [0, 0, 0, -1.25, -1.25, -0.75, 0, 0, 0, 0, 0, 0]
+    assert logits.eq(0).all()
+
+
+def test_bias_and_first_tokens_decide():
+    logits = torch.arange(12.0)[None]
+    greedy = {"temperature": 0}
+    assert choose_rows(logits, [row(SamplingParams(**greedy, logit_bias={"3": 100}), [], [])]) == [3]
+    assert choose_rows(logits, [row(SamplingParams(**greedy, logit_bias={11: -100}), [], [])]) == [10]
+    opening = row(SamplingParams(**greedy), [], [], first=frozenset([2, 5]))
+    assert choose_rows(logits, [opening]) == [5]
+    opening.push(5)
+    assert choose_rows(logits, [opening]) == [11]
+    with pytest.raises(Refused, match="logit_bias names token 12; this model's tokens are 0 to 11"):
+        row(SamplingParams(logit_bias={12: 1}), [], [])
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_broken_row_fails_alone(broken):
+    logits = torch.randn(4, 12)
+    params = [SamplingParams(temperature=t) for t in (0, 1.0, 0.5, 0)]
+    rows = [row(p, [], [], seed) for seed, p in enumerate(params)]
+    sound = choose_rows(logits, rows)
+    for i in range(4):
+        damaged = logits.clone()
+        damaged[i, 7] = broken
+        assert choose_rows(damaged, rows) == [*sound[:i], FAILED, *sound[i + 1 :]]
+    assert choose_rows(torch.full((1, 12), -math.inf), rows[:1]) == [FAILED]
+
+
+def test_a_long_history_is_counted_right():
+    params = SamplingParams(frequency_penalty=1.0, repetition_penalty=2.0)
+    one = SamplingRow(params, vocab_size=500, seed=0, prompt=[7, 499])
+    made = [i * i % 499 for i in range(3000)]
+    for token in made:
+        one.push(token)
+    changed = one.adjusted(torch.ones(500), ())
+    seen = {7, 499, *made}
+    expected = [(0.5 if token in seen else 1.0) - made.count(token) for token in range(500)]
+    assert changed.tolist() == expected
+
+
+def test_log_probabilities_of_the_rows_that_want_them():
+    logits, tokens = torch.randn(4, 12), [3, FAILED, 0, 11]
+    found = logprobs_rows(logits, tokens, [2, 5, None, 0])
+    assert found[1] is None and found[2] is None
+    for i, n in ((0, 2), (3, 0)):
+        chosen, values, ids = top_logprobs(logits[i : i + 1], torch.tensor([tokens[i]]), n)
+        assert found[i] == (chosen.item(), list(zip(ids[0].tolist(), values[0].tolist(), strict=True)))
+    assert logprobs_rows(logits, tokens, [None] * 4) == [None] * 4

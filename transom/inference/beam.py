@@ -1,9 +1,9 @@
 """Beam search: the likeliest text found by keeping the best few beginnings of it at every step.
 
-The model runs on all beams of all sentences as one batch, those of a sentence side by side, so that they
-share its memory; what grows is kept on the host, where a step costs one copy of a few numbers a sentence.
-Texts are compared by log p / length^penalty (Wu et al. 2016), as `transformers` does. `search_plain` tries
-every text there is: the oracle. Sources: Graves 2012; Sutskever et al. 2014. Read next: runner, translator.
+The engine runs the beginnings of a sentence as rows that fork and close; what grows is kept here, on the
+host, where a step costs one copy of a few numbers a sentence. Texts are compared by log p / length^penalty
+(Wu et al. 2016), as `transformers` does. `search_plain` tries every text there is: the oracle.
+Sources: Graves 2012; Sutskever et al. 2014. Read next: engine, translator.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from torch import Tensor
 from transom.errors import Refused
 from transom.model.build import Model
 from transom.model.cache import Memory
-
-from .runner import TorchRunner
 
 BLOCK = 256
 """Columns that `top` looks at together; see there."""
@@ -48,70 +46,42 @@ class Open(NamedTuple):
     parent: int
     path: Path
 
-
-@torch.inference_mode()
-def search(
-    model: Model,
-    starts: Sequence[Sequence[int]],
-    *,
-    memory: Memory | None = None,
-    ends: Collection[int],
-    max_tokens: Sequence[int],
-    beam: int = 4,
-    length_penalty: float = 1.0,
-    exact: bool = False,
-) -> list[list[Found]]:
-    """The best texts after each start (at most `beam`, best first), by a search `beam` wide; 1 is greedy.
-
-    memory: the source of each start, for an encoder-decoder. A sentence ends when `beam` of its texts have
-    ended and no open one beats the worst of them, judged by its score as it stands (what `transformers` does
-    by default) or, with `exact`, by the best that it could still become at full length. Raises Refused for
-    scores that are not numbers.
-    """
-    sentences = [Sentence(i, most, beam, length_penalty, exact, ends) for i, most in enumerate(max_tokens)]
-    found: list[list[Found]] = [[] for _ in starts]
-    capacity = max(len(start) + most for start, most in zip(starts, max_tokens, strict=True))
-    runner = TorchRunner(model, starts, capacity, memory)
-    logits, width = runner.prefill(), 1
-    wanted = beam * (1 + len(ends)) if beam > 1 else 1  # so that enough are left when the best ones end
-    while True:
-        scores = torch.tensor([[beam.logprob for beam in sentence.open] for sentence in sentences])
-        values, choices = best_next(logits, scores.to(logits.device), wanted)
-        for sentence, value, choice in zip(sentences, values, choices, strict=True):
-            sentence.grow(value, choice, logits.shape[-1])
-            if sentence.done:
-                found[sentence.index] = sentence.finished
-        places = [place for place, sentence in enumerate(sentences) if not sentence.done]
-        if not places:
-            return found
-        sentences = [sentences[place] for place in places]
-        now = max(len(sentence.open) for sentence in sentences)
-        for sentence in sentences:
-            sentence.arrange(now)
-        runner.keep([w * width + o.parent for w, s in zip(places, sentences, strict=True) for o in s.open])
-        width = now
-        logits = runner.decode([sentence_token(o) for sentence in sentences for o in sentence.open])
-
-
-def sentence_token(beginning: Open) -> int:
-    """The last token of a beginning."""
-    assert beginning.path is not None
-    return beginning.path[1]
+    @property
+    def token(self) -> int:
+        """The last token."""
+        assert self.path is not None
+        return self.path[1]
 
 
 class Sentence:
     """One text being searched for: its open beginnings and its finished ones."""
 
     def __init__(
-        self, index: int, max_tokens: int, beam: int, penalty: float, exact: bool, ends: Collection[int]
+        self,
+        max_tokens: int,
+        *,
+        beam: int = 4,
+        length_penalty: float = 1.0,
+        exact: bool = False,
+        ends: Collection[int],
     ) -> None:
-        self.index, self.max_tokens, self.beam, self.exact, self.ends = index, max_tokens, beam, exact, ends
-        self.penalty, self.length, self.done = penalty, 0, False
+        """A search for a text of at most `max_tokens` that one of `ends` ends, `beam` beginnings at a time.
+
+        It is done when `beam` texts have ended and no open one beats the worst of them, judged by its score
+        as it stands (what `transformers` does by default) or, with `exact`, by the best that it could still
+        become at full length.
+        """
+        self.max_tokens, self.beam, self.exact, self.ends = max_tokens, beam, exact, ends
+        self.penalty, self.length, self.done = length_penalty, 0, False
         self.open = [Open(0.0, 0, None)]
         self.finished: list[Found] = []
+        """The best texts that have ended, best first."""
 
     def grow(self, logprobs: Sequence[float], choices: Sequence[int], vocab_size: int) -> None:
-        """Take the likeliest continuations, best first; a choice is beam * V + token."""
+        """Take the likeliest continuations, best first; a choice is beam * V + token.
+
+        Raises Refused for scores that are not numbers.
+        """
         if logprobs[0] != logprobs[0]:
             raise Refused("the model's scores are not numbers: damaged weights, or a training that diverged")
         self.length += 1
@@ -145,22 +115,6 @@ class Sentence:
             return True
         length = self.max_tokens if self.exact and self.penalty > 0 else self.length
         return self.open[0].logprob / length**self.penalty > self.finished[-1].score
-
-    def arrange(self, width: int) -> None:
-        """Put each beginning in its parent's row where that is free, so that few rows of the state move.
-
-        Rows that are left over continue nothing: their score is minus infinity.
-        """
-        row: list[Open | None] = [None] * width
-        others = []
-        for beginning in self.open:
-            if beginning.parent < width and row[beginning.parent] is None:
-                row[beginning.parent] = beginning
-            else:
-                others.append(beginning)
-        spare = Open(-math.inf, self.open[0].parent, self.open[0].path)
-        fill = iter(others)
-        self.open = [taken if taken is not None else next(fill, spare) for taken in row]
 
 
 def best_next(logits: Tensor, scores: Tensor, n: int) -> tuple[list[list[float]], list[list[int]]]:

@@ -1,12 +1,12 @@
 """Classification: the class of a text, how sure the model is, and the right to say nothing.
 
-Read next: texts.
+Read next: texts, encoder_engine.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import overload
 
 import torch
@@ -17,7 +17,7 @@ from transom.model.transformer import Transformer
 
 from .arithmetic import describe
 from .packed import Packing
-from .texts import as_list, batches, framed
+from .texts import TextBatch, as_list, batches, framed
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,10 @@ class Classification:
     def __str__(self) -> str:
         return "(rejected)" if self.label is None else self.label
 
+    def unless_below(self, limit: float | None) -> Classification:
+        """The same, without a label where the confidence is below a limit (None: no limit)."""
+        return self if limit is None or self.confidence >= limit else replace(self, label=None)
+
 
 class Classifier:
     """An encoder that tells classes apart, with its tokenizer."""
@@ -41,7 +45,7 @@ class Classifier:
     def __init__(self, model: Transformer, tokenizer: Tokenizer, *, reason: str = "") -> None:
         """A model in eval mode whose head classifies; `reason` says why it runs in its arithmetic."""
         self.model, self.tokenizer, self.reason = model, tokenizer, reason
-        self.labels = model.config.labels
+        self.labels, self.max_tokens = model.config.labels, model.config.max_len
         self._packing = Packing(model)
 
     def __repr__(self) -> str:
@@ -55,7 +59,6 @@ class Classifier:
     def classify(
         self, texts: Sequence[str], *, reject_below: float | None = None
     ) -> list[Classification]: ...
-    @torch.inference_mode()
     def classify(
         self, texts: str | Sequence[str], *, reject_below: float | None = None
     ) -> Classification | list[Classification]:
@@ -67,19 +70,22 @@ class Classifier:
         if reject_below is not None and not 0 <= reject_below <= 1:
             raise Refused(f"reject_below is {reject_below}; a probability lies between 0 and 1")
         listed, several = as_list(texts)
-        ids = framed(self.tokenizer, listed, self.model.config.max_len)
-        model, probabilities = self._packing.current(), torch.empty(len(ids), len(self.labels))
-        for places, tokens, documents in batches(ids, model.embed.weight.device):
-            hidden = model(tokens, documents=documents)
-            scores = model.label_logits(hidden, documents)  # type: ignore[operator]
-            probabilities[places] = scores.softmax(-1).cpu()
-        answers = [self._answer(row, reject_below) for row in probabilities.tolist()]
-        return answers if several else answers[0]
+        ids = framed(self.tokenizer, listed, self.max_tokens)
+        answers: dict[int, Classification] = {}
+        for batch in batches(ids, self.model.embed.weight.device):
+            answers.update(zip(batch.places, self.read(batch), strict=True))
+        ordered = [answers[place].unless_below(reject_below) for place in range(len(ids))]
+        return ordered if several else ordered[0]
 
-    def _answer(self, row: list[float], reject_below: float | None) -> Classification:
+    @torch.inference_mode()
+    def read(self, batch: TextBatch) -> list[Classification]:
+        """The classes of the texts of one batch."""
+        model = self._packing.current()
+        hidden = model(batch.tokens, documents=batch.documents)
+        scores = model.label_logits(hidden, batch.documents)  # type: ignore[operator]
+        return [self._answer(row) for row in scores.softmax(-1).tolist()]
+
+    def _answer(self, row: list[float]) -> Classification:
         confidence = max(row)
         label = self.labels[row.index(confidence)]
-        rejected = reject_below is not None and confidence < reject_below
-        return Classification(
-            None if rejected else label, dict(zip(self.labels, row, strict=True)), confidence
-        )
+        return Classification(label, dict(zip(self.labels, row, strict=True)), confidence)

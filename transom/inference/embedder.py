@@ -1,6 +1,6 @@
 """Embedding: a vector for each text, so that texts can be compared.
 
-Read next: texts, packed.
+Read next: texts, encoder_engine.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from transom.model.transformer import Transformer
 
 from .arithmetic import describe
 from .packed import Packing
-from .texts import BUDGET, as_list, batches, framed
+from .texts import BUDGET, TextBatch, as_list, batches, framed
 
 
 class Embedder:
@@ -39,7 +39,6 @@ class Embedder:
         said = f"vectors of {config.dim}: {pooled}{length}; texts of up to {self.max_tokens} tokens"
         return f"{describe(self.model, 'Embedder', self.reason)[:-1]}; {said})"
 
-    @torch.inference_mode()
     def embed(
         self, texts: str | Sequence[str], *, cut: bool = False, batch_tokens: int = BUDGET
     ) -> npt.NDArray[np.float32]:
@@ -50,8 +49,14 @@ class Embedder:
         """
         listed, several = as_list(texts)
         ids = framed(self.tokenizer, listed, self.max_tokens, cut=cut)
-        model, vectors = self._packing.current(), np.empty((len(ids), self.model.config.dim), np.float32)
-        for places, tokens, documents in batches(ids, model.embed.weight.device, budget=batch_tokens):
-            hidden = model(tokens, documents=documents)
-            vectors[places] = model.vectors(hidden, documents).cpu().numpy()  # type: ignore[operator]
+        vectors = np.empty((len(ids), self.model.config.dim), np.float32)
+        for batch in batches(ids, self.model.embed.weight.device, budget=batch_tokens):
+            vectors[batch.places] = self.read(batch)
         return vectors if several else vectors[0]
+
+    @torch.inference_mode()
+    def read(self, batch: TextBatch) -> npt.NDArray[np.float32]:
+        """The vectors of the texts of one batch: (B, D)."""
+        model = self._packing.current()
+        hidden = model(batch.tokens, documents=batch.documents)
+        return model.vectors(hidden, batch.documents).cpu().numpy()  # type: ignore[operator]

@@ -1,16 +1,16 @@
 """From prompts to completions: the whole path of a call, in the order it happens.
 
-All prompts of a call run as one batch. `Generator._steps` is the only loop: `generate` and `stream` both
-read it, so a stream is the completion's text in pieces. A request's tokens depend on its own logits and
-(seed, sample) alone; in a batch its logits differ from those alone by float rounding only, so its tokens
-are the same unless two candidates tie within that rounding. Read next: sampling, request, runner.
+Prompts become requests, and an engine runs them together; `generate` and `stream` read the same events, so a
+stream is the completion's text in pieces. A request's tokens depend on its own logits and (seed, sample)
+alone; beside others its logits differ from those alone by float rounding only, so its tokens are the same
+unless two candidates tie within that rounding. Read next: request, local, engine.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, cast, overload
+from typing import Any, Literal, Protocol, cast, overload
 
 import torch
 from torch import Tensor
@@ -20,31 +20,39 @@ from transom.errors import Refused
 from transom.model.build import Model
 
 from .arithmetic import describe
-from .load import load as load
-from .request import Completion, Request, TokenLogprob
+from .engine import Engine, EngineSettings
+from .local import LocalEngine, cache_tokens, local_settings
+from .request import Completion, Event, Grammar, Request
 from .runner import TorchRunner
-from .sampling import SamplingParams, choose, penalize, top_logprobs, uniform
+from .sampling import SamplingParams
 
-MAX_ROWS = 64  # sequences that run together; more prompts than this run one group after the other
 DEFAULT_MAX_TOKENS = 128
+MAX_ROWS = 64
+"""Completions that are written together; more than this wait their turn."""
 
 Start = tuple[list[int], frozenset[int] | None]
 """Token ids to go on from, and which tokens may come first (None: any)."""
 Prompt = str | Sequence[int]
 
 
+class Compiled(Protocol):
+    """A grammar of which every answer takes a matcher of its own (structured.Grammar)."""
+
+    def matcher(self) -> Grammar: ...
+
+
 class Stream(Iterator[str]):
     """Text as it is written; `completion` holds the whole once the stream has ended."""
 
-    def __init__(self, request: Request, pieces: Iterator[tuple[Request, str]]) -> None:
+    def __init__(self, request: Request, events: Iterator[Event]) -> None:
         self.completion: Completion | None = None
-        self._request, self._pieces = request, pieces
+        self._request, self._events = request, events
 
     def __next__(self) -> str:
-        for _, piece in self._pieces:
-            if piece:
-                return piece
-        if self._request.finish_reason is not None:  # else the run itself was refused
+        for event in self._events:
+            if event.piece:
+                return event.piece
+        if self._request.finish_reason in ("stop", "length"):  # else it went wrong
             self.completion = self._request.completion()
         raise StopIteration
 
@@ -62,6 +70,7 @@ class Generator:
         # What the folder's tokenizer puts before every text: a begin token (Llama, Mistral) or nothing.
         before = tokenizer.backend.encode("", add_special_tokens=True).ids[:1]
         self._opening = before if before == [tokenizer.bos_id] else []
+        self._local = LocalEngine(model, lambda: self.engine(local_settings(MAX_ROWS)))
 
     def __repr__(self) -> str:
         return describe(self.model, "Generator", self.reason)
@@ -83,7 +92,7 @@ class Generator:
         """
         prompts, several = self._prompts(prompt)
         requests = self._requests(prompts, SamplingParams.of({"n": n, **settings}))
-        for _ in self._steps(requests):
+        for _ in self._local.run(requests):
             pass
         completions = [request.completion() for request in requests]
         return completions if several or len(completions) > 1 else completions[0]
@@ -95,7 +104,41 @@ class Generator:
         if several or params.n > 1:
             raise Refused("stream writes one completion of one prompt; generate writes several")
         request = self._requests(prompts, params)[0]
-        return Stream(request, self._steps([request]))
+        return Stream(request, self._local.run([request]))
+
+    def engine(
+        self,
+        settings: EngineSettings,
+        *,
+        n_tokens: int | None = None,
+        reuse: bool = True,
+        deterministic: bool = False,
+    ) -> Engine:
+        """A new engine for this model; n_tokens: room of its cache (None: of 1 GiB); see `TorchRunner`."""
+        room = n_tokens or cache_tokens(self.model, settings.max_rows)
+        runner = TorchRunner(self.model, n_tokens=room, reuse=reuse, deterministic=deterministic)
+        return Engine(runner, self.tokenizer, eos_ids=self.eos_ids, settings=settings)
+
+    def request(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams,
+        *,
+        begins: Sequence[int] = (),
+        grammar: Compiled | None = None,
+        scope: str = "",
+        id: str = "",
+    ) -> list[Request]:
+        """The requests of one prompt, one for each of `params.n` answers, for an engine of this model.
+
+        begins: each answer begins with these tokens and goes on after them; they count as made. The rest is
+        as for `Request`. Raises Refused, with the numbers, where it does not fit.
+        """
+        prompts, several = self._prompts(prompt)
+        if several:
+            raise Refused("a request has one prompt: text, or a list of token ids")
+        self._check_known(begins, "the beginning of the answer")
+        return self._requests(prompts, params, begins=begins, grammar=grammar, scope=scope, id=id)
 
     @torch.no_grad()
     def logits(self, prompt: Prompt) -> Tensor:
@@ -134,29 +177,34 @@ class Generator:
             tokens = list(prompt)
         else:
             raise Refused(f"{name} is neither text nor a list of token ids")
-        vocab_size, start = self.model.config.vocab_size, self.tokenizer.eos_id
-        for place, token in enumerate(tokens):
-            if not 0 <= token < vocab_size:
-                known = f"this model's tokens are 0 to {vocab_size - 1}"
-                raise Refused(f"{name} holds token {token} at place {place}; {known}")
+        self._check_known(tokens, name)
+        start = self.tokenizer.eos_id
         if not tokens and start is None:
             raise Refused(f"{name} is empty, and this tokenizer has no end token to start from")
         return tokens or [cast(int, start)], first
 
-    def _requests(self, prompts: list[Start], params: SamplingParams) -> list[Request]:
+    def _check_known(self, tokens: Sequence[int], name: str) -> None:
+        vocab_size = self.model.config.vocab_size
+        for place, token in enumerate(tokens):
+            if not 0 <= token < vocab_size:
+                known = f"this model's tokens are 0 to {vocab_size - 1}"
+                raise Refused(f"{name} holds token {token} at place {place}; {known}")
+
+    def _requests(
+        self,
+        prompts: list[Start],
+        params: SamplingParams,
+        *,
+        begins: Sequence[int] = (),
+        grammar: Compiled | None = None,
+        scope: str = "",
+        id: str = "",
+    ) -> list[Request]:
         """One request for each prompt and sample; raises Refused with the numbers where one does not fit."""
-        requests, limit = [], self.model.config.max_len
+        requests: list[Request] = []
         for i, (prompt, first) in enumerate(prompts):
-            room = limit - len(prompt)
-            max_tokens = params.max_tokens or min(DEFAULT_MAX_TOKENS, max(room, 1))
-            if max_tokens > room:
-                name = f"prompt {i}" if len(prompts) > 1 else "the prompt"
-                less = f" or set max_tokens to at most {room}" if room > 0 else ""
-                raise Refused(
-                    f"{name} has {len(prompt)} tokens and max_tokens is {max_tokens}: together"
-                    f" {len(prompt) + max_tokens}, where this model's limit (max_len) is {limit};"
-                    f" shorten the prompt by {max_tokens - room} tokens{less}"
-                )
+            name = f"prompt {i}" if len(prompts) > 1 else "the prompt"
+            max_tokens = self._max_tokens(len(prompt), params, len(begins), name)
             fresh = 0 if params.greedy else secrets.randbits(31)  # greedy text draws nothing
             seed = fresh if params.seed is None else params.seed
             requests += [
@@ -169,81 +217,25 @@ class Generator:
                     eos_ids=self.eos_ids,
                     decoder=self.tokenizer.decoder(),
                     first=first,
+                    begins=begins,
+                    grammar=None if grammar is None else grammar.matcher(),
+                    scope=scope,
+                    id=id,
                 )
                 for sample in range(params.n)
             ]
         return requests
 
-    def _steps(self, requests: list[Request]) -> Iterator[tuple[Request, str]]:
-        """One token of one request at a time, with the text that became certain with it."""
-        for first in range(0, len(requests), MAX_ROWS):
-            yield from self._run(requests[first : first + MAX_ROWS])
-
-    def _run(self, active: list[Request]) -> Iterator[tuple[Request, str]]:
-        """Prefill, then step the requests together until each has ended; those that have leave the batch."""
-        places: dict[tuple[int, ...], int] = {}  # equal prompts are read once
-        rows = [places.setdefault(tuple(request.prompt), len(places)) for request in active]
-        capacity = max(len(request.prompt) + request.max_tokens for request in active)
-        runner = TorchRunner(self.model, list(places), capacity)
-        logits = runner.prefill()
-        if not bool(logits.isfinite().all()):
-            raise Refused("the model's logits are not finite: damaged weights, or a training that diverged")
-        if len(places) < len(rows):
-            runner.keep(rows)
-            logits = logits[rows]
-        seen = _seen(active, logits)
-        while True:
-            tokens = _next_tokens(logits, seen, active, self.tokenizer)
-            for request, token in zip(active, tokens, strict=True):
-                yield request, request.push(token)
-            rows = [row for row, request in enumerate(active) if request.finish_reason is None]
-            if not rows:
-                return
-            if len(rows) < len(active):
-                active = [active[row] for row in rows]
-                runner.keep(rows)
-                seen = seen if seen is None else seen[rows]
-            logits = runner.decode([request.tokens[-1] for request in active])
-
-
-def _seen(requests: list[Request], logits: Tensor) -> Tensor | None:
-    """(N, V) bool, True at the tokens of each prompt; None when no penalty needs it."""
-    if requests[0].params.repetition_penalty == 1:
-        return None
-    seen = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
-    for row, request in enumerate(requests):
-        seen[row, request.prompt] = True
-    return seen
-
-
-def _opened(logits: Tensor, requests: list[Request]) -> Tensor:
-    """Logits (N, V) in which the very first token of a request is one that its prompt allows."""
-    if all(request.first is None or request.tokens for request in requests):
-        return logits
-    logits = logits.clone()
-    for row, request in enumerate(requests):
-        if not request.tokens:
-            logits[row] = Tokenizer.only_first(logits[row], request.first)
-    return logits
-
-
-@torch.inference_mode()
-def _next_tokens(
-    logits: Tensor, seen: Tensor | None, requests: list[Request], tokenizer: Tokenizer
-) -> list[int]:
-    """Choose each request's next token from logits (N, V), mark it in `seen`, note its log-probabilities."""
-    params = requests[0].params  # the requests of one call share their settings
-    raw, logits = logits, _opened(logits, requests)
-    if seen is not None:
-        logits = penalize(logits, seen, params.repetition_penalty)
-    draws = [uniform(request.seed, request.sample, len(request.tokens)) for request in requests]
-    tokens = choose(logits, params, torch.tensor(draws, dtype=torch.float64, device=logits.device))
-    if seen is not None:
-        seen.scatter_(1, tokens[:, None], True)
-    if params.logprobs is not None:
-        chosen, values, ids = (x.tolist() for x in top_logprobs(raw, tokens, params.logprobs))
-        for row, (request, token) in enumerate(zip(requests, tokens.tolist(), strict=True)):
-            best = zip(ids[row], values[row], strict=True)
-            top = tuple(TokenLogprob(i, tokenizer.token(i), value) for i, value in best)
-            request.logprobs.append(TokenLogprob(token, tokenizer.token(token), chosen[row], top))
-    return tokens.tolist()
+    def _max_tokens(self, n_prompt: int, params: SamplingParams, n_begins: int, name: str) -> int:
+        """How many tokens an answer may have; raises Refused where they do not fit."""
+        limit = self.model.config.max_len
+        room = limit - n_prompt
+        max_tokens = params.max_tokens or min(n_begins + DEFAULT_MAX_TOKENS, max(room, 1))
+        if max_tokens > room:
+            less = f" or set max_tokens to at most {room}" if room > 0 else ""
+            raise Refused(
+                f"{name} has {n_prompt} tokens and max_tokens is {max_tokens}: together"
+                f" {n_prompt + max_tokens}, where this model's limit (max_len) is {limit};"
+                f" shorten the prompt by {max_tokens - room} tokens{less}"
+            )
+        return max_tokens

@@ -1,19 +1,22 @@
 """One request on its way from prompt to completion: its tokens, its text, and why it ended.
 
 A request takes one token at a time and says which text is certain by now. Special tokens make no text;
-bytes of a character and beginnings of a stop string wait until they are whole. Read next: generator.
+bytes of a character and beginnings of a stop string wait until they are whole. Read next: engine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
+from torch import Tensor
+
+from .beam import Found
 from .sampling import SamplingParams
 from .stop import StopMatcher
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 class TextDecoder(Protocol):
@@ -21,6 +24,16 @@ class TextDecoder(Protocol):
 
     def push(self, token: int, /) -> str: ...
     def finish(self) -> str: ...
+
+
+class Grammar(Protocol):
+    """Tells which tokens may come next, and follows those that do; see structured."""
+
+    @property
+    def finished(self) -> bool: ...
+    def mask(self, vocab_size: int) -> Tensor: ...
+    def accept(self, token: int) -> bool: ...
+    def copy(self) -> Grammar: ...
 
 
 @dataclass(frozen=True)
@@ -42,7 +55,7 @@ class Completion:
     tokens: list[int]
     """Every token made, those of an end token or a stop string included."""
     finish_reason: FinishReason
-    """'stop': an end token or a stop string; 'length': max_tokens."""
+    """'stop': an end token, a stop string or the end of a grammar; 'length': max_tokens."""
     stop_string: str | None
     """The stop string that ended it, if one did."""
     logprobs: list[TokenLogprob] | None
@@ -64,6 +77,23 @@ class Completion:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Event:
+    """What one step of an engine brought to one request."""
+
+    request: Any
+    """The Request, or the TextRequest of an encoder."""
+    piece: str = ""
+    """The text that became certain; all pieces together are the completion's text."""
+    tokens: tuple[TokenLogprob, ...] = ()
+    """The tokens made in this step; a log-probability that nobody asked for is NaN."""
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+    """In words for whoever asked; `request.error` holds the exception."""
+    answer: Any = None
+    """Of an encoder: a Classification, or a vector (D,)."""
+
+
 class Request:
     """A prompt, the settings of its answer, and the answer so far."""
 
@@ -78,26 +108,50 @@ class Request:
         eos_ids: Collection[int],
         decoder: TextDecoder,
         first: frozenset[int] | None = None,
+        begins: Sequence[int] = (),
+        source: list[int] | None = None,
+        grammar: Grammar | None = None,
+        beam: int = 1,
+        length_penalty: float = 1.0,
+        exact: bool = False,
+        scope: str = "",
+        id: str = "",
     ) -> None:
+        """`first`: the tokens that may come first, each beginning with the prompt's last space; None: any.
+
+        begins: the answer begins with these tokens and goes on after them. source: what an encoder reads.
+        beam: how many beginnings a search keeps (length_penalty and exact: see `beam.Sentence`); 1 draws a
+        token at a time. scope: whose prefixes may be reused, and who shares fairly with whom.
+        """
         self.prompt, self.params, self.max_tokens = prompt, params, max_tokens
         self.seed, self.sample = seed, sample
+        self.first, self.begins, self.source, self.grammar = first, list(begins), source, grammar
+        self.beam, self.length_penalty, self.exact = beam, length_penalty, exact
+        self.scope, self.id = scope, id
         self.tokens: list[int] = []
         self.logprobs: list[TokenLogprob] = []
+        self.found: list[Found] = []
+        """What a beam search ended with, the best first: that is the answer."""
         self.finish_reason: FinishReason | None = None
-        self._ends = () if params.ignore_eos else eos_ids
-        self.first = first
-        """The tokens that may come first, each beginning with the prompt's own last space; None: any."""
+        self.error: Exception | None = None
+        self.ends = frozenset() if params.ignore_eos else frozenset(eos_ids)
         self._decoder, self._matcher = decoder, StopMatcher(params.stop)
         self._pieces: list[str] = []
 
+    @property
+    def forced(self) -> int | None:
+        """The next token, where it is not to be chosen."""
+        return self.begins[len(self.tokens)] if len(self.tokens) < len(self.begins) else None
+
     def push(self, token: int) -> str:
-        """Take the next token; return the text that became certain with it."""
+        """Take the next token, which its grammar has taken; return the text that became certain with it."""
         self.tokens.append(token)
-        ended = token in self._ends
+        ended = token in self.ends
         text = "" if ended else self._decoder.push(token)
         if self.first is not None and len(self.tokens) == 1:
             text = text.removeprefix(" ")  # the prompt has written it already
         piece = self._matcher.push(text)
+        ended = ended or (self.grammar is not None and self.grammar.finished)
         if ended or len(self.tokens) == self.max_tokens:
             self.finish_reason = "stop" if ended else "length"
             piece += self._matcher.push(self._decoder.finish()) + self._matcher.finish()
@@ -106,14 +160,24 @@ class Request:
         self._pieces.append(piece)
         return piece
 
+    @property
+    def text(self) -> str:
+        """The text that is certain by now."""
+        return "".join(self._pieces)
+
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended it, if one did."""
+        return self._matcher.found
+
     def completion(self) -> Completion:
         """The finished answer."""
         assert self.finish_reason is not None
         return Completion(
-            text="".join(self._pieces),
+            text=self.text,
             tokens=self.tokens,
             finish_reason=self.finish_reason,
-            stop_string=self._matcher.found,
+            stop_string=self.stop_string,
             logprobs=None if self.params.logprobs is None else self.logprobs,
             n_prompt_tokens=len(self.prompt),
             seed=self.seed,

@@ -1,9 +1,10 @@
 """How the next token is chosen from logits (N, V): the settings of a request, and pure functions.
 
-Order of work, as in `transformers`: repetition penalty, temperature, top-k, top-p, min-p, then one draw.
+Order of work, as in `transformers`: penalties, bias, grammar, temperature, top-k, top-p, min-p, one draw.
 Filters are thresholds on probability, so a token tied with the last one kept is kept too, and a row's
 result never depends on the other rows. The draw inverts the cumulative distribution with one number per
-row and step, and that number is a pure function of (seed, sample, step). Read next: generator.
+row and step, and that number is a pure function of (seed, sample, step). Read next: sampling_rows, for rows
+with different settings in one batch.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hashlib
 import math
 import reprlib
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -23,6 +24,7 @@ from transom.errors import Refused, nearest
 
 GREEDY_BELOW = 1e-5  # temperatures under this leave nothing but the likeliest token in float32
 MAX_STOPS, MAX_STOP_BYTES, MAX_LOGPROBS, MAX_N = 16, 256, 20, 128
+MAX_BIASED, MAX_BIAS = 1024, 100.0
 NUCLEUS_GUESS = 1024  # top-p looks at this many tokens first: 0.4 ms for 49,152 tokens, a full sort 3.7 ms
 
 
@@ -42,6 +44,12 @@ class SamplingParams:
     """Drop tokens less likely than this share of the likeliest one's probability."""
     repetition_penalty: float = 1.0
     """Divides positive and multiplies negative logits of tokens already in the prompt or the answer."""
+    presence_penalty: float = 0.0
+    """Taken from the logit of every token that is in the answer already, as OpenAI defines it."""
+    frequency_penalty: float = 0.0
+    """Taken from the logit of a token once for every time it is in the answer already."""
+    logit_bias: Mapping[int, float] | Sequence[tuple[int, float]] = ()
+    """Added to the logits of these tokens: {token: bias}; -100 forbids one, 100 leaves hardly another."""
     seed: int | None = None
     """Same seed, same text; None: a new one for every prompt, told in the completion."""
     stop: str | Sequence[str] = ()
@@ -62,6 +70,7 @@ class SamplingParams:
             if not (optional or (number and accepts(value))):
                 raise Refused(f"{name} is {reprlib.repr(value)}; it must be {wanted}")
         object.__setattr__(self, "stop", _stops(self.stop))
+        object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
 
     @classmethod
     def of(cls, settings: dict[str, Any]) -> SamplingParams:
@@ -91,6 +100,8 @@ LIMITS: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
     "top_p": ((int, float), lambda x: 0 < x <= 1, "above 0 and at most 1 (1: no limit)"),
     "min_p": ((int, float), lambda x: 0 <= x <= 1, "between 0 (no limit) and 1"),
     "repetition_penalty": ((int, float), lambda x: 0 < x < math.inf, "a number above 0 (1: no penalty)"),
+    "presence_penalty": ((int, float), lambda x: -2 <= x <= 2, "a number from -2 to 2 (0: no penalty)"),
+    "frequency_penalty": ((int, float), lambda x: -2 <= x <= 2, "a number from -2 to 2 (0: no penalty)"),
     "seed": (int, lambda x: -(2**63) <= x < 2**63, "a whole number of 64 bits"),
     "logprobs": (int, lambda x: 0 <= x <= MAX_LOGPROBS, f"a whole number from 0 to {MAX_LOGPROBS}, or None"),
     "n": (int, lambda x: 1 <= x <= MAX_N, f"a whole number from 1 to {MAX_N}"),
@@ -110,6 +121,27 @@ def _stops(stop: Any) -> tuple[str, ...]:
                 f"stop {reprlib.repr(text)} is longer than {MAX_STOP_BYTES} bytes of UTF-8, the limit"
             )
     return stops
+
+
+def _biases(biases: Any) -> tuple[tuple[int, float], ...]:
+    """Tokens with what is added to their logits, in order; JSON writes the tokens as strings."""
+    pairs = list(biases.items()) if isinstance(biases, Mapping) else biases or ()
+    if not isinstance(pairs, list | tuple) or not all(isinstance(x, tuple) and len(x) == 2 for x in pairs):
+        raise Refused(f"logit_bias is {reprlib.repr(biases)}; it must be an object of token ids and numbers")
+    if len(pairs) > MAX_BIASED:
+        raise Refused(f"logit_bias names {len(pairs)} tokens; the limit is {MAX_BIASED}")
+    kept: dict[int, float] = {}
+    for token, bias in pairs:
+        number = int(token) if isinstance(token, str) and token.isdecimal() and len(token) < 12 else token
+        if type(number) is not int or number < 0:
+            raise Refused(f"logit_bias names {reprlib.repr(token)}; it takes token ids, whole numbers from 0")
+        if type(bias) not in (int, float) or not -MAX_BIAS <= bias <= MAX_BIAS:
+            raise Refused(
+                f"logit_bias of token {number} is {reprlib.repr(bias)}; it must be a number from"
+                f" {-MAX_BIAS:.0f} to {MAX_BIAS:.0f}"
+            )
+        kept[number] = float(bias)
+    return tuple(sorted(kept.items()))
 
 
 def choose(logits: Tensor, params: SamplingParams, uniforms: Tensor) -> Tensor:

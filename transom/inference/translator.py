@@ -1,32 +1,37 @@
 """Translation: sources in, the likeliest targets out; the whole path of a call, in the order it happens.
 
-Sources of about one length are encoded together, then a beam search writes all their targets as one batch.
-Read next: beam, texts.
+Every source becomes a request with a beam search of its own, and an engine runs as many of them together as
+have room; sources of about one length start together. Read next: beam, local, engine.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import overload
 
-import torch
-
-from transom.data.tokenizer import Ids, Tokenizer
+from transom.data.tokenizer import Tokenizer
 from transom.errors import Refused
 from transom.model.build import Model
 
 from .arithmetic import describe
-from .beam import Found, search
-from .packed import Packing
-from .texts import TextBatch, as_list, batches, framed
+from .engine import Engine, EngineSettings
+from .local import LocalEngine, cache_tokens, local_settings
+from .request import Request
+from .runner import TorchRunner
+from .sampling import SamplingParams
+from .texts import as_list, framed
 
 LONGER, MORE = 2, 10
 """Unless it is told, a target may have LONGER times the tokens of its source and MORE besides."""
 MOST_BEAMS = 64
-ROWS = 256
-"""Beams that run together: more sentences than fit run one batch after the other."""
-BATCH_TOKENS = 4096
+MAX_ROWS = 256
+"""Beginnings that are written together; more sentences than fit wait their turn."""
+GREEDY = SamplingParams(temperature=0, logprobs=0)
+"""How a single beginning is written on: a search of width 1."""
+CHUNK_TOKENS = 4096
+"""Tokens of sources that are encoded together."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class Translator:
         if model.config.start_id is None:
             raise Refused("the model's config names no token that a target begins with (start_id)")
         self.start_id = model.config.start_id
-        self._packing = Packing(model)
+        self._local = LocalEngine(model, lambda: self.engine(local_settings(MAX_ROWS, CHUNK_TOKENS)))
 
     def __repr__(self) -> str:
         return describe(self.model, "Translator", self.reason)
@@ -84,7 +89,6 @@ class Translator:
         max_tokens: int | None = None,
         exact: bool = False,
     ) -> list[Translation]: ...
-    @torch.inference_mode()
     def translate(
         self,
         texts: str | Sequence[str],
@@ -97,23 +101,69 @@ class Translator:
         """The translation of one text, or of each of several.
 
         beam: how many beginnings are kept at every step; 1 is greedy. length_penalty and exact: as for
-        `beam.search`. max_tokens: most tokens of a target; None: 2 for each token of the source and 10 more,
-        or what the model's length leaves. Raises Refused for an empty text and for one that is longer than
-        the model reads.
+        `beam.Sentence`. max_tokens: most tokens of a target; None: 2 for each token of the source and 10 more
+        (at most what the model has room for). Raises Refused for an empty text and for one that is longer
+        than the model reads.
         """
-        limit = self.model.config.max_len
-        self._check(beam, length_penalty, max_tokens)
         listed, several = as_list(texts)
-        sources = framed(self.tokenizer, listed, limit)
-        most = [max_tokens or min(limit, LONGER * len(ids) + MORE) for ids in sources]
-        answers: dict[int, Translation] = {}
-        rows, device = max(1, ROWS // beam), self.model.embed.weight.device
-        for batch in batches(sources, device, budget=BATCH_TOKENS, rows=rows):
-            found = self._targets(batch, [most[place] for place in batch.places], beam, length_penalty, exact)
-            for place, best in zip(batch.places, found, strict=True):
-                answers[place] = self._translation(best, sources[place])
-        ordered = [answers[place] for place in range(len(listed))]
-        return ordered if several else ordered[0]
+        requests = self.requests(
+            listed, beam=beam, length_penalty=length_penalty, max_tokens=max_tokens, exact=exact
+        )
+        for _ in self._local.run(sorted(requests, key=lambda request: -len(request.source or ()))):
+            pass
+        answers = [self.translation(request) for request in requests]
+        return answers if several else answers[0]
+
+    def engine(
+        self, settings: EngineSettings, *, n_tokens: int | None = None, deterministic: bool = False
+    ) -> Engine:
+        """A new engine for this model; n_tokens: room of its cache (None: of 1 GiB); see `TorchRunner`."""
+        room = n_tokens or cache_tokens(self.model, settings.max_rows)
+        runner = TorchRunner(self.model, n_tokens=room, deterministic=deterministic)
+        return Engine(runner, self.tokenizer, eos_ids=self.eos_ids, settings=settings)
+
+    def requests(
+        self,
+        texts: Sequence[str],
+        *,
+        beam: int = 4,
+        length_penalty: float = 1.0,
+        max_tokens: int | None = None,
+        exact: bool = False,
+        scope: str = "",
+        id: str = "",
+    ) -> list[Request]:
+        """A request for each text, for an engine of this model; settings and refusals are `translate`'s."""
+        self._check(beam, length_penalty, max_tokens)
+        limit = self.model.config.max_len
+        return [
+            Request(
+                [self.start_id],
+                GREEDY,
+                max_tokens=max_tokens or min(limit, LONGER * len(ids) + MORE),
+                seed=0,
+                sample=0,
+                eos_ids=self.eos_ids,
+                decoder=self.tokenizer.decoder(),
+                source=ids.tolist(),
+                beam=beam,
+                length_penalty=length_penalty,
+                exact=exact,
+                scope=scope,
+                id=id,
+            )
+            for ids in framed(self.tokenizer, texts, limit)
+        ]
+
+    def translation(self, request: Request) -> Translation:
+        """What became of a request that has ended by itself or at its length."""
+        tokens = request.tokens
+        finished = bool(tokens) and tokens[-1] in self.eos_ids
+        if request.found:
+            logprob = request.found[0].logprob
+        else:
+            logprob = math.fsum(one.logprob for one in request.logprobs)
+        return Translation(request.text, tokens, logprob, len(request.source or ()), finished)
 
     def _check(self, beam: int, length_penalty: float, max_tokens: int | None) -> None:
         limit = self.model.config.max_len
@@ -125,22 +175,3 @@ class Translator:
             raise Refused(
                 f"max_tokens is {max_tokens!r}; it must be 1 to {limit}, this model's limit (max_len)"
             )
-
-    def _targets(
-        self, batch: TextBatch, most: list[int], beam: int, length_penalty: float, exact: bool
-    ) -> list[Found]:
-        """The best target of each source of a batch."""
-        model = self._packing.current()
-        memory = model.encode(batch.tokens, documents=batch.documents)
-        starts = [[self.start_id]] * len(most)
-        found = search(
-            model, starts, memory=memory, ends=self.eos_ids, max_tokens=most,
-            beam=beam, length_penalty=length_penalty, exact=exact,
-        )  # fmt: skip
-        return [one[0] for one in found]
-
-    def _translation(self, found: Found, source: Ids) -> Translation:
-        tokens = found.tokens
-        finished = tokens[-1] in self.eos_ids
-        text = self.tokenizer.decode(tokens[:-1] if finished else tokens)
-        return Translation(text, tokens, found.logprob, len(source), finished)

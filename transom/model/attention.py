@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocked_attention import blocked_attention, pays
-from .cache import KVCache, Memory
 from .config import ModelConfig
 from .feedforward import Linear
 from .norms import RMSNorm
 from .positions import rotate
+
+if TYPE_CHECKING:  # the state attends, through the door of this file
+    from .cache import DecodeState, Memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +153,7 @@ class SelfAttention(nn.Module):
         self.qk_norm, self.head_dim, self.layer = config.qk_norm, config.head_dim, layer
 
     def forward(
-        self, x: Tensor, rule: Rule, turn: tuple[Tensor, Tensor] | None, state: KVCache | None
+        self, x: Tensor, rule: Rule, turn: tuple[Tensor, Tensor] | None, state: DecodeState | None
     ) -> Tensor:
         """`turn`: cosines and sines of rotary positions; `state`: keys and values of earlier calls."""
         batch, length, _ = x.shape
@@ -164,9 +167,10 @@ class SelfAttention(nn.Module):
             query, key = self.q_norm(query), self.k_norm(key)
         if turn is not None:
             query, key = rotate(query, *turn), rotate(key, *turn)
-        if state is not None:
-            key, value = state.append(self.layer, key, value)
-        mixed = attend(query, key, value, rule)
+        if state is None:
+            mixed = attend(query, key, value, rule)
+        else:
+            mixed = state.attend(self.layer, query, key, value, rule)
         return self.o_proj(mixed.reshape(batch, length, -1))
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -191,9 +195,9 @@ class CrossAttention(nn.Module):
         at once.
         """
         key, value = memory.keys_and_values(self.layer, self._project)
-        query = self.q_proj(x).view(key.shape[0], -1, key.shape[2], self.head_dim)
-        mixed = attend(query, key, value, rule)
-        return self.o_proj(mixed.reshape(x.shape[0], x.shape[1], -1))
+        asked = memory.by_source(self.q_proj(x))
+        mixed = attend(asked.unflatten(-1, (-1, self.head_dim)), key, value, rule)
+        return self.o_proj(memory.by_row(mixed.flatten(2), x.shape))
 
     def _project(self, source: Tensor) -> tuple[Tensor, Tensor]:
         shape = (*source.shape[:2], -1, self.head_dim)

@@ -11,11 +11,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import groupby
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from .attention import Rule, attend
 from .config import ModelConfig
+
+
+class DecodeState(Protocol):
+    """What a stack of attention asks of the tokens read before, once for each pass or each layer."""
+
+    memory: Memory | None
+    """What it reads besides."""
+
+    @property
+    def ragged(self) -> bool: ...
+    @property
+    def lengths(self) -> list[int]: ...
+    def positions(self, length: int) -> Tensor: ...
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor: ...
+    def advance(self, length: int) -> None: ...
 
 
 class Memory:
@@ -45,6 +62,14 @@ class Memory:
         if layer not in self._kept:
             self._kept[layer] = project(self.hidden)
         return self._kept[layer]
+
+    def by_source(self, x: Tensor) -> Tensor:
+        """What the rows of the batch ask, (B, L, D), side by side for each row of the memory: (S, Q, D)."""
+        return x.reshape(len(self.hidden), -1, x.shape[-1])
+
+    def by_row(self, answers: Tensor, shape: torch.Size) -> Tensor:
+        """The answers (S, Q, D) back in the rows of the batch, (B, L, D) of `shape`."""
+        return answers.reshape(shape[0], shape[1], -1)
 
     def reorder(self, rows: Sequence[int]) -> None:
         """Follow the rows of the batch: row i becomes the old row rows[i]."""
@@ -172,6 +197,10 @@ class KVCache(Slots):
         """Store (B, L, G, K) behind what each row holds; return all slots in use, (B, M, G, K) each."""
         keys, values = self.write(layer, (key, value))
         return keys, values
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
+        """Append key and value (B, L, G, K), then let query (B, L, H, K) look at all that rows hold."""
+        return attend(query, *self.append(layer, key, value), rule)
 
 
 class StateHistory(Slots):

@@ -50,11 +50,17 @@ class RecurrentLayer(nn.Module):
 
     def forward(self, x: Tensor, first: list[Tensor] | None = None) -> Tensor:
         """The fused pass over whole rows; `first`: the parts of the state before them, (B, width) each."""
+        return self.onward(x, first)[0]
+
+    def onward(self, x: Tensor, first: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
+        """The same, and the parts of the state after the last position."""
         if first is None:
             first = [x.new_zeros(len(x), self.width) for _ in range(self.n_parts)]
         parts = tuple(part[None].to(x.dtype).contiguous() for part in first)
         state = parts if self.cell == "lstm" else parts[0]
-        return FUSED[self.cell](x, state, self._weights(x.dtype), True, 1, 0.0, self.training, False, True)[0]
+        weights = self._weights(x.dtype)
+        out, *last = FUSED[self.cell](x, state, weights, True, 1, 0.0, self.training, False, True)
+        return out, [part[0] for part in last]
 
     def step(self, x: Tensor, state: list[Tensor]) -> list[Tensor]:
         """One position, as the equations say: x (B, in) and the parts of the state before it -> those after.
@@ -109,9 +115,8 @@ class AdditiveAttention(nn.Module):
     def forward(self, states: Tensor, memory: Memory) -> Tensor:
         """The weighted sum of the source for each state; rows that share a source are asked together."""
         key, value = memory.keys_and_values(0, lambda source: (self.k_proj(source), source))
-        grouped = states.reshape(len(value), -1, states.shape[-1])
-        pattern = self.pattern(grouped, key, memory.documents)
-        return torch.bmm(pattern.to(value.dtype), value).view_as(states)
+        pattern = self.pattern(memory.by_source(states), key, memory.documents)
+        return memory.by_row(torch.bmm(pattern.to(value.dtype), value), states.shape)
 
     def pattern(self, states: Tensor, key: Tensor, documents: Tensor | None) -> Tensor:
         """The weights (B, L, M), float32; padding of the source (documents -1) has none."""
@@ -170,9 +175,23 @@ class Recurrent(nn.Module):
         if state is not None:
             x = self._step_by_step(x, state)
         elif documents is None or memory is not None:
-            x = self._through(x, None if memory is None else self._first(memory))
+            x = self._through(x, None if memory is None else self.first_state(memory))[0]
         else:
             x = self._by_document(x, documents)
+        return self._looking_back(x, memory)
+
+    def onward(
+        self, tokens: Tensor, before: list[list[Tensor]], memory: Memory | None = None
+    ) -> tuple[Tensor, list[list[Tensor]]]:
+        """Go on from a state, in the fused pass: hidden states (B, L, D) and the state after the last token.
+
+        States are lists of layers, each of parts (B, D).
+        """
+        x, after = self._through(self._embedded(tokens, None), before)
+        return self._looking_back(x, memory), after
+
+    def _looking_back(self, x: Tensor, memory: Memory | None) -> Tensor:
+        """States (B, L, D) with what each has asked of the source."""
         if memory is not None:
             asked = self.attn(x, memory)
             x = torch.tanh(self.mix_proj(torch.cat((x, asked), dim=-1)))
@@ -197,7 +216,7 @@ class Recurrent(nn.Module):
     def _drop(self, x: Tensor) -> Tensor:
         return dropout(x, self.config.dropout, self.training)
 
-    def _first(self, memory: Memory) -> list[list[Tensor]]:
+    def first_state(self, memory: Memory) -> list[list[Tensor]]:
         """The state of each layer before the target, made of the mean of the source: parts of (B, D)."""
         hidden = memory.hidden
         if memory.documents is None:
@@ -209,11 +228,17 @@ class Recurrent(nn.Module):
         n_parts = len(parts) // self.config.n_layers
         return [list(parts[i * n_parts : (i + 1) * n_parts]) for i in range(self.config.n_layers)]
 
-    def _through(self, x: Tensor, first: list[list[Tensor]] | None = None) -> Tensor:
-        """Whole rows (B, L, D) through all layers."""
+    def _through(
+        self, x: Tensor, first: list[list[Tensor]] | None = None
+    ) -> tuple[Tensor, list[list[Tensor]]]:
+        """Whole rows (B, L, D) through all layers, and the state of each layer after them."""
+        last = []
         for i, layer in enumerate(self.layers):
-            x = layer(x if i == 0 else self._drop(x), None if first is None else first[i])
-        return x
+            x, after = layer.onward(  # type: ignore[operator]
+                x if i == 0 else self._drop(x), None if first is None else first[i]
+            )
+            last.append(after)
+        return x, last
 
     def _by_document(self, x: Tensor, documents: Tensor) -> Tensor:
         """Rows that hold several documents: each document is a row of its own, and comes back to its place.
@@ -228,7 +253,7 @@ class Recurrent(nn.Module):
         column = place - place[opens.flatten()][row]
         apart = x.new_zeros(int(row[-1]) + 1, int(column.max()) + 1, x.shape[-1])
         apart = apart.index_put((row, column), flat)
-        return self._through(apart)[row, column].view_as(x)
+        return self._through(apart)[0][row, column].view_as(x)
 
     def _step_by_step(self, x: Tensor, state: StateHistory) -> Tensor:
         """Position after position, keeping the state after each: (B, L, D) -> (B, L, D)."""
@@ -276,7 +301,7 @@ class Recurrent(nn.Module):
         """An empty decode state for `batch` rows of up to `capacity` tokens, where the weights live."""
         weight, first = self.embed.weight, None
         if memory is not None:
-            first = [[part.detach() for part in parts] for parts in self._first(memory.keep())]
+            first = [[part.detach() for part in parts] for parts in self.first_state(memory.keep())]
         return StateHistory(self.config, batch, capacity, dtype or weight.dtype, weight.device, memory, first)
 
     def blocks(self) -> list[nn.Module]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .attention import CrossAttention, Rule, SelfAttention
-from .cache import KVCache, Memory
+from .cache import DecodeState, Memory
 from .config import ModelConfig
 from .dropout import dropout
 from .experts import MixtureOfExperts
@@ -48,7 +48,7 @@ class Block(nn.Module):
         x: Tensor,
         rule: Rule,
         turn: Turn | None,
-        state: KVCache | None,
+        state: DecodeState | None,
         memory: Memory | None = None,
         memory_rule: Rule | None = None,
     ) -> Tensor:
@@ -89,7 +89,7 @@ class Stack(nn.Module):
         x: Tensor,
         positions: Tensor,
         documents: Tensor | None = None,
-        state: KVCache | None = None,
+        state: DecodeState | None = None,
         memory: Memory | None = None,
     ) -> Tensor:
         """Embedded tokens (B, L, D) at positions (B or 1, L) -> hidden states (B, L, D)."""

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cache import KVCache, Memory
+from .cache import DecodeState, KVCache, Memory
 from .config import ModelConfig
 from .dropout import dropout
 from .experts import balance_loss, routers
@@ -74,7 +74,7 @@ class Transformer(Stack):
         positions: Tensor | None = None,
         documents: Tensor | None = None,
         segments: Tensor | None = None,
-        state: KVCache | None = None,
+        state: DecodeState | None = None,
         memory: Memory | None = None,
         dtype: torch.dtype | None = None,
     ) -> Tensor:

@@ -1,0 +1,188 @@
+"""The engine beside `transformers.generate` and llama.cpp: one random Llama in bfloat16, the same for all.
+
+Of the shape of SmolLM2-135M (30 layers, 576 wide, 9 and 3 heads, 49,152 tokens, tied): tokens/s of decoding
+at batch 1, 8 and 32 and of reading a prompt of 512, each with its share of what the machine can do; and the
+time to the first token of 16 chats that share 1,000 tokens, with and without reuse of prefixes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+import transom
+from transom.checkpoint.huggingface import save_model
+from transom.data.tokenizer import train_tokenizer
+from transom.hardware import Hardware, keep_memory
+from transom.inference.engine import Engine, EngineSettings
+from transom.inference.generator import Generator
+from transom.inference.sampling import SamplingParams
+from transom.model.config import ModelConfig
+from transom.model.transformer import Transformer
+
+from . import llama_cpp_peer
+from .measure import in_turns, median_ratio, tell
+
+BATCHES, PROMPT, NEW, LONG = (1, 8, 32), 16, 64, 512
+CHATS, SHARED, OWN = 16, 1000, 24
+SMOL = ModelConfig(49_152, 576, 30, 9, 3, head_dim=64, ffn_dim=1536, max_len=2048, tie_embeddings=True)
+TINY = ModelConfig(512, 64, 2, 4, 2, head_dim=16, ffn_dim=96, max_len=2048, tie_embeddings=True)
+
+Write = Callable[[list[list[int]], int], list[list[int]]]
+"""Prompts of one length, and how many tokens to write after each -> those tokens."""
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser("engine_speed", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tiny", action="store_true", help="a toy model: only to see that all runs")
+    asked = parser.parse_args(arguments)
+    keep_memory()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = Transformer(TINY if asked.tiny else SMOL).to(torch.bfloat16)
+        save_model(folder, model, train_tokenizer("bytes", iter(["text"]), 258))
+        generator = transom.load(folder, dtype="bfloat16")
+        peers: dict[str, Write] = {"transformers": of_transformers(folder), "Transom": of_transom(generator)}
+        missing = llama_cpp_peer.missing()
+        if not missing:
+            peers["llama.cpp"] = llama_cpp_peer.writer(folder, generator.model, max(BATCHES))
+        lines = [f"{model.n_parameters / 1e6:.0f}M parameters, {torch.get_num_threads()} threads, medians of"
+                 f" {asked.rounds} rounds" + (f"; llama.cpp: {missing}" if missing else "")]  # fmt: skip
+        figures: dict[str, Any] = {}
+        for batch in BATCHES:
+            _decoding(peers, generator, batch, asked.rounds, lines, figures)
+        _prefill(peers, generator, asked.rounds, lines, figures)
+        _first_tokens(generator, asked.rounds, lines, figures)
+    tell("engine speed", lines, figures)
+
+
+def of_transom(generator: Generator) -> Write:
+    def write(prompts: list[list[int]], new: int) -> list[list[int]]:
+        requests = [generator.request(prompt, _greedy(new))[0] for prompt in prompts]
+        for request in requests:
+            engine.submit(request)
+        while engine.busy:
+            engine.step()
+        return [request.tokens for request in requests]
+
+    engine = generator.engine(EngineSettings(), reuse=False)  # a prompt of an earlier round is read again
+    return write
+
+
+def _greedy(new: int) -> SamplingParams:
+    return SamplingParams(temperature=0, max_tokens=new, ignore_eos=True)
+
+
+def of_transformers(folder: Path) -> Write:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+
+    def write(prompts: list[list[int]], new: int) -> list[list[int]]:
+        tokens = torch.tensor(prompts)
+        with torch.inference_mode():
+            made = model.generate(
+                tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=new, min_new_tokens=new,
+                do_sample=False,
+            )  # fmt: skip
+        return made[:, tokens.shape[1] :].tolist()
+
+    return write
+
+
+def _prompts(rows: int, length: int, vocab_size: int) -> list[list[int]]:
+    draw = torch.Generator().manual_seed(rows)
+    return torch.randint(vocab_size, (rows, length), generator=draw).tolist()
+
+
+def _decoding(
+    peers: dict[str, Write],
+    generator: Generator,
+    batch: int,
+    rounds: int,
+    lines: list[str],
+    figures: dict[str, Any],
+) -> None:
+    """Tokens a second of all rows together, the reading of their short prompts included."""
+    prompts = _prompts(batch, PROMPT, generator.model.config.vocab_size)
+    seconds = in_turns({who: lambda write=write: write(prompts, NEW) for who, write in peers.items()}, rounds)
+    rates = {who: batch * NEW / statistics.median(taken) for who, taken in seconds.items()}
+    limit = batch / _least_seconds(generator, batch, 1, PROMPT + NEW // 2)
+    _report(f"decoding, batch {batch}", "tokens/s", rates, seconds, limit, lines, figures)
+
+
+def _prefill(
+    peers: dict[str, Write], generator: Generator, rounds: int, lines: list[str], figures: dict[str, Any]
+) -> None:
+    """Tokens a second of one long prompt, its first new token included."""
+    prompts = _prompts(1, LONG, generator.model.config.vocab_size)
+    seconds = in_turns({who: lambda write=write: write(prompts, 1) for who, write in peers.items()}, rounds)
+    rates = {who: LONG / statistics.median(taken) for who, taken in seconds.items()}
+    limit = LONG / _least_seconds(generator, 1, LONG, LONG // 2)
+    _report(f"prefill of {LONG}", "tokens/s", rates, seconds, limit, lines, figures)
+
+
+def _least_seconds(generator: Generator, rows: int, tokens: int, held: int) -> float:
+    """What one step takes at best: reading weights and caches once, or the arithmetic, whichever is longer.
+
+    rows: how many; tokens: read by each, looking back on `held` others on average.
+    """
+    config, model, hardware = generator.model.config, generator.model, Hardware.detect()
+    cached = 2 * config.n_layers * config.n_kv_heads * config.head_dim * held * rows
+    read = 2 * (model.n_parameters + cached)
+    embedding = config.vocab_size * config.dim  # looked up for all, multiplied with for the last token only
+    looking = 4 * config.n_layers * config.n_heads * config.head_dim * held
+    flops = rows * (tokens * (2 * (model.n_parameters - embedding) + looking) + 2 * embedding)
+    return max(read / hardware.bandwidth(), flops / hardware.peak_flops("bfloat16"))
+
+
+def _report(
+    what: str,
+    unit: str,
+    rates: dict[str, float],
+    seconds: dict[str, list[float]],
+    limit: float,
+    lines: list[str],
+    figures: dict[str, Any],
+) -> None:
+    said = ", ".join(f"{who} {rate:,.0f} ({rate / limit:.0%})" for who, rate in rates.items())
+    ratios = {
+        who: median_ratio(taken, seconds["Transom"]) for who, taken in seconds.items() if who != "Transom"
+    }
+    beside = ", ".join(f"{ratio:.2f} x {who}" for who, ratio in ratios.items())
+    lines.append(f"{what:<20} {said} {unit} (of the machine's {limit:,.0f}): {beside}")
+    figures[what] = {**rates, "limit": limit, "ratios": ratios}
+
+
+def _first_tokens(generator: Generator, rounds: int, lines: list[str], figures: dict[str, Any]) -> None:
+    """Seconds until chats that come at once have their first token, on average, from an empty cache."""
+    vocab_size, settings = generator.model.config.vocab_size, EngineSettings()
+    prompts = [_prompts(1, SHARED, vocab_size)[0] + own for own in _prompts(CHATS, OWN, vocab_size)]
+    waits: dict[bool, list[float]] = {True: [], False: []}
+    for round_number in range(rounds + 1):
+        for reuse in waits:
+            engine = generator.engine(settings, n_tokens=2 * CHATS * (SHARED + OWN), reuse=reuse)
+            mean = _mean_wait(engine, generator, prompts)
+            if round_number:  # the first only warms up
+                waits[reuse].append(mean)
+    ratio = median_ratio(waits[True], waits[False])
+    with_reuse, without = (statistics.median(waits[reuse]) for reuse in (True, False))
+    lines.append(f"first token of {CHATS} chats that share {SHARED:,} tokens: {with_reuse:.2f} s with reuse,"
+                 f" {without:.2f} s without: {ratio:.2f} of it")  # fmt: skip
+    figures["first token"] = {"reuse": with_reuse, "none": without, "ratio": ratio}
+
+
+def _mean_wait(engine: Engine, generator: Generator, prompts: list[list[int]]) -> float:
+    waits, started = [], time.perf_counter()
+    for prompt in prompts:
+        engine.submit(generator.request(prompt, _greedy(1))[0])
+    while engine.busy:
+        waits += [time.perf_counter() - started for event in engine.step() if event.finish_reason]
+    return statistics.mean(waits)

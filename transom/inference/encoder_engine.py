@@ -1,0 +1,192 @@
+"""The engine for models that read whole texts: classes and vectors for many at once.
+
+Every step reads one batch: of the texts whose turn is next, each scope in its turn, those that are about as
+long as the very next one. The interface is that of `engine.Engine`. Read next: texts, classifier, embedder.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from transom.data.tokenizer import Ids, Tokenizer
+from transom.errors import Refused
+from transom.model.transformer import Transformer
+
+from .engine import MOST_WAIT, NOT_FINITE, Busy, EngineSettings
+from .request import Event, FinishReason
+from .texts import BUDGET, TextBatch, batches, framed
+
+AHEAD = 4
+"""Batches' worth of waiting texts among which those of one length are looked for."""
+
+
+class Reader(Protocol):
+    """What reads a batch: a Classifier or an Embedder."""
+
+    model: Transformer
+    tokenizer: Tokenizer
+    max_tokens: int
+
+    def read(self, batch: TextBatch) -> Sequence[Any]: ...
+
+
+class TextRequest:
+    """One text, framed as the model reads it."""
+
+    def __init__(self, tokens: Ids, *, scope: str = "", id: str = "") -> None:
+        """scope: who shares fairly with whom."""
+        self.tokens, self.scope, self.id = tokens, scope, id
+        self.finish_reason: FinishReason | None = None
+        self.error: Exception | None = None
+
+
+class EncoderEngine:
+    """Texts in; events with an answer each out."""
+
+    def __init__(
+        self, reader: Reader, *, settings: EngineSettings | None = None, budget: int = BUDGET
+    ) -> None:
+        """budget: tokens of a batch, padding included."""
+        self.reader, self.settings, self.budget = reader, settings or EngineSettings(), budget
+        self._waiting: dict[str, deque[TextRequest]] = {}
+        self._events: list[Event] = []
+        self._n_waiting = self._waiting_tokens = self._n_steps = self._n_read = self._n_answered = 0
+        self._rate = 0.0  # tokens per second, the last steps counting most
+
+    def requests(
+        self, texts: Sequence[str], *, cut: bool = False, scope: str = "", id: str = ""
+    ) -> list[TextRequest]:
+        """A request for each text; raises Refused for an empty one and, unless `cut`, for one too long."""
+        framed_texts = framed(self.reader.tokenizer, texts, self.reader.max_tokens, cut=cut)
+        return [TextRequest(tokens, scope=scope, id=id) for tokens in framed_texts]
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self._n_waiting or self._events)
+
+    def submit(self, request: TextRequest) -> None:
+        """Let a text wait its turn; raises Refused if it is too long, and Busy if the queue is full."""
+        settings, length, limit = self.settings, len(request.tokens), self.reader.max_tokens
+        if length > limit:
+            raise Refused(f"the text has {length} tokens; this model reads at most {limit}: shorten it")
+        full = self._n_waiting >= settings.max_queue
+        if full or self._waiting_tokens + length > settings.max_queue_tokens:
+            wait = math.ceil(self._waiting_tokens / self._rate) if self._rate else 1
+            seconds = min(MOST_WAIT, max(1, wait))
+            raise Busy(
+                f"{self._n_waiting} texts wait already (at most {settings.max_queue}, and"
+                f" {settings.max_queue_tokens:,} tokens); come again in {seconds} s",
+                seconds,
+            )
+        self._waiting.setdefault(request.scope, deque()).append(request)
+        self._count(request, 1)
+
+    def abort(self, request: TextRequest) -> None:
+        """Forget a text that waits; does nothing if it has been answered."""
+        if request in self._waiting.get(request.scope, ()):
+            self._end(request, "abort")
+            self._events.append(Event(request, finish_reason="abort"))
+
+    def step(self) -> list[Event]:
+        """Read one batch; its answers, and the aborts before it."""
+        requests = self._schedule()
+        answers = self._run(requests)
+        return self._finish(requests, answers)
+
+    def _schedule(self) -> list[TextRequest]:
+        """The text whose turn it is, and others of about its length."""
+        ahead = self._ahead()
+        for batch in batches([request.tokens for request in ahead], self._device, budget=self.budget):
+            if 0 in batch.places:
+                return [ahead[place] for place in batch.places]
+        return []
+
+    @property
+    def _device(self) -> Any:
+        return self.reader.model.embed.weight.device
+
+    def _ahead(self) -> list[TextRequest]:
+        """The next texts, one of each scope in turn; whose turn is first moves on with every step."""
+        scopes = list(self._waiting)
+        if scopes:
+            self._waiting[scopes[0]] = self._waiting.pop(scopes[0])
+        found, tokens = [], 0
+        for place in range(max(map(len, self._waiting.values()), default=0)):
+            for scope in scopes:
+                if place < len(self._waiting[scope]):
+                    found.append(self._waiting[scope][place])
+                    tokens += len(found[-1].tokens)
+                    if tokens >= AHEAD * self.budget:
+                        return found
+        return found
+
+    def _run(self, requests: list[TextRequest]) -> list[Any]:
+        """The answer to each text, or the exception that reading it raised."""
+        if not requests:
+            return []
+        started = time.perf_counter()
+        try:
+            (batch,) = batches([request.tokens for request in requests], self._device, budget=1 << 60)
+            answers: list[Any] = [None] * len(requests)
+            for place, answer in zip(batch.places, self.reader.read(batch), strict=True):
+                answers[place] = answer
+            self._measure(batch.tokens.numel(), time.perf_counter() - started)
+            return answers
+        except Exception as error:
+            if len(requests) == 1:
+                return [error]
+            return [self._run([request])[0] for request in requests]
+
+    def _measure(self, n_read: int, seconds: float) -> None:
+        self._n_steps, self._n_read = self._n_steps + 1, self._n_read + n_read
+        self._rate += (n_read / max(seconds, 1e-6) - self._rate) / min(self._n_steps, 16)
+
+    def _finish(self, requests: list[TextRequest], answers: list[Any]) -> list[Event]:
+        events, self._events = self._events, []
+        for request, answer in zip(requests, answers, strict=True):
+            error = answer if isinstance(answer, Exception) else None
+            if error is None and not _finite(answer):
+                error = Refused(NOT_FINITE)
+            self._end(request, "stop" if error is None else "error")
+            self._n_answered += error is None
+            if error is None:
+                events.append(Event(request, finish_reason="stop", answer=answer))
+            else:
+                request.error = error
+                said = str(error) if isinstance(error, Refused) else type(error).__name__
+                events.append(Event(request, finish_reason="error", error=f"the text failed: {said}"))
+        return events
+
+    def _end(self, request: TextRequest, reason: FinishReason) -> None:
+        request.finish_reason = reason
+        queue = self._waiting[request.scope]
+        queue.remove(request)
+        if not queue:
+            del self._waiting[request.scope]
+        self._count(request, -1)
+
+    def _count(self, request: TextRequest, sign: int) -> None:
+        self._n_waiting += sign
+        self._waiting_tokens += sign * len(request.tokens)
+
+    def load(self) -> dict[str, float]:
+        """Figures of now (queued, running) and totals since the engine was made."""
+        return {
+            "queued": self._n_waiting,
+            "running": 0,
+            "tokens_read": self._n_read,
+            "answers": self._n_answered,
+            "steps": self._n_steps,
+        }
+
+
+def _finite(answer: Any) -> bool:
+    """Whether an answer holds numbers only."""
+    return bool(np.isfinite(getattr(answer, "confidence", answer)).all())

@@ -1,0 +1,360 @@
+"""The engine: many requests at once through one model, a step at a time.
+
+Schedule, run, finish: the scheduler says which tokens are read, the runner turns them into logits, and each
+request takes its next token from its own. One thread calls it. Whatever goes wrong inside one request ends
+that request alone. For callers in the same process see `local`. Read next: scheduler, sampling_rows.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from transom.data.tokenizer import Tokenizer
+from transom.errors import Refused
+
+from .beam import best_next
+from .request import Event, Request, TokenLogprob
+from .runner import Runner
+from .sampling_rows import FAILED, Place, RowLogprobs, SamplingRow, choose_rows, logprobs_rows
+from .scheduler import HEADROOM, Job, Scheduler, Turn
+from .speculative import n_kept
+
+MOST_WAIT = 60
+"""Seconds that a refused client is told to wait at most."""
+NOT_FINITE = "the model's logits are not finite: damaged weights, or a training that diverged"
+NOTHING_FITS = "no token that the model may write fits the answer's grammar"
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How much runs and waits at a time."""
+
+    max_rows: int = 64
+    """Rows that run together; a beam search takes one for each beginning it keeps."""
+    chunk_tokens: int = 512
+    """Tokens of prompts that are read in one step, beside the rows that write."""
+    max_queue: int = 64
+    """Requests that may wait."""
+    max_queue_tokens: int = 1 << 20
+    """Tokens that they may come to hold, prompts and answers together."""
+    draft: int = 0
+    """Tokens guessed ahead by n-grams and checked in one pass; 0: none. The text is the same."""
+
+
+class Busy(Refused):
+    """The queue is full; `retry_after` says in how many seconds to come again."""
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Engine:
+    """Requests in, events out."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        tokenizer: Tokenizer,
+        *,
+        eos_ids: Collection[int] = (),
+        settings: EngineSettings | None = None,
+    ) -> None:
+        """eos_ids: what ends an answer, for whoever makes requests; each request carries its own."""
+        self.runner, self.tokenizer, self.eos_ids = runner, tokenizer, frozenset(eos_ids)
+        self.settings = settings or EngineSettings()
+        self.scheduler = Scheduler(
+            runner,
+            max_rows=self.settings.max_rows,
+            chunk_tokens=self.settings.chunk_tokens,
+            draft=self.settings.draft,
+            refuse=self._fail,
+        )
+        self._pool = runner.free_tokens()
+        self._jobs: dict[Request, Job] = {}
+        self._events: list[Event] = []
+        self._n_submitted = self._n_steps = self._n_read = self._n_made = self._n_drafted = self._n_kept = 0
+        self._rate = 0.0  # tokens per second, the last steps counting most
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self._jobs or self._events)
+
+    def submit(self, request: Request) -> None:
+        """Let a request wait its turn; raises Refused if it can never run, and Busy if the queue is full."""
+        self.check(request)
+        scheduler, settings = self.scheduler, self.settings
+        job = Job(request, self._n_submitted, self._sampling(request))
+        too_many = scheduler.n_waiting >= settings.max_queue
+        if too_many or scheduler.waiting_tokens + job.n_tokens > settings.max_queue_tokens:
+            seconds = self._wait()
+            raise Busy(
+                f"{scheduler.n_waiting} requests wait already (at most {settings.max_queue}, and"
+                f" {settings.max_queue_tokens:,} tokens); come again in {seconds} s",
+                seconds,
+            )
+        self._n_submitted += 1
+        self._jobs[request] = job
+        scheduler.queue(job)
+
+    def check(self, request: Request) -> None:
+        """Raise Refused, with the numbers, for a request that this engine can never run."""
+        limit, n_prompt, most, beam = (
+            self.runner.max_len,
+            len(request.prompt),
+            request.max_tokens,
+            request.beam,
+        )
+        if n_prompt + most - 1 > limit:
+            raise Refused(
+                f"the prompt has {n_prompt} tokens and max_tokens is {most}: together {n_prompt + most},"
+                f" where this model's limit (max_len) is {limit}; shorten the prompt or set less max_tokens"
+            )
+        if beam > self.settings.max_rows:
+            raise Refused(
+                f"beam is {beam}; at most {self.settings.max_rows} rows run together here (max_rows)"
+            )
+        whole = n_prompt + most if beam == 1 else beam * (n_prompt + most + HEADROOM)
+        if whole > self._pool:
+            raise Refused(
+                f"the request may come to hold {whole:,} tokens, and the cache has room for {self._pool:,};"
+                " shorten the prompt, set a smaller max_tokens, or give the cache more memory"
+            )
+        if len(request.begins) >= most:
+            raise Refused(
+                f"the answer is to begin with {len(request.begins)} tokens and max_tokens is {most};"
+                f" set max_tokens to at least {len(request.begins) + 1}"
+            )
+        trial = request.grammar.copy() if request.grammar is not None and request.begins else None
+        if trial is not None and not all(map(trial.accept, request.begins)):
+            raise Refused("what the answer is to begin with does not fit its grammar; leave one of them out")
+        self._sampling(request)
+
+    def _sampling(self, request: Request) -> SamplingRow:
+        return SamplingRow(
+            request.params, vocab_size=self.runner.vocab_size, seed=request.seed, sample=request.sample,
+            prompt=request.prompt, first=request.first, grammar=request.grammar,
+        )  # fmt: skip
+
+    def _wait(self) -> int:
+        """Seconds until about as much is done as waits now."""
+        if not self._rate:
+            return 1
+        return min(MOST_WAIT, max(1, math.ceil(self.scheduler.waiting_tokens / self._rate)))
+
+    def abort(self, request: Request) -> None:
+        """End a request now, wherever it is, and free what it holds; does nothing if it has ended."""
+        if request in self._jobs:
+            self._end(self._jobs[request], "abort")
+            self._events.append(Event(request, finish_reason="abort"))
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        """End one request that went wrong."""
+        job.request.error = error
+        said = str(error) if isinstance(error, Refused) else f"the request failed ({type(error).__name__})"
+        self._end(job, "error")
+        self._events.append(Event(job.request, finish_reason="error", error=said))
+
+    def _end(self, job: Job, reason: str | None = None) -> None:
+        if reason is not None:
+            job.request.finish_reason = reason  # type: ignore[assignment]
+        if self._jobs.pop(job.request, None) is not None:
+            self.scheduler.remove(job)
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """Read the next tokens of all requests that run; what came of it, and of aborts before it."""
+        turns = self.scheduler.schedule()
+        logits = self._run(turns)
+        return self._finish(turns, logits)
+
+    def _run(self, turns: list[Turn]) -> Tensor:
+        """Logits (sum of wanted, V); a turn that the model fails on leaves the list, and its request ends."""
+        if not turns:
+            return torch.empty(0, self.runner.vocab_size)
+        started, n_read = time.perf_counter(), sum(chunk.n for turn in turns for chunk in turn.chunks)
+        try:
+            logits = self.runner.run([chunk for turn in turns for chunk in turn.chunks])
+        except Exception as error:
+            if len(turns) == 1:
+                self._fail(turns.pop().job, error)
+                return torch.empty(0, self.runner.vocab_size)
+            each = [[turn] for turn in turns]
+            logits = torch.cat([self._run(alone) for alone in each])
+            turns[:] = [turn for alone in each for turn in alone]
+            return logits
+        self._count(n_read, time.perf_counter() - started)
+        return logits
+
+    def _count(self, n_read: int, seconds: float) -> None:
+        self._n_steps += 1
+        self._n_read += n_read
+        self._rate += (n_read / max(seconds, 1e-6) - self._rate) / min(self._n_steps, 16)
+
+    def _finish(self, turns: list[Turn], logits: Tensor) -> list[Event]:
+        """Let every request that has logits take its next tokens; the events of this step."""
+        writing, searching, at = [], [], 0
+        for turn in turns:
+            if turn.wanted and turn.job.sentence is None:
+                writing.append((turn.job, range(at, at + turn.wanted)))
+            elif turn.wanted:
+                searching.append((turn.job, range(at, at + turn.wanted)))
+            at += turn.wanted
+        self._write(writing, logits)
+        self._search(searching, logits)
+        events, self._events = self._events, []
+        return events
+
+    # One token after the other
+
+    def _write(self, writing: list[tuple[Job, range]], logits: Tensor) -> None:
+        """Choose a token at every place that has logits, and let each request take those that are right."""
+        if not writing:
+            return
+        jobs = [job for job, _ in writing]
+        logits = _rows(logits, [i for _, places in writing for i in places])
+        try:
+            chosen = self._chosen(jobs, logits)
+        except Exception as error:  # a grammar's own, say: find whose
+            if len(jobs) == 1:
+                self._fail(jobs[0], error)
+            else:
+                parts = logits.split([len(places) for _, places in writing])
+                for (job, places), part in zip(writing, parts, strict=True):
+                    self._write([(job, range(len(places)))], part)
+            return
+        for job, tokens, logprobs in chosen:
+            try:
+                self._take(job, tokens, logprobs)
+            except Exception as error:
+                self._fail(job, error)
+
+    def _chosen(
+        self, jobs: list[Job], logits: Tensor
+    ) -> list[tuple[Job, list[int], list[RowLogprobs | None]]]:
+        """For each job the tokens that it makes: the drafts that are right, and the one after them."""
+        places = [
+            Place(job.sampling, tuple(job.drafts[:i])) for job in jobs for i in range(len(job.drafts) + 1)
+        ]
+        tokens, wanted, slices = choose_rows(logits, places), [], []
+        for job in jobs:
+            begin = len(wanted)
+            end = begin + len(job.drafts) + 1
+            given = job.request.begins[len(job.request.tokens) :][: end - begin]
+            tokens[begin : begin + len(given)] = given
+            kept = begin + n_kept(job.drafts, tokens[begin:end]) + 1
+            wanted += [job.request.params.logprobs if i < kept else None for i in range(begin, end)]
+            slices.append(slice(begin, kept))
+        logprobs = logprobs_rows(logits, tokens, wanted)
+        return [(job, tokens[of], logprobs[of]) for job, of in zip(jobs, slices, strict=True)]
+
+    def _take(self, job: Job, tokens: list[int], logprobs: list[RowLogprobs | None]) -> None:
+        """Give a request its next tokens; its row ends with them and with no draft that was wrong."""
+        request, row, drafts = job.request, job.rows[0], job.drafts
+        if tokens[-1] == FAILED:
+            raise Refused(NOT_FINITE if request.grammar is None else NOTHING_FITS)
+        job.drafts = []
+        self._n_drafted, self._n_kept = self._n_drafted + len(drafts), self._n_kept + len(tokens) - 1
+        if len(tokens) <= len(drafts):
+            self.runner.truncate(row, len(row.tokens) - len(drafts) + len(tokens) - 1)
+        row.tokens.append(tokens[-1])
+        piece, told = "", []
+        for token, found in zip(tokens, logprobs, strict=True):
+            job.sampling.push(token)
+            if job.ngrams is not None:
+                job.ngrams.push(token)
+            told.append(self._told(token, found))
+            if found is not None:
+                request.logprobs.append(told[-1])
+            piece += request.push(token)
+            if request.finish_reason is not None:
+                break
+        self._tell(job, piece, told)
+
+    def _told(self, token: int, found: RowLogprobs | None) -> TokenLogprob:
+        spell = self.tokenizer.token
+        if found is None:
+            return TokenLogprob(token, spell(token), math.nan)
+        top = tuple(TokenLogprob(one, spell(one), value) for one, value in found.top)
+        return TokenLogprob(token, spell(token), found.logprob, top)
+
+    def _tell(self, job: Job, piece: str, told: Sequence[TokenLogprob]) -> None:
+        self._n_made += len(told)
+        reason = job.request.finish_reason
+        if reason is not None:
+            self._end(job)
+        self._events.append(Event(job.request, piece, tuple(told), reason))
+
+    # Beam search
+
+    def _search(self, searching: list[tuple[Job, range]], logits: Tensor) -> None:
+        """Let every search grow by one token; those of one shape are ranked together."""
+        shape = {job: (len(places), job.request.beam, len(job.request.ends)) for job, places in searching}
+        ordered = sorted(searching, key=lambda one: shape[one[0]])
+        for (_, beam, n_ends), group in groupby(ordered, key=lambda one: shape[one[0]]):
+            members = list(group)
+            scores = torch.tensor([[one.logprob for one in job.sentence.open] for job, _ in members])  # type: ignore[union-attr]
+            rows = _rows(logits, [i for _, places in members for i in places])
+            # So many that enough are left when the best ones end.
+            values, choices = best_next(rows, scores.to(rows.device), beam * (1 + n_ends))
+            for (job, _), value, choice in zip(members, values, choices, strict=True):
+                try:
+                    self._grow(job, value, choice)
+                except Exception as error:
+                    self._fail(job, error)
+
+    def _grow(self, job: Job, values: list[float], choices: list[int]) -> None:
+        """One step of one search: its beginnings take the rows of their parents, or forks of them."""
+        sentence, request = job.sentence, job.request
+        assert sentence is not None
+        sentence.grow(values, choices, self.runner.vocab_size)
+        if sentence.done:
+            request.found = sentence.finished
+            tokens = request.found[0].tokens
+            piece = "".join(map(request.push, tokens))
+            self._tell(job, piece, [self._told(token, None) for token in tokens])
+            return
+        before, used = job.rows, set()
+        job.rows = []
+        for beginning in sentence.open:
+            row = before[beginning.parent]
+            job.rows.append(self.runner.fork(row) if beginning.parent in used else row)
+            used.add(beginning.parent)
+        for place, row in enumerate(before):
+            if place not in used:
+                self.runner.close(row)
+        for row, beginning in zip(job.rows, sentence.open, strict=True):
+            row.tokens.append(beginning.token)
+
+    def load(self) -> dict[str, float]:
+        """Figures of now (queued, running, rows, free tokens) and totals since the engine was made."""
+        scheduler = self.scheduler
+        return {
+            "queued": scheduler.n_waiting,
+            "running": len(scheduler.running),
+            "rows": sum(len(job.rows) for job in scheduler.running),
+            "free_tokens": self.runner.free_tokens(),
+            "cache_tokens": self._pool,
+            "tokens_read": self._n_read,
+            "prefix_hits": scheduler.n_reused,
+            "tokens_made": self._n_made,
+            "drafted": self._n_drafted,
+            "drafts_kept": self._n_kept,
+            "put_back": scheduler.n_put_back,
+            "steps": self._n_steps,
+        }
+
+
+def _rows(logits: Tensor, places: list[int]) -> Tensor:
+    """Some rows of logits, without a copy where they lie side by side."""
+    if places == list(range(places[0], places[-1] + 1)):
+        return logits[places[0] : places[-1] + 1]
+    return logits[torch.tensor(places, device=logits.device)]
