@@ -1,0 +1,146 @@
+// The page: which models there are, which tab is open, and what belongs to all of them.
+//
+// Read next: chat, tokens, answer, api.
+
+import { ApiError, get, onKeyWanted } from "./api.js";
+import { Chat } from "./chat.js";
+import { Classify } from "./classify.js";
+import { Complete } from "./complete.js";
+import { $, h, showError } from "./dom.js";
+import { memoryPanel } from "./memory.js";
+import { settingsDrawer, themeButton } from "./settings.js";
+import { shelf } from "./shelf.js";
+import * as store from "./store.js";
+import { Translate } from "./translate.js";
+
+// A tab, the models it works with, and what to serve where there is none.
+const TABS = {
+  chat: { make: Chat, takes: (model) => model.chat, needs: "a model with a chat template" },
+  complete: { make: Complete, takes: (model) => ["generate", "chat"].includes(model.task), needs: "a model that writes" },
+  translate: { make: Translate, takes: (model) => model.task === "translate", needs: "a model that translates" },
+  classify: { make: Classify, takes: (model) => model.task === "classify", needs: "a classifier" },
+};
+const HINTS = {
+  chat: "A model whose folder has no template can still chat in a plain transcript: add --chat-template plain.",
+  complete: "Any decoder will do: GPT, Llama, Qwen, an LSTM.",
+  translate: "Any encoder-decoder will do: Marian, T5, or one trained here.",
+  classify: "Any encoder with classes will do: BERT, RoBERTa, or one trained here.",
+};
+
+let models = [];
+const rooms = {};
+
+function askForKey(message) {
+  const dialog = $("key");
+  return new Promise((resolve) => {
+    const input = h("input", { type: "password", id: "key-field", autocomplete: "off", spellcheck: "false", required: true });
+    const form = h("form", { method: "dialog" },
+      h("h2", { id: "key-title" }, message),
+      h("label", { for: "key-field" }, "Key"), input,
+      h("p", { class: "hint" }, "It is kept until this tab is closed, and sent to this server only."),
+      h("div", { class: "desk-foot" }, h("button", { class: "button primary", value: "use" }, "Use it"),
+        h("button", { class: "button", value: "", formnovalidate: true }, "Cancel")));
+    dialog.replaceChildren(form);
+    dialog.returnValue = "";
+    dialog.onclose = () => resolve(dialog.returnValue === "use" ? input.value.trim() : null);
+    dialog.showModal();
+  });
+}
+
+/** Several requests may want a key at once; the person is asked one question. */
+let asking = null;
+onKeyWanted((message) => (asking ??= askForKey(message).finally(() => (asking = null))));
+
+function openTab(name, focus = false) {
+  for (const tab of document.querySelectorAll("[role=tab]")) {
+    const here = tab.dataset.tab === name;
+    tab.setAttribute("aria-selected", here);
+    tab.tabIndex = here ? 0 : -1;
+    $(tab.getAttribute("aria-controls")).hidden = !here;
+    if (here && focus) tab.focus();
+  }
+  document.body.dataset.tab = name;
+  store.write("tab", name);
+  fillModels(name);
+  for (const area of document.querySelectorAll("textarea")) area.dispatchEvent(new Event("fit"));
+}
+
+function tabs() {
+  const all = [...document.querySelectorAll("[role=tab]")];
+  all.forEach((tab, place) => {
+    tab.addEventListener("click", () => openTab(tab.dataset.tab));
+    tab.addEventListener("keydown", (event) => {
+      const step = { ArrowRight: 1, ArrowLeft: -1, Home: -place, End: all.length - 1 - place }[event.key];
+      if (step === undefined) return;
+      event.preventDefault();
+      openTab(all[(place + step + all.length) % all.length].dataset.tab, true);
+    });
+  });
+}
+
+/** The models that the open tab can use, the last one used there first. */
+function fillModels(tab) {
+  const fit = models.filter(TABS[tab].takes);
+  const picker = $("model");
+  picker.replaceChildren(...fit.map((model) => h("option", { value: model.id }, model.name)));
+  picker.parentNode.hidden = !fit.length;
+  picker.disabled = fit.length < 2;
+  const last = store.read(`model.${tab}`, null);
+  const chosen = fit.find((model) => model.id === last) ?? fit[0] ?? null;
+  if (chosen) picker.value = chosen.id;
+  rooms[tab]?.use(chosen);
+}
+
+function pickModel() {
+  const tab = document.body.dataset.tab;
+  const id = $("model").value;
+  store.write(`model.${tab}`, id);
+  rooms[tab]?.use(models.find((model) => model.id === id) ?? null);
+}
+
+/** What a tab says where nothing that is served can do its work. */
+function idle(name) {
+  return h("div", { class: "idle" },
+    h("h1", {}, `No model here can ${name}.`),
+    h("p", {}, `Serve ${TABS[name].needs} beside the others:`),
+    h("pre", {}, h("code", {}, `transom serve FOLDER${models.length ? " ANOTHER-FOLDER" : ""}`)),
+    h("p", { class: "quiet" }, HINTS[name]));
+}
+
+/** Escape closes what is open, and else stops what is being written. */
+function escape(closeShelf) {
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape" || document.querySelector("dialog[open], :popover-open")) return;
+    if (!closeShelf()) rooms[document.body.dataset.tab]?.stop();
+  });
+}
+
+async function start() {
+  themeButton();
+  settingsDrawer();
+  escape(shelf());
+  tabs();
+  try {
+    const { data } = await get("/v1/models");
+    models = data.map((model) => ({ ...model, name: model.id.split("/").at(-1) }));
+  } catch (error) {
+    if (!(error instanceof ApiError)) throw error;
+    showError(error.message);
+    $("error").append(h("button", { class: "button", onclick: () => location.reload() }, "Try again"));
+    return;
+  }
+  for (const [name, { make: Room, takes }] of Object.entries(TABS)) {
+    const served = models.some(takes);
+    $(`tab-${name}`).toggleAttribute("data-idle", !served);
+    if (served) rooms[name] = new Room($(`panel-${name}`));
+    else $(`panel-${name}`).append(idle(name));
+  }
+  const open = store.read("tab", null);
+  const first = Object.keys(TABS).find((name) => rooms[name]) ?? "chat";
+  openTab(rooms[open] ? open : first);
+  $("model").addEventListener("change", pickModel);
+  document.documentElement.setAttribute("data-ready", "");
+  await memoryPanel().catch((error) => showError(error.message));
+}
+
+start();

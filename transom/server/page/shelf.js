@@ -1,0 +1,42 @@
+// The list of conversations, and on a narrow screen the drawer it lies in.
+
+import { $, action, h, icon } from "./dom.js";
+import * as store from "./store.js";
+
+/** Show all conversations; `open` is the one that stands on the page. */
+export function listConversations({ open, onopen, ondelete }) {
+  const again = () => listConversations({ open, onopen, ondelete });
+  const row = ({ id, title }) => {
+    const item = h("li", {},
+      h("button", { class: "conversation", "aria-current": id === open ? "true" : null, onclick: () => onopen(id) }, title),
+      h("button", { class: "icon-button", "aria-label": `Delete: ${title}`, title: "Delete", onclick: () => sure(item) }, icon("bin")));
+    const sure = () => {
+      const remove = () => {
+        store.remove(id);
+        again();
+        ondelete(id);
+      };
+      item.replaceChildren(h("span", { class: "sure" }, "Delete for good?"), action("Delete", remove), action("Keep", again));
+      item.querySelector("button").focus();
+    };
+    return item;
+  };
+  $("conversations").replaceChildren(...store.conversations().map(row));
+}
+
+/** The button that opens the list where the screen is narrow. Gives what closes it: true where it was open. */
+export function shelf() {
+  const turn = (open) => {
+    const was = document.body.hasAttribute("data-shelf");
+    document.body.toggleAttribute("data-shelf", open);
+    $("shelf-close").hidden = !open;
+    $("shelf-open").setAttribute("aria-expanded", open);
+    if (open) $("new-chat").focus();
+    return was;
+  };
+  $("shelf-open").append(icon("menu"));
+  $("shelf-open").addEventListener("click", () => turn(!document.body.hasAttribute("data-shelf")));
+  $("shelf-close").addEventListener("click", () => turn(false));
+  $("shelf").addEventListener("click", (event) => event.target.closest(".conversation, #new-chat") && turn(false));
+  return () => turn(false);
+}

@@ -1,0 +1,103 @@
+// Translate: source and target side by side, line by line.
+
+import { post } from "./api.js";
+import { action, announce, copy, count, growing, h, showError } from "./dom.js";
+import * as store from "./store.js";
+
+const BEAMS = [1, 2, 4, 8];
+
+export class Translate {
+  constructor(panel) {
+    this.model = null;
+    this.working = null;
+    this.source = h("textarea", {
+      class: "writing", id: "source", rows: 8, placeholder: "What shall be translated?",
+      oninput: () => (store.write("draft.translate", this.source.value), this.ready()),
+      onkeydown: (event) => {
+        if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) (event.preventDefault(), this.pressed());
+      },
+    });
+    this.source.value = store.read("draft.translate", "");
+    growing(this.source);
+    this.target = h("div", { class: "target", id: "target" });
+    this.foot = h("div", { class: "actions shown" });
+    this.button = h("button", { class: "button primary", type: "submit" });
+    panel.append(
+      h("form", { class: "desk wide", onsubmit: (event) => (event.preventDefault(), this.pressed()) },
+        h("div", { class: "pair" },
+          h("div", { class: "side" },
+            h("label", { class: "desk-label", for: "source" }, "Source"),
+            h("div", { class: "sheet tall" }, this.source),
+            h("div", { class: "actions shown" }, action("Clear", () => this.clear()))),
+          h("section", { class: "side", "aria-label": "Target" },
+            h("h2", { class: "desk-label" }, "Target"), h("div", { class: "sheet out" }, this.target), this.foot)),
+        h("div", { class: "desk-foot" }, this.button, h("span", { class: "quiet only-wide" }, "Ctrl + Enter"), this.beams())));
+    this.last = store.read("translation", null); // [{ text, finished }], one for each line of the source
+    this.show();
+    this.ready();
+  }
+
+  beams() {
+    const choice = BEAMS.map((beam) => {
+      const input = h("input", { type: "radio", name: "beam", value: beam, onchange: () => store.set("beam", beam) });
+      input.checked = store.settings.beam === beam;
+      return h("label", {}, input, h("span", {}, beam));
+    });
+    return h("fieldset", { class: "choice", title: "How many beginnings are kept at every step; 1 is greedy" },
+      h("legend", {}, "Beams"), choice);
+  }
+
+  use(model) {
+    this.model = model;
+    this.ready();
+  }
+
+  ready() {
+    this.button.textContent = this.working ? "Stop" : "Translate";
+    this.button.disabled = !this.working && (!this.model || !this.source.value.trim());
+    this.target.toggleAttribute("data-writing", Boolean(this.working));
+  }
+
+  stop() {
+    this.working?.abort();
+  }
+
+  clear() {
+    this.source.value = "";
+    this.source.dispatchEvent(new Event("input"));
+    this.source.focus();
+  }
+
+  show() {
+    const lines = this.last ?? [];
+    this.target.replaceChildren(
+      ...(this.last ? lines.map(({ text }) => h("p", { class: "line" }, text)) : [h("p", { class: "quiet" }, "The translation comes here.")]));
+    const whole = lines.map(({ text }) => text).join("\n");
+    const cut = lines.filter(({ finished }) => !finished).length;
+    this.foot.replaceChildren(
+      whole ? action("Copy", (event) => copy(whole, event.target)) : "",
+      cut ? h("span", { class: "quiet" }, `${count(cut, "line")} cut at the model's longest length; give shorter ones.`) : "");
+  }
+
+  async pressed() {
+    if (this.working) return this.stop();
+    if (!this.model || !this.source.value.trim()) return;
+    const lines = this.source.value.trim().split("\n");
+    this.working = new AbortController();
+    this.ready();
+    showError("");
+    try {
+      const body = { model: this.model.id, text: lines.filter((line) => line.trim()), beam: store.settings.beam };
+      const { translations } = await post("/translate", body, this.working.signal);
+      let next = 0;
+      this.last = lines.map((line) => (line.trim() ? translations[next++] : { text: "", finished: true }));
+      store.write("translation", this.last);
+      this.show();
+      announce("The translation is there.");
+    } catch (error) {
+      if (error.name !== "AbortError") showError(error.message);
+    }
+    this.working = null;
+    this.ready();
+  }
+}
