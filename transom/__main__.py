@@ -21,9 +21,11 @@ VERBS = {
     "train": "Train a model on text, pairs or classes, within a time budget.",
     "compare": "Train several members of the family on the same data and put them side by side.",
     "generate": "Let a model go on from one or several prompts.",
+    "chat": "Talk with a model in the terminal; it may remember what you ask it to.",
     "translate": "Translate texts, a file, or what comes from standard input.",
     "classify": "Tell the class of texts, with probabilities, or decline to.",
     "embed": "Turn texts into vectors whose nearness is that of their meaning.",
+    "serve": "Serve models to many at once: the API that OpenAI's clients speak, and a page.",
     "evaluate": "Score a model on examples, beside cheap baselines that learned from the same.",
     "plan": "Say what a training run would take, before it takes it.",
     "bench": "Measure this machine, and how near training and decoding come to its limits.",
@@ -94,7 +96,8 @@ def _plain(error: CycloptsError) -> str:
     if isinstance(error.__cause__, ValidationError):
         from . import settings
 
-        return settings.explain(error.__cause__, getattr(settings, error.__cause__.title))
+        kinds = {kind.__name__: kind for kind in settings.Settings.__subclasses__()}
+        return settings.explain(error.__cause__, kinds[error.__cause__.title])
     if isinstance(error, UnusedCliTokensError):
         return f"unexpected {', '.join(map(repr, error.unused_tokens or ()))}"
     text = str(error).rstrip(".")

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 from cyclopts import Group, Parameter
 
 from .errors import Refused
+from .server_settings import ServerSettings
 from .settings import GenerateSettings, TrainSettings, load
 
 if TYPE_CHECKING:
+    from .chat.conversation import Conversation
     from .training.run import Run
 
 EXAMINED = ("translate", "classify")  # tasks whose models are scored at once, beside cheap baselines
@@ -36,6 +38,8 @@ INTERRUPTED = 130  # what a shell makes of Ctrl-C: `transom train && ...` does n
 Json = Annotated[bool, Parameter(negative=(), show_default=False)]
 Flags = Annotated[TrainSettings, Parameter(name="*", group=Group("Run", sort_key=1))]
 Config = Annotated[Path | None, Parameter(name="--config")]
+Switched = Annotated[bool, Parameter(negative=(), show_default=False)]
+SERVER = ServerSettings()
 
 
 def train(
@@ -276,6 +280,93 @@ def embed(
         show(Vectors(sources, embedder.embed(sources), out))
 
 
+def chat(
+    model: str,
+    /,
+    *,
+    system: str = "",
+    memory: Path | None = None,
+    no_memory: Switched = False,
+    chat_template: str | None = None,
+    max_tokens: int | None = None,
+    temperature: float = 0.8,
+    top_p: float = 1.0,
+    seed: int | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+    json: Json = False,
+) -> None:
+    """Talk with a model.
+
+    Parameters
+    ----------
+    model
+        A model folder (`runs/NAME/model`) or a Hugging Face id.
+    system
+        What the model is told before the conversation.
+    memory
+        The file of what it remembers across conversations [default: this user's own].
+    no_memory
+        Remember nothing.
+    chat_template
+        `plain`, `chatml` or a file, for a model whose folder has none.
+    max_tokens
+        Most tokens of an answer [default: 256, or a quarter of what the model reads if that is less].
+    temperature
+        0 always takes the likeliest token; 1 samples the model's own probabilities.
+    top_p
+        Only the fewest tokens that together have this probability.
+    seed
+        Makes the answers repeatable.
+    dtype
+        `float32` or `bfloat16` [default: as the folder says, and as is fast here].
+    device
+        `cpu`, `cuda`, `mps` [default: the fastest].
+    json
+        Print the conversation as one JSON document last.
+    """
+    from .chat.memory import Memory, default_path
+    from .chat.terminal import chat as talk
+    from .server.served import model_folder, template_of
+
+    template = template_of(model_folder(model), chat_template)
+    if template is None:
+        raise Refused(
+            f"{model}: no chat template in this folder; add --chat-template plain, chatml or a file"
+        )
+    generator = _loaded(str(model_folder(model)), "Generator", dtype, device)
+    kept = None if no_memory else Memory(memory or default_path())
+    with _answer(json) as show:
+        said = talk(generator, template, system=system, memory=kept, max_tokens=max_tokens,
+                    temperature=temperature, top_p=top_p, seed=seed)  # fmt: skip
+        if json:
+            show(Talk(said))
+
+
+def serve(
+    *folders: str,
+    flags: Annotated[ServerSettings, Parameter(name="*", group=Group("Server", sort_key=1))] = SERVER,
+    config: Config = None,
+    json: Json = False,
+) -> int:
+    """Serve models.
+
+    Parameters
+    ----------
+    folders
+        Model folders (`runs/NAME/model`) or Hugging Face ids; clients call each by its NAME.
+    config
+        A TOML file with any of the settings below; flags beat it.
+    json
+        Print one JSON document once it listens: its address and its models.
+    """
+    settings = load(ServerSettings, flags, config)
+    from .server.serve import serve as run_server
+
+    with _answer(json) as show:
+        return run_server(folders, settings, show)
+
+
 def evaluate(
     model: Path,
     /,
@@ -388,6 +479,17 @@ class Answer(Protocol):
 
     def __str__(self) -> str: ...
     def to_dict(self) -> dict[str, Any]: ...
+
+
+class Talk:
+    """A conversation as it stands."""
+
+    def __init__(self, conversation: Conversation) -> None:
+        self.conversation = conversation
+
+    def to_dict(self) -> dict[str, Any]:
+        said = self.conversation
+        return {"system": said.system, "messages": [asdict(message) for message in said.messages]}
 
 
 class Answers:

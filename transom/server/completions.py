@@ -1,0 +1,83 @@
+"""`POST /v1/completions`: text that goes on from prompts. Read next: chat."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transom import __version__
+
+from .endpoint import DONE, Answer, Call, Frames, frame
+from .logprobs import completion_entries
+from .prompts import for_completion
+from .schema import CompletionBody
+from .writing import Part, Step, all_parts, prompt_tokens, usage, writing
+
+FINGERPRINT = f"transom-{__version__}"
+
+
+async def completions(call: Call) -> Answer:
+    """The completions of each prompt, whole or as a stream."""
+    asked: CompletionBody = call.asked
+    requests = await call.state.text_work(for_completion, call)
+    n_prompt = prompt_tokens(requests, asked.n or 1)
+    echoes = _echoes(call, len(requests))
+    if asked.stream:
+        return _stream(call, requests, n_prompt, echoes)
+    parts = await all_parts(call, requests)
+    choices = [
+        {
+            "index": part.index,
+            "text": echo + part.text,
+            "logprobs": None
+            if asked.logprobs is None
+            else completion_entries(call.served.model.tokenizer, part.tokens)[0],
+            "finish_reason": part.finish_reason,
+        }
+        for part, echo in zip(parts, echoes, strict=True)
+    ]
+    return _object(call, choices, usage=usage(parts, n_prompt))
+
+
+def _echoes(call: Call, count: int) -> list[str]:
+    """What stands before each answer: its prompt, where the client wants it back."""
+    if not call.asked.echo:
+        return [""] * count
+    tokenizer, n = call.served.model.tokenizer, call.asked.n or 1
+    texts = [prompt if isinstance(prompt, str) else tokenizer.decode(prompt) for prompt in call.asked.prompts]
+    return [text for text in texts for _ in range(n)]
+
+
+async def _stream(call: Call, requests: list[Any], n_prompt: int, echoes: list[str]) -> Frames:
+    parts: dict[int, Part] = {}
+    offsets = dict.fromkeys(range(len(requests)), 0)
+    async with writing(call, requests) as steps:
+        async for step in steps:
+            parts[step.part.index] = step.part
+            choice = _choice(call, step, offsets, echoes)
+            if choice["text"] or choice["finish_reason"] or (choice["logprobs"] or {}).get("tokens"):
+                yield frame(_object(call, [choice]))
+    if call.asked.with_usage:
+        yield frame(_object(call, [], usage=usage(list(parts.values()), n_prompt)))
+    yield DONE
+
+
+def _choice(call: Call, step: Step, offsets: dict[int, int], echoes: list[str]) -> dict[str, Any]:
+    index, logprobs = step.part.index, None
+    if call.asked.logprobs is not None:
+        logprobs, offsets[index] = completion_entries(
+            call.served.model.tokenizer, step.tokens, offsets[index]
+        )
+    echo, echoes[index] = echoes[index], ""
+    return {
+        "index": index,
+        "text": echo + step.piece,
+        "logprobs": logprobs,
+        "finish_reason": step.part.finish_reason,
+    }
+
+
+def _object(call: Call, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    return {
+        "id": f"cmpl-{call.id}", "object": "text_completion", "created": call.created,
+        "model": call.served.name, "system_fingerprint": FINGERPRINT, "choices": choices, **more,
+    }  # fmt: skip

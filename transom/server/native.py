@@ -1,0 +1,122 @@
+"""What is not text that goes on: `/translate`, `/classify`, `/v1/embeddings`, `/tokenize`.
+
+Read next: writing.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .chat_schema import TokenizeBody, for_template
+from .endpoint import Answer, Call
+from .errors import ApiError
+from .prompts import render
+from .schema import ClassifyBody, EmbeddingBody, TranslateBody, as_list
+from .writing import all_parts, failure
+
+
+async def translate(call: Call) -> Answer:
+    """The likeliest target of each text."""
+    asked: TranslateBody = call.asked
+    translator = call.served.model
+
+    def requests() -> list[Any]:
+        return translator.requests(
+            as_list(asked.text), beam=asked.beam, length_penalty=asked.length_penalty,
+            max_tokens=asked.max_tokens, scope=call.scope, id=call.id,
+        )  # fmt: skip
+
+    made = await call.state.text_work(requests)
+    parts = await all_parts(call, made)
+    found = [translator.translation(part.request) for part in parts]
+    n_source, n_made = sum(one.n_source_tokens for one in found), sum(part.n_made for part in parts)
+    return {
+        "object": "list",
+        "model": call.served.name,
+        "translations": [
+            {
+                "text": one.text,
+                "logprob": one.logprob,
+                "n_source_tokens": one.n_source_tokens,
+                "finished": one.finished,
+            }
+            for one in found
+        ],
+        "usage": {"prompt_tokens": n_source, "completion_tokens": n_made, "total_tokens": n_source + n_made},
+    }
+
+
+async def classify(call: Call) -> Answer:
+    """The class of each text, with all probabilities."""
+    asked: ClassifyBody = call.asked
+    answers, n_tokens = await _read(call, as_list(asked.text))
+    rejected = [asked.reject_below is not None and one.confidence < asked.reject_below for one in answers]
+    return {
+        "object": "list",
+        "model": call.served.name,
+        "classifications": [
+            {
+                "label": None if no else one.label,
+                "confidence": one.confidence,
+                "probabilities": one.probabilities,
+            }
+            for one, no in zip(answers, rejected, strict=True)
+        ],
+        "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
+    }
+
+
+async def embeddings(call: Call) -> Answer:
+    """The vector of each text; in base64 the bytes are float32, little-endian."""
+    asked: EmbeddingBody = call.asked
+    dim = call.served.model.model.config.dim
+    if asked.dimensions not in (None, dim):
+        raise ApiError(400, f"dimensions: the vectors of {call.served.name} have {dim} numbers; leave it out",
+                       param="dimensions", code="unsupported_parameter")  # fmt: skip
+    vectors, n_tokens = await _read(call, as_list(asked.input))
+    return {
+        "object": "list", "model": call.served.name,
+        "data": [
+            {"object": "embedding", "index": at, "embedding": _written(vector, asked.encoding_format)}
+            for at, vector in enumerate(vectors)
+        ],
+        "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
+    }  # fmt: skip
+
+
+def _written(vector: Any, encoding: str) -> list[float] | str:
+    numbers = np.asarray(vector, dtype="<f4")
+    return base64.b64encode(numbers.tobytes()).decode() if encoding == "base64" else numbers.tolist()
+
+
+async def _read(call: Call, texts: Sequence[str]) -> tuple[list[Any], int]:
+    """The encoder's answer to each text, and how many tokens were read."""
+    engine = call.served.worker.engine
+    requests = await call.state.text_work(lambda: engine.requests(texts, scope=call.scope, id=call.id))  # type: ignore[attr-defined]
+    n_tokens = sum(len(request.tokens) for request in requests)
+    call.state.metrics.tokens.labels(call.served.name, "read").inc(n_tokens)
+    answers: dict[int, Any] = {}
+    async with call.served.worker.run(requests) as events:
+        async for event in events:
+            if event.finish_reason in ("error", "abort"):
+                raise failure(event)
+            answers[id(event.request)] = event.answer
+    return [answers[id(request)] for request in requests], n_tokens
+
+
+async def tokenize(call: Call) -> Answer:
+    """How many tokens a text or a chat makes; of a chat also where each message lies, for a context meter."""
+    asked: TokenizeBody = call.asked
+    served = call.served
+    if asked.messages is None:
+        tokens = await call.state.text_work(served.model.tokenizer.encode, asked.text)
+        return {"model": served.name, "n_tokens": len(tokens), "tokens": tokens}
+    rendered = await call.state.text_work(render, served, for_template(asked.messages))
+    return {
+        "model": served.name, "n_tokens": len(rendered.tokens), "tokens": rendered.tokens,
+        "message_spans": rendered.message_spans, "max_len": served.max_len,
+    }  # fmt: skip

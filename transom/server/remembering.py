@@ -1,0 +1,145 @@
+"""`/memory`: what a person asked to be remembered, to see, edit, forget and switch off.
+
+One file is one person's: with API keys each key has its own, named after its digest.
+Read next: transom.chat.memory.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+from starlette.routing import Route
+
+from transom.chat.memory import IN_PROMPT, Memory, note
+from transom.errors import Refused
+
+from .body import read_object
+from .endpoint import to_json
+from .errors import INTERNAL, ApiError, from_refused
+from .schema import Body, read
+from .state import State
+
+logger = logging.getLogger("transom.server")
+Words = Annotated[str, Field(min_length=1, max_length=8000)]
+
+
+class FactBody(Body):
+    """A fact to keep, or other words for one."""
+
+    text: Words
+
+
+class SwitchBody(Body):
+    """Whether anything is kept and used."""
+
+    enabled: bool
+
+
+class RecallBody(Body):
+    """What somebody said: what bears on it is wanted, and what it asks to be kept is kept."""
+
+    text: Annotated[str, Field(max_length=1_000_000)]
+    k: Annotated[int, Field(ge=1, le=50)] = IN_PROMPT
+
+
+class Memories:
+    """The memory of whoever asks."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.expanduser().absolute()
+        self._open: dict[str, Memory] = {}
+
+    def of(self, scope: str) -> Memory:
+        """The memory of one API key; '' is everybody's where there are none."""
+        if scope not in self._open:
+            path = self.path.with_name(f"{self.path.stem}-{scope}{self.path.suffix}") if scope else self.path
+            self._open[scope] = Memory(path)
+        return self._open[scope]
+
+
+Work = Callable[[Memory, Any, int], Any]
+
+
+def routes(state: State) -> list[Route]:
+    """All routes of the memory; they answer 404 where the server remembers nothing."""
+
+    def route(path: str, method: str, body: type[Body] | None, work: Work) -> Route:
+        return Route(path, Remembering(state, body, work), methods=[method])
+
+    return [
+        route("/memory", "GET", None, lambda memory, _, __: _all(memory)),
+        route("/memory", "POST", FactBody, lambda memory, asked, _: memory.remember(asked.text).to_dict()),
+        route("/memory", "PATCH", SwitchBody, _switch),
+        route("/memory", "DELETE", None, lambda memory, _, __: {"forgotten": memory.forget_all()}),
+        route("/memory/recall", "POST", RecallBody, _recall),
+        route(
+            "/memory/{id:int}",
+            "PATCH",
+            FactBody,
+            lambda memory, asked, id: memory.edit(id, asked.text).to_dict(),
+        ),
+        route("/memory/{id:int}", "DELETE", None, _forget),
+    ]
+
+
+class Remembering:
+    """One route: its work is done in the pool, since it waits for a disk."""
+
+    def __init__(self, state: State, body: type[Body] | None, work: Work) -> None:
+        self.state, self.body, self.work = state, body, work
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if self.state.memory is None:
+            raise ApiError(
+                404, "this server remembers nothing; start it with --memory FILE", code="no_memory"
+            )
+        asked = None
+        if self.body is not None:
+            settings = self.state.settings
+            given = await read_object(scope, receive, settings.limits)
+            asked, _ = read(self.body, given, settings.limits, lenient=settings.lenient)
+        id = scope["path_params"].get("id", 0)
+
+        def work() -> Any:
+            return self.work(self.state.memory.of(scope["transom.scope"]), asked, id)
+
+        try:
+            data = to_json(await self.state.text_work(work))
+        except Refused as refused:
+            if str(self.state.memory.path.parent) in str(
+                refused
+            ):  # about the file, which is the operator's business
+                logger.error("%s", refused)
+                raise INTERNAL from None
+            raise from_refused(refused) from None
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": data})
+
+
+def _all(memory: Memory) -> dict[str, Any]:
+    return {"enabled": memory.enabled, "facts": [fact.to_dict() for fact in memory.facts()]}
+
+
+def _switch(memory: Memory, asked: SwitchBody, _: int) -> dict[str, Any]:
+    memory.enabled = asked.enabled
+    return _all(memory)
+
+
+def _forget(memory: Memory, _: Any, id: int) -> dict[str, Any]:
+    memory.forget(id)
+    return {"forgotten": 1}
+
+
+def _recall(memory: Memory, asked: RecallBody, _: int) -> dict[str, Any]:
+    kept = memory.hear(asked.text)
+    facts = memory.for_prompt(asked.text, asked.k)
+    return {
+        "note": note(facts),
+        "facts": [fact.to_dict() for fact in facts],
+        "kept": None if kept is None else kept.to_dict(),
+    }

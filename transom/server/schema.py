@@ -1,0 +1,304 @@
+"""What a client may ask, field by field; every number has its bounds here, before any work is done.
+
+Each field that OpenAI documents is known: obeyed, or ignored and named in a header where it changes nothing
+about the answer (`ignored`), or refused where it would (`fixed` tells the values that change nothing). Any
+other name is refused with the nearest one. Read next: chat_schema, prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from transom.errors import nearest
+from transom.server_settings import LimitSettings
+
+from .errors import ApiError
+
+MOST_STOP_BYTES = 256
+SAID = {
+    "missing": "this field is needed",
+    "model_type": "input should be an object",
+    "union_tag_not_found": "input should be an object that says which kind it is (role or type)",
+}
+"""What pydantic says in terms of Python, in terms of JSON."""
+Name = Annotated[str, Field(min_length=1, max_length=256)]
+Temperature = Annotated[float, Field(ge=0, le=100)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Many = Annotated[int, Field(ge=1, lt=2**31)]
+Few = Annotated[int, Field(ge=0, lt=2**31)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Filled = Annotated[str, Field(min_length=1)]
+
+
+class Strict(BaseModel):
+    """A record from outside: exact types, no unknown name, no number that is not finite."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+
+class Body(Strict):
+    """The body of a request."""
+
+    ignored: ClassVar[tuple[str, ...]] = ()
+    """Fields of OpenAI that would not change the answer."""
+    fixed: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    """Fields of OpenAI that would, with the values that ask for what happens anyway."""
+
+    model: Name | None = None
+    """Which of the models; may be left out where one is served."""
+
+    def check(self, limits: LimitSettings) -> None:
+        """Raises ApiError for what is more than this server's limits."""
+
+
+B = TypeVar("B", bound=Body)
+
+
+def read(
+    kind: type[B], given: Mapping[str, Any], limits: LimitSettings, *, lenient: bool = False
+) -> tuple[B, list[str]]:
+    """A checked request, and the names of what was left out of account. Raises ApiError, one line."""
+    left_out = [name for name in kind.ignored if given.get(name) is not None]
+    for name, harmless in kind.fixed.items():
+        if given.get(name) is not None and not any(_same(given[name], value) for value in harmless):
+            raise ApiError(400, f"{name} is not supported here{_with(harmless)}; leave it out", param=name,
+                           code="unsupported_parameter")  # fmt: skip
+    known = {
+        name: value for name, value in given.items() if name not in kind.ignored and name not in kind.fixed
+    }
+    try:
+        asked = kind.model_validate(known)
+    except ValidationError as error:
+        unknown = [_place(known, one["loc"]) for one in error.errors() if one["type"] == "extra_forbidden"]
+        if not (lenient and len(unknown) == error.error_count()):
+            raise _complaint(error, kind, known) from None
+        asked, more = read(kind, _without(known, unknown), limits)
+        return asked, left_out + [".".join(map(str, path)) for path in unknown] + more
+    asked.check(limits)
+    return asked, left_out
+
+
+def _same(given: Any, value: Any) -> bool:
+    return type(given) is type(value) and given == value
+
+
+def _with(harmless: tuple[Any, ...]) -> str:
+    return f" other than as {harmless[0]!r}" if harmless else ""
+
+
+def _without(given: Mapping[str, Any], paths: list[tuple[int | str, ...]]) -> dict[str, Any]:
+    """A copy with some places left out."""
+
+    def copied(value: Any, paths: list[tuple[int | str, ...]]) -> Any:
+        gone = {path[0] for path in paths if len(path) == 1}
+        inner = {key: [path[1:] for path in paths if path[0] == key] for key, *_ in paths}
+        if isinstance(value, dict):
+            return {key: copied(held, inner.get(key, [])) for key, held in value.items() if key not in gone}
+        if isinstance(value, list):
+            return [copied(held, inner.get(at, [])) for at, held in enumerate(value)]
+        return value
+
+    return copied(given, [path for path in paths if path])
+
+
+def _place(given: Any, loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """Where in the body a complaint is: pydantic's path without its names for the branches of unions."""
+    place: list[int | str] = []
+    for at, part in enumerate(loc):
+        if isinstance(given, Mapping) and (part in given or at == len(loc) - 1):
+            given = given.get(part)
+        elif isinstance(given, list) and isinstance(part, int) and part < len(given):
+            given = given[part]
+        else:
+            continue
+        place.append(part)
+    return tuple(place)
+
+
+def _complaint(error: ValidationError, kind: type[Body], given: Mapping[str, Any]) -> ApiError:
+    """Pydantic's deepest complaint as one line: the field, what is wrong, the nearest name.
+
+    The value itself is not repeated: it may be long, and it is the client's own.
+    """
+    complaints = error.errors(include_url=False, include_input=False, include_context=False)
+    first = max(complaints, key=lambda complaint: len(complaint["loc"]))
+    path = _place(given, first["loc"])
+    name = ".".join(map(str, path))[:200]
+    if first["type"] == "extra_forbidden":
+        known = [*kind.model_fields, *kind.ignored, *kind.fixed]
+        close = nearest(name[:100], known) if len(path) == 1 else ""
+        return ApiError(400, f"'{name}' is not a field of this request{close}", param=name,
+                        code="unknown_parameter")  # fmt: skip
+    said = SAID.get(first["type"]) or first["msg"][:1].lower() + first["msg"][1:300]
+    code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
+    return ApiError(400, f"{name or 'the request'}: {said}", param=name or None, code=code)
+
+
+class StreamOptions(Strict):
+    """What comes with a stream."""
+
+    include_usage: bool = False
+    include_obfuscation: bool | None = None
+
+
+class JsonSchema(Strict):
+    """A schema that the answer must follow."""
+
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    description: str | None = None
+    strict: bool | None = None
+
+
+class TextFormat(Strict):
+    type: Literal["text"]
+
+
+class JsonFormat(Strict):
+    type: Literal["json_object"]
+
+
+class SchemaFormat(Strict):
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+Format = Annotated[TextFormat | JsonFormat | SchemaFormat, Field(discriminator="type")]
+
+
+class Sampling(Body):
+    """What every request for text may say about how its tokens are chosen."""
+
+    max_tokens: Many | None = None
+    temperature: Temperature | None = None
+    top_p: Share | None = None
+    top_k: Many | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    seed: Seed | None = None
+    stop: Filled | list[Filled] | None = None
+    ignore_eos: bool | None = None
+    n: Many | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    prefix_tokens: list[TokenId] = []
+    """The answer goes on after these tokens as if they had been its beginning; it does not repeat them."""
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def with_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def check(self, limits: LimitSettings) -> None:
+        at_most("n", self.n or 1, limits.n)
+        at_most("stop", len(self.stops), limits.stop, "strings")
+        for text in self.stops:
+            at_most("stop", len(text.encode()), MOST_STOP_BYTES, "bytes in one string")
+        at_most("logit_bias", len(self.logit_bias or ()), limits.logit_bias, "tokens")
+        for token in self.logit_bias or ():
+            if not (token.isascii() and token.isdigit() and len(token) < 10):
+                raise ApiError(400, 'logit_bias: the keys are token ids, such as "15"', param="logit_bias")
+        if self.stream_options is not None and not self.stream:
+            raise ApiError(400, "stream_options goes with stream: true", param="stream_options")
+
+
+def at_most(name: str, value: int, limit: int, unit: str = "") -> None:
+    """Raises ApiError where a value is above its limit."""
+    if value > limit:
+        what = f"{value:,} {unit}".strip()
+        raise ApiError(400, f"{name} is {what}; the limit is {limit:,}", param=name, code="above_limit")
+
+
+class CompletionBody(Sampling):
+    """`POST /v1/completions`."""
+
+    ignored: ClassVar = ("user",)
+    fixed: ClassVar = {"suffix": (), "best_of": ()}
+
+    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
+    logprobs: Few | None = None
+    echo: bool = False
+
+    @property
+    def prompts(self) -> list[Any]:
+        """Each prompt by itself, as text or token ids."""
+        single = isinstance(self.prompt, str) or (self.prompt and isinstance(self.prompt[0], int))
+        return [self.prompt] if single else list(self.prompt)
+
+    def check(self, limits: LimitSettings) -> None:
+        super().check(limits)
+        if not self.prompts:
+            raise ApiError(400, "prompt: the list is empty", param="prompt")
+        at_most("prompt", len(self.prompts), limits.prompts, "prompts")
+        at_most("logprobs", self.logprobs or 0, limits.logprobs)
+        if self.echo and self.logprobs is not None:
+            raise ApiError(400, "echo with logprobs is not supported here; leave one out", param="echo")
+
+
+class EmbeddingBody(Body):
+    """`POST /v1/embeddings`."""
+
+    ignored: ClassVar = ("user",)
+
+    input: Filled | list[Filled]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Many | None = None
+
+    def check(self, limits: LimitSettings) -> None:
+        _some_texts("input", self.input, limits.texts)
+
+    @classmethod
+    def model_validate(cls, obj: Any, **options: Any) -> Self:
+        """Token ids are told apart from other mistakes: LangChain sends those of OpenAI's own vocabulary."""
+        given = obj.get("input") if isinstance(obj, dict) else None
+        if isinstance(given, list) and given and isinstance(given[0], int | list):
+            raise ApiError(
+                400,
+                "input: send text, not token ids (in LangChain: check_embedding_ctx_length=False)",
+                param="input",
+            )
+        return super().model_validate(obj, **options)
+
+
+class TranslateBody(Body):
+    """`POST /translate`."""
+
+    text: Filled | list[Filled]
+    beam: Many = 4
+    length_penalty: Annotated[float, Field(ge=0, le=10)] = 1.0
+    max_tokens: Many | None = None
+
+    def check(self, limits: LimitSettings) -> None:
+        _some_texts("text", self.text, limits.prompts)
+        at_most("beam", self.beam, limits.beam)
+
+
+class ClassifyBody(Body):
+    """`POST /classify`."""
+
+    text: Filled | list[Filled]
+    reject_below: Annotated[float, Field(ge=0, le=1)] | None = None
+
+    def check(self, limits: LimitSettings) -> None:
+        _some_texts("text", self.text, limits.texts)
+
+
+def as_list(texts: str | list[str]) -> list[str]:
+    return [texts] if isinstance(texts, str) else texts
+
+
+def _some_texts(name: str, texts: str | list[str], limit: int) -> None:
+    if not texts:
+        raise ApiError(400, f"{name}: the list is empty", param=name)
+    at_most(name, len(as_list(texts)), limit, "texts")

@@ -1,0 +1,169 @@
+"""A model that is served: its name, what it is for, and the worker that runs it.
+
+Read next: worker, state.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from transom.checkpoint.hub import resolve
+from transom.data.chat_template import BUILTIN, ChatTemplate
+from transom.errors import Refused, nearest
+from transom.inference.encoder_engine import EncoderEngine
+from transom.inference.engine import EngineSettings
+from transom.inference.load import load
+from transom.inference.structured import GrammarCompiler
+from transom.server_settings import ServerSettings
+
+from .worker import Worker
+
+TASKS = {"Translator": "translate", "Classifier": "classify", "Embedder": "embed"}
+SPARE = 64
+"""Tokens of the cache that no one request gets: it is cut into blocks."""
+LISTS = 4
+"""Requests with as many texts as one may have that wait together at most."""
+
+
+@dataclass
+class Served:
+    """One model of a server."""
+
+    name: str
+    task: str
+    """`generate`, `chat` (it has a chat template), `translate`, `classify` or `embed`."""
+    model: Any
+    """What `transom.load` gave: a Generator, Translator, Classifier or Embedder."""
+    worker: Worker
+    template: ChatTemplate | None = None
+    ends: frozenset[int] = frozenset()
+    """Tokens that end an answer in a chat, besides the model's own."""
+    aliases: frozenset[str] = frozenset()
+    """What else a client may call it, where no other model is called so too."""
+    folder: Path | None = None
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def max_len(self) -> int:
+        """The most tokens that it takes, prompt and answer together."""
+        return getattr(self.model, "max_tokens", None) or self.model.model.config.max_len
+
+    @property
+    def room(self) -> int:
+        """The most tokens that one request may come to hold: what the model reads, or the cache if less."""
+        cache = self.worker.figures.get("cache_tokens")
+        return self.max_len if cache is None else min(self.max_len, int(cache) - SPARE)
+
+    @cached_property
+    def grammars(self) -> GrammarCompiler:
+        """What turns the schemas of clients into grammars; made when the first one comes."""
+        return GrammarCompiler(self.model.tokenizer, sorted(self.model.eos_ids | self.ends))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its entry in `/v1/models`."""
+        return {
+            "id": self.name, "object": "model", "created": self.created, "owned_by": "transom",
+            "task": self.task, "max_len": self.max_len, "chat": self.template is not None,
+        }  # fmt: skip
+
+
+def serve_folders(folders: Sequence[str], settings: ServerSettings) -> dict[str, Served]:
+    """Load each folder or hub id and make it ready; raises Refused for one without a job or its own name."""
+    if not folders:
+        raise Refused("name at least one model folder: transom serve runs/NAME/model")
+    models: dict[str, Served] = {}
+    for given in folders:
+        name, folder = name_of(given), model_folder(given)
+        if name in models:
+            raise Refused(f"two models are called '{name}'; rename a folder, for clients choose by that name")
+        model = load(folder, dtype=settings.dtype, device=settings.device)
+        models[name] = serve_model(model, name, settings, folder=folder, aliases={given, folder.name})
+    return models
+
+
+def model_folder(given: str | Path) -> Path:
+    """The folder of a model: as named, or the `model` in the folder of a run, or what a hub id stands for."""
+    folder = resolve(given)
+    return (
+        folder / "model" if not (folder / "config.json").is_file() and (folder / "model").is_dir() else folder
+    )
+
+
+def name_of(folder: str | Path) -> str:
+    """The name of a model in the API: runs/NAME/model -> NAME, FOLDER/NAME -> NAME, owner/name -> name."""
+    path = Path(folder)
+    resolved = path.resolve() if path.is_dir() else path
+    name = resolved.parent.name if resolved.name == "model" and resolved.parent.name else resolved.name
+    return re.sub(r"[^\w.:-]+", "-", name) or "model"
+
+
+def serve_model(
+    model: Any,
+    name: str,
+    settings: ServerSettings,
+    *,
+    folder: Path | None = None,
+    aliases: Iterable[str] = (),
+) -> Served:
+    """A loaded model as one that is served; its worker is not started yet."""
+    kind = type(model).__name__
+    if kind not in ENGINES:
+        raise Refused(
+            f"{folder or name}: a {kind} has no route here; fine-tune it to classify or embed first"
+        )
+    template = template_of(folder, settings.chat_template) if kind == "Generator" else None
+    ends = frozenset() if template is None else template.end_ids(model.tokenizer)
+    task = TASKS.get(kind, "chat" if template is not None else "generate")
+    worker = Worker(ENGINES[kind](model, settings), name)
+    return Served(name, task, model, worker, template, ends, frozenset(aliases), folder)
+
+
+def template_of(folder: Path | None, given: str | None) -> ChatTemplate | None:
+    """The operator's template (`plain`, `chatml` or a file), else the folder's own; None: it cannot chat."""
+    if given is None:
+        return None if folder is None else ChatTemplate.from_folder(folder)
+    if given in BUILTIN:
+        return ChatTemplate.builtin(given)
+    try:
+        return ChatTemplate(Path(given).read_text(encoding="utf-8"), name=f"the chat template {given}")
+    except (OSError, UnicodeDecodeError):
+        builtin = nearest(given, BUILTIN)
+        raise Refused(
+            f"--chat-template {given} is no file that can be read{builtin}; it can be plain, chatml or a file"
+        ) from None
+
+
+def _text_engine(model: Any, settings: ServerSettings) -> Callable[[], Any]:
+    """How an engine for text is made, and made again."""
+    bounds = _engine_settings(settings)
+    return lambda: model.engine(bounds, n_tokens=settings.cache_tokens, deterministic=settings.deterministic)
+
+
+def _engine_settings(settings: ServerSettings) -> EngineSettings:
+    limits = settings.limits
+    return EngineSettings(
+        max_rows=settings.max_rows, max_queue=limits.queue, max_queue_tokens=limits.queue_tokens,
+        draft=settings.draft,
+    )  # fmt: skip
+
+
+def _encoder_engine(model: Any, settings: ServerSettings) -> Callable[[], Any]:
+    """Texts wait one by one, so there is room for several requests' worth of them; tokens bound them too."""
+    limits = settings.limits
+    bounds = EngineSettings(max_queue=LISTS * limits.texts, max_queue_tokens=limits.queue_tokens)
+    return lambda: EncoderEngine(model, settings=bounds)
+
+
+ENGINES: dict[str, Callable[[Any, ServerSettings], Callable[[], Any]]] = {
+    "Generator": _text_engine,
+    "Translator": _text_engine,
+    "Classifier": _encoder_engine,
+    "Embedder": _encoder_engine,
+}
+"""Kind of model -> how its engine is made."""

@@ -1,0 +1,119 @@
+"""Events of the engine as parts of an answer: one part for each sequence, whole or as it grows.
+
+What ends a sequence badly ends the whole answer: a client that asked for three texts is not served by two.
+Read next: completions, chat, responses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+from transom.errors import Refused
+from transom.inference.engine import NOT_FINITE
+from transom.inference.request import Event, Request, TokenLogprob
+
+from .endpoint import Call
+from .errors import INTERNAL, ApiError, from_refused, unavailable
+
+
+@dataclass
+class Part:
+    """One sequence of an answer."""
+
+    index: int
+    request: Request
+    text: str = ""
+    tokens: list[TokenLogprob] = field(default_factory=list)
+    """As they count for a client: without the token that ends the text."""
+    n_made: int = 0
+    finish_reason: str | None = None
+    given_tokens: int = 0
+    """Of what the answer was given to begin with, and is not told again, so many are still to come."""
+    given_characters: int = 0
+
+    def take(self, event: Event) -> Step:
+        """What an event brings to this part."""
+        cut, told = event.piece[self.given_characters :], event.tokens[self.given_tokens :]
+        self.given_characters -= len(event.piece) - len(cut)
+        self.given_tokens -= len(event.tokens) - len(told)
+        shown = [token for token in told if token.token not in self.request.ends]
+        self.text += cut
+        self.tokens += shown
+        self.n_made += len(told)
+        self.finish_reason = event.finish_reason
+        return Step(self, cut, shown)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step brought to one part."""
+
+    part: Part
+    piece: str
+    tokens: list[TokenLogprob]
+
+
+@asynccontextmanager
+async def writing(call: Call, requests: Sequence[Request]) -> AsyncIterator[AsyncIterator[Step]]:
+    """Have the requests worked on; gives the steps of their parts as they come."""
+    async with call.served.worker.run(requests) as events:
+        yield _steps(call, requests, events)
+
+
+async def _steps(
+    call: Call, requests: Sequence[Request], events: AsyncIterator[Event]
+) -> AsyncIterator[Step]:
+    parts = {id(request): _part(call, index, request) for index, request in enumerate(requests)}
+    metrics, name, first = call.state.metrics, call.served.name, True
+    metrics.tokens.labels(name, "read").inc(sum(len(request.prompt) for request in requests))
+    async for event in events:
+        part = parts[id(event.request)]
+        if event.finish_reason in ("error", "abort"):
+            raise failure(event)
+        if first and event.tokens:
+            metrics.first.labels(name).observe(perf_counter() - call.began)
+            first = False
+        metrics.tokens.labels(name, "written").inc(len(event.tokens))
+        yield part.take(event)
+
+
+def _part(call: Call, index: int, request: Request) -> Part:
+    given, decoder = request.begins, call.served.model.tokenizer.decoder()
+    texts = [decoder.push(token) for token in given]
+    if texts and request.first is not None:
+        texts[0] = texts[0].removeprefix(" ")
+    return Part(index, request, given_tokens=len(given), given_characters=len("".join(texts)))
+
+
+def failure(event: Event) -> ApiError:
+    """Why a sequence ended badly: the client's own mistake is told, ours is not."""
+    if event.finish_reason == "abort":
+        return unavailable("the answer was ended by the server; the request can be sent again")
+    error = event.request.error
+    if not isinstance(error, Refused):
+        return INTERNAL
+    return ApiError(500, str(error)) if str(error) == NOT_FINITE else from_refused(error)
+
+
+async def all_parts(call: Call, requests: Sequence[Request]) -> list[Part]:
+    """The parts when all of them have ended."""
+    parts: dict[int, Part] = {}
+    async with writing(call, requests) as steps:
+        async for step in steps:
+            parts[step.part.index] = step.part
+    return [parts[index] for index in sorted(parts)]
+
+
+def usage(parts: Sequence[Part], n_prompt: int) -> dict[str, Any]:
+    """Tokens of an answer; those of a prompt count once, however many answers it has."""
+    made = sum(part.n_made for part in parts)
+    return {"prompt_tokens": n_prompt, "completion_tokens": made, "total_tokens": n_prompt + made}
+
+
+def prompt_tokens(requests: Sequence[Request], n: int) -> int:
+    """Tokens of all prompts, of which each has n requests side by side."""
+    return sum(len(request.prompt) for request in requests[::n])

@@ -1,0 +1,120 @@
+"""What an operator decides: where to listen, who may ask, and every limit, each with its flag.
+
+The limits are those of the field's hard lessons: what a client can make large is bounded before any work is
+done, here in the numbers and once more in the engine. Read next: server/app, server/guard.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from .settings import Count, Flag, Names, Settings, Size, Time
+
+Bytes = Annotated[Count, Field(ge=1)]
+
+
+class LimitSettings(Settings):
+    """The most that a client can ask for; more is refused with the number and the name of the field."""
+
+    body: Bytes = 4_000_000
+    """Bytes of a request."""
+    json_depth: Size = 64
+    """Brackets within brackets in a request."""
+    messages: Size = 1000
+    """Messages of a chat."""
+    prompts: Size = 32
+    """Prompts of one completion request, and texts to translate."""
+    texts: Size = 1024
+    """Texts of one request to embed or classify."""
+    n: Size = 8
+    """Answers to one prompt."""
+    logprobs: Annotated[int, Field(ge=0, le=20)] = 20
+    """Likeliest alternatives shown for a token."""
+    logit_bias: Size = 300
+    """Tokens with a bias."""
+    stop: Annotated[int, Field(ge=1, le=15)] = 4
+    """Stop strings, of 256 bytes each."""
+    schema_bytes: Bytes = 64_000
+    """Bytes of a JSON schema for the answer."""
+    tools: Size = 128
+    """Tools of one request."""
+    beam: Annotated[int, Field(ge=1, le=64)] = 16
+    """Beams of one translation."""
+    header_bytes: Bytes = 16_384
+    """Bytes of all header lines."""
+    header_lines: Size = 64
+    """Header lines."""
+    connections: Size = 256
+    """Open connections; above it the answer is 429, and above four times as many there is none."""
+    connections_per_ip: Size = 32
+    """Open connections from one address, loopback excepted (a proxy on this machine is one address)."""
+    queue: Size = 64
+    """Requests that wait for their turn; above it the answer is 429 with Retry-After."""
+    queue_tokens: Count = 16_000_000
+    """Tokens that those who wait may come to hold, prompts and answers together."""
+
+
+class DeadlineSettings(Settings):
+    """How long a client may take; a connection that does not keep up is closed."""
+
+    header: Time = 10.0
+    """From the first byte, or the opening of a connection, to the end of the header."""
+    body: Time = 30.0
+    """From the end of the header to the end of the body."""
+    idle: Time = 15.0
+    """Between two requests on one connection."""
+    reader: Time = 30.0
+    """A client that reads nothing while there is something to send."""
+    request: Time = 300.0
+    """From the request to the end of the answer."""
+    grace: Time = 25.0
+    """After SIGTERM, for the answers that are being written."""
+
+
+class ServerSettings(Settings):
+    """How `transom serve` runs."""
+
+    host: str = "127.0.0.1"
+    """Where to listen; anything but this machine's own address needs a key."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """0 takes a free one and prints it."""
+    allow_host: Annotated[tuple[str, ...], Names] = ()
+    """Another name by which clients may call this server; repeat for several."""
+    api_key_file: Path | None = None
+    """A file with one key per line (or set TRANSOM_API_KEY): every request then needs one of them."""
+    generate_key: Flag = False
+    """Make a key and print it once."""
+    i_know_this_is_public: Flag = False
+    """Listen beyond this machine without a key."""
+    chat_template: str | None = None
+    """`plain`, `chatml` or a file, for models whose folder has none."""
+    memory: Path | None = None
+    """The file of what the page remembers [default: this user's own, where only this machine can reach the
+    server; else none]; with API keys each has one of its own beside it."""
+    no_memory: Flag = False
+    """Remember nothing."""
+    lenient: Flag = False
+    """Ignore fields that do not exist, naming them in a header of the answer, rather than refuse them."""
+    deterministic: Flag = False
+    """Let no answer depend on what runs beside it, to the last bit; slower."""
+    max_rows: Size = 64
+    """Sequences that are decoded together."""
+    cache_tokens: Count | None = None
+    """Tokens that the cache of keys and values holds, over all requests [default: as 1 GiB holds]."""
+    draft: Annotated[int, Field(ge=0, le=16)] = 0
+    """Tokens guessed ahead from repetitions of the text (n-gram speculative decoding); the answers stay the
+    same."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Type of the weights [default: as the folder says, and as is fast here]."""
+    device: str | None = None
+    """`cpu`, `cuda`, `mps` [default: the fastest]."""
+    limits: LimitSettings = LimitSettings()
+    deadlines: DeadlineSettings = DeadlineSettings()
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        return self.host in ("127.0.0.1", "localhost", "::1") or self.host.startswith("127.")
