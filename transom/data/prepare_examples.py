@@ -160,7 +160,7 @@ def _chosen(examples: list[Example], mask: Mask) -> list[Example]:
 
 def _tokenizer(spec: str | Path | Tokenizer, texts: Iterable[str], vocab_size: int, frame: str) -> Tokenizer:
     """The tokenizer that is named, or made from the texts; for targets it always writes an end."""
-    known = tokenizer_named(spec)
+    known = tokenizer_named(spec, ends=frame == "target")
     if known is None:
         return train_tokenizer(str(spec), _sample(texts, str(spec)), vocab_size, frame=frame)
     return known.framed_as(frame) if frame == "target" and not known.frame[1] else known

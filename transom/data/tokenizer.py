@@ -367,10 +367,10 @@ def train_tokenizer(kind: str, texts: Iterator[str], vocab_size: int, *, frame: 
     return tokenizer.framed_as(frame) if frame else tokenizer
 
 
-def tokenizer_named(spec: str | Path | Tokenizer) -> Tokenizer | None:
+def tokenizer_named(spec: str | Path | Tokenizer, *, ends: bool = True) -> Tokenizer | None:
     """The tokenizer that a setting names: a folder's, or None for a kind that is yet to be made.
 
-    Raises Refused when it is neither, or names no end-of-text token.
+    Raises Refused when it is neither, or, where texts are to end (`ends`), names no end-of-text token.
     """
     if isinstance(spec, Tokenizer):
         known = spec
@@ -381,7 +381,7 @@ def tokenizer_named(spec: str | Path | Tokenizer) -> Tokenizer | None:
     else:
         names = f"{', '.join(KINDS)} or a folder that holds one"
         raise Refused(f"tokenizer '{printable(spec)}' is none of {names}{nearest(str(spec), KINDS)}")
-    if known.eos_id is None:
+    if ends and known.eos_id is None:
         raise Refused(
             "the tokenizer names no end-of-text token (eos_token in tokenizer_config.json); add one"
         )
