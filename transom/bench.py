@@ -94,8 +94,10 @@ def _training(settings: TrainSettings, hardware: Hardware, model: Transformer) -
 def _decoding(model: Transformer, batch: int, dtype: str, hardware: Hardware) -> Rate:
     """Steps of `batch` rows, against reading weights and cached keys and values once for each step."""
     config = model.config
-    prompts = torch.randint(config.vocab_size, (batch, PROMPT)).tolist()
-    runner = TorchRunner(model, n_tokens=batch * (PROMPT + 2 * STEPS), reuse=False)
+    n_prompt = min(PROMPT, config.max_len // 2)
+    steps = min(STEPS, config.max_len - n_prompt)
+    prompts = torch.randint(config.vocab_size, (batch, n_prompt)).tolist()
+    runner = TorchRunner(model, n_tokens=batch * (n_prompt + 2 * STEPS), reuse=False)
     rows = [runner.open(prompt) for prompt in prompts]
 
     def step(n: int) -> None:
@@ -103,13 +105,13 @@ def _decoding(model: Transformer, batch: int, dtype: str, hardware: Hardware) ->
         for row, token in zip(rows, logits.argmax(-1).tolist(), strict=True):
             row.tokens.append(token)
 
-    step(PROMPT)
+    step(n_prompt)
     step(1)
     start = time.perf_counter()
-    for _ in range(STEPS - 1):
+    for _ in range(steps - 1):
         step(1)
-    seconds = (time.perf_counter() - start) / (STEPS - 1)
-    cached = 2 * config.n_layers * config.n_kv_heads * config.head_dim * (PROMPT + STEPS / 2) * batch
+    seconds = (time.perf_counter() - start) / (steps - 1)
+    cached = 2 * config.n_layers * config.n_kv_heads * config.head_dim * (n_prompt + steps / 2) * batch
     read = (model.n_parameters + cached) * model.embed.weight.element_size()
     share = read / seconds / hardware.bandwidth()
     return Rate(f"decoding {batch} at once", dtype, batch / seconds, share, "the memory's bandwidth")
