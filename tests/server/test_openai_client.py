@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -453,3 +457,12 @@ def test_every_field_that_the_client_can_send_is_known(resource: Any, body: Any)
     sent = set(inspect.signature(resource.create).parameters) - transport
     known = {field.alias or name for name, field in body.model_fields.items()}
     assert not sent - known - set(body.ignored) - set(body.fixed)
+
+
+def test_the_lines_of_the_readme_run(server: Running):
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    code = next(block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "import OpenAI" in block)
+    here = code.replace("http://127.0.0.1:8000", server.url).replace('"notes"', '"crow"')
+    assert here.count(server.url) == 1 and '"crow"' in here
+    ran = subprocess.run([sys.executable, "-c", here], capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0 and ran.stdout, ran.stderr
