@@ -18,6 +18,7 @@ NAMES = (
     "experts_speed",
     "multi30k",
     "classification",
+    "look_speed",
 )
 
 

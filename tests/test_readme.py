@@ -31,7 +31,8 @@ def blocks(language: str) -> list[str]:
 
 def commands() -> list[list[str]]:
     """Every `transom ...` of the bash blocks, torchrun's included, without its comment."""
-    lines = [shlex.split(line, comments=True) for block in blocks("bash") for line in block.splitlines()]
+    text = "\n".join(blocks("bash")).replace("\\\n", " ")
+    lines = [shlex.split(line, comments=True) for line in text.splitlines()]
     return [line[line.index("transom") :] for line in lines if "transom" in line]
 
 

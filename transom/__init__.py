@@ -10,14 +10,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Refused", "__version__", "load", "train"]
+__all__ = ["Refused", "__version__", "load", "look", "train"]
 
 if TYPE_CHECKING:
     from .errors import Refused
     from .inference.load import load
+    from .insight.look import look
     from .training.loop import Run
 
-_HOMES = {"Refused": "transom.errors", "load": "transom.inference.load"}
+_HOMES = {
+    "Refused": "transom.errors",
+    "load": "transom.inference.load",
+    "look": "transom.insight.look",
+}
 
 
 def train(data: str = "stdlib", /, *, config: str | None = None, **settings: Any) -> Run:

@@ -25,6 +25,7 @@ VERBS = {
     "translate": "Translate texts, a file, or what comes from standard input.",
     "classify": "Tell the class of texts, with probabilities, or decline to.",
     "embed": "Turn texts into vectors whose nearness is that of their meaning.",
+    "look": "Look inside a model over a text, or at how a run moved: pictures that are checked.",
     "serve": "Serve models to many at once: the API that OpenAI's clients speak, and a page.",
     "evaluate": "Score a model on examples, beside cheap baselines that learned from the same.",
     "plan": "Say what a training run would take, before it takes it.",
@@ -32,7 +33,11 @@ VERBS = {
     "doctor": "Look at this machine: what is here, what works, what to do about the rest.",
 }
 
-EXPERIMENTS = {"backprop": "Follow the gradient of one weight through a small net, by hand."}
+EXPERIMENTS = {
+    "backprop": "Follow the gradient of one weight through a small net, by hand.",
+    "distance": "How far back the gradient reaches in an RNN, LSTM, GRU and Transformer.",
+    "cat": "Which word does `it` look at? The picture of the textbooks, tested.",
+}
 """The verbs of `transom lab`."""
 
 app = App(

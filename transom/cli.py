@@ -23,6 +23,7 @@ from .settings import GenerateSettings, TrainSettings, load
 
 if TYPE_CHECKING:
     from .chat.conversation import Conversation
+    from .insight.essentials import Look
     from .training.run import Run
 
 EXAMINED = ("translate", "classify")  # tasks whose models are scored at once, beside cheap baselines
@@ -215,6 +216,7 @@ def classify(
     *texts: str,
     input: Path | None = None,
     reject_below: float | None = None,
+    cut: Annotated[bool, Parameter(negative=())] = False,
     dtype: str | None = None,
     device: str | None = None,
     json: Json = False,
@@ -231,6 +233,8 @@ def classify(
         A file whose lines are classified.
     reject_below
         Name no class when the likeliest has less than this probability.
+    cut
+        Leave out the end of texts that are longer than the model reads, rather than refuse them.
     dtype
         `float32` or `bfloat16` [default: as is fast here].
     device
@@ -241,7 +245,8 @@ def classify(
     sources = _texts(texts, input)
     classifier = _loaded(model, "Classifier", dtype, device)
     with _answer(json) as show:
-        show(Answers("classifications", sources, classifier.classify(sources, reject_below=reject_below),
+        answers = classifier.classify(sources, reject_below=reject_below, cut=cut)
+        show(Answers("classifications", sources, answers,
                      lambda text, a: f"{a.label or '(unsure)'}\t{a.confidence:.3f}\t{text}"))  # fmt: skip
 
 
@@ -367,6 +372,49 @@ def serve(
         return run_server(folders, settings, show)
 
 
+def look(
+    model: str,
+    text: str | None = None,
+    /,
+    *,
+    out: Path | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+    json: Json = False,
+) -> None:
+    """Look inside.
+
+    Parameters
+    ----------
+    model
+        A model folder (`runs/NAME/model`) or a Hugging Face id, to look into over a text; or a run's folder
+        (`runs/NAME`), to see how its inside moved while it learned.
+    text
+        What the model reads; leave it out for a run.
+    out
+        Where the pictures go: one HTML file that needs no network [default: look.html].
+    dtype
+        `float32` or `bfloat16` [default: as the folder says, and as is fast here].
+    device
+        `cpu`, `cuda`, `mps` [default: the fastest].
+    json
+        Print one JSON document last, with every number.
+    """
+    with _answer(json) as show:
+        if text is None:
+            from .training.inside import look_at_run
+
+            show(Looked(look_at_run(Path(model)).save(out or Path("look.html"))))
+        else:
+            from .inference.inside import look_into
+            from .inference.load import load as load_model
+            from .server.served import model_folder, name_of
+
+            folder = model_folder(model)
+            loaded = load_model(str(folder), dtype=dtype, device=device)
+            show(Looked(look_into(loaded, text, name_of(model)).save(out or Path("look.html"))))
+
+
 def evaluate(
     model: Path,
     /,
@@ -439,6 +487,72 @@ def backprop(
         show(follow(_sizes(sizes), activation, weight, seed, out, loss=loss))
 
 
+def distance(
+    models: tuple[str, ...] = (),
+    /,
+    *,
+    length: int = 128,
+    drawings: int = 6,
+    out: Path = Path("distance.png"),
+    json: Json = False,
+) -> None:
+    """How far back the gradient reaches in an RNN, LSTM, GRU and Transformer.
+
+    Parameters
+    ----------
+    models
+        Folders of trained language models to put beside the untrained ones.
+    length
+        Tokens over which it is measured.
+    drawings
+        Of weights and texts: the interval is over them.
+    out
+        Where the picture goes (PNG), and its numbers beside it (JSON).
+    json
+        Print one JSON document last.
+    """
+    from .lab.distance import distance as measure
+
+    with _answer(json) as show:
+        show(measure(models, length=length, drawings=drawings, out=out))
+
+
+def cat(
+    model: str | None = None,
+    /,
+    *,
+    dpr: Path | None = None,
+    pairs: int = 400,
+    steps: int = 600,
+    seed: int = 0,
+    out: Path = Path("cat.json"),
+    json: Json = False,
+) -> None:
+    """Which word does `it` look at? The picture of the textbooks, tested.
+
+    Parameters
+    ----------
+    model
+        An encoder that embeds: a folder or a hub id [default: MiniLM, where its package is installed].
+    dpr
+        A file of definite pronouns (sentence, pronoun, candidates, answer, empty line), read besides.
+    pairs
+        Generated pairs of sentences: half choose the head, half judge it.
+    steps
+        Of training the small encoder that is asked too.
+    seed
+        Decides the sentences and the small encoder.
+    out
+        Where the report goes (JSON).
+    json
+        Print one JSON document last.
+    """
+    from .lab.cat import cat as run_cat
+
+    with _answer(json) as show:
+        show(run_cat(model, dpr, pairs=pairs, steps=steps, seed=seed, out=out))
+
+
 def bench(*, flags: Flags = TrainSettings(), config: Config = None, json: Json = False) -> None:
     """Measure this machine.
 
@@ -479,6 +593,19 @@ class Answer(Protocol):
 
     def __str__(self) -> str: ...
     def to_dict(self) -> dict[str, Any]: ...
+
+
+class Looked:
+    """A look inside; what a terminal shows of it cannot steer the terminal."""
+
+    def __init__(self, look: Look) -> None:
+        self.look = look
+
+    def __str__(self) -> str:
+        return _shown(str(self.look))
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.look.to_dict()
 
 
 class Talk:

@@ -51,6 +51,10 @@ class LimitSettings(Settings):
     """Open connections; above it the answer is 429, and above four times as many there is none."""
     connections_per_ip: Size = 32
     """Open connections from one address, loopback excepted (a proxy on this machine is one address)."""
+    look_tokens: Size = 2048
+    """Tokens of an answer that is looked into, prompt and answer together."""
+    looks: Size = 8
+    """Looks that wait for their turn, one model at a time; above it the answer is 429."""
     queue: Size = 64
     """Requests that wait for their turn; above it the answer is 429 with Retry-After."""
     queue_tokens: Count = 16_000_000

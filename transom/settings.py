@@ -229,6 +229,9 @@ class DataSettings(Settings):
     """Share of the documents held out to measure with, never trained on."""
     on_error: Literal["error", "skip", "replace"] = "error"
     """What to do with bytes that are not UTF-8: stop, leave the document out, or put a replacement mark."""
+    too_long: Literal["cut"] | None = None
+    """What to do with labelled texts that are longer than the model reads: cut their ends off, which is
+    counted and said [default: leave them out, and refuse the data where they are more than 1%]."""
     cache: Path | None = None
     """Folder for the prepared tokens [default: inside the run's folder]."""
 

@@ -252,7 +252,7 @@ def test_over_long_texts(written: Written) -> None:
     path = written("a.tsv", "text\tlabel\n" + "short\ta\n" + "long " * 20 + "\tb\n" + "one\ta\ntwo\tb\n")
     assert refusal(labelled, path, max_len=32) == (
         f"{path}:3: 101 text tokens, the limit is 32; 1 of 4 texts (25.0%, at most 1% may) are longer: "
-        "set --model.max-len to 101, or shorten them"
+        "set --model.max-len to 101, or shorten them (--data.too-long cut)"
     )
 
 

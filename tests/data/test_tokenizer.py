@@ -331,7 +331,7 @@ def test_only_some_tokens_may_come_first(bpe: Tokenizer) -> None:
 
 
 def test_a_unigram_vocabulary_holds_its_control_tokens_back() -> None:
-    """As T5 and Marian have it: `</s>` is a piece of the vocabulary, and the library would find it in a text."""
+    """As T5 and Marian have it: `</s>` is a piece like any other, and the library would find it in a text."""
     pieces = ["<pad>", "</s>", "<unk>", "\u2581a", "a", "b", "\u2581", "<", "/", "s", ">"]
     backend = Backend(models.Unigram([(piece, -float(i)) for i, piece in enumerate(pieces)], unk_id=2))
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()

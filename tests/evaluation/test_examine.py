@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import transom
 from transom.data.labelled import Labelled
 from transom.data.pairs import Pair, open_pairs
 from transom.errors import Refused
@@ -27,7 +28,7 @@ class Answer:
 class Counting:
     """Knows the rule that no bag of words can: whether the word `x` stands before the word `y`."""
 
-    def classify(self, texts: list[str]) -> list[Answer]:
+    def classify(self, texts: list[str], *, cut: bool = False) -> list[Answer]:
         sure = [0.9 if text.split().index("x") < text.split().index("y") else 0.1 for text in texts]
         return [Answer(probabilities={"after": 1 - p, "before": p}) for p in sure]
 
@@ -38,7 +39,7 @@ class Same:
     def __init__(self, train: list[Labelled]) -> None:
         self.model = TfidfLogistic().fit([item.text for item in train], [item.label for item in train])
 
-    def classify(self, texts: list[str]) -> list[Answer]:
+    def classify(self, texts: list[str], *, cut: bool = False) -> list[Answer]:
         rows = self.model.probabilities(texts).tolist()
         return [Answer(probabilities=dict(zip(self.model.labels, row, strict=True))) for row in rows]
 
@@ -141,6 +142,31 @@ def test_a_run_that_tells_classes_is_examined_on_what_it_held_out(tmp_path: Path
     )
     named = examine(tmp_path / "run" / "model", test=str(tmp_path / "test.tsv"))
     assert named.score.n == 2 and named.test.endswith("test.tsv")
+
+
+def test_texts_that_are_too_long_are_cut_where_that_is_asked_for(tmp_path: Path) -> None:
+    rows = [f"{label} {'word ' * (30 * (i % 2))}\t{label}" for i in range(60) for label in ("fruit", "tool")]
+    (tmp_path / "train.tsv").write_text("text\tlabel\n" + "\n".join(rows) + "\n")
+    settings = {
+        **TINY, "data.source": str(tmp_path / "train.tsv"), "task": "classify", "steps": 2,
+        "data.val_fraction": 0.2, "out": str(tmp_path / "run"),
+    }  # fmt: skip
+    with pytest.raises(Refused, match="limit is 128;.*--data.too-long cut"):
+        train(load(TrainSettings, settings))
+    said: list[str] = []
+    run = train(
+        load(TrainSettings, {**settings, "data.too_long": "cut"}),
+        on_event=lambda event: said.append(str(event.get("text"))),
+    )
+    assert any("60 of 120 texts are longer than 128 tokens and are cut there: they lose 18%" in s
+               for s in said)  # fmt: skip
+    assert examine(tmp_path / "run").score.n == run.ledger["data"]["held_out_examples"]
+    classifier = transom.load(run.model_folder)
+    long = "fruit " + "word " * 30
+    with pytest.raises(Refused, match="reads at most 128"):
+        classifier.classify(long)
+    cut, whole = classifier.classify([long, long[:126]], cut=True)
+    assert cut.probabilities == pytest.approx(whole.probabilities, abs=1e-5)
 
 
 def test_a_run_that_translates_is_examined_beside_its_baselines(tmp_path: Path) -> None:

@@ -68,16 +68,17 @@ def test_filters_equal_their_plain_twin(rows, temperature, top_k, top_p, min_p):
     assert torch.equal(alone > 0, weights > 0)
 
 
-def test_the_nucleus_of_a_wide_vocabulary_is_that_of_a_full_sort():
-    flat, peaked = torch.full((1, 5000), 1 / 5000), torch.randn(1, 5000).mul(4).softmax(-1)
-    for top_p in (0.1, 0.5, 0.9, 0.999):
-        both = nucleus_floor(torch.cat((flat, peaked)), top_p, 1024)
-        assert torch.equal(both[1:], nucleus_floor(peaked, top_p, 1024))
-        assert torch.equal(both, nucleus_floor(torch.cat((flat, peaked)), top_p, 3))
-        ranked = peaked.double().sort(descending=True).values[0]
-        kept = int((ranked.cumsum(0) - ranked < top_p).sum())
-        assert both[1].item() == pytest.approx(ranked[kept - 1].item(), rel=1e-4)
-        assert both[0].item() == flat[0, 0].item()
+@pytest.mark.parametrize("top_p", [0.1, 0.5, 0.9, 0.999, 0.9999999])
+def test_the_nucleus_of_a_wide_vocabulary_is_that_of_a_full_sort(top_p: float):
+    draw = torch.Generator().manual_seed(1)
+    flat, some = torch.full((1, 5000), 1 / 5000), torch.randn(6, 5000, generator=draw)
+    weights = torch.cat((flat, some.softmax(-1), some.mul(4).softmax(-1), some.mul(40).softmax(-1)))
+    floors = nucleus_floor(weights, top_p)
+    ranked = weights.sort(dim=-1, descending=True).values
+    kept = (ranked.cumsum(-1, dtype=torch.float64) - ranked < top_p).sum(-1, keepdim=True)
+    assert torch.equal(weights >= floors, weights >= ranked.gather(-1, kept - 1))
+    for row, floor in zip(weights, floors, strict=True):
+        assert torch.equal(nucleus_floor(row[None], top_p)[0], floor)
 
 
 @pytest.mark.parametrize(
@@ -150,6 +151,21 @@ def test_the_uniform_numbers_are_uniform_and_do_not_repeat():
 
 def test_the_numbers_of_a_seed_never_change():
     assert [uniform(0, 0, 0), uniform(1234, 1, 99)] == [0.156742553465558, 0.4413179903232871]
+
+
+@given(st.integers(1, 3000), st.integers(0, 2**31), st.sampled_from([0.0, 0.5, 0.99]))
+@settings(max_examples=30, deadline=None)
+def test_a_draw_is_that_of_the_whole_cumulative_row(width, seed, zeros):
+    source = torch.Generator().manual_seed(seed)
+    weights = torch.rand(4, width, generator=source) * (torch.rand(4, width, generator=source) >= zeros)
+    weights[:, width // 2] = 1.0
+    at = torch.rand(4, generator=source, dtype=torch.float64)
+    at[0], at[1] = 0.0, 1 - 2.0**-53
+    total = weights.cumsum(-1, dtype=torch.float64)
+    expected = torch.searchsorted(total, at[:, None] * total[:, -1:], right=True)[:, 0]
+    picked = draw(weights, at)
+    assert bool((weights.gather(-1, picked[:, None]) > 0).all())
+    assert torch.equal(picked, expected)
 
 
 def test_draw_meets_the_ends_of_the_distribution():

@@ -119,8 +119,11 @@ def prepare_labelled(
     val_fraction: float = 0.05,
     max_len: int | None = None,
     frame: str = "text",
+    cut: bool = False,
 ) -> PreparedLabelled:
     """Make labelled texts ready for classification; arguments as in prepare_pairs.
+
+    Texts of more than `max_len` tokens lose their ends where `cut` says so; then a note tells how many.
 
     A share that is held out is taken from each class alike, and no class wholly. Raises Refused for one class
     only, labels of the validation that never occur in training, and whatever else is wrong with the examples.
@@ -133,6 +136,8 @@ def prepare_labelled(
     sides = {"text": [example.text for example in examples]}
     made = _tokenizer(tokenizer or train.tokenizer, read.texts(sides), vocab_size, frame)
     rows = _framed(sides, made, report)
+    if cut and max_len is not None:
+        rows["text"] = _cut(rows["text"], max_len, made, report)
     keep = _fitting(rows, read, max_len, report)
     numbers = {label: number for number, label in enumerate(labels)}
     classes = np.array([numbers[example.label] for example in examples], dtype=np.int64)
@@ -185,6 +190,24 @@ def _framed(sides: dict[str, list[str]], tokenizer: Tokenizer, report: ExampleRe
     return rows
 
 
+def _cut(rows: Ragged, max_len: int, tokenizer: Tokenizer, report: ExampleReport) -> Ragged:
+    """Rows of at most `max_len` tokens, the frame's end kept, as `inference/texts.framed` cuts them."""
+    after = len(tokenizer.frame[1])
+    over = rows.lengths > max_len
+    if not over.any():
+        return rows
+    lost, held = int((rows.lengths[over] - max_len).sum()), int(rows.lengths[over].sum())
+    report.notes.append(
+        f"{int(over.sum()):,} of {counted(len(rows), report.noun)} are longer than {max_len:,} tokens and "
+        f"are cut there: they lose {100 * lost / held:.0f}% of their tokens"
+    )
+    kept = [rows[row] for row in range(len(rows))]
+    for row in np.flatnonzero(over).tolist():
+        ids = kept[row]
+        kept[row] = np.concatenate([ids[: max_len - after], ids[len(ids) - after :]])
+    return Ragged.of(kept)
+
+
 def _fitting(rows: dict[str, Ragged], read: AllExamples, max_len: int | None, report: ExampleReport) -> Mask:
     """Which examples fit into `max_len` tokens; Refused when more than 1% of a source do not."""
     lengths = np.stack([ragged.lengths for ragged in rows.values()], axis=1)
@@ -206,6 +229,7 @@ def _fitting(rows: dict[str, Ragged], read: AllExamples, max_len: int | None, re
                 f"{first}: {has} tokens, the limit is {max_len:,}; {len(over):,} of "
                 f"{counted(total, report.noun)} ({100 * len(over) / total:.1f}%, at most 1% may) are longer: "
                 f"set --model.max-len to {enough:,}, or shorten them"
+                + (" (--data.too-long cut)" if report.noun == "text" else "")
             )
         report.n_over_long += len(over)
         report.first_over_long = report.first_over_long or first

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import Refused, nearest
+from ..intervals import Estimate, Rows, bootstrap, wilson
 from .calibration import best_temperature, brier, expected_calibration_error, tempered
-from .intervals import Estimate, Rows, bootstrap, wilson
 
 THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 MOST_COLUMNS, SHOWN_PAIRS, NAME = 12, 10, 24

@@ -22,11 +22,11 @@ from ..data.labelled import Labelled
 from ..data.pairs import Pair
 from ..data.prepare_examples import prepare_labelled, prepare_pairs
 from ..errors import Refused
+from ..intervals import paired_bootstrap, wilson
 from ..settings import TrainSettings, load
 from ..training.example_tasks import labelled_sources, longest, pair_sources
 from .baselines import TfidfLogistic, TranslationMemory, copy_source, majority
 from .classification import ClassScore, indices, macro_f1, score_classes
-from .intervals import paired_bootstrap, wilson
 from .report import Difference, Report, Rival, cut
 from .translation import bleu_counts, bleu_of, score_translations
 
@@ -46,7 +46,7 @@ class Translates(Protocol):
 class Classifies(Protocol):
     """What is asked of a classifier: answers with `probabilities` by label each."""
 
-    def classify(self, texts: list[str]) -> list[Any]: ...
+    def classify(self, texts: list[str], *, cut: bool) -> list[Any]: ...
 
 
 def examine(
@@ -79,7 +79,8 @@ def examine(
     if hasattr(loaded, "translate"):
         report = examine_translator(loaded, *_pairs(settings, measured, weights), beam=beam)
     elif hasattr(loaded, "classify"):
-        report = examine_classifier(loaded, *_labelled(settings, measured, weights))
+        cut = settings.data.too_long == "cut"
+        report = examine_classifier(loaded, *_labelled(settings, measured, weights), cut=cut)
     else:
         raise Refused(
             f"{folder} holds neither a translator nor a classifier; a language model's score is in the "
@@ -93,11 +94,16 @@ def examine(
     return report
 
 
-def examine_classifier(classifier: Classifies, train: Sequence[Labelled], test: Sequence[Labelled]) -> Report:
-    """Score a classifier on `test` beside TF-IDF with logistic regression trained on `train`."""
+def examine_classifier(
+    classifier: Classifies, train: Sequence[Labelled], test: Sequence[Labelled], *, cut: bool = False
+) -> Report:
+    """Score a classifier on `test` beside TF-IDF with logistic regression trained on `train`.
+
+    cut: the classifier leaves out the ends of texts that are too long for it; the baselines read them whole.
+    """
     texts, truth = [item.text for item in test], [item.label for item in test]
     started = time.perf_counter()
-    answers = classifier.classify(texts)
+    answers = classifier.classify(texts, cut=cut)
     seconds = time.perf_counter() - started
     labels = list(answers[0].probabilities)
     wanted = indices(labels, truth)
@@ -219,7 +225,7 @@ def _labelled(
     learned, validation = labelled_sources(settings)
     made = prepare_labelled(
         learned, validation, tokenizer=model, val_fraction=settings.data.val_fraction,
-        max_len=longest(settings),
+        max_len=longest(settings), cut=settings.data.too_long == "cut",
     )  # fmt: skip
     named = labelled_sources(measured)[1]
     return made.train_texts, made.held_out_texts if named is None else list(named)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..intervals import Estimate, verdict
 from .classification import ClassScore
-from .intervals import Estimate, verdict
 from .translation import TranslationScore
 
 CUT = 100

@@ -2,7 +2,7 @@
 
 A BLEU without its signature compares with nothing (Post 2018). The interval comes from test sets drawn anew
 out of the sentences. Beside the cased 13a BLEU stands the lower-cased one, which older papers on Multi30k
-print. Read next: intervals, baselines.
+print. Read next: baselines.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
 from ..errors import Refused
-from .intervals import Estimate, Rows, bootstrap, wilson
+from ..intervals import Estimate, Rows, bootstrap, wilson
 
 ORDER = 4
 

@@ -54,23 +54,26 @@ class Classifier:
         return f"{describe(self.model, 'Classifier', self.reason)[:-1]}; {said})"
 
     @overload
-    def classify(self, texts: str, *, reject_below: float | None = None) -> Classification: ...
+    def classify(
+        self, texts: str, *, reject_below: float | None = None, cut: bool = False
+    ) -> Classification: ...
     @overload
     def classify(
-        self, texts: Sequence[str], *, reject_below: float | None = None
+        self, texts: Sequence[str], *, reject_below: float | None = None, cut: bool = False
     ) -> list[Classification]: ...
     def classify(
-        self, texts: str | Sequence[str], *, reject_below: float | None = None
+        self, texts: str | Sequence[str], *, reject_below: float | None = None, cut: bool = False
     ) -> Classification | list[Classification]:
         """The class of one text, or of each of several.
 
-        reject_below: give no label where the likeliest class has a smaller probability. Raises Refused for
-        an empty text and for one that is longer than the model reads.
+        reject_below: give no label where the likeliest class has a smaller probability. cut: leave out the
+        end of a text that is longer than the model reads. Raises Refused for an empty text, and for one that
+        is too long and not to be cut.
         """
         if reject_below is not None and not 0 <= reject_below <= 1:
             raise Refused(f"reject_below is {reject_below}; a probability lies between 0 and 1")
         listed, several = as_list(texts)
-        ids = framed(self.tokenizer, listed, self.max_tokens)
+        ids = framed(self.tokenizer, listed, self.max_tokens, cut=cut)
         answers: dict[int, Classification] = {}
         for batch in batches(ids, self.model.embed.weight.device):
             answers.update(zip(batch.places, self.read(batch), strict=True))

@@ -12,15 +12,19 @@ blocked layouts. Read next: runner.
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from transom.model.attention import SelfAttention
+from transom.model.attention import Rule, SelfAttention
 from transom.model.build import Model
+from transom.model.cache import DecodeState, Memory
 from transom.model.feedforward import ACTIVATIONS, FeedForward, Linear
 from transom.model.losses import cap
+from transom.model.positions import rotate
+from transom.model.stack import Block, Turn
 
 MAX_BYTES = 2 << 30
 """A model whose matrices take more than this keeps one copy of them."""
@@ -75,9 +79,7 @@ def packed(model: Model) -> Model:
 
 
 def _twin(module: nn.Module) -> Any:
-    """The same module over packed matrices; queries, keys and values are one product, and so is an activation
-    with the product before it.
-    """
+    """The same module over packed matrices, with fewer and larger products."""
     if isinstance(module, Linear):
         return PackedLinear(module.weight, module.bias)
     twin: Any = copy.copy(module)
@@ -88,17 +90,65 @@ def _twin(module: nn.Module) -> Any:
         if name not in together
     }
     if isinstance(module, SelfAttention):
-        parts = (module.q_proj, module.k_proj, module.v_proj)
-        bias = None if module.q_proj.bias is None else torch.cat([part.bias for part in parts])
-        product = PackedLinear(torch.cat([part.weight for part in parts]), bias)
-        widths = [part.out_features for part in parts]
-        twin.project = lambda x: product(x).split(widths, dim=-1)
-    if isinstance(module, FeedForward):
-        fused = FUSED.get(module.activation)
-        if fused is not None:
-            first = twin.gate_proj if module.gated else twin.up_proj
-            first.after, twin.activation = fused, nn.Identity()
+        _share_product(twin, module)
+    elif isinstance(module, FeedForward):
+        _fuse_activation(twin)
+    elif isinstance(module, Block):
+        twin.forward = partial(_through, twin)
     return twin
+
+
+def _share_product(twin: Any, module: SelfAttention) -> None:
+    """Queries, keys and values are one product, and where nothing norms them apart they turn together."""
+    parts = (module.q_proj, module.k_proj, module.v_proj)
+    bias = None if module.q_proj.bias is None else torch.cat([part.bias for part in parts])
+    product = PackedLinear(torch.cat([part.weight for part in parts]), bias)
+    widths = [part.out_features for part in parts]
+    counts = [width // module.head_dim for width in widths]
+
+    def heads(x: Tensor, turn: tuple[Tensor, Tensor] | None) -> tuple[Tensor, ...]:
+        found = product(x).unflatten(-1, (-1, module.head_dim))
+        if turn is None:
+            return found.split(counts, dim=-2)
+        asking, value = found.split((counts[0] + counts[1], counts[2]), dim=-2)
+        return *rotate(asking, *turn).split(counts[:2], dim=-2), value
+
+    twin.project = lambda x: product(x).split(widths, dim=-1)
+    if not module.qk_norm:
+        twin.heads = heads
+
+
+def _fuse_activation(twin: Any) -> None:
+    """The first product applies the activation, and a gate is multiplied with as the other is written."""
+    fused = FUSED.get(twin.activation)
+    if fused is not None:
+        first = twin.gate_proj if twin.gated else twin.up_proj
+        first.after, twin.activation = fused, nn.Identity()
+    if twin.gated:
+        twin.widen = lambda x: twin.up_proj(x, "mul", twin.activation(twin.gate_proj(x)))
+
+
+def _through(
+    block: Any, x: Tensor, rule: Rule, turn: Turn | None, state: DecodeState | None,
+    memory: Memory | None = None, memory_rule: Rule | None = None,
+) -> Tensor:  # fmt: skip
+    """`Block.forward` where the last product of each branch adds the stream that it goes into."""
+
+    def before(norm: nn.Module, x: Tensor) -> Tensor:
+        return norm(x) if block.norm_before else x
+
+    def after(norm: nn.Module, x: Tensor) -> Tensor:
+        return x if block.norm_before else norm(x)
+
+    attn, ffn = block.attn, block.ffn
+    mixed = attn.mix(before(block.attn_norm, x), rule, turn, state)
+    x = after(block.attn_norm, attn.o_proj(mixed, "add", x))
+    if block.reads_source:
+        mixed = block.cross_attn.mix(before(block.cross_norm, x), memory_rule, memory)
+        x = after(block.cross_norm, block.cross_attn.o_proj(mixed, "add", x))
+    found = before(block.ffn_norm, x)
+    x = ffn.down_proj(ffn.widen(found), "add", x) if isinstance(ffn, FeedForward) else x + ffn(found)
+    return after(block.ffn_norm, x)
 
 
 FUSED = {
@@ -120,5 +170,10 @@ class PackedLinear(nn.Module):
         self.after = ("none", "")
         self.out_features, self.in_features = weight.shape
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, how: str = "", other: Tensor | None = None) -> Tensor:
+        """how: `add` or `mul` with `other` (..., out) before y is written."""
+        if other is not None:
+            return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.matrix, self.bias, how)
         return torch.ops.mkldnn._linear_pointwise(x, self.matrix, self.bias, self.after[0], [], self.after[1])
+
+    __call__ = forward  # nobody hooks into it, and a step of decoding makes 150 calls

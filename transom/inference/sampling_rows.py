@@ -130,7 +130,8 @@ def choose_rows(logits: Tensor, places: Sequence[SamplingRow | Place]) -> list[i
         logits = logits.clone()
         for i in changed:
             logits[i] = at[i].row.adjusted(logits[i], at[i].drafted)
-    finite = logits.amax(dim=-1).isfinite()  # the largest of a row with NaN is NaN
+    largest, likeliest = logits.max(dim=-1)
+    finite = largest.isfinite()  # the largest of a row with NaN is NaN
     tokens = torch.full((len(at),), FAILED, dtype=torch.int64, device=logits.device)
     groups: dict[tuple[float | None, ...], list[int]] = {}
     for i, fine in enumerate(finite.tolist()):
@@ -140,8 +141,10 @@ def choose_rows(logits: Tensor, places: Sequence[SamplingRow | Place]) -> list[i
         whole = len(members) == len(at)
         index = torch.tensor(members, device=logits.device)
         params = at[members[0]].row.params
-        draws = () if params.greedy else (_uniform(at[i]) for i in members)
-        uniforms = torch.tensor(list(draws), dtype=torch.float64, device=logits.device)
+        if params.greedy:
+            tokens[index] = likeliest[index]
+            continue
+        uniforms = torch.tensor([_uniform(at[i]) for i in members], dtype=torch.float64, device=logits.device)
         tokens[index] = choose(logits if whole else logits[index], params, uniforms)
     return tokens.tolist()
 

@@ -156,6 +156,21 @@ class SelfAttention(nn.Module):
         self, x: Tensor, rule: Rule, turn: tuple[Tensor, Tensor] | None, state: DecodeState | None
     ) -> Tensor:
         """`turn`: cosines and sines of rotary positions; `state`: keys and values of earlier calls."""
+        return self.o_proj(self.mix(x, rule, turn, state))
+
+    def mix(
+        self, x: Tensor, rule: Rule, turn: tuple[Tensor, Tensor] | None, state: DecodeState | None
+    ) -> Tensor:
+        """What the heads have found, side by side: (B, L, D) -> (B, L, H * K)."""
+        query, key, value = self.heads(x, turn)
+        if state is None:
+            mixed = attend(query, key, value, rule)
+        else:
+            mixed = state.attend(self.layer, query, key, value, rule)
+        return mixed.flatten(2)
+
+    def heads(self, x: Tensor, turn: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, L, H, K), keys and values (B, L, G, K), normed and turned to their positions."""
         batch, length, _ = x.shape
         query, key, value = self.project(x)
         if self.qk_norm and self.whole_norm:
@@ -167,11 +182,7 @@ class SelfAttention(nn.Module):
             query, key = self.q_norm(query), self.k_norm(key)
         if turn is not None:
             query, key = rotate(query, *turn), rotate(key, *turn)
-        if state is None:
-            mixed = attend(query, key, value, rule)
-        else:
-            mixed = state.attend(self.layer, query, key, value, rule)
-        return self.o_proj(mixed.reshape(batch, length, -1))
+        return query, key, value
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of all heads: (B, L, D) -> (B, L, H * K) and twice (B, L, G * K)."""
@@ -191,13 +202,18 @@ class CrossAttention(nn.Module):
         self.head_dim, self.layer = config.head_dim, layer
 
     def forward(self, x: Tensor, rule: Rule, memory: Memory) -> Tensor:
-        """`rule` is of the rows of `memory`; a row that several rows of x share is read by all their queries
+        return self.o_proj(self.mix(x, rule, memory))
+
+    def mix(self, x: Tensor, rule: Rule, memory: Memory) -> Tensor:
+        """What the heads have found: (B, L, D) -> (B, L, H * K).
+
+        `rule` is of the rows of `memory`; a row that several rows of x share is read by all their queries
         at once.
         """
         key, value = memory.keys_and_values(self.layer, self._project)
         asked = memory.by_source(self.q_proj(x))
         mixed = attend(asked.unflatten(-1, (-1, self.head_dim)), key, value, rule)
-        return self.o_proj(memory.by_row(mixed.flatten(2), x.shape))
+        return memory.by_row(mixed.flatten(2), x.shape)
 
     def _project(self, source: Tensor) -> tuple[Tensor, Tensor]:
         shape = (*source.shape[:2], -1, self.head_dim)

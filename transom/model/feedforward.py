@@ -55,6 +55,10 @@ class FeedForward(nn.Module):
         self.gated = config.gated
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(self.widen(x))
+
+    def widen(self, x: Tensor) -> Tensor:
+        """What the hidden width holds: (B, L, D) -> (B, L, F)."""
         if self.gated:
-            return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
-        return self.down_proj(self.activation(self.up_proj(x)))
+            return self.activation(self.gate_proj(x)) * self.up_proj(x)
+        return self.activation(self.up_proj(x))

@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+FEW = 64
+"""So few rows take longer to ask for than to norm on a CPU."""
+
 
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight, over the last axis."""
@@ -24,8 +27,10 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight.to(x.dtype)
-        if x.device.type == "cpu" and torch.is_grad_enabled() and x.requires_grad:
+        if x.is_cpu and torch.is_grad_enabled() and x.requires_grad:
             return _RMSNormOnCPU.apply(x, weight, self.eps)  # type: ignore[no-any-return]
+        if x.is_cpu and not torch.is_grad_enabled() and x.numel() <= FEW * x.shape[-1]:
+            return _rms_norm_of_few(x, weight, self.eps)
         return F.rms_norm(x, weight.shape, weight, self.eps)
 
 
@@ -40,6 +45,12 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, self.weight.shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
+def _rms_norm_of_few(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """The layer norm of x and -x side by side, whose mean is 0: four operators, where RMS norm takes ten."""
+    both = torch.cat((x, -x), dim=-1)
+    return F.layer_norm(both, both.shape[-1:], eps=eps)[..., : x.shape[-1]] * weight
 
 
 NORMS = {"rms": RMSNorm, "layer": LayerNorm}

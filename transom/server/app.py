@@ -26,6 +26,8 @@ from .endpoint import Endpoint
 from .errors import ApiError
 from .guard import Guard
 from .keys import Keys
+from .look_schema import LookBody
+from .looking import look
 from .native import classify, embeddings, tokenize, translate
 from .responses import responses
 from .schema import ClassifyBody, CompletionBody, EmbeddingBody, TranslateBody
@@ -41,6 +43,7 @@ POSTS = {
     "/translate": (TranslateBody, ("translate",), translate),
     "/classify": (ClassifyBody, ("classify",), classify),
     "/tokenize": (TokenizeBody, (), tokenize),
+    "/look": (LookBody, (*WRITES, "translate"), look),
 }
 """Path -> the body it takes, the kinds of model that answer there, and who answers."""
 

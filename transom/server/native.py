@@ -40,6 +40,7 @@ async def translate(call: Call) -> Answer:
         "translations": [
             {
                 "text": one.text,
+                "tokens": one.tokens,
                 "logprob": one.logprob,
                 "n_source_tokens": one.n_source_tokens,
                 "finished": one.finished,

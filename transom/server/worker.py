@@ -16,13 +16,14 @@ import traceback
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 from .errors import unavailable
 
 Call = Callable[[Any], None]
+T = TypeVar("T")
 MOST_RESTARTS = 5
 """Engines made anew within `STEADY` seconds before the worker gives up and stays failed."""
 STEADY = 300.0
@@ -54,6 +55,9 @@ class Worker:
         """What the engine said of itself after its last step."""
         self._inbox: deque[Call] = deque()
         self._wake = threading.Event()
+        self.beside = 0
+        """Callers of `between_steps` that wait for their work, or for their turn."""
+        self._one_beside = asyncio.Lock()
         self._closing = False
         self._listeners: dict[int, asyncio.Queue[Any]] = {}
         self._n_threads = torch.get_num_threads()
@@ -100,6 +104,25 @@ class Worker:
             left = list(unfinished.values())
             if left:
                 self._post(lambda engine: _abort(engine, left))
+
+    async def between_steps(self, work: Callable[[], T]) -> T:
+        """Have work that is not the engine's done in its thread, between two steps; raises what it raises.
+
+        One at a time, so that a step of the engine comes between any two. Work whose turn has not come when
+        the caller leaves is not done at all.
+        """
+        if self.failed:
+            raise unavailable(f"the engine of {self.name} is not running; it is being started again", 5)
+        wanted: list[bool] = [True]
+        answers: list[T] = []
+        self.beside += 1
+        try:
+            async with self._one_beside:
+                await self._do(lambda _: answers.append(work()) if wanted else None)
+        finally:
+            self.beside -= 1
+            wanted.clear()
+        return answers[0]
 
     async def _do(self, work: Call) -> None:
         """Have something done between two steps and wait for it; raises what it raises."""

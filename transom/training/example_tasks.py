@@ -86,7 +86,7 @@ def classify_task(settings: TrainSettings, folder: RunFolder, world: World, repo
     made = _on_all(world, report, lambda: prepare_labelled(
         train, validation, tokenizer=tokenizer_of(settings, train.tokenizer),
         vocab_size=settings.data.vocab_size, val_fraction=settings.data.val_fraction,
-        max_len=longest(settings),
+        max_len=longest(settings), cut=settings.data.too_long == "cut",
     ))  # fmt: skip
     tokenizer = made.tokenizer
     ids = dict(pad_id=tokenizer.pad_id, bos_id=tokenizer.eos_id, eos_id=tokenizer.eos_id)

@@ -1,8 +1,8 @@
 """What a run reports: one JSON object per event, in `metrics.jsonl`, in the order it happened.
 
-Events: start, resume, note, step, held_out, sample, save, save_failed, skip, end. Each has `event`, `step`
-and `elapsed` (seconds). The file is only ever appended to; `history` reads it back, leaving out what a later
-resume took back. TensorBoard and Weights & Biases can follow along. Read next: figure, display.
+Events: start, resume, note, step, held_out, sample, inside, save, save_failed, skip, end. Each has `event`,
+`step` and `elapsed` (seconds). The file is only ever appended to; `history` reads it back, leaving out what a
+later resume took back. TensorBoard and Weights & Biases can follow along. Read next: figure, display.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from ..errors import Refused
 from ..hardware import DtypeChoice, EnergyMeter, Hardware
 from ..model.build import Model
 from ..settings import Every, TrainSettings
-from . import held_out, ledger, memory, non_finite, state
+from . import held_out, inside, ledger, memory, non_finite, state
 from .budget import Budget, Clock
 from .card import model_card
 from .figure import draw_loss
@@ -225,6 +225,8 @@ class Milestones:
                 self._sample()
         if settings.sample_every is not None and self._due("sample", settings.sample_every, place):
             self._sample()
+        if self._due("inside", None, place) or position.step == 1:
+            self._look()
         if self._due("save", settings.save_every, place):
             self._save()
 
@@ -251,6 +253,18 @@ class Milestones:
                     unit=self.task.unit,
                     sentence=held_out.verdict(score.loss, self.lines),
                     tokens=self.position.tokens, elapsed=self.clock.elapsed())  # fmt: skip
+
+    def _look(self) -> None:
+        """Note what goes on inside, over the same rows each time; under FSDP2 no rank holds a whole model."""
+        if self.world.kind == "fsdp" or not self.world.is_first:
+            return
+        try:
+            found = inside.figures_of(self.objective, self.task.feed.batch(0), self.world.device)
+        except Refused as refused:
+            self.report("note", self.position.step, text=f"not looked inside: {refused}")
+            return
+        if found:
+            self.report("inside", self.position.step, tokens=self.position.tokens, **found)
 
     def _sample(self) -> None:
         """Let the model write; under FSDP2 no rank holds a whole model, so it stays silent."""

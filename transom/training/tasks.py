@@ -39,6 +39,7 @@ ONLY_FOR = {
     "validation_target": ("translate", "embed"),
     "label": ("classify",),
     "validation": ("translate", "embed", "classify"),
+    "too_long": ("classify",),
 }
 """Settings of data that mean something to some tasks only."""
 

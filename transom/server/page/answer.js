@@ -34,6 +34,18 @@ export async function stream(path, body, version, kind, changed, signal) {
   }
 }
 
+/** Open the panel that looks inside an answer; what it needs is loaded when it is first opened. */
+export async function lookInside(answer) {
+  const { open } = await import("/page/look.js");
+  await open({ ...answer, from: document.activeElement });
+}
+
+/** What was written, as /look wants it: token ids, and how likely each was when it was written. */
+export const written = ({ tokens }) => ({
+  answer: tokens.map(({ id }) => id),
+  logprobs: tokens.map(({ p }) => Math.max(Math.log(p), -9999)),
+});
+
 export const CHAT = {
   text: (choice) => choice.delta?.content ?? "",
   fields: { logprobs: true, top_logprobs: ALTERNATIVES },

@@ -230,6 +230,11 @@ export class Chat {
     return this.answer(place - 1, { before, ...way });
   }
 
+  /** What was said before message `place`, as the API wants it. */
+  plainly(place) {
+    return plainly(this.conversation.messages.slice(0, place));
+  }
+
   /** What going another way from message `place` would cost. */
   lost(place) {
     const after = this.conversation.messages.length - place - 1;
@@ -272,6 +277,7 @@ export class Chat {
       body.max_tokens = Math.min(body.max_tokens, kept.limit - kept.nTokens - prefix.length);
       if (!kept.fits || body.max_tokens < 1) throw new Error(tooLong(kept));
       body.messages = [...head, ...asked.slice(kept.first)];
+      version.asked = { model: model.id, head, first: kept.first }; // for a look inside
       const answer = messages[place + 1] ?? { role: "assistant", versions: [] };
       answer.versions.push(version);
       answer.shown = answer.versions.length - 1;

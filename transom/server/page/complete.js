@@ -1,7 +1,7 @@
 // Complete: a text, and how the model goes on with it. What it writes can be branched and taken over.
 
 import { action, announce, copy, growing, h, showError } from "./dom.js";
-import { COMPLETION, branch, ending, sampling, stream } from "./answer.js";
+import { COMPLETION, branch, ending, lookInside, sampling, stream, written as ofTokens } from "./answer.js";
 import { tintSwitch } from "./settings.js";
 import * as store from "./store.js";
 import { Written } from "./tokens.js";
@@ -70,6 +70,7 @@ export class Complete {
     this.foot.replaceChildren(
       ...(this.writing ? [] : [
         action("Copy", (event) => copy(prompt + version.text, event.target)),
+        version.tokens.length && version.asked ? action("Look inside", () => this.look()) : "",
         action("Again", () => this.write(prompt)),
         action("Take it into the beginning", () => this.take()),
         note ? h("span", { class: "quiet" }, note) : "",
@@ -81,6 +82,11 @@ export class Complete {
     this.prompt.dispatchEvent(new Event("input"));
     this.prompt.focus();
     this.prompt.setSelectionRange(this.prompt.value.length, this.prompt.value.length);
+  }
+
+  look() {
+    const { prompt, version } = this.last;
+    return lookInside({ title: version.model, asked: { model: version.asked, prompt, ...ofTokens(version) } });
   }
 
   branch(place, other) {
@@ -96,7 +102,7 @@ export class Complete {
     showError("");
     const body = { ...sampling(this.model), ...COMPLETION.fields, prompt };
     if (prefix.length) body.prefix_tokens = prefix;
-    Object.assign(version, { model: this.model.name, seed: body.seed, finish: null });
+    Object.assign(version, { model: this.model.name, asked: this.model.id, seed: body.seed, finish: null });
     const before = this.last;
     this.last = { prompt, version };
     this.ready();

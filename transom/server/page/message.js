@@ -1,7 +1,7 @@
 // One message of a conversation as it stands on the page, with what can be done to it.
 
 import { action, copy, count, h, icon } from "./dom.js";
-import { ending } from "./answer.js";
+import { ending, lookInside, written as ofTokens } from "./answer.js";
 import { forget } from "./memory.js";
 import { Written } from "./tokens.js";
 
@@ -60,9 +60,16 @@ function foot(chat, message, place) {
   return h("div", { class: "actions" },
     message.versions.length > 1 && versions(chat, message, place),
     action("Copy", (event) => copy(version.text, event.target)),
+    version.tokens.length > 0 && version.asked && action("Look inside", () => look(chat, version, place)),
     last && action("Regenerate", () => chat.again(place)),
     last && unfinished && action("Go on", () => chat.goOn(place)),
     note && h("span", { class: "quiet" }, note));
+}
+
+function look(chat, version, place) {
+  const { model, head, first } = version.asked;
+  const messages = [...head, ...chat.plainly(place).slice(first)];
+  return lookInside({ title: version.model, asked: { model, messages, ...ofTokens(version) } });
 }
 
 function versions(chat, message, place) {

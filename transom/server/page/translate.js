@@ -2,6 +2,7 @@
 
 import { post } from "./api.js";
 import { action, announce, copy, count, growing, h, showError } from "./dom.js";
+import { lookInside } from "./answer.js";
 import * as store from "./store.js";
 
 const BEAMS = [1, 2, 4, 8];
@@ -71,12 +72,18 @@ export class Translate {
   show() {
     const lines = this.last ?? [];
     this.target.replaceChildren(
-      ...(this.last ? lines.map(({ text }) => h("p", { class: "line" }, text)) : [h("p", { class: "quiet" }, "The translation comes here.")]));
+      ...(this.last ? lines.map((line) => this.line(line)) : [h("p", { class: "quiet" }, "The translation comes here.")]));
     const whole = lines.map(({ text }) => text).join("\n");
     const cut = lines.filter(({ finished }) => !finished).length;
     this.foot.replaceChildren(
       whole ? action("Copy", (event) => copy(whole, event.target)) : "",
       cut ? h("span", { class: "quiet" }, `${count(cut, "line")} cut at the model's longest length; give shorter ones.`) : "");
+  }
+
+  line({ text, source, tokens, logprob, asked }) {
+    const look = () => lookInside({ title: asked, asked: { model: asked, source, answer: tokens, logprob } });
+    const words = h("p", { class: "line" }, text);
+    return tokens?.length && asked ? h("div", {}, words, action("Look inside", look, { class: "action line-look" })) : words;
   }
 
   async pressed() {
@@ -90,7 +97,8 @@ export class Translate {
       const body = { model: this.model.id, text: lines.filter((line) => line.trim()), beam: store.settings.beam };
       const { translations } = await post("/translate", body, this.working.signal);
       let next = 0;
-      this.last = lines.map((line) => (line.trim() ? translations[next++] : { text: "", finished: true }));
+      this.last = lines.map((line) =>
+        line.trim() ? { ...translations[next++], source: line, asked: body.model } : { text: "", finished: true });
       store.write("translation", this.last);
       this.show();
       announce("The translation is there.");

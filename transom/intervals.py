@@ -2,7 +2,7 @@
 
 A share has a closed form (Wilson 1927). Any other score is recomputed on test sets drawn from the real one
 with replacement (Efron 1979); two systems are compared on the same drawn sets (Koehn 2004), since what is
-hard for one is mostly hard for the other. Read next: translation, classification.
+hard for one is mostly hard for the other. It stands on the ground: the lab and the evaluation both use it.
 """
 
 from __future__ import annotations

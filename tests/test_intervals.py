@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transom.evaluation.intervals import Estimate, bootstrap, mean, paired_bootstrap, verdict, wilson
+from transom.intervals import Estimate, bootstrap, mean, paired_bootstrap, verdict, wilson
 
 
 @pytest.mark.parametrize(

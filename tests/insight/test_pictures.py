@@ -1,0 +1,273 @@
+"""Pictures as strings: what they show, what they never contain, and that hostile tokens stay text."""
+
+from __future__ import annotations
+
+import base64
+import re
+import struct
+import zlib
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transom.data.tokenizer import train_tokenizer
+from transom.errors import Refused
+from transom.insight import figures
+from transom.insight.ablation import ablate
+from transom.insight.attribution import attribute
+from transom.insight.essentials import essentials
+from transom.insight.gradients import gradient_flow, token_gradients
+from transom.insight.html import Markup, Picture, document, readable, tag, visible
+from transom.insight.lens import logit_lens
+from transom.insight.look import look
+from transom.insight.routing import routing
+from transom.insight.surprise import surprise
+from transom.insight.svg import arcs, curves, heat, panes, png, shrunk
+from transom.insight.text import bar, bars, spark
+from transom.model.build import build
+from transom.model.config import Experts, ModelConfig
+
+HOSTILE = [
+    "<script>alert(1)</script>", "\"><img src=x onerror=alert(1)>",
+    "</style><script>alert(1)</script>",
+    "</title><svg onload=alert(1)>",
+    "]]>", "&lt;b&gt;", "\x00\x1b[2J", "\u202egnirts", "a\u2028b", "'><x y='",
+]  # fmt: skip
+
+
+class Parts(HTMLParser):
+    """The elements and attributes of a page, and its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    handle_startendtag = handle_starttag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def is_harmless(text: str) -> Parts:
+    """No script, no handler, nothing to load, nothing on the network."""
+    parts = Parts(text)
+    assert not set(parts.tags) & {"script", "iframe", "object", "embed", "link", "img", "base", "form", "a"}
+    for name, value in parts.attributes:
+        assert not name.startswith("on"), name
+        if name in ("href", "src"):
+            assert value.startswith("data:image/png;base64,")
+        if name == "style":
+            assert "url" not in value
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text)
+    assert "@import" not in text
+    return parts
+
+
+@given(st.text())
+def test_text_stays_text_in_children_and_attributes(text: str):
+    drawn = tag("p", text, title=text)
+    parts = Parts(drawn)
+    assert parts.tags == ["p"] and [name for name, _ in parts.attributes] == ["title"]
+    plain = text.replace("\r\n", "\n").replace("\r", "\n")  # as parsers read line ends
+    assert parts.text.replace("\r\n", "\n").replace("\r", "\n") == plain
+
+
+@given(st.text())
+def test_what_is_shown_of_a_token_cannot_steer_anything(text: str):
+    shown = visible(text)
+    assert shown and all(c.isprintable() for c in shown)
+    assert not any(c in shown for c in "\u202e\u2066\u200f\x1b\n")
+    assert (
+        visible(shown.replace("␣", " ").replace("↵", "\n").replace("⇥", "\t")) == shown
+        or "\\" in shown
+        or "∅" in shown
+    )
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.randoms())
+def test_a_png_holds_its_values(rows: int, columns: int, random: Any):
+    values = np.array([[random.random() for _ in range(columns)] for _ in range(rows)])
+    data = base64.b64decode(png(values).partition(",")[2])
+    at, pixels = 8, b""
+    while at < len(data):
+        (length,) = struct.unpack(">I", data[at : at + 4])
+        kind, body = data[at + 4 : at + 8], data[at + 8 : at + 8 + length]
+        assert struct.unpack(">I", data[at + 8 + length : at + 12 + length])[0] == zlib.crc32(kind + body)
+        if kind == b"IHDR":
+            assert struct.unpack(">II", body[:8]) == (columns, rows)
+        pixels += zlib.decompress(body) if kind == b"IDAT" else b""
+        at += 12 + length
+    found = np.frombuffer(pixels, np.uint8).reshape(rows, columns + 1)[:, 1:]
+    assert np.abs((found / 255.0) ** 2 - values).max() < 0.005
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 12))
+def test_shrinking_keeps_the_mean_of_equal_blocks_and_never_grows(rows: int, columns: int, most: int):
+    values = np.ones((rows, columns))
+    small = shrunk(values, most)
+    assert small.shape == (min(rows, most), min(columns, most)) and np.allclose(small, 1)
+    one = np.zeros((rows, columns))
+    one[rows // 2, columns // 2] = 1
+    assert shrunk(one, most).max() > 0  # nothing is lost
+
+
+def test_every_drawing_is_well_formed_and_hostile_labels_stay_text():
+    tokens = [visible(text) for text in HOSTILE]
+    n = len(tokens)
+    weights = np.tril(np.random.default_rng(0).random((n, n)))
+    weights /= weights.sum(1, keepdims=True)
+    drawings = [
+        heat(weights, tokens, tokens, label=HOSTILE[0], word="of it"),
+        heat(np.ones((50, 60)), ["r"] * 50, ["c"] * 60, label="large"),
+        arcs(tokens, n - 1, weights[-1].tolist(), label=HOSTILE[1]),
+        panes([[weights, weights]], [[HOSTILE[0], HOSTILE[2]]], [[False, True]], label="heads"),
+        curves([(HOSTILE[0], [0, 1, 2], [1.0, float("nan"), 3.0])], label="l", across=HOSTILE[1], up="y"),
+        curves([("a", [0, 1], [1e-9, 0.0])], label="l", across="x", up="y", log=True),
+    ]
+    for drawing in drawings:
+        root = ElementTree.fromstring(drawing)
+        assert root.tag.endswith("svg") and "viewBox" in root.attrib
+        is_harmless(drawing)
+    assert curves([], label="l", across="x", up="y") == ""
+
+
+def test_arcs_go_to_the_heaviest_keys_and_the_first_token_is_set_apart():
+    drawn = ElementTree.fromstring(arcs(["The", "cat", "it"], 2, [0.5, 0.4, 0.1], label="l"))
+    paths = [node for node in drawn.iter() if node.tag.endswith("path")]
+    titles = [next(iter(node)).text or "" for node in paths]
+    assert titles == ["it → it: 0.100", "it → cat: 0.400", "it → The: 0.500"]  # the heaviest on top
+    assert [("faint" in node.attrib.get("style", "")) for node in paths] == [False, False, True]
+
+
+@given(st.floats(0, 1), st.integers(1, 30))
+def test_a_bar_is_as_long_as_its_share(share: float, width: int):
+    drawn = bar(share, width)
+    assert len(drawn) == width
+    full = drawn.count("█")
+    assert abs(full - share * width) <= 1
+    assert bar(float("nan"), width) == " " * width
+
+
+def test_bars_and_sparks_read_in_a_terminal():
+    assert bars(["a\n", "b"], [1.0, 0.5], ["1", "0.5"], 4) == "  a↵ ████ 1\n  b  ██   0.5"
+    assert spark([0, 1, float("nan"), 2]) == "▁▅·█"
+
+
+def test_a_saved_page_forbids_itself_everything():
+    pictures = [Picture(text, tag("p", text), text, text, text) for text in HOSTILE]
+    page = document(HOSTILE[2], pictures, HOSTILE[0])
+    parts = is_harmless(page)
+    policy = next(v for n, v in parts.attributes if n == "content" and "default-src" in v)
+    assert "default-src 'none'" in policy and "script-src" not in policy
+    assert "<script>alert(1)</script>" in parts.text
+    assert page.count("<style>") == 1 and page.index("</style>") < page.index("<body>")
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return train_tokenizer("bytes", iter(["any text"]), 258)
+
+
+def small(tokenizer: Any, **more: Any) -> Any:
+    given = {"n_layers": 2, "n_heads": 4, "n_kv_heads": 2, **more}
+    layers, heads, groups = (given.pop(name) for name in ("n_layers", "n_heads", "n_kv_heads"))
+    config = ModelConfig(tokenizer.vocab_size, 32, layers, heads, groups, head_dim=8, ffn_dim=48, max_len=128,
+                         tie_embeddings=False, **given)  # fmt: skip
+    return build(config, 0).eval()
+
+
+KINDS = {
+    "decoder": ({}, ["How likely", "Heads", "each layer", "Why", "gradient", "hangs on"]),
+    "experts": ({"experts": Experts(4, 2, 24)}, ["How likely", "Heads", "Which experts"]),
+    "lstm": ({"cell": "lstm"}, ["How likely", "each layer", "hangs on"]),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_text_is_seen_from_every_side_that_its_model_has(kind: str, tokenizer: Any, tmp_path: Path):
+    more, titles = KINDS[kind]
+    model = small(tokenizer, **more)
+    tokens = tokenizer.encode("So <script>alert(1)</script> & naïve")
+    found = essentials(model, tokens, tokenizer, title="Inside <b>x</b>").save(tmp_path / "look.html")
+    page = (tmp_path / "look.html").read_text(encoding="utf-8")
+    parts = is_harmless(page)
+    for title in titles:
+        assert any(title in picture.title for picture in found.pictures), title
+    assert not any(picture.note == "Not shown." for picture in found.pictures)
+    assert all(picture.caveat for picture in found.pictures)
+    assert "<script>" in parts.text.replace("\n", "") or "<" in parts.text
+    assert len(page.encode()) < 400_000
+    assert "keep in mind" in str(found) and "\x1b" not in str(found)
+    assert len(found.to_dict()["views"]) == len(found.pictures)
+
+
+def test_what_cannot_be_had_stands_there_with_the_reason(tokenizer: Any):
+    model = small(tokenizer)
+    found = essentials(model, [5], tokenizer)  # one token: there is nothing before it to take away
+    titles = [picture.title for picture in found.pictures]
+    assert "Heads" in titles and not any("likely" in title or "Why" in title for title in titles)
+    wrong = essentials(model, [5] * 200, tokenizer)  # more than it reads
+    reasons = [picture.text for picture in wrong.pictures if picture.note == "Not shown."]
+    assert reasons and all("not shown: " in reason and "128" in reason for reason in reasons)
+    with pytest.raises(Refused, match="no tokens"):
+        essentials(model, [], tokenizer)
+
+
+def test_bytes_of_a_character_and_control_tokens_are_named(tokenizer: Any):
+    ids = tokenizer.encode("é")
+    assert readable(tokenizer, ids) == ["\\xc3", "\\xa9"]
+    assert readable(tokenizer, [tokenizer.eos_id]) == [tokenizer.backend.id_to_token(tokenizer.eos_id)]
+    assert readable(None, [3, 4]) == ["3", "4"]
+
+
+def test_a_picture_shows_itself_in_a_notebook_without_script():
+    view = {"tokens": [0, 1], "logprob": [-0.5], "rank": [0], "entropy": [1.0], "caveat": "c"}
+    picture = figures.surprise(view, ["<b>", "<script>x</script>"])
+    bundle = picture._repr_mimebundle_()
+    parts = is_harmless(bundle["text/html"])
+    assert "<script>x</script>" in parts.text and "60.7%" in parts.text
+    assert "60.7%" in bundle["text/plain"]
+    assert len(bundle["text/html"]) < 200_000
+
+
+def test_a_head_is_drawn_with_its_check_and_all_heads_at_once_are_refused():
+    view = {"weights": torch.eye(3).tolist(), "layer": 1, "head": 2, "row": None, "kind": "self",
+            "error": 3e-7, "caveat": "c"}  # fmt: skip
+    picture = figures.attention(view, ["a", "b", "c"])
+    assert "3e-7" in picture.note and isinstance(picture.body, Markup)
+    with pytest.raises(Refused, match="one head"):
+        figures.attention({**view, "head": None}, ["a", "b", "c"])
+
+
+def test_every_view_shows_itself_in_a_notebook_without_script(tokenizer: Any):
+    model = small(tokenizer)
+    tokens = tokenizer.encode("<script>x</script>")
+    with look(model) as seen:
+        model(torch.tensor([tokens]))
+    routed = small(tokenizer, **KINDS["experts"][0])
+    views = [
+        seen.attention(1), seen.attention(1, 2), seen.attention(1, 2, 5), seen.attention(1, row=5),
+        seen.heads(), surprise(model, tokens), logit_lens(model, tokens), attribute(model, tokens),
+        token_gradients(model, tokens), gradient_flow(model, tokens), ablate(model, tokens),
+        routing(routed, tokens),
+    ]  # fmt: skip
+    for view in views:
+        bundle = view._repr_mimebundle_()
+        is_harmless(bundle["text/html"])
+        assert len(bundle["text/html"]) < 200_000 and "keep in mind" in bundle["text/plain"]
+    named = surprise(model, tokens).picture(tokenizer)
+    assert "p" in Parts(named.body).text and named.save

@@ -1,0 +1,3 @@
+"""Looking at a model from outside: what ran, checked against what came out. Read next: look."""
+
+from __future__ import annotations

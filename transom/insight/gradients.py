@@ -1,0 +1,256 @@
+"""Where the gradient goes: by layer and position, by distance, and along one path of the chain rule.
+
+`gradient_flow` follows one loss down the residual stream and tells the direct path from the branches.
+`token_gradients` takes the loss of every token and asks how much each earlier token matters to it: the same
+lens for RNN, LSTM, GRU and Transformer (Madsen 2019, "Visualizing memorization in RNNs").
+`chain_rule` multiplies one path out in numbers. Read next: attribution.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import Refused
+from ..model.recurrent import Recurrent
+from .anatomy import Anatomy, Edit, anatomy, edited, embedded, stream
+from .question import Question, ask, chunks, device_of, logits_at
+from .view import View
+
+Step = Literal["identity", "attention", "ffn"]
+
+
+@dataclass(frozen=True)
+class GradientFlow(View):
+    """Norms of the gradient of -log p(answer) with respect to the residual stream."""
+
+    caveat: ClassVar[str] = (
+        "a gradient is the slope at this very input: small where the answer is already certain, and blind to "
+        "what a large change would do"
+    )
+    tokens: tuple[int, ...]
+    loss: float
+    total: Tensor
+    """(n_layers + 1, L): before each layer and, last, after them all."""
+    identity: Tensor | None
+    """(n_layers, L): what comes straight down the residual path of each layer; None where a norm or a gate
+    stands on that path, see `why`."""
+    branch: Tensor | None
+    """(n_layers, L): what comes through the branches of each layer; branch + identity = total as vectors."""
+    why: str
+    """Why there is no split, where there is none."""
+
+
+def gradient_flow(
+    model: nn.Module, tokens: Tensor | Sequence[int], *, target: int | None = None, foil: int | None = None,
+    at: int = -1, answer: int = 0, source: Tensor | Sequence[int] | None = None,
+) -> GradientFlow:  # fmt: skip
+    """Follow the gradient of one loss down the layers; `ask` explains the arguments. Raises `Refused`."""
+    parts = anatomy(model)
+    question = ask(model, tokens, target=target, foil=foil, at=at, answer=answer, source=source)
+    with differentiable():
+        loss, points = _loss_and_stream(parts, question)
+        grads = [g[0] for g in torch.autograd.grad(loss, points)]
+    why = ""
+    try:
+        for layer in range(parts.n_layers):
+            parts.branches(layer)
+    except Refused as refusal:
+        why = str(refusal)
+    split = [grads[i] - grads[i + 1] for i in range(parts.n_layers)]
+    return GradientFlow(
+        question.tokens, float(loss.detach()), _norms(grads),
+        identity=None if why else _norms(grads[1:]), branch=None if why else _norms(split), why=why,
+    )  # fmt: skip
+
+
+def _loss_and_stream(parts: Anatomy, question: Question) -> tuple[Tensor, list[Tensor]]:
+    """-score of the question, and the residual stream that it hangs on."""
+    model, scores = parts.model, []
+    rows, source = question.rows(model), question.source_rows(model)
+
+    def run() -> None:
+        scores.append(question.score(logits_at(model, rows, question.positions, source)))
+
+    with _as_leaf(parts):
+        points = stream(parts, run)
+    if isinstance(model, Recurrent):  # followed by its own structure, beside the run
+        return -question.score(model.logits(points[-1][:, question.positions])).sum(), points
+    return -scores[0].sum(), points
+
+
+def _as_leaf(parts: Anatomy) -> AbstractContextManager[None]:
+    """The embedding's output takes part in the graph even where no weight wants a gradient."""
+    return edited([Edit(parts.embedding, "out", lambda x: x if x.requires_grad else x.requires_grad_())])
+
+
+def _norms(grads: Sequence[Tensor]) -> Tensor:
+    return torch.stack([g.double().norm(dim=-1) for g in grads]).cpu()
+
+
+@dataclass(frozen=True)
+class TokenGradients(View):
+    """How steeply the loss of each token hangs on the embedding of each token before it."""
+
+    caveat: ClassVar[str] = (
+        "the slope at this text, of unit length in embedding space: what matters little by a small change "
+        "can still matter by its absence (attribute, method leave_one_out)"
+    )
+    tokens: tuple[int, ...]
+    norms: Tensor
+    """(L - 1, L - 1) float64: row t is the loss of token t + 1, column s the embedding of token s."""
+
+    def over_distance(self) -> Tensor:
+        """(L - 1,) the mean over rows at each distance t - s; distance 0 is the token just read."""
+        n = len(self.norms)
+        return torch.stack([self.norms.diagonal(-d).mean() for d in range(n)])
+
+
+def token_gradients(model: nn.Module, tokens: Tensor | Sequence[int], *, rows: int = 16) -> TokenGradients:
+    """The gradient of each token's loss with respect to each token before it, `rows` losses at a time."""
+    parts = anatomy(model)
+    ids = torch.as_tensor(tokens, device=device_of(model)).flatten()
+    if len(ids) < 2:
+        raise Refused(f"a text of {len(ids)} tokens has none that is predicted; give at least 2")
+    found = []
+    for some in chunks(len(ids) - 1, rows):
+        losses = lambda logits, some=some: F.cross_entropy(  # noqa: E731
+            torch.stack([logits[row, t] for row, t in enumerate(some)]), ids[some.start + 1 : some.stop + 1],
+            reduction="sum",
+        )  # fmt: skip
+        found.append(_embedding_gradient(parts, ids[None, :-1].expand(len(some), -1), losses))
+    return TokenGradients(tuple(ids.tolist()), torch.cat(found).double().norm(dim=-1).cpu())
+
+
+def _embedding_gradient(parts: Anatomy, rows: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
+    """The gradient (B, L, D) of a loss of the logits of rows (B, L) with respect to their embeddings."""
+    with differentiable():
+        value, leaf = embedded(parts, lambda: loss(logits_at(parts.model, rows)))
+        return torch.autograd.grad(value, leaf)[0]
+
+
+@dataclass(frozen=True)
+class DistanceCurve(View):
+    """How the gradient that reaches an earlier token falls with its distance."""
+
+    caveat: ClassVar[str] = (
+        "what can reach a token, not what is learned from it; a model that is not trained shows its wiring, "
+        "a trained one its text too"
+    )
+    norms: Tensor
+    """(n texts, distances) float64: mean gradient norm at distances 0, 1, 2 ..."""
+    slope: float
+    """Decades per token, by least squares on log10 of the mean over texts."""
+
+    @property
+    def mean(self) -> Tensor:
+        """(distances,) the geometric mean over texts."""
+        return self.norms.clamp(min=torch.finfo(torch.float64).tiny).log().mean(0).exp()
+
+    @property
+    def half_distance(self) -> float:
+        """Tokens over which half of it is lost; infinite where nothing is."""
+        return 0.30103 / -self.slope if self.slope < 0 else math.inf
+
+
+def distance_curve(model: nn.Module, texts: Tensor, *, last_only: bool = False) -> DistanceCurve:
+    """Gradient norm against distance over texts (B, L). `last_only`: of the loss of the last token alone."""
+    if last_only:
+        losses = lambda logits: F.cross_entropy(logits[:, -1], texts[:, -1], reduction="sum")  # noqa: E731
+        grads = _embedding_gradient(anatomy(model), texts[:, :-1], losses)
+        norms = grads.double().norm(dim=-1).flip(1).cpu()
+    else:
+        norms = torch.stack([token_gradients(model, text).over_distance() for text in texts])
+    return DistanceCurve(norms, slope_of(norms))
+
+
+def slope_of(norms: Tensor) -> float:
+    """Decades per token of norms (n, distances): least squares where the mean is not rounded to zero."""
+    mean = norms.double().mean(0)
+    kept = mean > 0
+    if kept.sum() < 2:
+        return -math.inf
+    distance = torch.arange(len(mean), dtype=torch.float64)[kept]
+    logs = mean[kept].log10()
+    distance = distance - distance.mean()
+    return float((distance * (logs - logs.mean())).sum() / distance.square().sum())
+
+
+@dataclass(frozen=True)
+class ChainRule(View):
+    """One path of the chain rule, from the loss down to the embeddings, multiplied out."""
+
+    caveat: ClassVar[str] = (
+        "one path of very many: the gradient is the sum over all of them, and paths can cancel each other"
+    )
+    tokens: tuple[int, ...]
+    loss: float
+    steps: tuple[tuple[str, float], ...]
+    """(name, factor) from the top: by what each step multiplies the norm of the gradient."""
+    start: float
+    """The norm of the gradient at the top of the residual stream."""
+    product: float
+    """start times all factors: the norm of this path's gradient at the embeddings."""
+    path: Tensor
+    """(L, D) this path's gradient."""
+    total: Tensor
+    """(L, D) the gradient over all paths, by autograd."""
+
+    def __str__(self) -> str:
+        factors = " ".join(f"x {factor:.3g} ({name})" for name, factor in self.steps)
+        return (f"{self.start:.3g} {factors} = {self.product:.3g}; all paths together "
+                f"{float(self.total.norm()):.3g}")  # fmt: skip
+
+
+def chain_rule(
+    model: nn.Module, tokens: Tensor | Sequence[int], path: Sequence[Step] | None = None, *,
+    target: int | None = None, foil: int | None = None, at: int = -1, answer: int = 0,
+) -> ChainRule:  # fmt: skip
+    """Follow the gradient along one path; `ask` explains the question. Raises `Refused`.
+
+    path: from the top, two steps a layer, the feed-forward's half ("identity" or "ffn") and then that of
+    attention ("identity" or "attention"); by default the residual path all the way.
+    """
+    parts = anatomy(model)
+    question = ask(model, tokens, target=target, foil=foil, at=at, answer=answer)
+    allowed = [("identity", "ffn"), ("identity", "attention")] * parts.n_layers
+    chosen = ["identity"] * len(allowed) if path is None else list(path)
+    if len(chosen) != len(allowed) or any(step not in can for step, can in zip(chosen, allowed, strict=True)):
+        raise Refused(f"path has {len(chosen)} steps; from the top it needs {len(allowed)}: identity or ffn, "
+                      "then identity or attention, for every layer")  # fmt: skip
+    kept: list[Tensor] = []
+    norms = [norm for layer in range(parts.n_layers) for norm in parts.branches(layer)]
+    edits = [Edit(norm, "in", kept.append) for norm in norms]
+    with differentiable(), _as_leaf(parts), edited([*edits, Edit(parts.blocks[-1], "out", kept.append)]):
+        logits = logits_at(model, question.rows(model), question.positions)
+        loss = -question.score(logits).sum()
+        total = torch.autograd.grad(loss, kept[0], retain_graph=True)[0]
+        grad = torch.autograd.grad(loss, kept[-1], retain_graph=True)[0]
+        start, steps = float(grad.norm()), []
+        for i, step in enumerate(chosen):
+            below, above = kept[len(kept) - 2 - i], kept[len(kept) - 1 - i]
+            before = float(grad.norm())
+            if step != "identity":
+                grad = torch.autograd.grad(above, below, grad, retain_graph=True)[0] - grad
+            layer = parts.n_layers - 1 - i // 2
+            half = "feed-forward" if i % 2 == 0 else "attention"
+            name = f"layer {layer} {step}" if step != "identity" else f"past the {half} of layer {layer}"
+            steps.append((name, float(grad.norm()) / before if before else 0.0))
+    product = start * math.prod(factor for _, factor in steps)
+    both = (grad[0].cpu(), total[0].cpu())
+    return ChainRule(question.tokens, float(loss.detach()), tuple(steps), start, product, *both)
+
+
+@contextmanager
+def differentiable() -> Iterator[None]:
+    """Gradients on, even inside `no_grad`; cuDNN off, whose recurrences differentiate in training only."""
+    cudnn_off = torch.backends.cudnn.flags(enabled=False)
+    with torch.inference_mode(False), torch.enable_grad(), cudnn_off:
+        yield

@@ -1,0 +1,87 @@
+"""How surprised a model is by each token: its probability, its rank, and how open the question was.
+
+Surprisal is -log p; entropy is what it would be on average if the model were right about its own
+probabilities. A token can be likely and uncertain at once, so both are given. Read next: lens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import Refused
+from ..model.recurrent import Recurrent
+from ..model.transformer import Transformer
+from .question import device_of, hidden_of, logits_at
+from .view import View
+
+POSITIONS = 256
+"""Positions whose scores over the whole vocabulary are held at once."""
+
+
+@dataclass(frozen=True)
+class Surprise(View):
+    """For each token but the first, in order: what the model gave it, reading only what stands before."""
+
+    caveat: ClassVar[str] = (
+        "a probability is the model's own and says nothing of whether the text is true; the first token is "
+        "given, not predicted"
+    )
+    tokens: tuple[int, ...]
+    logprob: Tensor
+    """(L - 1,) float64, in nats."""
+    rank: Tensor
+    """(L - 1,) int64: 0 is the model's first choice."""
+    entropy: Tensor
+    """(L - 1,) float64, in nats."""
+    top: Tensor
+    """(L - 1, n) int64: what it would rather have said, most likely first."""
+    top_logprob: Tensor
+    """(L - 1, n) float64."""
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean surprisal over the tokens that were predicted."""
+        return float((-self.logprob).mean().exp())
+
+
+@torch.no_grad()
+def surprise(
+    model: nn.Module,
+    tokens: Tensor | Sequence[int],
+    *,
+    top: int = 5,
+    source: Tensor | Sequence[int] | None = None,
+) -> Surprise:
+    """The probability, rank and entropy of each token (L,) of a text. Raises `Refused`.
+
+    source (M,): what an encoder-decoder reads. Sees exactly what generation sees: the plain forward pass.
+    """
+    ids = torch.as_tensor(tokens, device=device_of(model)).flatten()
+    if len(ids) < 2:
+        raise Refused(f"a text of {len(ids)} tokens has none that is predicted; give at least 2")
+    config = getattr(model, "config", None)
+    if getattr(config, "kind", "") == "encoder":
+        raise Refused("an encoder sees the token it would be asked for; mask it and use ask() or attribute()")
+    read = None if source is None else torch.as_tensor(source, device=ids.device).flatten()[None]
+    if isinstance(model, (Transformer, Recurrent)):
+        hidden = hidden_of(model, ids[None, :-1], read)[0]
+        parts = [model.logits(some) for some in hidden.split(POSITIONS)]
+    else:
+        parts = list(logits_at(model, ids[None, :-1], source=read)[0].split(POSITIONS))
+    found = [_judge(part, ids[1 + i * POSITIONS :][: len(part)], top) for i, part in enumerate(parts)]
+    columns = [torch.cat(column).cpu() for column in zip(*found, strict=True)]
+    return Surprise(tuple(ids.tolist()), *columns)
+
+
+def _judge(logits: Tensor, said: Tensor, top: int) -> tuple[Tensor, ...]:
+    """Scores (n, V) and the tokens (n,) that stand there."""
+    logs = logits.double().log_softmax(-1)
+    own = logs.gather(-1, said[:, None])
+    entropy = -(logs.exp() * logs.clamp(min=-1e4)).sum(-1)
+    best = logs.topk(min(top, logs.shape[-1]), dim=-1)
+    return own[:, 0], (logs > own).sum(-1), entropy, best.indices, best.values

@@ -1,0 +1,249 @@
+"""The autograd tape of a training step: gradients along the residual stream, and attention out of the graph.
+
+`tape(model)` keeps, inside its block, where the gradient of the residual stream passes each layer, and a few
+figures of health: attention's entropy, units that no token moves, the load of experts. `attention_of(loss)`
+installs nothing at all: it reads q, k, normaliser and output that autograd saved for the fused kernels.
+Read next: look, stream.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from transom.errors import Refused
+
+from .kernel import Asked, Kept, prove
+from .look import unwrapped
+from .maps import Call, Mismatch
+from .points import DOWN, MIDDLE, Layer, has_two_sides, layers_of, names_of, number_of, part_of, side_of
+from .stream import router_of
+from .tap import Tap
+
+DEAD = 1e-6
+"""A unit is dead when no token moves it by more than this share of its layer's largest activation."""
+ROWS = 8
+"""Queries of a text whose entropy is taken, evenly spread."""
+AT = ("before", "middle", "after")
+
+
+class Tape:
+    """What a `tape` block kept of forward and backward passes; of several, the first unless asked."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self._two = model, has_two_sides(model)
+        self.layers = layers_of(model)
+        self.tap = Tap(names_of(model), lambda what, name: what == "attention")
+        self._thread = threading.get_ident()
+        self._handles: list[RemovableHandle] = []
+        self._grads: dict[tuple[str, int, str], list[Tensor]] = {}
+        self._largest: dict[tuple[str, int], Tensor] = {}
+        self._load: dict[tuple[str, int], Tensor] = {}
+
+    def resid(self, layer: int, at: str = "before", *, kind: str = "self", call: int = 0) -> Tensor:
+        """The gradient (B, L, D) of the residual stream before, in the middle of or after a layer."""
+        found = self._grads.get((kind, layer, at), [])
+        if not found:
+            raise Refused(
+                f"no gradient passed '{at}' of layer {layer}: run forward and backward inside the block,"
+                " outside of torch.no_grad() and uncompiled"
+            )
+        return found[call]
+
+    def branch(self, layer: int, which: str, *, kind: str = "self", call: int = 0) -> Tensor:
+        """The gradient (B, L, D) that comes back through one branch alone: 'attention' or 'ffn'.
+
+        The residual path carries the gradient on unchanged; what is added to it came through the branch.
+        Raises Refused where a norm stands on the residual path itself.
+        """
+        config = getattr(self.model, "config", None)
+        if getattr(config, "norm_position", "before") != "before":
+            raise Refused(
+                "this model norms after the sum: no part of its gradient is the residual path's alone"
+            )
+        upper, lower = {"ffn": ("after", "middle"), "attention": ("middle", "before")}[which]
+        return self.resid(layer, lower, kind=kind, call=call) - self.resid(layer, upper, kind=kind, call=call)
+
+    def norms(self, kind: str = "self") -> Tensor:
+        """Norms (n_layers + 1, B, L) of the gradient before each layer and, last, after them all."""
+        numbers = [layer.number for layer in self.layers if layer.side == kind]
+        grads = [self.resid(number, kind=kind) for number in numbers]
+        return torch.stack(
+            [g.float().norm(dim=-1) for g in (*grads, self.resid(numbers[-1], "after", kind=kind))]
+        )
+
+    def dead(self, layer: int, kind: str = "self") -> float:
+        """The share of a layer's feed-forward units that no token moved."""
+        largest = self._largest.get((kind, layer))
+        if largest is None:
+            raise Refused(f"layer {layer} has no feed-forward whose units are known, or it did not run")
+        return float((largest <= DEAD * largest.max()).float().mean())
+
+    def load(self, layer: int, kind: str = "self") -> Tensor:
+        """The share of choices that went to each expert: (E,) float32."""
+        counts = self._load.get((kind, layer))
+        if counts is None:
+            raise Refused(f"layer {layer} has no router, or it did not run")
+        return counts / counts.sum()
+
+    @torch.no_grad()
+    def entropy(self, layer: int, kind: str = "self") -> Tensor:
+        """Mean entropy (H,) of a few rows of attention of the first text, in nats; checked like every map."""
+        calls = [
+            Call(kept, number_of(kept.name) or 0, side_of(kept.name, self._two)) for kept in self.tap.kept
+        ]
+        call = next((c for c in calls if (c.layer, c.kind) == (layer, kind)), None)
+        if call is None:
+            raise Refused(f"no {kind} attention was seen in layer {layer}")
+        n = call.shape[2]
+        rows = sorted({round(i * (n - 1) / (ROWS - 1)) for i in range(ROWS)})
+        entropies = [torch.special.entr(call.rows(slice(r, r + 1))[0]).sum(-1)[:, 0] for r in rows]
+        return torch.stack(entropies).float().mean(0)
+
+    def figures(self) -> dict[str, dict[str, float]]:
+        """A few figures by layer for a log; what a model does not have is left out.
+
+        grad_norm: of the residual stream before the layer. attention_entropy: nats, mean of heads.
+        dead_units: share. router_load: the busiest expert's share of the choices.
+        """
+        of = {
+            "grad_norm": lambda n, side: float(self.resid(n, kind=side).float().norm()),
+            "attention_entropy": lambda n, side: float(self.entropy(n, side).mean()),
+            "dead_units": self.dead,
+            "router_load": lambda n, side: float(self.load(n, side).max()),
+        }
+        found: dict[str, dict[str, float]] = {}
+        for name, figure in of.items():
+            for layer in self.layers:
+                key = str(layer.number) if layer.side == "self" else f"{layer.side} {layer.number}"
+                try:
+                    found.setdefault(name, {})[key] = figure(layer.number, layer.side)
+                except Mismatch:
+                    raise
+                except Refused:
+                    continue
+        return {name: values for name, values in found.items() if values}
+
+    def install(self) -> None:
+        """Hook the layers."""
+        for layer in self.layers:
+            self._gradient(layer.module, layer, "before", before=True)
+            self._gradient(layer.module, layer, "after", before=False)
+            if (middle := part_of(layer.module, MIDDLE)) is not None:
+                self._gradient(middle[1], layer, "middle", before=MIDDLE[middle[0]] == "in")
+            if (down := part_of(layer.module, DOWN)) is not None:
+                self._handles.append(down[1].register_forward_pre_hook(self._units(layer)))
+            if (router := router_of(layer.module)) is not None:
+                self._handles.append(
+                    router.register_forward_hook(self._routed(layer, router.experts.n_experts))
+                )
+
+    def remove(self) -> None:
+        """Take exactly those hooks away again."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _gradient(self, module: nn.Module, layer: Layer, at: str, before: bool) -> None:
+        key = (layer.side, layer.number, at)
+
+        def note(x: Any) -> None:
+            x = x[0] if isinstance(x, tuple) else x
+            if threading.get_ident() == self._thread and isinstance(x, Tensor) and x.requires_grad:
+                x.register_hook(lambda grad: self._grads.setdefault(key, []).append(grad.detach()))
+
+        if before:
+            self._handles.append(module.register_forward_pre_hook(
+                lambda _, given, named: note(given or next(iter(named.values()), None)), with_kwargs=True
+            ))  # fmt: skip
+        else:
+            self._handles.append(module.register_forward_hook(lambda _, given, out: note(out)))
+
+    def _units(self, layer: Layer) -> Any:
+        key = (layer.side, layer.number)
+
+        def hook(module: nn.Module, given: Any) -> None:
+            if threading.get_ident() == self._thread:
+                largest = given[0].detach().abs().flatten(0, -2).amax(0).float()
+                known = self._largest.get(key)
+                self._largest[key] = largest if known is None else torch.maximum(known, largest)
+
+        return hook
+
+    def _routed(self, layer: Layer, n_experts: int) -> Any:
+        key = (layer.side, layer.number)
+
+        def hook(module: nn.Module, given: Any, out: Any) -> None:
+            if threading.get_ident() == self._thread:
+                counts = torch.bincount(out[0].detach().flatten(), minlength=n_experts).float()
+                self._load[key] = self._load[key] + counts if key in self._load else counts
+
+        return hook
+
+
+@contextmanager
+def tape(model: Any) -> Iterator[Tape]:
+    """Keep the gradients of a training step: run forward and backward inside the block, uncompiled."""
+    kept = Tape(unwrapped(model))
+    kept.install()
+    try:
+        with kept.tap:
+            yield kept
+    finally:
+        kept.remove()
+
+
+SAVED = {
+    "ScaledDotProductFlashAttentionForCpuBackward0": ("_saved_logsumexp", "_saved_attn_mask"),
+    "ScaledDotProductFlashAttentionBackward0": ("_saved_logsumexp", None),
+    "ScaledDotProductEfficientAttentionBackward0": ("_saved_log_sumexp", "_saved_attn_bias"),
+    "ScaledDotProductCudnnAttentionBackward0": ("_saved_logsumexp", "_saved_attn_bias"),
+}
+"""What autograd calls the fused kernels, and where it saved their normaliser and mask."""
+
+
+def attention_of(loss: Tensor) -> tuple[Call, ...]:
+    """The attention calls behind a loss, in the order they ran, read out of its graph before `backward`.
+
+    Nothing was installed while it ran, so their layers are only counted. Raises Refused where none is found.
+    """
+    found, seen, ahead = [], set(), [loss.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name() in SAVED:
+            found.append(node)
+        ahead += [following for following, _ in node.next_functions]
+    if not found:
+        raise Refused(
+            "no fused attention is on the tape of this value: it has no gradient, was backwarded already, or"
+            " its attention is another one; run it inside `with transom.look(model)`"
+        )
+    found.sort(key=lambda node: node._sequence_nr())
+    return tuple(Call(_saved(node, i), i, "self") for i, node in enumerate(found))
+
+
+def _saved(node: Any, i: int) -> Kept:
+    normaliser, masked = SAVED[node.name()]
+    query, key, value, out = (
+        getattr(node, f"_saved_{part}").detach()
+        for part in ("query", "key", "value", "output" if hasattr(node, "_saved_output") else "out")
+    )
+    bias = None if masked is None else getattr(node, masked)
+    scale = node._saved_scale
+    asked = Asked(
+        scale=query.shape[-1] ** -0.5 if scale is None else scale,
+        causal=node._saved_is_causal,
+        bias=None if bias is None else bias.detach(),
+        dropout=node._saved_dropout_p,
+    )
+    rows = getattr(node, normaliser).detach()[..., : query.shape[-2]]
+    return Kept(f"attention {i} of the tape", query, key, asked, rows, prove(value, out), None)

@@ -1,0 +1,40 @@
+"""What every view is: a frozen record of numbers, with the line that says what it does not show.
+
+A view is made by a pure function over a model and tokens; a picture is drawn of `to_dict()` alone, so what a
+page shows, what a notebook shows and what a test reads are the same numbers. Read next: question, surprise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from .drawn import Drawn
+
+
+class View(Drawn):
+    """Base of the records; `caveat` is one line that stands beside every picture of it."""
+
+    caveat: ClassVar[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: tensors become lists, a number that is none becomes null."""
+        kept = {field.name: plain(getattr(self, field.name)) for field in fields(self)}  # type: ignore[arg-type]
+        return {"view": type(self).__name__, **kept, "caveat": self.caveat}
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it."""
+    if isinstance(value, Tensor):
+        return plain(value.tolist())
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and value - value != 0:
+        return None
+    return value

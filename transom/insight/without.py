@@ -1,0 +1,40 @@
+"""How likely each token of a text is when one head says nothing of its own.
+
+`ablate` gives one number for a question; here every token is judged anew, so that a page can show whose
+probability moved. The head's output is replaced by its mean over the text: zero is a value that the layers
+above may never have met. Read next: ablation, surprise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from ..errors import Refused
+from .ablation import How, places, replacements, replacing, what_they_say
+from .anatomy import anatomy, edited
+from .question import Question
+from .surprise import Surprise, surprise
+
+
+@torch.no_grad()
+def without_head(
+    model: nn.Module, tokens: Sequence[int], layer: int, head: int, *, how: How = "mean",
+    source: Sequence[int] | None = None,
+) -> Surprise:  # fmt: skip
+    """The probability of each token (L,) without one head; of an encoder-decoder, of its decoder's own
+    attention. Raises `Refused`.
+    """
+    parts = anatomy(model)
+    modules = places(parts, "heads")
+    for name, value, known in (("layer", layer, len(modules)), ("head", head, parts.n_heads)):
+        if not 0 <= value < known:
+            raise Refused(f"{name} is {value}; this model has 0 to {known - 1}")
+    read = tuple(tokens[:-1])
+    question = Question(read, ((len(read) - 1, tokens[-1]),), None, None if source is None else tuple(source))
+    said = what_they_say(parts, question, "heads")
+    instead = replacements(said, how, torch.Generator().manual_seed(0))[layer]
+    with edited(replacing(modules[layer], "heads", parts.n_heads, [(0, head)], instead)):
+        return surprise(model, tokens, top=1, source=source)

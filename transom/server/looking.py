@@ -1,0 +1,341 @@
+"""`POST /look`: an answer read once more by the plain model, and one view of what happened inside.
+
+Nothing is kept of an answer between two requests, and the path that writes answers carries no instrument: a
+view is a replay of prompt and answer, bounded in tokens, in the model's own thread between two steps, one at
+a time. What was likely when the answer was written is compared with the replay, and the client is told where
+the two differ. Read next: look_schema, insight/replay.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from transom.errors import Refused
+from transom.inference.sampling import SamplingParams
+from transom.insight.ablation import Ablation
+from transom.insight.attribution import attribute
+from transom.insight.gradients import gradient_flow
+from transom.insight.html import readable
+from transom.insight.lens import logit_lens
+from transom.insight.look import Seen
+from transom.insight.look import look as look_at
+from transom.insight.replay import AGREES
+from transom.insight.routing import routing
+from transom.insight.surprise import Surprise, surprise
+from transom.insight.without import without_head
+
+from .chat_schema import for_template
+from .endpoint import Answer, Call
+from .errors import ApiError, busy
+from .look_schema import LookBody
+from .prompts import render
+from .schema import at_most
+from .served import Served
+
+PANE = 24
+"""Side of a head's thumbnail, in pixels."""
+KEYS = 16
+"""The heaviest keys of a row that are told."""
+ROWS = 512
+"""Of a longer text, rows of attention are told for the answer alone."""
+LIKELIEST = 3
+
+
+@dataclass(frozen=True)
+class Told:
+    """What was read and written, as token ids; the source is that of an encoder-decoder."""
+
+    served: Served
+    tokens: list[int]
+    n_prompt: int
+    source: list[int] | None
+    asked: LookBody
+
+    @property
+    def model(self) -> Any:
+        return self.served.model.model
+
+    @property
+    def offset(self) -> int:
+        """Where the place of a token in `tokens` begins in the order that clients see: after the source."""
+        return len(self.source or ())
+
+    def texts(self, tokens: Sequence[int]) -> list[str]:
+        return readable(self.served.model.tokenizer, tokens)
+
+    def run(self) -> None:
+        """The plain forward pass over all of it."""
+        surprise(self.model, self.tokens, top=1, source=self.source)
+
+
+async def look(call: Call) -> Answer:
+    """One view of an answer."""
+    worker, limits = call.served.worker, call.state.settings.limits
+    if worker.beside >= limits.looks:
+        raise busy(f"{limits.looks} looks into {call.served.name} are waiting; try again in a moment")
+    told = await call.state.text_work(told_of, call)
+    at_most("prompt and answer together", len(told.tokens) + told.offset, limits.look_tokens, "tokens")
+    call.state.metrics.tokens.labels(call.served.name, "read").inc(len(told.tokens) + told.offset)
+    view = VIEWS[call.asked.view]
+    found = await worker.between_steps(lambda: view(told))
+    return {"object": "look", "view": call.asked.view, "model": call.served.name, **_finite(found)}
+
+
+def told_of(call: Call) -> Told:
+    """What the request says was read and written, as ids. Raises ApiError or Refused."""
+    asked, served = call.asked, call.served
+    if (served.task == "translate") != (asked.source is not None):
+        needs = "a source" if served.task == "translate" else "messages or a prompt"
+        raise ApiError(400, f"{served.name} is a model to {served.task}: give {needs}", param="source")
+    if asked.source is not None:
+        (request,) = served.model.requests([asked.source], beam=1)
+        known = served.model.model.config.vocab_size
+        if max(asked.answer) >= known:
+            raise ApiError(400, f"answer: this model's tokens are 0 to {known - 1}", param="answer")
+        at_most("answer", len(asked.answer), served.model.model.config.max_len - 1, "tokens")
+        return Told(served, [*request.prompt, *asked.answer], len(request.prompt), request.source, asked)
+    prompt = asked.prompt if asked.messages is None else render(served, for_template(asked.messages)).tokens
+    params = SamplingParams(max_tokens=len(asked.answer))
+    (request,) = served.model.request(prompt, params, begins=asked.answer)
+    return Told(served, [*request.prompt, *asked.answer], len(request.prompt), None, asked)
+
+
+# Views: what is told of each, as plain values.
+
+
+def tokens_view(told: Told) -> dict[str, Any]:
+    """Every token with its probability, rank and entropy, and whether the replay is what was served."""
+    began = perf_counter()
+    found = surprise(told.model, told.tokens, top=LIKELIEST, source=told.source)
+    seconds = perf_counter() - began
+    texts = told.texts(told.tokens)
+    tokens = [{"text": text, "logprob": None} for text in told.texts(told.source or ())]
+    tokens.append({"text": texts[0], "logprob": None})
+    tokens += [_token(told, found, at, texts[at]) for at in range(1, len(texts))]
+    config = told.model.config
+    return {
+        "n_tokens": len(tokens), "n_prompt": told.n_prompt + told.offset, "n_source": told.offset,
+        "seconds": seconds, "replay": agreement(told, found), "tokens": tokens, "caveat": found.caveat,
+        "n_layers": config.n_layers, "n_heads": 0 if config.cell else config.n_heads,
+        "n_experts": config.experts.n_experts if config.experts else 0, "kinds": _kinds(told),
+    }  # fmt: skip
+
+
+def _token(told: Told, found: Surprise, at: int, text: str) -> dict[str, Any]:
+    token: dict[str, Any] = {
+        "text": text,
+        "logprob": float(found.logprob[at - 1]),
+        "rank": int(found.rank[at - 1]) + 1,
+        "entropy": float(found.entropy[at - 1]),
+    }
+    if at >= told.n_prompt:
+        token["answer"] = True
+        token["top"] = _likeliest(told, found.top[at - 1].tolist(), found.top_logprob[at - 1].tolist())
+    return token
+
+
+def _likeliest(told: Told, tokens: Sequence[int], logprobs: Sequence[float]) -> list[dict[str, Any]]:
+    pairs = zip(told.texts(tokens), logprobs, strict=True)
+    return [{"text": text, "p": math.exp(logprob)} for text, logprob in pairs]
+
+
+def _kinds(told: Told) -> list[str]:
+    return [] if told.model.config.cell else ["self"] if told.source is None else ["cross", "self", "encoder"]
+
+
+def agreement(told: Told, found: Surprise) -> dict[str, Any]:
+    """How far the replay is from what was served, in nats, and what that means, in words."""
+    replayed, asked = found.logprob[told.n_prompt - 1 :], told.asked
+    if asked.logprobs is not None:
+        drift = float((replayed - torch.tensor(asked.logprobs, dtype=torch.float64)).abs().max())
+        what = "no token differs from what was served by more than"
+    elif asked.logprob is not None:
+        drift, what = abs(float(replayed.sum()) - asked.logprob), "the answer differs from what was served by"
+    else:
+        text = "How likely it was when it was written was not said, so it is not compared."
+        return {"drift": None, "agrees": None, "limit": AGREES, "text": text}
+    agrees = drift <= AGREES
+    if agrees:
+        text = f"It agrees: {what} {_tiny(max(drift, 1e-9))} nats (limit {AGREES})."
+    else:
+        text = (f"It differs from what was served by up to {drift:.2g} nats (limit {AGREES}): what is below"
+                " is true of this replay, not of the answer as it was written.")  # fmt: skip
+    return {"drift": drift, "agrees": agrees, "limit": AGREES, "text": text}
+
+
+def seen_of(told: Told, layers: list[int] | None = None) -> Seen:
+    """The replay, watched from outside."""
+    with look_at(told.model, layers=layers) as seen:
+        told.run()
+    return seen
+
+
+def kind_of(told: Told) -> str:
+    """Which attention is meant."""
+    kinds = _kinds(told)
+    if not kinds:
+        raise Refused("a recurrence has no heads: nothing here attends")
+    kind = told.asked.kind or kinds[0]
+    if kind not in kinds:
+        raise Refused(f"kind is '{kind}'; this model has {', '.join(kinds)}")
+    return kind
+
+
+def heads_view(told: Told) -> dict[str, Any]:
+    """Figures and a thumbnail of every head."""
+    kind = kind_of(told)
+    seen = seen_of(told)
+    grid = seen.heads(kind=kind)
+    pixels = [_squared(seen.thumbnails(layer, PANE, kind=kind)) for layer in grid.layers]
+    figures = {name: values.tolist() for name, values in grid.figures.items()}
+    n_heads = pixels[0].shape[0]
+    heads = [
+        {"layer": layer, "head": head, **{name: round(rows[at][head], 4) for name, rows in figures.items()}}
+        for at, layer in enumerate(grid.layers)
+        for head in range(n_heads)
+    ]
+    return {
+        "kind": kind, "n_heads": n_heads, "size": PANE, "heads": heads, "caveat": grid.caveat,
+        "thumbnails": base64.b64encode(torch.cat(pixels).numpy().tobytes()).decode(),
+    }  # fmt: skip
+
+
+def _squared(small: Tensor) -> Tensor:
+    """Thumbnails (H, r, c) uint8 as (H, PANE, PANE), the square root of each weight: most are small."""
+    rows = torch.arange(PANE) * small.shape[1] // PANE
+    columns = torch.arange(PANE) * small.shape[2] // PANE
+    scale = small.float().amax((1, 2), keepdim=True).clamp(min=1)
+    return (255 * (small.float() / scale).sqrt())[:, rows][:, :, columns].round().to(torch.uint8)
+
+
+def attention_view(told: Told) -> dict[str, Any]:
+    """What one head weighs: the heaviest keys of every row."""
+    asked, kind = told.asked, kind_of(told)
+    layer = _layer(told)
+    found = seen_of(told, [layer]).attention(layer, asked.head, kind=kind)
+    queries = 0 if kind == "encoder" else told.offset
+    keys = told.offset if kind == "self" else 0
+    best = found.weights.topk(min(KEYS, found.weights.shape[1]), dim=-1)
+    rows: list[Any] = [None] * (len(told.tokens) + told.offset)
+    whole = len(rows) <= ROWS
+    for i in range(len(found.weights)):
+        if whole or i >= told.n_prompt - 1:
+            pairs = [(k + keys, round(w, 4)) for k, w in zip(*_row(best, i), strict=True) if w >= 5e-4]
+            rows[i + queries] = {"keys": [k for k, _ in pairs], "weights": [w for _, w in pairs]}
+    return {
+        "layer": layer, "head": asked.head, "kind": kind, "rows": rows, "sink": keys, "error": found.error,
+        "caveat": found.caveat,
+        "check": f"Checked: these weights give the kernel's own output to {_tiny(found.error)}.",
+    }  # fmt: skip
+
+
+def _tiny(value: float) -> str:
+    """6e-07 as people write it."""
+    return f"{value:.0e}".replace("e-0", "e-")
+
+
+def _row(best: Any, i: int) -> tuple[list[int], list[float]]:
+    return best.indices[i].tolist(), best.values[i].tolist()
+
+
+def lens_view(told: Told) -> dict[str, Any]:
+    """What each layer would have said where a token was chosen."""
+    at = _place(told)
+    found = logit_lens(told.model, told.tokens[:at], top=LIKELIEST, positions=[at - 1], source=told.source)
+    layers = [
+        {
+            "name": "before any" if i == 0 else str(i - 1),
+            "top": _likeliest(told, found.top[i, 0].tolist(), found.logprob[i, 0].tolist()),
+            "distance": float(found.divergence[i, 0]),
+        }
+        for i in range(len(found.top))
+    ]  # fmt: skip
+    return {"layers": layers, "after": told.texts([told.tokens[at - 1]])[0], "caveat": found.caveat}
+
+
+def gradient_view(told: Told) -> dict[str, Any]:
+    """What the log-probability of a token hangs on: each token read, graded, and the gradient by layer."""
+    at = _place(told)
+    read, target = told.tokens[:at], told.tokens[at]
+    found = attribute(told.model, read, target, source=told.source)
+    flow = gradient_flow(told.model, read, target=target, source=told.source)
+    return {
+        "scores": found.scores.tolist(), "control": str(found.control),
+        "flow": flow.total.square().sum(-1).sqrt().tolist(), "caveat": found.caveat,
+    }  # fmt: skip
+
+
+def experts_view(told: Told) -> dict[str, Any]:
+    """How the choices of each router were shared."""
+    found = routing(told.model, told.tokens, source=told.source)
+    layers = [
+        {"layer": layer, "shares": load}
+        for layer, load in zip(found.layers, found.load.tolist(), strict=True)
+    ]
+    return {"layers": layers, "caveat": found.caveat}
+
+
+def ablate_view(told: Told) -> dict[str, Any]:
+    """The probability of every token of the answer with and without one head."""
+    layer, head = _layer(told), told.asked.head
+    before = surprise(told.model, told.tokens, top=1, source=told.source).logprob
+    found = without_head(told.model, told.tokens, layer, head or 0, source=told.source)
+    first = told.n_prompt - 1
+    return {
+        "first": told.n_prompt + told.offset, "how": "replaced by its mean over the text",
+        "before": before[first:].tolist(), "after": found.logprob[first:].tolist(), "caveat": Ablation.caveat,
+    }  # fmt: skip
+
+
+VIEWS: dict[str, Callable[[Told], dict[str, Any]]] = {
+    "tokens": tokens_view,
+    "heads": heads_view,
+    "attention": attention_view,
+    "lens": lens_view,
+    "gradient": gradient_view,
+    "experts": experts_view,
+    "ablate": ablate_view,
+}
+"""Name -> what it tells."""
+
+
+def _layer(told: Told) -> int:
+    """The layer and head that are asked for, which must be there."""
+    asked, config = told.asked, told.model.config
+    if config.cell:
+        raise Refused("a recurrence has no heads: nothing here attends")
+    of_encoder = config.n_encoder_layers if asked.kind == "encoder" else None
+    layers = config.n_layers if of_encoder is None else of_encoder
+    for name, value, known in (
+        ("layer", asked.layer or 0, layers),
+        ("head", asked.head or 0, config.n_heads),
+    ):
+        if value >= known:
+            raise ApiError(400, f"{name} is {value}; this model has 0 to {known - 1}", param=name)
+    return asked.layer or 0
+
+
+def _place(told: Told) -> int:
+    """The place in `tokens` of the token that is asked for; one that was predicted."""
+    at = (told.asked.token or 0) - told.offset
+    if not 1 <= at < len(told.tokens):
+        raise ApiError(400, f"token is {told.asked.token}; those that were predicted are {told.offset + 1} to"
+                       f" {told.offset + len(told.tokens) - 1}", param="token")  # fmt: skip
+    return at
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity: the log-probability of the impossible is -9999, as elsewhere in this API."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else -9999.0
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, list) else value

@@ -1,0 +1,286 @@
+// A look inside: one answer replayed by the plain model, and what its layers and heads did. Loaded when it is opened.
+//
+// The server keeps nothing of an answer: what was asked and written goes along with every request, and each view is one more pass over it.
+// Token text only ever becomes text nodes. Read next: looks.js, server/looking.py.
+
+import { post } from "./api.js";
+import { $, action, announce, h, icon, later, percent } from "./dom.js";
+import { Heads, Tokens, bits, nats, say, visible } from "./looks.js";
+
+const KINDS = { self: "among the words written", cross: "from the words written to the source", encoder: "within the source" };
+const FIRST = 160; // tokens of a long prompt that are shown at once, the last ones
+
+/** Open the panel for an answer: { model, title, asked, from }, `asked` as /look takes it, `from` what had the focus. */
+export async function open(answer) {
+  if (!document.querySelector("link[href='/page/look.css']")) {
+    const sheet = h("link", { rel: "stylesheet", href: "/page/look.css" });
+    const ready = new Promise((resolve) => (sheet.onload = sheet.onerror = resolve));
+    document.head.append(sheet);
+    await ready;
+  }
+  const aside = $("insight");
+  aside.look?.leave();
+  aside.look = new Look(aside, answer);
+  await aside.look.start();
+}
+
+class Look {
+  constructor(aside, answer) {
+    this.aside = aside;
+    this.answer = answer;
+    this.gone = new AbortController();
+    this.here = null; // the token that is looked from
+    this.head = null; // { layer, head }
+    this.kept = new Map(); // views that were asked for already
+    const close = h("button", { class: "icon-button", "aria-label": "Close", onclick: () => this.close() }, icon("close"));
+    this.state = h("p", { class: "look-note" }, "Reading it once more …");
+    this.rest = h("div", { class: "look-views" });
+    aside.replaceChildren(h("div", { class: "look-head" }, h("div", {}, h("h2", {}, "Inside the answer"), h("p", { class: "quiet" }, answer.title)), close),
+      this.state, this.rest);
+    aside.hidden = false;
+    aside.onkeydown = (event) => {
+      if (event.key !== "Escape") return;
+      event.stopPropagation();
+      this.close();
+    };
+    close.focus({ preventScroll: true });
+  }
+
+  leave() {
+    this.gone.abort();
+  }
+
+  close() {
+    this.leave();
+    this.aside.hidden = true;
+    this.aside.replaceChildren();
+    this.answer.from?.focus?.();
+  }
+
+  /** One view of the answer; asked for once. */
+  view(name, more = {}) {
+    const key = JSON.stringify([name, more]);
+    if (!this.kept.has(key)) {
+      const wanted = post("/look", { ...this.answer.asked, view: name, ...more }, this.gone.signal);
+      this.kept.set(key, wanted);
+      wanted.catch(() => this.kept.delete(key));
+    }
+    return this.kept.get(key);
+  }
+
+  /** Do what asks the server; what goes wrong is said in `place`. */
+  async in(place, work) {
+    place.toggleAttribute("data-waiting", true);
+    try {
+      await work();
+    } catch (error) {
+      if (error.name !== "AbortError") place.replaceChildren(h("p", { class: "look-refused", role: "alert" }, error.message));
+    }
+    place.toggleAttribute("data-waiting", false);
+  }
+
+  async start() {
+    await this.in(this.state, async () => {
+      this.first = await this.view("tokens");
+      this.agreement();
+      this.build();
+      const last = this.first.tokens.length - 1;
+      const about = this.first.tokens.findLastIndex(({ text, logprob }) => logprob !== null && text.trim());
+      this.select(about < 0 ? last : about);
+      if (this.first.n_heads) await this.heads();
+    });
+  }
+
+  /** What the replay was, and whether it is what was served. */
+  agreement() {
+    const { n_tokens: n, seconds, replay } = this.first;
+    const read = `Replayed ${n.toLocaleString("en")} tokens in ${seconds < 1 ? `${Math.max(1, Math.round(1000 * seconds))} ms` : `${seconds.toFixed(1)} s`}.`;
+    this.state.replaceChildren(`${read} ${replay.text}`);
+    this.state.toggleAttribute("data-differs", replay.agrees === false);
+  }
+
+  build() {
+    const { tokens } = this.first;
+    const skip = Math.max(0, this.first.n_prompt - FIRST);
+    this.strip = new Tokens(tokens, skip, { onhover: (i) => this.show(i), onleave: () => this.show(this.here), onpick: (i) => this.select(i) });
+    this.readout = h("div", { class: "look-readout", "aria-live": "polite" });
+    this.rest.replaceChildren(
+      h("section", { class: "look-view" },
+        h("h3", {}, "Tokens"),
+        h("p", { class: "look-key" }, "The line under a token is its probability. ", this.first.n_heads ? "Light on a token is the weight that the chosen head gives it, seen from the marked one." : ""),
+        this.strip.node, this.readout, say(this.first.caveat)),
+      this.first.n_heads ? this.headsView() : "",
+      this.folded("What each layer would have said", "lens", (place) => this.lens(place)),
+      this.folded("What the marked token hangs on", "gradient", (place) => this.gradient(place)),
+      this.first.n_experts ? this.folded("Which experts were asked", "experts", (place) => this.experts(place)) : "");
+  }
+
+  /** A view that is asked for when it is opened, and again when another token is marked. */
+  folded(title, name, draw) {
+    const place = h("div", { class: "look-body" });
+    const node = h("details", { class: "look-view", "data-view": name }, h("summary", {}, h("h3", {}, title)), place);
+    node.redraw = later(() => node.open && this.in(place, () => draw(place)), 60);
+    node.addEventListener("toggle", () => node.open && node.redraw());
+    return node;
+  }
+
+  select(i) {
+    this.here = i;
+    this.strip.mark(i);
+    this.show(i);
+    for (const node of this.rest.querySelectorAll("details")) node.redraw();
+  }
+
+  /** Say everything about token i, and light what the chosen head looks at from there. */
+  show(i) {
+    if (i === null || i === undefined) return;
+    const token = this.first.tokens[i];
+    const row = this.rows?.rows[i];
+    const facts = token.logprob === null ? "the first token: nothing was expected of it"
+      : `${percent(Math.exp(token.logprob))} · rank ${token.rank.toLocaleString("en")} · entropy ${bits(token.entropy)} before it`;
+    const lines = [h("p", {}, h("code", {}, visible(token.text)), h("span", {}, facts))];
+    if (token.top) lines.push(h("p", { class: "quiet" }, "Likelier here: ", token.top.map((one) => [h("code", {}, visible(one.text)), ` ${percent(one.p)} `])));
+    if (row) lines.push(this.keys(row, i));
+    this.readout.replaceChildren(...lines);
+    this.strip.light(row ?? null, row ? this.sink(i) : null);
+    this.strip.from(i);
+  }
+
+  keys(row, i) {
+    const apart = this.sink(i);
+    const others = row.keys.map((key, at) => [key, row.weights[at]]).filter(([key]) => key !== apart).slice(0, 4);
+    const rest = apart === null ? -1 : row.keys.indexOf(apart);
+    return h("p", { class: "quiet" }, `Head ${this.rows.layer}.${this.rows.head} weighs `,
+      others.map(([key, weight]) => [h("code", {}, visible(this.first.tokens[key].text)), ` ${weight.toFixed(2)}  `]),
+      rest >= 0 ? h("span", { class: "look-sink" }, `first token ${row.weights[rest].toFixed(2)}, set apart`) : "");
+  }
+
+  /** The first token as a resting place, which stands apart; null where it is the text itself that is weighed. */
+  sink(i) {
+    return this.rows.kind === "cross" || i === this.rows.sink ? null : this.rows.sink;
+  }
+
+  // Heads
+
+  headsView() {
+    this.grid = new Heads({ onpick: (layer, head) => this.pick(layer, head) });
+    this.chosen = h("div", { class: "look-chosen" });
+    this.headsPlace = h("div", { class: "look-body" });
+    const { kinds } = this.first;
+    this.kind = kinds[0];
+    const kind = kinds.length > 1 && h("label", { class: "look-order" }, "Attention ",
+      h("select", { onchange: (event) => ((this.kind = event.target.value), this.heads()) }, kinds.map((name) => h("option", { value: name }, KINDS[name]))));
+    return h("section", { class: "look-view", "data-view": "heads" }, h("h3", {}, "Heads"), kind, this.headsPlace);
+  }
+
+  heads() {
+    return this.in(this.headsPlace, async () => {
+      const heads = await this.view("heads", { kind: this.kind });
+      this.headsPlace.replaceChildren(this.grid.node, this.chosen);
+      this.grid.show(heads);
+      const [layer, head] = this.grid.first();
+      await this.pick(layer, head);
+    });
+  }
+
+  async pick(layer, head) {
+    this.head = { layer, head };
+    this.grid.mark(layer, head);
+    await this.in(this.chosen, async () => {
+      const rows = await this.view("attention", { layer, head, kind: this.kind });
+      if (this.head.layer !== layer || this.head.head !== head) return; // another one was chosen meanwhile
+      this.rows = rows;
+      const result = h("div", { class: "look-result", "aria-live": "polite" });
+      const off = this.kind === "self" && h("button", { class: "button", type: "button", onclick: () => this.ablate(layer, head, result) }, `Ablate head ${layer}.${head}`);
+      this.chosen.replaceChildren(
+        h("p", { class: "look-facts" }, h("strong", {}, `Layer ${layer}, head ${head}`), ` ${this.grid.describe(layer, head)}`),
+        ...[h("p", { class: "quiet" }, rows.check), say(rows.caveat), off, result].filter(Boolean));
+      this.show(this.here);
+    });
+  }
+
+  ablate(layer, head, result) {
+    return this.in(result, async () => {
+      const found = await this.view("ablate", { layer, head });
+      const [before, after] = [found.before, found.after];
+      const sum = (values) => values.reduce((total, value) => total + value, 0);
+      const change = sum(after) - sum(before);
+      const mine = this.here - found.first;
+      const of = (i, name) => h("li", {}, h("span", {}, name), h("b", {}, percent(Math.exp(before[i]))), " → ", h("b", {}, percent(Math.exp(after[i]))));
+      const worst = before.map((value, i) => [i, after[i] - value]).sort((a, b) => Math.abs(b[1]) - Math.abs(a[1])).slice(0, 3).filter(([i]) => i !== mine);
+      const token = (i) => visible(this.first.tokens[found.first + i].text);
+      result.replaceChildren(
+        h("p", { class: "look-change" }, h("strong", {}, nats(change)), ` on the whole answer (${nats(change / before.length)} a token) with head ${layer}.${head} ${found.how}: ${times(change)}.`),
+        h("ul", { class: "look-moves" }, mine >= 0 && mine < before.length && of(mine, h("code", {}, token(mine))), worst.map(([i]) => of(i, h("code", {}, token(i))))),
+        say(found.caveat));
+      announce(`Without head ${layer}.${head} the answer's log-probability changes by ${nats(change)}.`);
+    });
+  }
+
+  // What is folded at first
+
+  async lens(place) {
+    const at = this.here;
+    const found = await this.view("lens", { token: at });
+    if (at !== this.here) return;
+    const far = Math.max(...found.layers.map(({ distance }) => distance), 1e-9);
+    const rows = found.layers.toReversed().map(({ name, top, distance }) =>
+      h("tr", {}, h("th", { scope: "row" }, name), top.slice(0, 3).map((one) => h("td", {}, lit(h("code", {}, visible(one.text)), one.p), h("small", {}, percent(one.p)))),
+        h("td", { class: "look-far" }, meter(distance / far), h("small", {}, distance.toFixed(2)))));
+    place.replaceChildren(
+      h("p", { class: "look-key" }, `Each layer's state read by the output layer, after `, h("code", {}, visible(found.after)), `; the answer took `, h("code", {}, visible(this.first.tokens[at].text)), "."),
+      h("div", { class: "look-scroll" }, h("table", { class: "look-lens" },
+        h("thead", {}, h("tr", {}, h("th", {}, "after layer"), h("th", { colspan: 3 }, "would say"), h("th", {}, "from the end, nats"))), h("tbody", {}, rows))),
+      say(found.caveat));
+  }
+
+  async gradient(place) {
+    const at = this.here;
+    const found = await this.view("gradient", { token: at });
+    if (at !== this.here) return;
+    const most = Math.max(...found.scores.map(Math.abs), 1e-30);
+    const order = found.scores.map((score, i) => [i, score]).sort((a, b) => Math.abs(b[1]) - Math.abs(a[1])).slice(0, 8);
+    place.replaceChildren(
+      h("p", { class: "look-key" }, "What each token that was read does for the log-probability of ", h("code", {}, visible(this.first.tokens[at].text)), ", by gradient × input. Light speaks for it, grey against."),
+      h("ul", { class: "look-bars" }, order.map(([i, score]) =>
+        h("li", { "data-against": score < 0 }, h("code", {}, visible(this.first.tokens[i].text)), h("small", {}, this.first.n_source ? `place ${i}` : `${at - i} back`), meter(Math.abs(score) / most)))),
+      h("p", { class: "quiet look-grade" }, `Graded: ${found.control}.`),
+      h("p", { class: "quiet" }, "Its gradient layer by layer: ", h("span", { class: "look-steps" }, found.flow.map((norm) => step(norm, found.flow))), ` from ${found.flow[0].toExponential(1)} at the embeddings to ${found.flow.at(-1).toExponential(1)} at the end.`),
+      say(found.caveat));
+  }
+
+  async experts(place) {
+    const found = await this.view("experts");
+    const most = Math.max(...found.layers.flatMap(({ shares }) => shares));
+    place.replaceChildren(
+      h("table", { class: "look-lens" }, h("tbody", {}, found.layers.map(({ layer, shares }) =>
+        h("tr", {}, h("th", { scope: "row" }, `layer ${layer}`), shares.map((share, i) => h("td", { title: `expert ${i}: ${percent(share)}` }, lit(h("span", {}, Math.round(100 * share)), share / most))))))),
+      h("p", { class: "look-key" }, "Percent of this text's choices that went to each expert."), say(found.caveat));
+  }
+}
+
+/** What a change of log-probability is, in words. */
+function times(change) {
+  const ratio = Math.exp(Math.abs(change));
+  if (ratio < 1.005) return "its probability hardly moves";
+  if (ratio > 1e6) return change < 0 ? "it would hardly ever be written" : "it would be far likelier";
+  const by = ratio < 10 ? ratio.toFixed(2) : Math.round(ratio).toLocaleString("en");
+  return `its probability is ${by} times ${change < 0 ? "smaller" : "larger"}`;
+}
+
+function lit(node, share) {
+  node.classList.add("lit");
+  node.style.setProperty("--p", Math.min(1, share).toFixed(3));
+  return node;
+}
+
+function meter(share) {
+  const node = h("i", { class: "look-meter", "aria-hidden": "true" });
+  node.style.setProperty("--p", share.toFixed(4));
+  return node;
+}
+
+function step(norm, all) {
+  const [low, high] = [Math.log(Math.min(...all) + 1e-30), Math.log(Math.max(...all) + 1e-30)];
+  return "▁▂▃▄▅▆▇█"[Math.round((7 * (Math.log(norm + 1e-30) - low)) / (high - low || 1))];
+}

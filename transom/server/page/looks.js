@@ -1,0 +1,193 @@
+// The parts of a look that are drawn: the strip of tokens, and the heads as panes of a window.
+
+import { h, percent } from "./dom.js";
+
+const PANE = 24; // pixels of a thumbnail's side, as the server sends it
+const SINK = 0.5; // a head with more of its weight than this on the first token is set apart
+const SHOWN = { " ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍" };
+
+/** A token's text with its spaces to be seen, and nothing that could turn the text around it. */
+export const visible = (text) =>
+  [...text].map((c) => SHOWN[c] ?? (/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/u.test(c) ? `\\u${c.codePointAt(0).toString(16).padStart(4, "0")}` : c)).join("") || "∅";
+
+export const bits = (nats) => `${(nats / Math.LN2).toFixed(1)} bits`;
+export const nats = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)} nats`;
+
+/** The line under a view that says what it does not show. */
+export const say = (caveat) => h("p", { class: "look-caveat" }, h("b", {}, "Keep in mind: "), `${caveat}.`);
+
+/** All tokens of an answer and what it answers: one stop of the Tab key, arrow keys walk it. */
+export class Tokens {
+  constructor(tokens, skip, { onhover, onleave, onpick }) {
+    this.tokens = tokens;
+    this.skip = skip;
+    this.act = { onhover, onleave, onpick };
+    this.here = -1;
+    const before = skip ? h("button", { type: "button", class: "action", onclick: (event) => (event.target.remove(), this.unfold()) }, `${skip.toLocaleString("en")} tokens before`) : "";
+    this.list = h("div", { class: "look-tokens", tabindex: "0", role: "group", "aria-label": "Tokens. Arrow keys walk them." });
+    this.node = h("div", {}, before, this.list);
+    this.list.append(...tokens.slice(skip).map((token, i) => this.token(token, i + skip)));
+    const place = (event) => event.target.closest?.("[data-i]")?.dataset.i;
+    this.list.addEventListener("mouseover", (event) => place(event) !== undefined && onhover(Number(place(event))));
+    this.list.addEventListener("mouseleave", onleave);
+    this.list.addEventListener("click", (event) => place(event) !== undefined && onpick(Number(place(event))));
+    this.list.addEventListener("keydown", (event) => this.key(event));
+  }
+
+  token({ text, logprob, answer }, i) {
+    const node = h("span", { class: answer ? "look-t" : "look-t told", "data-i": i }, /^[ ]?[\x21-\x7e\u00a1-\u024f]+$/.test(text) ? text : visible(text));
+    node.style.setProperty("--p", logprob === null ? "0" : Math.exp(logprob).toFixed(4));
+    return node;
+  }
+
+  unfold() {
+    this.list.prepend(...this.tokens.slice(0, this.skip).map((token, i) => this.token(token, i)));
+    this.skip = 0;
+    this.mark(this.here);
+  }
+
+  at(i) {
+    return this.list.children[i - this.skip];
+  }
+
+  key(event) {
+    const step = { ArrowRight: 1, ArrowLeft: -1, Home: -Infinity, End: Infinity }[event.key];
+    if (!step || event.ctrlKey || event.metaKey) return;
+    event.preventDefault();
+    this.act.onpick(Math.max(this.skip, Math.min(this.tokens.length - 1, this.here + step)));
+    this.at(this.here)?.scrollIntoView({ block: "nearest" });
+  }
+
+  mark(i) {
+    this.list.querySelector(".marked")?.classList.remove("marked");
+    this.here = i;
+    this.at(i)?.classList.add("marked");
+  }
+
+  from(i) {
+    this.list.querySelector(".from")?.classList.remove("from");
+    this.at(i)?.classList.add("from");
+  }
+
+  /** Light the keys of a row { keys, weights }; the first token, where it is a resting place, in grey. */
+  light(row, sink) {
+    for (const node of this.list.querySelectorAll("[data-lit]")) node.removeAttribute("data-lit");
+    row?.keys.forEach((key, at) => {
+      const node = this.at(key);
+      if (!node || row.weights[at] < 0.01) return;
+      node.setAttribute("data-lit", key === sink ? "sink" : "");
+      node.style.setProperty("--w", Math.sqrt(row.weights[at]).toFixed(3));
+    });
+  }
+}
+
+const ORDERS = {
+  place: { label: "layer and head", of: (one) => 1000 * one.layer - one.head },
+  moved: { label: "weight off the first token", of: (one) => 1 - one.sink },
+  previous: { label: "weight on the token before", of: (one) => one.previous },
+  duplicate: { label: "weight on the same token", of: (one) => one.duplicate },
+  sharp: { label: "sharpest first", of: (one) => -one.entropy },
+  distance: { label: "farthest first", of: (one) => one.distance },
+};
+
+/** The heads of all layers as panes; those that rest on the first token stand apart. */
+export class Heads {
+  constructor({ onpick }) {
+    this.onpick = onpick;
+    this.order = h("select", { "aria-label": "Order of the heads", onchange: () => this.draw() },
+      Object.entries(ORDERS).map(([value, { label }]) => h("option", { value }, label)));
+    this.kind = "";
+    this.body = h("div", { class: "look-grids", onkeydown: (event) => this.key(event) });
+    this.node = h("div", {}, h("label", { class: "look-order" }, "Order by ", this.order), this.body);
+    this.panes = new Map();
+  }
+
+  /** What the view `heads` of the server holds. */
+  show({ n_heads: across, size = PANE, thumbnails, caveat, ...figures }) {
+    this.panes.clear();
+    for (const option of this.order.options) option.disabled = !Number.isFinite(ORDERS[option.value].of({ layer: 0, head: 0, ...figures.heads[0] }));
+    if (this.order.selectedOptions[0].disabled) this.order.value = "place";
+    this.kind = figures.kind;
+    const bytes = Uint8Array.from(atob(thumbnails), (c) => c.charCodeAt(0));
+    this.across = across;
+    this.all = figures.heads.map((one, place) => ({ ...one, place, pixels: bytes.subarray(place * size * size, (place + 1) * size * size), size }));
+    this.caveat = caveat;
+    for (const one of this.all) this.panes.set(`${one.layer}.${one.head}`, this.pane(one));
+    this.draw();
+  }
+
+  pane(one) {
+    const canvas = h("canvas", { width: one.size, height: one.size, "aria-hidden": "true" });
+    const context = canvas.getContext("2d");
+    const image = context.createImageData(one.size, one.size);
+    one.pixels.forEach((level, i) => image.data.set([224, 140, 8, level], 4 * i));
+    context.putImageData(image, 0, 0);
+    return h("button", {
+      type: "button", class: "pane", tabindex: "-1", "data-head": `${one.layer}.${one.head}`, "aria-pressed": "false",
+      "aria-label": `Layer ${one.layer}, head ${one.head}: ${this.facts(one)}`, title: `${one.layer}.${one.head}  ${this.facts(one)}`, onclick: () => this.onpick(one.layer, one.head),
+    }, canvas);
+  }
+
+  draw() {
+    const { of } = ORDERS[this.order.value];
+    const sorted = this.all.toSorted((a, b) => of(b) - of(a) || a.place - b.place);
+    const rests = (one) => this.kind !== "cross" && one.sink > SINK;
+    const group = (label, list) => list.length && [label && h("p", { class: "look-key" }, label), this.window(list)];
+    this.body.replaceChildren(
+      ...[group("", sorted.filter((one) => !rests(one))), group("At rest: most of their weight lies on the first token", sorted.filter(rests))].flat().filter(Boolean),
+      say(this.caveat));
+    this.stops();
+  }
+
+  /** Panes in a frame; in their places a row is a layer, the last one on top. */
+  window(list) {
+    const placed = this.order.value === "place" && this.across <= 16;
+    const node = h("div", { class: "look-window" });
+    node.style.setProperty("--across", placed ? this.across : Math.max(8, Math.min(this.across, 12)));
+    for (const one of list) {
+      const pane = this.panes.get(`${one.layer}.${one.head}`);
+      pane.style.gridColumn = placed ? one.head + 1 : "auto";
+      node.append(pane);
+    }
+    return node;
+  }
+
+  /** The head to begin with: of those that move anything, the one that moves most. */
+  first() {
+    const worth = ({ sink, previous = 0, peak, distance = 8 }) => (1 - sink) * (1 - previous) * peak * Math.min(1, distance / 8);
+    const { layer, head } = this.all.toSorted((a, b) => worth(b) - worth(a))[0];
+    return [layer, head];
+  }
+
+  mark(layer, head) {
+    for (const pane of this.panes.values()) pane.setAttribute("aria-pressed", pane.dataset.head === `${layer}.${head}`);
+    this.stops();
+  }
+
+  /** One pane is a stop of the Tab key: the chosen one. */
+  stops() {
+    const all = [...this.body.querySelectorAll(".pane")];
+    const stop = all.find((pane) => pane.getAttribute("aria-pressed") === "true") ?? all[0];
+    for (const pane of all) pane.tabIndex = pane === stop ? 0 : -1;
+  }
+
+  key(event) {
+    const all = [...this.body.querySelectorAll(".pane")];
+    const place = all.indexOf(document.activeElement);
+    const across = Number(document.activeElement.parentNode?.style?.getPropertyValue("--across")) || 1;
+    const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: across, ArrowUp: -across }[event.key];
+    if (!step || place < 0) return;
+    event.preventDefault();
+    all[Math.max(0, Math.min(all.length - 1, place + step))].focus();
+  }
+
+  describe(layer, head) {
+    return this.facts(this.all.find((one) => one.layer === layer && one.head === head));
+  }
+
+  facts({ entropy, distance, sink, previous }) {
+    const far = distance === undefined ? "" : `weighs ${distance.toFixed(1)} tokens away on average, `;
+    const near = previous === undefined ? "" : `, the token before ${percent(previous)}`;
+    return `${far}entropy ${bits(entropy)}, first token ${percent(sink)}${near}`;
+  }
+}
