@@ -18,7 +18,7 @@ def test_importing_transom_imports_nothing_else() -> None:
 
 
 def test_every_public_name_is_there() -> None:
-    assert set(transom.__all__) == {"Refused", "__version__", "load", "train"} == set(dir(transom))
+    assert set(transom.__all__) == {"Refused", "__version__", "load", "look", "train"} == set(dir(transom))
     for name in transom.__all__:
         assert getattr(transom, name) is not None
     assert transom.Refused is Refused

@@ -67,11 +67,12 @@ def test_the_commands_and_the_python_run(tmp_path: Path, monkeypatch: pytest.Mon
         if any(place in " ".join(command) for place in HERE) or command[1] == "plan":
             assert run([SHORTER.get(word, word) for word in command[1:]]) == 0
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    with_transformers, _, with_transom = blocks("python")
+    with_transformers, _, looking, with_transom = blocks("python")
     shorter = re.sub("10min|50", lambda found: SHORTER.get(found[0], "5"), with_transom)
     for code, shown in [
         (with_transformers, "Once upon a time"),
         (shorter, "torch.Size"),
+        (looking, "torch.Size"),
     ]:
         ran = subprocess.run(
             [sys.executable, "-c", code],

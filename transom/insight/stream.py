@@ -132,7 +132,7 @@ def _why(what: str) -> str:
         "resid middle": "this kind of layer has no place between attention and feed-forward that is known",
         "ffn out": "this kind of layer has no feed-forward that is known",
         "ffn inner": "this kind of layer has no last matrix of a feed-forward that is known",
-        "router": "this layer has no router",
+        "router": "this layer has no router (of models that are not ours none is known)",
     }
     return reasons.get(what, "the model did not run in the block, or this layer is no module that is called")
 
