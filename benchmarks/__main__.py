@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 from transom.hardware import tune_libraries
@@ -21,8 +22,12 @@ NAMES = (
     "look_speed",
 )
 
+SPINS = "300000"
+"""As GNU's OpenMP has it: CTranslate2 and llama.cpp bring one of their own, which must not be slowed."""
+
 
 def main() -> None:
+    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     tune_libraries()  # for all contenders, and before torch is loaded
     asked, options = (sys.argv[1:2], sys.argv[2:]) if len(sys.argv) > 1 else (NAMES, [])
     for name in asked:
