@@ -469,6 +469,10 @@ class GenerateSettings(Settings):
     """Only tokens with at least this share of the likeliest one's probability."""
     repetition_penalty: float = 1.0
     """Above 1: tokens that were there before become less likely."""
+    presence_penalty: float = 0.0
+    """Taken from the logits of tokens that the answer holds already, -2 to 2."""
+    frequency_penalty: float = 0.0
+    """The same for each time that it holds them."""
     seed: int | None = None
     """Makes sampling repeatable."""
     stop: Annotated[tuple[str, ...], Names] = ()

