@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 
 from transom.model.build import Model
 
+LONGEST = 1024
+"""Tokens that a row may come to hold."""
 NAMES = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
@@ -45,7 +47,7 @@ def writer(folder: Path, model: Model, rows: int) -> Callable[[list[list[int]], 
     llama.llama_backend_init()
     handle = llama.llama_model_load_from_file(str(path).encode(), llama.llama_model_default_params())
     limits: Any = llama.llama_context_default_params()
-    limits.n_ctx, limits.n_batch, limits.n_ubatch = max(2048, 128 * rows), 2048, 512
+    limits.n_ctx, limits.n_batch, limits.n_ubatch = LONGEST * rows, 2048, 512  # shared out evenly
     limits.n_seq_max = rows
     limits.n_threads = limits.n_threads_batch = torch.get_num_threads()
     context = llama.llama_init_from_model(handle, limits)
