@@ -41,15 +41,18 @@ def stretch(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
 
 
 def rotation(positions: Tensor, frequencies: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of every angle, (..., L) positions -> two (..., L, 1, K/2); angles in float32."""
+    """Cosine and signed sine of every angle, as `rotate` takes them; angles in float32.
+
+    (..., L) positions and (K/2,) frequencies -> two (..., L, 1, K): cosines twice, and sines, first negated.
+    """
     angles = positions[..., None].float() * frequencies
-    return angles.cos().to(dtype)[..., None, :], angles.sin().to(dtype)[..., None, :]
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    return torch.cat((cos, cos), dim=-1)[..., None, :], torch.cat((-sin, sin), dim=-1)[..., None, :]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the channel pairs (i, i + K/2) of x (B, L, H, K) by the angles of `rotation`."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
 def sinusoids(positions: Tensor, width: int, dtype: torch.dtype) -> Tensor:
