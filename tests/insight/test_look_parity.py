@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -99,8 +100,12 @@ def test_a_step_of_decoding_equals_its_eager_row(name: str, padded: bool) -> Non
         mask[1, :3] = 0  # on the left, as for generation
     whole = plain(tokens, attention_mask=mask, output_attentions=True).attentions
     cache = fused(tokens[:, :-1], attention_mask=mask[:, :-1], use_cache=True).past_key_values
+    named = inspect.signature(fused.forward).parameters
+    before = {
+        "cache" if "cache" in named else "past_key_values": cache
+    }  # transformers before and from 5.24 on
     with transom.look(fused) as seen:
-        fused(tokens[:, -1:], attention_mask=mask, past_key_values=cache)
+        fused(tokens[:, -1:], attention_mask=mask, **before)
     for layer, weights in enumerate(whole):
         for batch in range(2):
             found = seen.attention(layer, batch=batch).weights
