@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from tests.inference.plain_runner import PlainRunner
 from transom.data.tokenizer import Tokenizer, train_tokenizer
@@ -20,7 +21,7 @@ from transom.errors import Refused
 from transom.inference.engine import Engine, EngineSettings
 from transom.inference.generator import Generator
 from transom.inference.load import load
-from transom.inference.runner import BatchRunner, TorchRunner
+from transom.inference.runner import TorchRunner
 from transom.inference.sampling import uniform
 from transom.model.config import ModelConfig
 from transom.model.transformer import Transformer
@@ -169,17 +170,22 @@ SHAPES = {
 def test_cached_equals_uncached(shape: str):
     generator = tiny(**SHAPES[shape])
     prompts = [[5, 6, 7, 8, 9, 10, 11], [40], [3, 2, 1, 0]]
-    runner = BatchRunner(generator.model, prompts, 40)
-    logits, sequences = runner.prefill(), [list(prompt) for prompt in prompts]
-    for step in range(30):
-        for row, sequence in enumerate(sequences):
-            torch.testing.assert_close(logits[row], generator.logits(sequence)[-1], atol=1e-5, rtol=1e-5)
-        if step == 15:  # the middle row leaves, the others change places
-            runner.keep([2, 0])
-            sequences = [sequences[2], sequences[0]]
-        for row, sequence in enumerate(sequences):
-            sequence.append((step * 7 + row) % 200)
-        logits = runner.decode([sequence[-1] for sequence in sequences])
+    model, sequences = generator.model, [list(prompt) for prompt in prompts]
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    with torch.inference_mode():
+        state = model.new_state(len(prompts), 40)
+        padded = pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True)
+        hidden = model(padded, state=state)[torch.arange(len(prompts)), lengths - 1]
+        state.truncate(lengths.tolist())
+        for step in range(30):
+            for row, sequence in zip(model.logits(hidden), sequences, strict=True):
+                torch.testing.assert_close(row, generator.logits(sequence)[-1], atol=1e-5, rtol=1e-5)
+            if step == 15:  # the middle row leaves, the others change places
+                state.reorder([2, 0])
+                sequences = [sequences[2], sequences[0]]
+            for number, sequence in enumerate(sequences):
+                sequence.append((step * 7 + number) % 200)
+            hidden = model(torch.tensor([sequence[-1:] for sequence in sequences]), state=state)[:, -1]
 
 
 @settings(deadline=None, max_examples=25)

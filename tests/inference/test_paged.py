@@ -115,7 +115,7 @@ def reads(draw: st.DrawFn) -> tuple[list[tuple[list[int], int, int]], int]:
     spans, free = [], draw(st.permutations(range(1, 61)))
     ordered = draw(st.booleans())
     for _ in range(n_rows):
-        n = draw(st.one_of(st.just(1), st.integers(1, SHORT + 4)))
+        n = draw(st.one_of(st.just(1), st.integers(1, 12)))
         start = draw(st.integers(0, 12 * size - n)) if 12 * size > n else 0
         used = -(-(start + n) // size)
         mine, free = free[:used], free[used:]
@@ -128,9 +128,9 @@ def reads(draw: st.DrawFn) -> tuple[list[tuple[list[int], int, int]], int]:
 def test_a_pass_over_many_rows_attends_as_each_row_alone(case, window, alike, in_place_from, seed):
     spans, size = case
     cache = PagedCache(CONFIG, 60, size, torch.float64, CPU)
-    cache.in_place_from = in_place_from
+    cache.in_place_from, cache.short = in_place_from, 8
     generator = torch.Generator().manual_seed(seed)
-    cache.pool[:, :, 1:] = torch.randn(cache.pool[:, :, 1:].shape, generator=generator, dtype=torch.float64)
+    cache.pool[:, 1:] = torch.randn(cache.pool[:, 1:].shape, generator=generator, dtype=torch.float64)
     given_spans = []
     for blocks, start, n in spans:
         row = Row([0] * (start + n), None, "")
@@ -145,7 +145,7 @@ def test_a_pass_over_many_rows_attends_as_each_row_alone(case, window, alike, in
     at = 0
     for span in ordered:
         own = slice(at, at + span.n)
-        held = [tensor[span.blocks].flatten(0, 1)[None, : span.stop] for tensor in cache.blocks[1]]
+        held = cache.blocks[1][span.blocks].flatten(0, 1)[None, : span.stop].unbind(2)
         assert torch.equal(held[0][0, span.start :], key[own, 0])
         alone = attend_plain(query[None, own, 0], *held, Rule(causal=True, window=window))
         torch.testing.assert_close(mixed[own, 0], alone[0])
@@ -162,3 +162,44 @@ def test_consecutive_blocks_are_read_in_place_and_others_are_not():
     assert cache.in_place(Span(row, 3, SHORT + 1)) and not cache.in_place(Span(row, 200, 1), gather=True)
     row.blocks = [5, 7, *range(8, 24)]
     assert not cache.in_place(Span(row, 127, 1)) and cache.consecutive(Span(row, 3, 2))
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(1, 5)), min_size=2, max_size=4),
+    st.sampled_from([None, 5]),
+    st.booleans(),
+    st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+def test_rows_with_one_beginning_look_back_together_as_each_alone(own, window, biased, seed):
+    size, beginning = 4, [*range(1, 16)]
+    cache = PagedCache(CONFIG, 60, size, torch.float64, CPU)
+    cache.shared_from = 16
+    generator = torch.Generator().manual_seed(seed)
+    cache.pool[:, 1:] = torch.randn(cache.pool[:, 1:].shape, generator=generator, dtype=torch.float64)
+    free, spans = [*range(59, 15, -1)], []
+    for before, n in own:
+        row = Row([0] * (60 + before + n), None, "")
+        row.blocks = beginning + [free.pop() for _ in range(-(-(before + n) // size))]
+        spans.append(Span(row, 60 + before, n))
+    other = Row([0] * 20, None, "")
+    other.blocks = [free.pop() for _ in range(5)]
+    spans.insert(1, Span(other, 19, 1))
+    together = sum(before + n for before, n in own) <= 60
+    assert cache.fans(spans) == ([[0, *range(2, len(spans))]] if together else [])
+    ordered = [spans[i] for i in cache.arranged(spans)]
+    step, n_tokens = PagedStep(cache, ordered), sum(span.n for span in ordered)
+    longest = max(span.stop for span in ordered)
+    query = torch.randn(n_tokens, 1, 4, 4, generator=generator, dtype=torch.float64)
+    key, value = torch.randn(2, n_tokens, 1, 2, 4, generator=generator, dtype=torch.float64)
+    bias = torch.randn(n_tokens, 4, 1, longest, generator=generator, dtype=torch.float64) if biased else None
+    mixed = step.attend(1, query, key, value, Rule(causal=True, window=window, bias=bias))
+    at = 0
+    for span in ordered:
+        mine = slice(at, at + span.n)
+        held = cache.blocks[1][span.blocks].flatten(0, 1)[None, : span.stop].unbind(2)
+        assert torch.equal(held[0][0, span.start :], key[mine, 0])
+        seen = None if bias is None else bias[mine, :, 0, : span.stop].transpose(0, 1)[None]
+        alone = attend_plain(query[None, mine, 0], *held, Rule(causal=True, window=window, bias=seen))
+        torch.testing.assert_close(mixed[mine, 0], alone[0])
+        at = mine.stop

@@ -304,7 +304,7 @@ def test_a_row_whose_numbers_are_damaged_leaves_nothing_behind():
     expected = runner.run([Chunk(row, 3) for row in rows])
     for row in rows:
         runner.close(row)
-    runner._store.pool[:, :, 1:] = torch.nan
+    runner._store.pool[:, 1:] = torch.nan
     rows = [runner.open([1, 2, 3], None), runner.open([1, 2, 3, 4, 5, 6], None)]
     runner.run([Chunk(rows[1], 5, 0), Chunk(rows[0], 2, 0)])
     torch.testing.assert_close(runner.run([Chunk(rows[0], 1), Chunk(rows[1], 1)])[0], expected[0])

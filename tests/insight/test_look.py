@@ -345,9 +345,10 @@ def test_the_attention_of_a_recurrent_translator() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_generation_is_seen_step_by_step(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "encoder"])
+def test_generation_is_seen_step_by_step(kind: str, dtype: torch.dtype) -> None:
     tokenizer = train_tokenizer("bytes", iter(["any text"]), 258)
-    net = model(vocab_size=tokenizer.vocab_size).to(dtype)  # in bfloat16 it runs from packed matrices
+    net = model(vocab_size=tokenizer.vocab_size, **KINDS[kind]).to(dtype)  # bfloat16: from packed matrices
     gpt = Generator(net, tokenizer)
     with transom.look(gpt) as seen:
         text = gpt.generate("abcd", max_tokens=3, temperature=0)

@@ -117,10 +117,10 @@ class Blocks:
 
     def _gap(self, n: int) -> range:
         """At most n free blocks of the longest gap: from its middle on, so that both neighbours may grow."""
-        gap = max(re.finditer(rb"\0+", self._in_use), key=lambda found: found.end() - found.start())
-        room = gap.end() - gap.start() - n
-        start = gap.start() + (room // 2 if room > 0 and gap.start() > 1 else 0)
-        return range(start, min(start + n, gap.end()))
+        gap = max(re.findall(rb"\0+", self._in_use), key=len)
+        first, room = self._in_use.find(gap), len(gap) - n
+        start = first + (room // 2 if room > 0 and first > 1 else 0)
+        return range(start, min(start + n, first + len(gap)))
 
     def _make_room(self, n: int) -> None:
         """Give up idle blocks until n are free, and then some more."""

@@ -135,10 +135,10 @@ def _through(
     """`Block.forward` where the last product of each branch adds the stream that it goes into."""
 
     def before(norm: nn.Module, x: Tensor) -> Tensor:
-        return norm(x) if block.norm_before else x
+        return norm.forward(x) if block.norm_before else x
 
     def after(norm: nn.Module, x: Tensor) -> Tensor:
-        return x if block.norm_before else norm(x)
+        return x if block.norm_before else norm.forward(x)
 
     attn, ffn = block.attn, block.ffn
     mixed = attn.mix(before(block.attn_norm, x), rule, turn, state)

@@ -1,16 +1,20 @@
 """The paged cache: keys and values in blocks that rows take as they grow, share, and give back.
 
 One pass reads tokens of many rows at once, each token as a row of its own, (N, 1): no padding, whatever the
-rows have to read. Only attention looks at rows: those that read equally many tokens are grouped, what they
-hold is read in place where its blocks lie consecutively, and otherwise whole blocks are gathered. All that is
-planned once a pass, not once a layer. Equal to `model.cache.KVCache`, its plain twin.
-Source: Kwon et al. 2023. Read next: runner.
+rows have to read. Only attention looks at rows: those that share a long beginning look back at it together,
+others that read equally many tokens are grouped; what they hold is read in place where its blocks lie
+consecutively, and otherwise whole blocks are gathered. All that is planned once a pass, not once a layer.
+Equal to `model.cache.KVCache`, its plain twin.
+Sources: Kwon et al. 2023; Juravsky et al. 2024 (shared beginnings). Read next: runner.
 """
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from os.path import commonprefix
 
 import torch
 from torch import Tensor
@@ -23,16 +27,18 @@ from transom.model.transformer import Transformer
 from .rows import Span
 from .sources import Sources
 
-SHORT = 8
+SHORT = 64
 """Rows that read up to so many tokens look back together; longer ones each alone."""
 IN_PLACE = 256 << 10
 """On a CPU a short row whose keys and values take so many bytes a layer is read in place, alone, where its
 blocks are consecutive: a gather copies what attention then reads again, which grows with the row, and a call
 of its own costs some ten operators, which does not. Reckoned, not measured."""
+SHARED = 256
+"""Rows that begin with so many tokens in the same blocks look back at them together."""
 
 
 class PagedCache:
-    """Keys and values of all layers in blocks: (layers, 2, blocks + 1, size, G, K); block 0 is zero.
+    """Keys and values of all layers in blocks: (layers, blocks + 1, size, 2, G, K); block 0 is zero.
 
     Bytes: 2 * n_layers * (blocks + 1) * size * G * K * bytes of `dtype`.
     """
@@ -40,27 +46,28 @@ class PagedCache:
     def __init__(
         self, config: ModelConfig, n_blocks: int, size: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        shape = (config.n_layers, 2, n_blocks + 1, size, config.n_kv_heads, config.head_dim)
+        shape = (config.n_layers, n_blocks + 1, size, 2, config.n_kv_heads, config.head_dim)
         self.pool = torch.empty(shape, dtype=dtype, device=device)  # takes memory only as blocks are written
-        self.pool[:, :, 0] = 0
-        self.size, self.device = size, device
+        self.pool[:, 0] = 0
+        self.size, self.device, self.n_kv_heads = size, device, config.n_kv_heads
         self.in_place_from = -(
             -IN_PLACE // (2 * config.n_kv_heads * config.head_dim * self.pool.element_size())
         )
         """The tokens of a short row from which on it is read in place."""
-        self.blocks = [(keys, values) for keys, values in self.pool]
-        self.slots = [(keys.flatten(0, 1), values.flatten(0, 1)) for keys, values in self.blocks]
+        self.short, self.shared_from = SHORT, SHARED
+        self.blocks = list(self.pool)
+        self.slots = [blocks.flatten(0, 1) for blocks in self.blocks]
 
     def clear(self, blocks: Sequence[int]) -> None:
         """Blocks given to a new owner hold zeros: a hidden slot has weight 0, and 0 * NaN is NaN."""
         if blocks:
-            self.pool.index_fill_(2, torch.tensor(blocks, device=self.device), 0)
+            self.pool.index_fill_(1, torch.tensor(blocks, device=self.device), 0)
 
     def copy(self, origin: Sequence[int], to: Sequence[int]) -> None:
         """Copy blocks of all layers: what a row does before it writes into a block that others share."""
         if origin:
             index = torch.tensor([origin, to], device=self.device)
-            self.pool.index_copy_(2, index[1], self.pool.index_select(2, index[0]))
+            self.pool.index_copy_(1, index[1], self.pool.index_select(1, index[0]))
 
     def read(
         self, model: Transformer, spans: Sequence[Span], sources: Sources, alike: bool = False
@@ -84,14 +91,37 @@ class PagedCache:
 
     def arranged(self, spans: Sequence[Span], gather: bool = False) -> list[int]:
         """The order in which a pass reads spans: those that look back together stand side by side."""
-        keys = [(span.n, self.in_place(span, gather), span.stop) for span in spans]
+        fan_of = {i: n for n, fan in enumerate([] if gather else self.fans(spans)) for i in fan}
+        keys = [
+            (fan_of.get(i, len(spans)), span.n, self.in_place(span, gather), span.stop)
+            for i, span in enumerate(spans)
+        ]
         return sorted(range(len(spans)), key=keys.__getitem__)
+
+    def fans(self, spans: Sequence[Span]) -> list[list[int]]:
+        """Which spans are read together because their rows have a beginning in common that is long.
+
+        It is at least as long as all that comes after it, so that little is compared in vain.
+        """
+        alike: defaultdict[int, list[int]] = defaultdict(list)
+        for i, span in enumerate(spans):
+            if span.start >= self.shared_from:
+                alike[span.blocks[0]].append(i)
+        return [fan for fan in alike.values() if len(fan) > 1 and self._pays([spans[i] for i in fan])]
+
+    def _pays(self, fan: Sequence[Span]) -> bool:
+        shared = self.size * len(self.shared(fan))
+        return shared >= max(self.shared_from, sum(span.stop - shared for span in fan))
+
+    def shared(self, fan: Sequence[Span]) -> list[int]:
+        """The blocks that all these rows begin with and that none of them is about to write."""
+        return list(commonprefix([span.blocks[: span.start // self.size] for span in fan]))
 
     def in_place(self, span: Span, gather: bool = False) -> bool:
         """Whether a row is read where it lies: its blocks are consecutive, and it pays."""
         if gather or not self.consecutive(span):
             return False
-        return span.n > SHORT or (self.device.type == "cpu" and span.stop >= self.in_place_from)
+        return span.n > self.short or (self.device.type == "cpu" and span.stop >= self.in_place_from)
 
     def consecutive(self, span: Span) -> bool:
         """Whether the blocks that hold a row up to the end of the span lie one behind the other."""
@@ -133,23 +163,28 @@ class PagedStep:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
         """Store key and value (N, 1, G, K), then let query (N, 1, H, K) look back in its row."""
-        keys, values = self.cache.slots[layer]
+        slots = self.cache.slots[layer]
         if self._run is None:
-            keys.index_copy_(0, self._slots, key[:, 0].to(keys.dtype))
-            values.index_copy_(0, self._slots, value[:, 0].to(values.dtype))
+            slots.index_copy_(0, self._slots, torch.cat((key, value), dim=1).to(slots.dtype))
         else:
-            keys[self._run], values[self._run] = key[:, 0], value[:, 0]
+            slots[self._run, 0], slots[self._run, 1] = key[:, 0], value[:, 0]
         if len(self._groups) == 1:
             return self._groups[0].attend(self.cache, layer, query, rule)
         mixed = [group.attend(self.cache, layer, query[group.of], rule) for group in self._groups]
         return torch.cat(mixed)
 
-    def _grouped(self, spans: Sequence[Span], gather: bool) -> list[_Group]:
-        groups: list[_Group] = []
+    def _grouped(self, spans: Sequence[Span], gather: bool) -> list[_Group | _Fan]:
+        groups: list[_Group | _Fan] = []
+        fans = [] if gather else self.cache.fans(spans)
         begin, at = 0, 0
+        for fan in fans:  # they stand first
+            end = begin + len(fan)
+            of = slice(at, at + sum(span.n for span in spans[begin:end]))
+            groups.append(_Fan(self.cache, spans[begin:end], of))
+            begin, at = end, of.stop
         while begin < len(spans):
             first, end = spans[begin], begin + 1
-            if first.n <= SHORT and not self.cache.in_place(first, gather):
+            if first.n <= self.cache.short and not self.cache.in_place(first, gather):
                 # Shorter rows are padded to the longest: at most to the double.
                 most = 2 * first.stop + self.cache.size
                 while end < len(spans) and spans[end].n == first.n and spans[end].stop <= most:
@@ -174,31 +209,85 @@ class _Group:
         if len(spans) == 1 and not gather and cache.consecutive(spans[0]):
             first = spans[0].blocks[0] * cache.size
             self._in_place = slice(first, first + self.length)
-        used = -(-self.length // cache.size)
-        tables = [[*span.blocks[:used], *[0] * (used - len(span.blocks))] for span in spans]
-        self._table = torch.tensor(tables, device=cache.device).flatten()
-        uneven = any(span.stop != self.length for span in spans)
-        starts = torch.tensor([span.start for span in spans], device=cache.device)
-        self._own = starts[:, None] + torch.arange(self.n, device=cache.device) if uneven else None
+        else:
+            used = -(-self.length // cache.size)
+            tables = [[*span.blocks[:used], *[0] * (used - len(span.blocks))] for span in spans]
+            self._table = torch.tensor(tables, device=cache.device).flatten()
+        self._starts = torch.tensor([span.start for span in spans], device=cache.device)[:, None]
+        self._uneven = any(span.stop != self.length for span in spans)
 
     def attend(self, cache: PagedCache, layer: int, query: Tensor, rule: Rule) -> Tensor:
         """query (B * n, 1, H, K) of the group's tokens -> the same shape."""
         own = self._rules.get(rule)
         if own is None:  # one rule, and with it one mask, serves all layers that share it
-            own = self._rules[rule] = replace(rule, positions=self._own, bias=self._bias(rule), _masks={})
+            own = self._rules[rule] = self._rule(rule, query.shape[2] // cache.n_kv_heads)
         if self._in_place is not None:
-            key, value = (slots[None, self._in_place] for slots in cache.slots[layer])
+            held = cache.slots[layer][None, self._in_place]
         else:
-            key, value = (
-                blocks.index_select(0, self._table).view(self.rows, -1, *blocks.shape[2:])[:, : self.length]
-                for blocks in cache.blocks[layer]
-            )
-        mixed = attend(query.view(self.rows, self.n, *query.shape[2:]), key, value, own)
-        return mixed.reshape(query.shape)
+            held = cache.blocks[layer].index_select(0, self._table).unflatten(0, (self.rows, -1))
+            held = held.flatten(1, 2)[:, : self.length]
+        key, value = held.unbind(2)
+        if self.n > 1:
+            asked = query.view(self.rows, self.n, *query.shape[2:])
+            return attend(asked, key, value, own).reshape(query.shape)
+        # The queries of one token that share a head of keys ask it together.
+        asked = query.view(self.rows, cache.n_kv_heads, -1, query.shape[3]).transpose(1, 2)
+        return attend(asked, key, value, own).transpose(1, 2).reshape(query.shape)
 
-    def _bias(self, rule: Rule) -> Tensor | None:
-        """The bias (N, H, 1, M) of the pass as that of the group: (B, H, n, M)."""
+    def _rule(self, rule: Rule, shared: int) -> Rule:
+        """The rule of the pass as that of the group; shared: how many queries of a token ask one key head."""
+        own = None
+        if self._uneven or (self.n == 1 and rule.window is not None):
+            places = torch.arange(self.n, device=self._starts.device)
+            own = (self._starts + places).expand(-1, shared if self.n == 1 else self.n)
+        bias = rule.bias
+        if bias is not None:  # (N, H, 1, M) -> (B, H, n, M), or of one token (B, G, shared, M)
+            bias = bias[self.of, :, 0, : self.length].unflatten(0, (self.rows, self.n))
+            bias = bias[:, 0].unflatten(1, (-1, shared)) if self.n == 1 else bias.transpose(1, 2)
+        causal = rule.causal and (own is not None or self.n > 1)  # one token at the end sees all before it
+        return replace(rule, causal=causal, positions=own, bias=bias, _masks={})
+
+
+class _Fan:
+    """Rows with one beginning: all their tokens look at it, laid out once, and each at its own row behind it.
+
+    It is one row to the kernel: M slots, those of the beginning and then those of one row after the other.
+    """
+
+    def __init__(self, cache: PagedCache, spans: Sequence[Span], of: slice) -> None:
+        self.of = of
+        shared = cache.shared(spans)
+        blocks, places, owners = list(shared), [*range(len(shared) * cache.size)], [-1] * len(shared)
+        for number, span in enumerate(spans):
+            own = span.blocks[len(shared) : -(-span.stop // cache.size)]
+            places += range(len(shared) * cache.size, (len(shared) + len(own)) * cache.size)
+            blocks += own
+            owners += [number] * len(own)
+        tokens = [(number, i) for number, span in enumerate(spans) for i in range(span.start, span.stop)]
+        self._table, self._places = (torch.tensor(x, device=cache.device) for x in (blocks, places))
+        self._owners = torch.tensor(owners, device=cache.device).repeat_interleave(cache.size)
+        self._rows, self._own = torch.tensor(tokens, device=cache.device)[..., None].unbind(1)
+        self._rules: dict[Rule, Rule] = {}
+
+    def attend(self, cache: PagedCache, layer: int, query: Tensor, rule: Rule) -> Tensor:
+        """query (T, 1, H, K) of the tokens of all rows -> the same shape."""
+        own = self._rules.get(rule)
+        if own is None:
+            bias = self._bias(rule, query)
+            own = self._rules[rule] = Rule(bias=bias, softcap=rule.softcap, scale=rule.scale)
+        held = cache.blocks[layer].index_select(0, self._table).flatten(0, 1)
+        key, value = held[None].unbind(2)
+        return attend(query.transpose(0, 1), key, value, own).transpose(0, 1)
+
+    def _bias(self, rule: Rule, query: Tensor) -> Tensor:
+        """0 where a token may look, else -inf: (1, 1, T, M); with the bias (N, H, 1, slots) of the pass."""
+        distance = self._own - self._places
+        seen = ((self._owners < 0) | (self._owners == self._rows)) & (distance >= 0)
+        if rule.window is not None:
+            seen &= distance < rule.window
         if rule.bias is None:
-            return None
-        mine = rule.bias[self.of, :, 0, : self.length]
-        return mine.view(self.rows, self.n, *mine.shape[1:]).transpose(1, 2)
+            bias = query.new_zeros(1, 1, *seen.shape)
+        else:
+            mine = rule.bias[self.of, :, 0]
+            bias = mine.index_select(-1, self._places.clamp(max=mine.shape[-1] - 1)).transpose(0, 1)[None]
+        return bias.masked_fill(~seen, -math.inf)

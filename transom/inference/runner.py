@@ -2,7 +2,7 @@
 
 A row is opened with its tokens, read in chunks of any size beside other rows, forked, cut and closed; what it
 has read lies in blocks (`paged` for attention, `states` for a recurrence), whose bookkeeping is `blocks`.
-`BatchRunner` is the plain twin over one contiguous batch. Read next: engine.
+Its plain twin is `Model.new_state`: one contiguous batch. Read next: engine.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from transom.model.build import Model
-from transom.model.cache import Memory
 
 from .blocks import Blocks, OutOfBlocks
 from .packed import Packing
@@ -84,7 +83,7 @@ class TorchRunner:
         model: Model,
         *,
         n_tokens: int,
-        block: int = 16,
+        block: int = 8,
         reuse: bool = True,
         deterministic: bool = False,
     ) -> None:
@@ -294,41 +293,3 @@ class TorchRunner:
         for place in range(len(row.chain) - 1, row.n_read // size if self.blocks.reuse else 0):
             tokens = row.tokens[place * size : (place + 1) * size]
             row.chain.append(self.blocks.keep(row.chain[-1], tokens, row.blocks[place]))
-
-
-class BatchRunner:
-    """The plain twin: logits of a growing batch, over one contiguous decode state."""
-
-    def __init__(
-        self, model: Model, prompts: Sequence[Sequence[int]], capacity: int, memory: Memory | None = None
-    ) -> None:
-        """Room for `capacity` tokens in each of the rows, one per prompt; memory: their encoded sources."""
-        self.model, self.prompts = model, prompts
-        self.device = model.embed.weight.device
-        self.state = model.new_state(len(prompts), capacity, memory=memory)
-
-    @torch.inference_mode()
-    def prefill(self) -> Tensor:
-        """Read the prompts; float32 logits (N, V) of what follows the last token of each."""
-        lengths = [len(prompt) for prompt in self.prompts]
-        longest = max(lengths)
-        padded = [[*prompt, *[0] * (longest - len(prompt))] for prompt in self.prompts]
-        hidden = self.model(torch.tensor(padded, device=self.device), state=self.state)
-        self.state.truncate(lengths)
-        last = torch.tensor(lengths, device=self.device) - 1
-        return self._logits(hidden[torch.arange(len(lengths), device=self.device), last])
-
-    @torch.inference_mode()
-    def decode(self, tokens: Sequence[int]) -> Tensor:
-        """Append one token to each row; float32 logits (N, V) of what follows it."""
-        hidden = self.model(torch.tensor(tokens, device=self.device)[:, None], state=self.state)
-        return self._logits(hidden[:, -1])
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        logits = self.model.logits(hidden)
-        return logits.cpu() if logits.device.type == "mps" else logits  # Metal lacks the float64 of a draw
-
-    def keep(self, rows: Sequence[int]) -> None:
-        """Let row i be a copy of the old row rows[i]; rows not named leave the batch."""
-        with torch.inference_mode():
-            self.state.reorder(rows)

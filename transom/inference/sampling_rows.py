@@ -169,10 +169,11 @@ def logprobs_rows(
     found: list[RowLogprobs | None] = [None] * len(tokens)
     if not asked:
         return found
-    index = torch.tensor(asked, device=logits.device)
+    if len(asked) < len(tokens):
+        logits = logits[torch.tensor(asked, device=logits.device)]
     picked = torch.tensor([tokens[i] for i in asked], device=logits.device)
     most = max(wanted[i] or 0 for i in asked)
-    chosen, values, ids = (x.tolist() for x in top_logprobs(logits[index], picked, most))
+    chosen, values, ids = (x.tolist() for x in top_logprobs(logits, picked, most))
     for row, i in enumerate(asked):
         n = wanted[i] or 0
         found[i] = RowLogprobs(chosen[row], list(zip(ids[row][:n], values[row][:n], strict=True)))

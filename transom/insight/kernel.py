@@ -126,20 +126,34 @@ def bound(
     return Given(query, key, value, asked)
 
 
-def packed_heads(module: nn.Module | None, given: Given) -> int:
-    """How many heads stand where queries do: `transformers` lays the heads of one query of a group so."""
-    groups = getattr(module, "num_key_value_groups", 1)
-    n_heads = getattr(getattr(module, "config", None), "num_attention_heads", 0)
-    heads, rows = given.query.shape[1:3] if given.query.dim() == 4 else (0, 0)
-    alike = given.key.shape[-3] == heads and heads * groups == n_heads and rows == groups
-    return groups if groups > 1 and alike else 1
+def apart(module: nn.Module | None, given: Given, out: Tensor) -> tuple[Given, Tensor]:
+    """A call in which the heads of one query that share a key stand where queries do, as one of H heads.
+
+    A step of decoding lays them so, here and in `transformers`: (B, G, H / G, K) is (B, H, 1, K).
+    """
+    if given.query.dim() != 4 or given.key.dim() != 4:
+        return given, out
+    together = (given.key.shape[1], given.query.shape[2])
+    if together[1] == 1 or given.query.shape[1] != together[0] or together != _shared_heads(module):
+        return given, out
+    query, out = (x.reshape(len(x), -1, 1, x.shape[-1]) for x in (given.query, out))
+    mask, bias = (_apart(x, together) for x in (given.rule.mask, given.rule.bias))
+    return given._replace(query=query, rule=replace(given.rule, mask=mask, bias=bias)), out
 
 
-def packed_mask(mask: Tensor | None) -> Tensor | None:
-    """A mask of packed heads (B, G or 1, H / G or 1, M) as one of a query: (B, H or 1, 1, M)."""
-    if mask is None or mask.dim() < 4 or mask.shape[1] == 1:
+def _shared_heads(module: nn.Module | None) -> tuple[int, int]:
+    """Heads of keys of the module, and how many of queries share one: by our names, or `transformers`'."""
+    if module is not None and hasattr(module, "n_kv_heads"):
+        return module.n_kv_heads, module.n_heads // module.n_kv_heads  # type: ignore[return-value, operator]
+    shared = getattr(module, "num_key_value_groups", 1)
+    return getattr(getattr(module, "config", None), "num_attention_heads", 0) // shared, shared
+
+
+def _apart(mask: Tensor | None, together: tuple[int, int]) -> Tensor | None:
+    """A mask of such a call, broadcast to (B, G, H / G, M), as one of (B, H or 1, 1, M)."""
+    if mask is None or mask.dim() < 4 or mask.shape[1:3] == (1, 1):
         return mask
-    return mask.reshape(len(mask), -1, 1, mask.shape[-1])
+    return mask.expand(-1, *together, -1).reshape(len(mask), -1, 1, mask.shape[-1])
 
 
 def of_kernel(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable
-from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -22,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from transom.model.attention import attend_plain
 
-from .kernel import Asked, Given, Kept, Recurred, bound, four, of_kernel, packed_heads, packed_mask, prove
+from .kernel import Asked, Given, Kept, Recurred, apart, bound, four, of_kernel, prove
 from .points import NO_TEXT
 
 _ATEN = torch.ops.aten
@@ -124,8 +123,8 @@ class Tap(TorchFunctionMode):
             if len(kernels.ran) == 1:
                 *_, answers = kernels.ran[0]
                 normaliser = answers[1][..., : given.query.shape[-2]]  # some fill up their rows to 32
-            packed = packed_heads(module, given)
-            self._keep(name, given, normaliser, out, packed)
+            given, shown = apart(module, given, out)
+            self._keep(name, given, normaliser, shown)
         return out
 
     def _multi_head(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -156,7 +155,7 @@ class Tap(TorchFunctionMode):
             frame = frame.f_back
         if frame is None or "pattern" not in frame.f_locals:
             return
-        name, _ = self._place(frame)
+        name, module = self._place(frame)
         if not self.wanted("attention", name):
             return
         seen = frame.f_locals
@@ -171,7 +170,8 @@ class Tap(TorchFunctionMode):
             softcap=rule.softcap,
         )
         query, key, value, out = (x.transpose(1, 2) for x in (query, key, value, out))
-        self._keep(name, Given(query, key, value, asked), None, out)
+        given, out = apart(module, Given(query, key, value, asked), out)
+        self._keep(name, given, None, out)
 
     def _keep(
         self,
@@ -179,15 +179,11 @@ class Tap(TorchFunctionMode):
         given: Given,
         normaliser: Tensor | None,
         out: Tensor,
-        packed: int = 1,
         written: Tensor | None = None,
     ) -> None:
         n_keys, rule = given.key.shape[-2], given.rule
         tokens = next((ids for _, ids in reversed(self.read) if ids.shape[1] == n_keys), None)
         query, key, value, out = (four(x) for x in (given.query, given.key, given.value, out))
-        if packed > 1:  # (B, G, H / G, K) is one query of H heads
-            query, out = (x.reshape(len(x), -1, 1, x.shape[-1]) for x in (query, out))
-            rule = replace(rule, mask=packed_mask(rule.mask), bias=packed_mask(rule.bias))
         if normaliser is not None and normaliser.numel() != query[..., 0].numel():
             normaliser = None  # some kernels make none where no gradient is wanted
         if normaliser is not None:

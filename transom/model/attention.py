@@ -151,6 +151,7 @@ class SelfAttention(nn.Module):
             self.q_norm = RMSNorm(queries if self.whole_norm else config.head_dim, config.norm_eps)
             self.k_norm = RMSNorm(keys if self.whole_norm else config.head_dim, config.norm_eps)
         self.qk_norm, self.head_dim, self.layer = config.qk_norm, config.head_dim, layer
+        self.n_heads, self.n_kv_heads = config.n_heads, config.n_kv_heads
 
     def forward(
         self, x: Tensor, rule: Rule, turn: tuple[Tensor, Tensor] | None, state: DecodeState | None
