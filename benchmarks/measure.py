@@ -20,10 +20,13 @@ DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 def in_turns(
     contenders: dict[str, Callable[[], Any]], rounds: int, warmups: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds of each call, contenders one after the other in every round, so that drift meets all alike."""
+    """Seconds of each call, contenders one after the other in every round, so that drift meets all alike.
+
+    Every other round goes backwards, so that nobody always comes after the same one.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for round_number in range(rounds + warmups):
-        for name, run in contenders.items():
+        for name, run in list(contenders.items())[:: 1 - 2 * (round_number % 2)]:
             started = time.perf_counter()
             run()
             if torch.cuda.is_available():
