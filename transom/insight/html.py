@@ -190,6 +190,7 @@ STYLE = """
 .transom-look{color-scheme:light dark;--paper:light-dark(#f4f5f5,#111315);--sheet:light-dark(#fff,#191c1f);
 --ink:light-dark(#171a1d,#e8eaeb);--soft:light-dark(#4f575d,#a9b1b6);--faint:light-dark(#666e74,#8b9499);
 --line:light-dark(#dde1e3,#2a2f33);--pane:light-dark(#e6e9ea,#23282c);--accent:light-dark(#e8a020,#f0b03c);
+--glow:light-dark(#e8a020,#8a6420);
 --deep:light-dark(#8a5300,#f3bd5c);--cool:light-dark(#3b6ea5,#7fb0e0);
 font:400 15px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans",sans-serif;color:var(--ink);
 background:var(--paper);padding:4px 20px 16px;border-radius:10px;font-variant-numeric:tabular-nums}
@@ -224,8 +225,8 @@ background:var(--accent)}.transom-look .tok small{font-size:10.5px;color:var(--f
 .transom-look th{font-weight:400;color:var(--faint);text-align:left;padding:2px 8px 2px 0;white-space:nowrap}
 .transom-look thead th{color:var(--soft);padding:2px 6px}
 .transom-look td{padding:4px 7px;border-radius:3px;white-space:nowrap;text-align:left;
-background:color-mix(in srgb,var(--accent) calc(72%*var(--p,0)),var(--pane))}
-.transom-look td small{display:block;font-size:10.5px;color:var(--soft)}
+background:color-mix(in srgb,var(--glow) calc(72%*var(--p,0)),var(--pane))}
+.transom-look td small{display:block;font-size:10.5px;color:light-dark(#4f575d,#d3d8db)}
 .transom-look td.number{background:none;text-align:right;color:var(--soft)}
 .transom-look .rows{display:grid;gap:3px;max-width:40rem}
 .transom-look .row{display:grid;grid-template-columns:minmax(5rem,11rem) 1fr 5.5rem;gap:12px;

@@ -139,7 +139,7 @@ class Look {
     const facts = token.logprob === null ? "the first token: nothing was expected of it"
       : `${percent(Math.exp(token.logprob))} · rank ${token.rank.toLocaleString("en")} · entropy ${bits(token.entropy)} before it`;
     const lines = [h("p", {}, h("code", {}, visible(token.text)), h("span", {}, facts))];
-    if (token.top) lines.push(h("p", { class: "quiet" }, "Likelier here: ", token.top.map((one) => [h("code", {}, visible(one.text)), ` ${percent(one.p)} `])));
+    if (token.top) lines.push(h("p", { class: "quiet" }, "Likeliest here: ", token.top.map((one) => [h("code", {}, visible(one.text)), ` ${percent(one.p)} `])));
     if (row) lines.push(this.keys(row, i));
     this.readout.replaceChildren(...lines);
     this.strip.light(row ?? null, row ? this.sink(i) : null);
