@@ -232,10 +232,15 @@ class Generator:
         room = limit - n_prompt
         max_tokens = params.max_tokens or min(n_begins + DEFAULT_MAX_TOKENS, max(room, 1))
         if max_tokens > room:
-            less = f" or set max_tokens to at most {room}" if room > 0 else ""
+            excess, ways = max_tokens - room, []
+            if excess < n_prompt:
+                ways.append(f"shorten the prompt by {excess} tokens")
+            if room > 0:
+                ways.append(f"set max_tokens to at most {room}")
+            ways = ways or [f"shorten the prompt and set max_tokens below {limit}"]
             raise Refused(
                 f"{name} has {n_prompt} tokens and max_tokens is {max_tokens}: together"
                 f" {n_prompt + max_tokens}, where this model's limit (max_len) is {limit};"
-                f" shorten the prompt by {max_tokens - room} tokens{less}"
+                f" {' or '.join(ways)}"
             )
         return max_tokens
