@@ -13,8 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-FEW = 64
-"""So few rows take longer to ask for than to norm on a CPU."""
+FEW = 8
+"""So few rows take longer to ask for than to norm on a CPU. 576 wide in bfloat16, two cores, microseconds by
+`F.rms_norm` and by the layer norm below: 1 row 15 and 10, 8 rows 17 and 21 but within a step of decoding 1.8
+of 33.6 ms less, 32 rows 27 and 54.
+"""
 
 
 class RMSNorm(nn.Module):
