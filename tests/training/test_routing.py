@@ -24,10 +24,12 @@ def test_a_load_is_judged_by_its_figures() -> None:
 
 
 @pytest.mark.slow
-def test_no_expert_is_dead_after_500_steps(tiny: Tiny, shared_data: Path) -> None:
-    text = str(shared_data / "tinyshakespeare" / "input.txt")
-    run = train(tiny(data__source=text, data__cache="", model__dim=64, model__experts=8, batch__tokens=1024,
-                     batch__micro=32, steps=500))  # fmt: skip
+def test_no_expert_is_dead_after_500_steps(tiny: Tiny, shared_data: Path, tmp_path: Path) -> None:
+    settings = tiny(
+        data__source=str(shared_data / "tinyshakespeare" / "input.txt"), data__cache=str(tmp_path / "tokens"),
+        model__dim=64, model__experts=8, batch__tokens=1024, batch__micro=32, steps=500,
+    )  # fmt: skip
+    run = train(settings)
     lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     steps = [event for event in map(json.loads, lines) if "load_lately" in event]
     assert steps[-1]["step"] == 500
