@@ -94,7 +94,7 @@ class Blocks:
         return writers if block in self._key_of else min(writers, self._holders[block] - 1)
 
     def take(self, n: int, after: int = 0) -> list[int]:
-        """n blocks for one row, consecutive where that can be, and behind its block `after` if it has one.
+        """n blocks for one row, consecutive where that can be, and behind the block `after` if one is named.
 
         Raises OutOfBlocks.
         """
@@ -107,7 +107,10 @@ class Blocks:
             taken.append(after)
             self._in_use[after] = 1
         while len(taken) < n:
-            part = self._gap(n - len(taken))
+            # A row that is in pieces already, or a copy, may have its one block anywhere: looking for the
+            # longest gap took a fifth of a profiled beam search over 1,000 sentences.
+            first = self._in_use.find(0)
+            part = range(first, first + 1) if after and n == 1 else self._gap(n - len(taken))
             self._in_use[part.start : part.stop] = b"\1" * len(part)
             taken += part
         self._n_free -= n

@@ -234,7 +234,7 @@ class TorchRunner:
             blocks = span.blocks
             if span.start % size and not self.blocks.may_write(blocks[-1]):
                 origin.append(blocks.pop())
-                blocks += self.blocks.take(1, blocks[-1] if blocks else 0)
+                blocks += self.blocks.take(1, (blocks or origin)[-1])
                 to.append(blocks[-1])
                 self.blocks.release(origin[-1:])  # at once: the last holder writes where it is
             more = -(-span.stop // size) - len(blocks)
