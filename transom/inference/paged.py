@@ -91,18 +91,20 @@ class PagedCache:
 
     def arranged(self, spans: Sequence[Span], gather: bool = False) -> list[int]:
         """The order in which a pass reads spans: those that look back together stand side by side."""
-        fan_of = {i: n for n, fan in enumerate([] if gather else self.fans(spans)) for i in fan}
+        fan_of = {i: n for n, fan in enumerate(self.fans(spans, gather)) for i in fan}
         keys = [
             (fan_of.get(i, len(spans)), span.n, self.in_place(span, gather), span.stop)
             for i, span in enumerate(spans)
         ]
         return sorted(range(len(spans)), key=keys.__getitem__)
 
-    def fans(self, spans: Sequence[Span]) -> list[list[int]]:
+    def fans(self, spans: Sequence[Span], gather: bool = False) -> list[list[int]]:
         """Which spans are read together because their rows have a beginning in common that is long.
 
         It is at least as long as all that comes after it, so that little is compared in vain.
         """
+        if gather:
+            return []
         alike: defaultdict[int, list[int]] = defaultdict(list)
         for i, span in enumerate(spans):
             if span.start >= self.shared_from:
@@ -175,9 +177,8 @@ class PagedStep:
 
     def _grouped(self, spans: Sequence[Span], gather: bool) -> list[_Group | _Fan]:
         groups: list[_Group | _Fan] = []
-        fans = [] if gather else self.cache.fans(spans)
         begin, at = 0, 0
-        for fan in fans:  # they stand first
+        for fan in self.cache.fans(spans, gather):  # they stand first
             end = begin + len(fan)
             of = slice(at, at + sum(span.n for span in spans[begin:end]))
             groups.append(_Fan(self.cache, spans[begin:end], of))
