@@ -270,7 +270,8 @@ class ModelSettings(Settings):
     ffn_dim: Size | None = None
     """Width inside the feed-forward."""
     max_len: Size | None = None
-    """The context: tokens in a training window, and the longest sequence."""
+    """The context: tokens in a training window, and the longest sequence; from given weights the window alone
+    [default: by the size; 1024 at most from given weights]."""
     activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"] | None = None
     """The feed-forward's nonlinearity."""
     gated: bool | None = None
@@ -329,9 +330,9 @@ class OptimSettings(Settings):
     """Muon for the matrices with AdamW for the rest, or AdamW for all; `--optim adamw` for short; auto: muon,
     but adamw from given weights."""
     lr: Annotated[float, Field(gt=0)] | None = None
-    """AdamW's peak learning rate [default: by the size]."""
+    """AdamW's peak learning rate [default: by the size]; what it is moved by moves matrix_lr too."""
     matrix_lr: Annotated[float, Field(gt=0)] | None = None
-    """Muon's peak learning rate [default: by the size]."""
+    """Muon's peak learning rate, of the matrices [default: by the size and lr]."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """Decoupled weight decay, on matrices only."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -344,6 +345,8 @@ class OptimSettings(Settings):
     """Warm-up, stable, decay; or a cosine. Both end at zero when the run ends."""
     warmup: Fraction | None = None
     """Share of the run in which the learning rate rises [default: 0.02; 0.1 where norms come after]."""
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    """It rises for so many steps at least, or a tenth of the run [default: 30; 0 where warmup is given]."""
     cooldown: Fraction | None = None
     """Share of the run in which it falls to zero (wsd) [default: 0.4; 0.8 where norms come after]."""
     clip: Annotated[float, Field(ge=0)] = 1.0

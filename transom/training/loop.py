@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -124,6 +125,10 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
             rates=peak_rates,
         )  # fmt: skip
         between.begin(checkpoint)
+        if not checkpoint:  # the schedule begins now, however long the data took
+            position.began = world.first(clock.elapsed)
+            position.step_seconds = share * (micro.seconds_per_window or 0.0)
+        budget = replace(budget, began=position.began)
 
         schedule = SCHEDULES[settings.optim.schedule]
         named, routed = dict(model.named_parameters()), routers(model)
@@ -156,7 +161,9 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
                 between.judge(broken, gradient, skips)
 
             # The update.
-            factor = schedule(place, settings.optim.warmup or 0.0, settings.optim.cooldown or 0.0)
+            optim = settings.optim
+            rise = budget.warmup(optim.warmup or 0.0, optim.warmup_steps or 0, *clocks[1:])
+            factor = schedule(place, rise, optim.cooldown or 0.0)
             if gradient.is_finite:
                 clip(named, gradient.norm, settings.optim.clip)
                 optimizers.set_factor(factor)

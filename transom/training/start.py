@@ -12,6 +12,8 @@ from ..model.build import Model
 from ..model.config import ModelConfig
 from ..settings import EXPERTS, TrainSettings
 
+FIELD_OF = dict(zip(EXPERTS, ("n_experts", "n_active", "n_shared", "ffn_dim", "balance"), strict=True))
+"""What the settings of experts are called in a config."""
 MAY_CHANGE = ("dropout", "pooling")
 """What of a given model may be set anew: its weights do not depend on it."""
 
@@ -30,10 +32,13 @@ def given_config(settings: TrainSettings, tokenizer: Tokenizer, **head: Any) -> 
     asked = {name: value for name, value in settings.model.given().items() if value is not None}
     if asked.get("max_len", config.max_len) <= config.max_len:  # of the texts; the model's own stays
         asked.pop("max_len", None)
-    fixed = [n for n in asked if n not in (*MAY_CHANGE, "weights", "kind", "size") or n in EXPERTS]
-    for name in fixed:
-        if getattr(config, name, None) != asked[name]:
-            stands = getattr(config, name, "not there")
+    experts = config.experts
+    if experts is None and not settings.model.experts:  # how they would be is then no question
+        asked = {name: value for name, value in asked.items() if name not in EXPERTS}
+    for name in asked.keys() - {*MAY_CHANGE, "weights", "kind", "size"}:
+        in_expert = getattr(experts, FIELD_OF.get(name, ""), 0)
+        stands = in_expert if name in EXPERTS else getattr(config, name)
+        if stands != asked[name]:
             raise Refused(
                 f"model.{name} is {asked[name]}, and in {settings.model.weights} it is {stands}; "
                 "the shape of given weights stays as it is"

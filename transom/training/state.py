@@ -38,6 +38,8 @@ class Position:
     """Trained on so far, over all ranks."""
     elapsed: float = 0.0
     """Seconds spent, those before earlier resumes included."""
+    began: float = 0.0
+    """Seconds that had been spent before the first step."""
     step_seconds: float = 0.0
     """A running average of the time of a step."""
     joules: float = 0.0
