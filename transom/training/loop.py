@@ -125,15 +125,15 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
             rates=peak_rates,
         )  # fmt: skip
         between.begin(checkpoint)
-        if not checkpoint:  # the schedule begins now, however long the data took
-            position.began = world.first(clock.elapsed)
-            position.step_seconds = share * (micro.seconds_per_window or 0.0)
-        budget = replace(budget, began=position.began)
 
         schedule = SCHEDULES[settings.optim.schedule]
         named, routed = dict(model.named_parameters()), routers(model)
         model.train()
         stack.enter_context(no_collector())
+        if not checkpoint:  # the schedule begins now, however long the data took
+            position.began = world.first(clock.elapsed)
+            position.step_seconds = share * (micro.seconds_per_window or 0.0)
+        budget = replace(budget, began=position.began)
         while True:
             # All ranks agree on the targets of the step, on the time (rank 0's), and on whether to go on.
             batch = feed.batch(position.step, world.rank, world.size)

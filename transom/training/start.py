@@ -12,7 +12,13 @@ from ..model.build import Model
 from ..model.config import ModelConfig
 from ..settings import EXPERTS, TrainSettings
 
-FIELD_OF = dict(zip(EXPERTS, ("n_experts", "n_active", "n_shared", "ffn_dim", "balance"), strict=True))
+FIELD_OF: dict[str, str] = {
+    "experts": "n_experts",
+    "active_experts": "n_active",
+    "shared_experts": "n_shared",
+    "expert_dim": "ffn_dim",
+    "balance": "balance",
+}
 """What the settings of experts are called in a config."""
 MAY_CHANGE = ("dropout", "pooling")
 """What of a given model may be set anew: its weights do not depend on it."""
@@ -36,8 +42,7 @@ def given_config(settings: TrainSettings, tokenizer: Tokenizer, **head: Any) -> 
     if experts is None and not settings.model.experts:  # how they would be is then no question
         asked = {name: value for name, value in asked.items() if name not in EXPERTS}
     for name in asked.keys() - {*MAY_CHANGE, "weights", "kind", "size"}:
-        in_expert = getattr(experts, FIELD_OF.get(name, ""), 0)
-        stands = in_expert if name in EXPERTS else getattr(config, name)
+        stands = getattr(experts, FIELD_OF[name], 0) if name in FIELD_OF else getattr(config, name)
         if stands != asked[name]:
             raise Refused(
                 f"model.{name} is {asked[name]}, and in {settings.model.weights} it is {stands}; "
