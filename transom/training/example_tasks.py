@@ -139,7 +139,7 @@ def embed_task(settings: TrainSettings, folder: RunFolder, world: World, report:
     )  # fmt: skip
     return Task(
         name="embed", unit="text", config=config, tokenizer=tokenizer, data_hash=made.data_hash,
-        feed=learned, scored=_scored(held_out), lines={"chance": math.log(learned.n_rows)}, build=first,
+        feed=learned, scored=_scored(held_out), lines={"chance": chance(held_out)}, build=first,
         objective=objectives.Contrast, write=None, facts=_facts(made),
     )  # fmt: skip
 
@@ -238,6 +238,13 @@ def class_weights(counts: np.ndarray, asked: str) -> tuple[torch.Tensor | None, 
     return torch.tensor(
         weights, dtype=torch.float32
     ), f"{share}; examples of rare classes count more, {spread}"
+
+
+def chance(pairs: Embedding) -> float:
+    """Nats per pair of guessing evenly among all that may be the partner, in the batches to measure with."""
+    candidates = [~objectives.no_negatives(batch.texts) for batch in pairs.eval_batches(0)]
+    both = torch.cat([allowed.sum(side).double().log() for allowed in candidates for side in (0, 1)])
+    return float(both.mean())
 
 
 def class_lines(counts: np.ndarray, held_out: np.ndarray) -> dict[str, float]:
