@@ -162,7 +162,7 @@ def test_every_pair_of_a_step_is_a_negative_however_the_step_is_cut(rows: int) -
     assert piecewise_loss == pytest.approx(loss, rel=1e-6)
     whole = torch.cat([grad.flatten() for grad in grads.values()])
     apart = torch.cat([piecewise[name].flatten() for name in grads]) - whole
-    assert 0 < whole.norm() and apart.norm() / whole.norm() < 1e-6, "vectors are float32"
+    assert whole.norm() > 0 and apart.norm() / whole.norm() < 1e-6, "vectors are float32"
 
 
 def test_equal_texts_are_nobodys_negatives() -> None:

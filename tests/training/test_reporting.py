@@ -23,7 +23,7 @@ from transom.training.architecture import model_config, windows_per_step
 from transom.training.figure import draw_loss, smooth
 from transom.training.folder import RunFolder
 from transom.training.forecast import activation_bytes, plan
-from transom.training.held_out import ScoredWindows, score, verdict
+from transom.training.held_out import Best, ScoredWindows, score, verdict
 from transom.training.loop import train
 from transom.training.micro_batch import find_micro_batch
 from transom.training.objectives import LanguageModelling
@@ -46,14 +46,34 @@ STEP = {"event": "step", "step": 1200, "loss": 3.1024, "tokens_per_second": 6012
     ("loss", "words"),
     [
         (4.5, "not yet below the uniform line (4.00)"),
-        (3.5, "below the uniform line (4.00)"),
+        (
+            3.5,
+            "below the uniform line (4.00): it has begun to learn what is frequent; still above the unigram",
+        ),
         (2.5, "below the unigram line (3.00)"),
-        (1.5, "below the bigram line (2.00): it uses more context than the one token before"),
+        (2.5, "still above the bigram line (2.00)"),
+        (1.5, "below the bigram line (2.00): it predicts better than knowing which token follows which"),
         (math.nan, "not yet below"),
     ],
 )
 def test_a_loss_in_plain_words(loss: float, words: str) -> None:
     assert words in verdict(loss, LINES)
+
+
+def test_a_loss_that_rises_while_training_falls_is_memorising() -> None:
+    best = Best(6.13, 40)
+    assert verdict(7.52, {"uniform": 8.32}, best, 0.92).startswith(
+        "risen from 6.13 at step 40, while it is 0.92"
+    )
+    assert "memorises" not in verdict(6.10, {"uniform": 8.32}, best, 0.92)
+    assert "memorises" not in verdict(7.52, {"uniform": 8.32}, best, 7.4), "it got worse at both"
+
+
+def test_a_run_over_little_text_says_that_it_memorises(tiny: Tiny) -> None:
+    run = train(tiny(steps=150, eval_every=15, optim__matrix_lr=0.05, optim__lr=0.02, batch__tokens=1024))
+    said = [event["sentence"] for event in run.metrics if event["event"] == "held_out"]
+    assert "memorises" in said[-1] and "memorises" not in said[0], said
+    assert run.sentence == said[-1]
 
 
 def test_the_history_forgets_what_a_resume_took_back(tmp_path: Path) -> None:

@@ -42,6 +42,10 @@ class Position:
     """Seconds that had been spent before the first step."""
     step_seconds: float = 0.0
     """A running average of the time of a step."""
+    best: list[float] = field(default_factory=list)
+    """The best held-out loss and its step, where there was an evaluation."""
+    learned: float | None = None
+    """A running average of the loss on what is learned from."""
     joules: float = 0.0
     micro: int = 0
     """Windows per micro-batch: kept, because it decides how sums are rounded."""
