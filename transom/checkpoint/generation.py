@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from transom.data.in_folder import inside
+
 from .config_keys import ConfigKeys
-from .shards import inside
 from .strict_json import read_json
 
 CONFIG, GENERATION = "config.json", "generation_config.json"

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from transom.data.in_folder import inside
 from transom.errors import Refused, nearest
 from transom.model.build import Model, build
 from transom.model.config import Experts, ModelConfig
@@ -35,7 +36,7 @@ from .generation import CONFIG, GENERATION
 from .manifest import verify_read
 from .placing import find_places, joined, read_weights
 from .sentence import MODULES, read_sentence, write_sentence
-from .shards import SHARD_BYTES, inside, save_weights, weight_files
+from .shards import SHARD_BYTES, save_weights, weight_files
 from .strict_json import read_json, write_json
 
 OWN = "transom"
