@@ -458,20 +458,25 @@ SHORT = {"data": "source", "model": "kind", "optim": "name"}
 
 
 class GenerateSettings(Settings):
-    """How `transom generate` picks tokens and when it stops; their limits are SamplingParams's."""
+    """How `transom generate` picks tokens and when it stops; their limits are SamplingParams's.
+
+    What is None here is as the model's folder says (generation_config.json), else as SamplingParams has it.
+    """
 
     max_tokens: int | None = None
-    """Most tokens to write [default: 128, or what the model's context leaves]."""
-    temperature: float = 0.8
-    """0 always takes the likeliest token; 1 samples the model's own probabilities."""
+    """Most tokens to write [default: as the folder says, else 128, or what the model's context leaves]."""
+    temperature: float | None = None
+    """0 always takes the likeliest token; 1 samples the model's own probabilities [default: as the folder
+    says, else 1]."""
     top_k: int | None = None
-    """Only the k likeliest tokens."""
-    top_p: float = 1.0
-    """Only the fewest tokens that together have this probability."""
-    min_p: float = 0.0
-    """Only tokens with at least this share of the likeliest one's probability."""
-    repetition_penalty: float = 1.0
-    """Above 1: tokens that were there before become less likely."""
+    """Only the k likeliest tokens [default: as the folder says, else all]."""
+    top_p: float | None = None
+    """Only the fewest tokens that together have this probability [default: as the folder says, else 1]."""
+    min_p: float | None = None
+    """Only tokens with at least this share of the likeliest one's probability [default: as the folder says,
+    else 0]."""
+    repetition_penalty: float | None = None
+    """Above 1: tokens that were there before become less likely [default: as the folder says, else 1]."""
     presence_penalty: float = 0.0
     """Taken from the logits of tokens that the answer holds already, -2 to 2."""
     frequency_penalty: float = 0.0

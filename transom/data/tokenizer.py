@@ -4,7 +4,7 @@ folders.
 The one idea: content is never control. Control tokens exist as ids only; a text that spells one is encoded
 like any other text, and decoding writes nothing for them. Added tokens that are not special, such as <url> or
 <tool_call>, are words: read and written as `transformers` reads and writes them. Read next: vocabulary,
-tokenizer_json, decoding, words, tokens.
+tokenizer_files, tokenizer_json, decoding, words, tokens.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from tokenizers import Tokenizer as Backend
 
 from transom.data.decoding import Spelling, StreamDecoder
 from transom.data.documents import PART_CHARACTERS, in_parts, printable
+from transom.data.tokenizer_files import read_tokenizer
 from transom.data.tokenizer_json import (
     cuts_show,
     hide,
@@ -29,7 +30,6 @@ from transom.data.tokenizer_json import (
     is_gpt2_rule,
     mark_control,
     markers,
-    special_tokens,
     vocabulary_kind,
 )
 from transom.data.vocabulary import (
@@ -52,7 +52,6 @@ Ids = npt.NDArray[np.uint32]
 
 _LARGE_CHARACTERS = 1 << 16
 _REPLACEMENT = "\ufffd".encode()
-_MAX_JSON_BYTES = 256 << 20
 
 
 class Tokenizer:
@@ -316,20 +315,8 @@ class Tokenizer:
         broken.
         """
         folder = Path(folder)
-        path = folder / "tokenizer.json"
-        where = printable(path)
-        if not path.is_file():
-            raise Refused(
-                f"{where}: no such file; a model folder needs one (transformers writes it with "
-                "AutoTokenizer.from_pretrained(...).save_pretrained(...))"
-            )
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise Refused(f"{where}: larger than {_MAX_JSON_BYTES >> 20} MB; this is no tokenizer")
-        try:
-            text = path.read_bytes().decode()
-        except UnicodeDecodeError as error:
-            raise Refused(f"{where}: byte {error.start} is not UTF-8; the file is damaged") from None
-        return cls(text, special_tokens(folder), where)
+        text, config = read_tokenizer(folder)
+        return cls(text, config, printable(folder / "tokenizer.json"))
 
 
 def _readable(data: bytes) -> str:

@@ -12,9 +12,10 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-from .beam import Found
+from .beam import EarlyStopping, Found
 from .sampling import SamplingParams
 from .stop import StopMatcher
+from .token_rules import Ruling, TokenRules
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -113,20 +114,24 @@ class Request:
         grammar: Grammar | None = None,
         beam: int = 1,
         length_penalty: float = 1.0,
-        exact: bool = False,
+        early_stopping: EarlyStopping = False,
+        rules: TokenRules | None = None,
         scope: str = "",
         id: str = "",
     ) -> None:
         """`first`: the tokens that may come first, each beginning with the prompt's last space; None: any.
 
         begins: the answer begins with these tokens and goes on after them. source: what an encoder reads.
-        beam: how many beginnings a search keeps (length_penalty and exact: see `beam.Sentence`); 1 draws a
-        token at a time. scope: whose prefixes may be reused, and who shares fairly with whom.
+        beam: how many beginnings a search keeps (length_penalty and early_stopping: see `beam.Sentence`); 1
+        draws a token at a time. rules: what the folder forces and forbids. scope: whose prefixes may be
+        reused, and who shares fairly with whom.
         """
         self.prompt, self.params, self.max_tokens = prompt, params, max_tokens
         self.seed, self.sample = seed, sample
         self.first, self.begins, self.source, self.grammar = first, list(begins), source, grammar
-        self.beam, self.length_penalty, self.exact = beam, length_penalty, exact
+        self.beam, self.length_penalty = beam, length_penalty
+        self.early_stopping: EarlyStopping = early_stopping
+        self.rules = rules if rules else None
         self.scope, self.id = scope, id
         self.tokens: list[int] = []
         self.logprobs: list[TokenLogprob] = []
@@ -142,6 +147,10 @@ class Request:
     def forced(self) -> int | None:
         """The next token, where it is not to be chosen."""
         return self.begins[len(self.tokens)] if len(self.tokens) < len(self.begins) else None
+
+    def ruling(self, tokens: Sequence[int], n_made: int) -> Ruling | None:
+        """What the folder's rules say of the token after these, the last `n_made` of which are new."""
+        return None if self.rules is None else self.rules.at(tokens, n_made, self.max_tokens, self.ends)
 
     def push(self, token: int) -> str:
         """Take the next token, which its grammar has taken; return the text that became certain with it."""

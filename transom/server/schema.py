@@ -275,13 +275,13 @@ class TranslateBody(Body):
     """`POST /translate`."""
 
     text: Filled | list[Filled]
-    beam: Many = 4
-    length_penalty: Annotated[float, Field(ge=0, le=10)] = 1.0
+    beam: Many | None = None
+    length_penalty: Annotated[float, Field(ge=0, le=10)] | None = None
     max_tokens: Many | None = None
 
     def check(self, limits: LimitSettings) -> None:
         _some_texts("text", self.text, limits.prompts)
-        at_most("beam", self.beam, limits.beam)
+        at_most("beam", self.beam or 1, limits.beam)
 
 
 class ClassifyBody(Body):

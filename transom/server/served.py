@@ -25,6 +25,7 @@ from transom.server_settings import ServerSettings
 from .worker import Worker
 
 TASKS = {"Translator": "translate", "Classifier": "classify", "Embedder": "embed"}
+SAMPLED = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 SPARE = 64
 """Tokens of the cache that no one request gets: it is cut into blocks."""
 LISTS = 4
@@ -70,7 +71,17 @@ class Served:
         return {
             "id": self.name, "object": "model", "created": self.created, "owned_by": "transom",
             "task": self.task, "max_len": self.max_len, "chat": self.template is not None,
+            **self._usual(),
         }  # fmt: skip
+
+    def _usual(self) -> dict[str, Any]:
+        """What holds where a request does not say: the folder's word, else Transom's."""
+        if self.task == "translate":
+            return {"beam": self.model.beam}
+        if self.task in ("classify", "embed"):
+            return {}
+        usual = self.model.params({})
+        return {"sampling": {name: getattr(usual, name) for name in SAMPLED}}
 
 
 def serve_folders(folders: Sequence[str], settings: ServerSettings) -> dict[str, Served]:
