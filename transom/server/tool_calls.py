@@ -92,7 +92,7 @@ def _no_number(said: str) -> None:
 def _call(name: Any, arguments: Any, syntax: CallSyntax) -> Call:
     if not isinstance(name, str) or not name or not isinstance(arguments, dict):
         raise ValueError("a call has a name, and arguments by name")
-    function = {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}
+    function = {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False, allow_nan=False)}
     "".join(function.values()).encode()
     return {"id": _new_id(syntax), "type": "function", "function": function}
 
