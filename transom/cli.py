@@ -258,6 +258,7 @@ def embed(
     *texts: str,
     input: Path | None = None,
     out: Path | None = None,
+    cut: Annotated[bool, Parameter(negative=())] = False,
     dtype: str | None = None,
     device: str | None = None,
     json: Json = False,
@@ -274,6 +275,8 @@ def embed(
         A file whose lines are embedded.
     out
         Write the vectors there as a NumPy array (.npy); without it, print how near the texts are.
+    cut
+        Read only the beginning of a text that is longer than the model reads.
     dtype
         `float32` or `bfloat16` [default: as is fast here].
     device
@@ -284,7 +287,7 @@ def embed(
     sources = _texts(texts, input)
     embedder = _loaded(model, "Embedder", dtype, device)
     with _answer(json) as show:
-        show(Vectors(sources, embedder.embed(sources), out))
+        show(Vectors(sources, embedder.embed(sources, cut=cut), out))
 
 
 def chat(

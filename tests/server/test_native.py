@@ -162,11 +162,22 @@ def test_calls_are_told_from_text():
         "</tool_call><tool_call>",
         '<tool_call>{"name": 5}</tool_call>',
         '<tool_call>{"name": "f", "arguments": "x"}</tool_call>',
+        '<tool_call>{"name": "f", "arguments": {"half": "\\ud800"}}</tool_call>',
+        '<tool_call>{"name": "f\\ud800", "arguments": {}}</tool_call>',
+        '<tool_call>{"name": "f", "arguments": {"x": NaN}}</tool_call>',
+        '<tool_call>{"name": "f", "arguments": {"x": 1e999}}</tool_call>',
         "<tool_call>" * 50 + "[" * 50_000,
     ],
 )
 def test_what_is_no_call_stays_text(text: str):
     assert split_calls(text) == (text, [])
+
+
+@pytest.mark.parametrize("text", [" " * 300_000, "<tool_call>" * 30_000, "<tool_call></tool_call> " * 20_000])
+def test_telling_takes_time_linear_in_the_text(text: str):
+    began = time.perf_counter()
+    assert split_calls(text) == (text, [])
+    assert time.perf_counter() - began < 1
 
 
 # Memory

@@ -47,7 +47,8 @@ BUILTIN = {
     "plain": """{{ bos_token }}
 {%- for message in messages %}
     {%- if message.role == 'user' %}{{ 'User: ' + message.content + '\\n' }}
-    {%- elif message.role == 'assistant' %}{{ 'Assistant: ' + message.content + '\\n' }}
+    {%- elif message.role == 'assistant' %}
+        {{- 'Assistant:' + ('' if message.content[:1].isspace() else ' ') + message.content + '\\n' }}
     {%- elif message.role == 'tool' %}{{ 'Tool: ' + message.content + '\\n' }}
     {%- else %}{{ message.content + '\\n\\n' }}
     {%- endif %}
@@ -131,7 +132,7 @@ class ChatTemplate:
             "template": text,
             "names": spelling.token_names,
             "variables": {
-                **_allowed(variables or {}),
+                **_allowed({name: value for name, value in (variables or {}).items() if value is not None}),
                 "messages": checked,
                 "tools": checked_objects(tools, "tools"),
                 "documents": checked_objects(documents, "documents"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, Protocol, cast, overload
 
 import torch
@@ -145,17 +146,21 @@ class Generator:
         grammar: Compiled | None = None,
         scope: str = "",
         id: str = "",
+        markers: Mapping[int, str] = MappingProxyType({}),
     ) -> list[Request]:
         """The requests of one prompt, one for each of `params.n` answers, for an engine of this model.
 
-        begins: each answer begins with these tokens and goes on after them; they count as made. The rest is
-        as for `Request`. Raises Refused, with the numbers, where it does not fit.
+        begins: each answer begins with these tokens and goes on after them; they count as made. markers:
+        tokens without text of their own that stand in it by name. The rest is as for `Request`. Raises
+        Refused, with the numbers, where it does not fit.
         """
         prompts, several = self._prompts(prompt)
         if several:
             raise Refused("a request has one prompt: text, or a list of token ids")
         self._check_known(begins, "the beginning of the answer")
-        return self._requests(prompts, params, begins=begins, grammar=grammar, scope=scope, id=id)
+        return self._requests(
+            prompts, params, begins=begins, grammar=grammar, scope=scope, id=id, markers=markers
+        )
 
     @torch.no_grad()
     def logits(self, prompt: Prompt) -> Tensor:
@@ -216,6 +221,7 @@ class Generator:
         grammar: Compiled | None = None,
         scope: str = "",
         id: str = "",
+        markers: Mapping[int, str] = MappingProxyType({}),
     ) -> list[Request]:
         """One request for each prompt and sample; raises Refused with the numbers where one does not fit."""
         requests: list[Request] = []
@@ -233,6 +239,7 @@ class Generator:
                     sample=sample,
                     eos_ids=self.eos_ids,
                     decoder=self.tokenizer.decoder(),
+                    markers=markers,
                     first=first,
                     begins=begins,
                     grammar=None if grammar is None else grammar.matcher(),

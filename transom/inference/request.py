@@ -6,8 +6,9 @@ bytes of a character and beginnings of a stop string wait until they are whole. 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 from torch import Tensor
@@ -25,6 +26,19 @@ class TextDecoder(Protocol):
 
     def push(self, token: int, /) -> str: ...
     def finish(self) -> str: ...
+
+
+class MarkedDecoder:
+    """A decoder that also tells some tokens which make no text, by name: markers that a reader looks for."""
+
+    def __init__(self, decoder: TextDecoder, markers: Mapping[int, str]) -> None:
+        self._decoder, self._markers = decoder, markers
+
+    def push(self, token: int, /) -> str:
+        return self._decoder.push(token) + self._markers.get(token, "")
+
+    def finish(self) -> str:
+        return self._decoder.finish()
 
 
 class Grammar(Protocol):
@@ -108,6 +122,7 @@ class Request:
         sample: int,
         eos_ids: Collection[int],
         decoder: TextDecoder,
+        markers: Mapping[int, str] = MappingProxyType({}),
         first: frozenset[int] | None = None,
         begins: Sequence[int] = (),
         source: list[int] | None = None,
@@ -119,7 +134,8 @@ class Request:
         scope: str = "",
         id: str = "",
     ) -> None:
-        """`first`: the tokens that may come first, each beginning with the prompt's last space; None: any.
+        """markers: tokens that make no text of their own, and what they are told as. first: which tokens may
+        come first, each beginning with the prompt's last space; None: any.
 
         begins: the answer begins with these tokens and goes on after them. source: what an encoder reads.
         beam: how many beginnings a search keeps (length_penalty and early_stopping: see `beam.Sentence`); 1
@@ -140,7 +156,8 @@ class Request:
         self.finish_reason: FinishReason | None = None
         self.error: Exception | None = None
         self.ends = frozenset() if params.ignore_eos else frozenset(eos_ids)
-        self._decoder, self._matcher = decoder, StopMatcher(params.stop)
+        self.markers = markers
+        self._decoder, self._matcher = MarkedDecoder(decoder, markers), StopMatcher(params.stop)
         self._pieces: list[str] = []
 
     @property

@@ -45,17 +45,25 @@ def as_list(texts: Any, what: str = "text") -> tuple[list[str], bool]:
     return list(texts), True
 
 
-def framed(tokenizer: Tokenizer, texts: Sequence[str], max_len: int, *, cut: bool = False) -> list[Ids]:
+def framed(
+    tokenizer: Tokenizer, texts: Sequence[str], max_len: int, *, cut: bool = False, blank: bool = False
+) -> list[Ids]:
     """The ids of texts as the folder frames them; text that spells a control token stays text.
 
-    Raises Refused, by number, for an empty text and for one of more than `max_len` tokens; with `cut`, tokens
-    that are too many are left out before the frame's end.
+    Raises Refused, by number, for a blank text, of which nothing but the frame would be read, and for one of
+    more than `max_len` tokens. With `blank` the frame is enough; with `cut`, tokens that are too many are
+    left out before the frame's end.
     """
     for place, text in enumerate(texts):
-        if not text.strip():
+        if not (blank or text.strip()):
             raise Refused(f"{_name(place, texts)} is empty; leave it out")
-    found, after = tokenizer.framed_many(texts), len(tokenizer.frame[1])
+    found, around = tokenizer.framed_many(texts), sum(map(len, tokenizer.frame))
+    after = len(tokenizer.frame[1])
+    if max_len <= around:
+        raise Refused(f"of {max_len} tokens nothing is left for a text: {around} stand around it")
     for place, ids in enumerate(found):
+        if not len(ids):
+            raise Refused(f"{_name(place, texts)} makes no token in this model; leave it out")
         if len(ids) > max_len:
             if not cut:
                 raise Refused(

@@ -7,18 +7,20 @@ the event loop. Read next: completions, chat.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from transom.data.chat_template import Rendered
 from transom.errors import Refused
 from transom.inference.request import Request
 from transom.inference.sampling import SamplingParams
-from transom.inference.structured import JSON_OBJECT
+from transom.inference.structured import JSON_OBJECT, Grammar, Stretch
 from transom.server_settings import LimitSettings
 
 from .endpoint import Call
 from .errors import ApiError
+from .output_parser import OutputParser
 from .schema import Sampling, at_most
 from .served import Served
 
@@ -36,7 +38,7 @@ def for_completion(call: Call) -> list[Request]:
     return [
         request
         for at, prompt in enumerate(asked.prompts)
-        for request in _requests(call, prompt, params, asked.prefix_tokens, None, f"{call.id}-{at}")
+        for request in _requests(call, prompt, params, asked.prefix_tokens, f"{call.id}-{at}")
     ]
 
 
@@ -48,23 +50,26 @@ def for_chat(
     sampled: Sampling,
     max_tokens: int | None,
     logprobs: int | None,
-    schema: Schema,
+    grammar: Grammar | None,
 ) -> list[Request]:
     """n requests that go on from the messages of a chat."""
     served = call.served
-    prompt = render(served, messages, tools).tokens
+    prompt = render(served, messages, tools, call.asked.chat_template_kwargs).tokens
     room = served.room - len(prompt) - len(sampled.prefix_tokens)
     room = min(room, served.model.generation.max_new_tokens or room)
     assert served.template is not None
     params = sampling(served, sampled, max_tokens or max(room, 1), logprobs, served.template.stop)
-    requests = _requests(call, prompt, params, sampled.prefix_tokens, schema, call.id)
+    requests = _requests(call, prompt, params, sampled.prefix_tokens, call.id, grammar, served.markers)
     for request in requests:
         request.ends |= frozenset() if sampled.ignore_eos else served.ends
     return requests
 
 
 def render(
-    served: Served, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
+    served: Served,
+    messages: list[dict[str, Any]],
+    tools: list[dict[str, Any]] | None = None,
+    variables: Mapping[str, Any] | None = None,
 ) -> Rendered:
     """Messages as the model's template writes them; raises ApiError where it has none."""
     if served.template is None:
@@ -77,7 +82,7 @@ def render(
         )
     try:
         return served.template.render(
-            messages, served.model.tokenizer, tools=tools, add_generation_prompt=True
+            messages, served.model.tokenizer, tools=tools, add_generation_prompt=True, variables=variables
         )
     except Refused as refused:
         raise ApiError(400, str(refused), param="messages", code="template_refused") from None
@@ -108,14 +113,16 @@ def _requests(
     prompt: str | list[int],
     params: SamplingParams,
     begins: Sequence[int],
-    schema: Schema,
     id: str,
+    grammar: Grammar | None = None,
+    markers: Mapping[int, str] = MappingProxyType({}),
 ) -> list[Request]:
     """The requests for one prompt. Raises ApiError with the numbers where it does not fit."""
     generator = call.served.model
-    grammar = None if schema is None else call.served.grammars.compile(schema)
     try:
-        requests = generator.request(prompt, params, begins=begins, scope=call.scope, grammar=grammar, id=id)
+        requests = generator.request(
+            prompt, params, begins=begins, scope=call.scope, grammar=grammar, id=id, markers=markers
+        )
     except Refused as refused:
         if "max_len" in str(refused):
             raise ApiError(400, str(refused), param="messages", code="context_length_exceeded") from None
@@ -123,7 +130,75 @@ def _requests(
     return requests
 
 
-def schema_of(format: Any, limits: LimitSettings) -> Schema:
+def grammar_for(call: Call, format: Any) -> Grammar | None:
+    """What the answer must follow: the schema of a format, the call that `tool_choice` asks for, the schemas
+    of strict tools; None: it is free. Takes up to seconds.
+    """
+    asked, grammars = call.asked, call.served.grammars if _bound(call.asked, format) else None
+    schema = _schema_of(format, call.state.settings.limits)
+    if grammars is None:
+        return None
+    functions = [getattr(tool, "function", tool) for tool in asked.tools or () if asked.tool_choice != "none"]
+    if not isinstance(asked.tool_choice, str):
+        functions = [one for one in functions if one.name == asked.tool_choice.name]
+    forced = asked.tool_choice not in ("auto", "none")
+    calls = [_spelled(call.served, one, forced) for one in functions]
+    if forced:
+        return grammars.compile_choice(calls)
+    if schema is not None:
+        return (
+            grammars.compile_choice([Stretch("", schema, ""), *calls]) if calls else grammars.compile(schema)
+        )
+    syntax = call.served.call_syntax
+    return grammars.compile_choice(calls, after="" if syntax.bare else syntax.opener)
+
+
+def _bound(asked: Any, format: Any) -> bool:
+    """Whether anything is asked of the form of an answer."""
+    if format is not None and format.type != "text" or asked.tool_choice not in ("auto", "none"):
+        return True
+    strict = any(getattr(tool, "function", tool).strict for tool in asked.tools or ())
+    return strict and asked.tool_choice == "auto"
+
+
+def _spelled(served: Served, function: Any, forced: bool) -> Stretch:
+    """A call as the model's family writes it: the arguments of a strict tool follow its schema, and those of
+    another where its call is asked for and its schema can be kept to.
+    """
+    syntax = served.call_syntax
+    named = json.dumps(function.name, ensure_ascii=False)
+    schema = (function.parameters if function.strict or forced else None) or JSON_OBJECT
+    if not function.strict and forced:
+        try:
+            served.grammars.compile(schema)
+        except Refused:
+            schema = JSON_OBJECT
+    begin, end = f'{{"name": {named}, "{syntax.arguments}": ', "}"
+    if syntax.closer:
+        begin, end = f"{syntax.opener}\n{begin}", f"{end}\n{syntax.closer}"
+    elif not syntax.bare:
+        begin, end = f"{syntax.opener}[{begin}", f"{end}]"
+    return Stretch(begin, schema, end)
+
+
+def parser_of(call: Call, request: Request, given: str = "", *, separate: bool = True) -> OutputParser:
+    """What takes an answer apart; `given`: what it begins with and does not tell again."""
+    asked, served = call.asked, call.served
+    names = [getattr(tool, "function", tool).name for tool in asked.tools or ()]
+    thinks = separate and served.thinks
+    parser = OutputParser(
+        syntax=served.call_syntax if names and asked.tool_choice != "none" else None,
+        names=names,
+        parallel=asked.parallel_tool_calls,
+        thinks=thinks,
+        # What a grammar decides is no reasoning, wherever the prompt ends.
+        opened=thinks and request.grammar is None and served.opens_reasoning(request.prompt),
+    )
+    parser.push(given)
+    return parser
+
+
+def _schema_of(format: Any, limits: LimitSettings) -> Schema:
     """The schema that a response format asks for; None: any text."""
     if format is None or format.type == "text":
         return None
