@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import overload
 
+from transom.data.lines import split_lines
 from transom.data.tokenizer import Tokenizer
 from transom.errors import Refused
 from transom.model.build import Model
@@ -21,7 +22,7 @@ from .local import LocalEngine, cache_tokens, local_settings
 from .request import Request
 from .runner import TorchRunner
 from .sampling import SamplingParams
-from .texts import as_list, framed
+from .texts import as_list, framed, lines_of
 
 LONGER, MORE = 2, 10
 """Unless it is told, a target may have LONGER times the tokens of its source and MORE besides."""
@@ -49,6 +50,21 @@ class Translation:
 
     def __str__(self) -> str:
         return self.text
+
+
+BLANK = Translation("", [], 0.0, 0, True)
+"""Of a blank line."""
+
+
+def _joined(lines: list[Translation]) -> Translation:
+    """The translation of a text from those of its lines; the probability is that of all of them."""
+    return Translation(
+        "\n".join(line.text for line in lines),
+        [token for line in lines for token in line.tokens],
+        math.fsum(line.logprob for line in lines),
+        sum(line.n_source_tokens for line in lines),
+        all(line.finished for line in lines),
+    )
 
 
 class Translator:
@@ -102,8 +118,9 @@ class Translator:
 
         beam: how many beginnings are kept at every step; 1 is greedy. length_penalty and exact: as for
         `beam.Sentence`. max_tokens: most tokens of a target; None: 2 for each token of the source and 10 more
-        (at most what the model has room for). Raises Refused for an empty text and for one that is longer
-        than the model reads.
+        (at most what the model has room for). A text of several lines is translated line by line, and a blank
+        line is blank in the answer too. Raises Refused where all is blank, and for a line that is longer than
+        the model reads.
         """
         listed, several = as_list(texts)
         requests = self.requests(
@@ -111,7 +128,7 @@ class Translator:
         )
         for _ in self._local.run(sorted(requests, key=lambda request: -len(request.source or ()))):
             pass
-        answers = [self.translation(request) for request in requests]
+        answers = self.answers(listed, requests)
         return answers if several else answers[0]
 
     def engine(
@@ -133,9 +150,16 @@ class Translator:
         scope: str = "",
         id: str = "",
     ) -> list[Request]:
-        """A request for each text, for an engine of this model; settings and refusals are `translate`'s."""
+        """A request for each line that is not blank, for an engine of this model; settings and refusals are
+        `translate`'s.
+        """
         self._check(beam, length_penalty, max_tokens)
         limit = self.model.config.max_len
+        lines, names = lines_of(texts)
+        if texts and not lines:
+            raise Refused(
+                "the text is empty; leave it out" if len(texts) == 1 else f"all {len(texts)} texts are empty"
+            )
         return [
             Request(
                 [self.start_id],
@@ -152,10 +176,18 @@ class Translator:
                 scope=scope,
                 id=id,
             )
-            for ids in framed(self.tokenizer, texts, limit)
+            for ids in framed(self.tokenizer, lines, limit, names=names)
         ]
 
-    def translation(self, request: Request) -> Translation:
+    def answers(self, texts: Sequence[str], requests: Sequence[Request]) -> list[Translation]:
+        """The translation of each text, put together from those of its lines (`requests` of these texts)."""
+        made = iter(requests)
+        return [
+            _joined([self._translation(next(made)) if line.strip() else BLANK for line in split_lines(text)])
+            for text in texts
+        ]
+
+    def _translation(self, request: Request) -> Translation:
         """What became of a request that has ended by itself or at its length."""
         tokens = request.tokens
         finished = bool(tokens) and tokens[-1] in self.eos_ids
