@@ -139,7 +139,7 @@ def test_text_that_spells_control_is_text(translator: Translator) -> None:
         (
             ["a", "b\n\n" + "ab" * 20],
             {},
-            r"text 1 \(counted from 0\), line 3, has 41 tokens; this model reads",
+            r"text 1 \(counted from 0\), line 3, has 41 tokens",
         ),
         ("caf\udce9", {}, "the text: character 3 is the byte 0xe9, which is not UTF-8; write it in UTF-8"),
         (["a", "a\ud800b"], {}, r"text 1 \(counted from 0\): character 1 is half of a surrogate pair"),

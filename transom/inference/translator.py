@@ -157,9 +157,8 @@ class Translator:
         limit = self.model.config.max_len
         lines, names = lines_of(texts)
         if texts and not lines:
-            raise Refused(
-                "the text is empty; leave it out" if len(texts) == 1 else f"all {len(texts)} texts are empty"
-            )
+            what = "the text is" if len(texts) == 1 else f"all {len(texts)} texts are"
+            raise Refused(f"{what} empty; leave it out")
         return [
             Request(
                 [self.start_id],
