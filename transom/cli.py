@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 from cyclopts import Group, Parameter
 
 from .errors import Refused
+from .output import writable, write_whole
 from .server_settings import ServerSettings
 from .settings import GenerateSettings, TrainSettings, load
 
 if TYPE_CHECKING:
     from .chat.conversation import Conversation
+    from .inference.classifier import Classification
     from .insight.essentials import Look
     from .training.run import Run
 
@@ -153,9 +155,10 @@ def generate(
     """
     if flags.logprobs is not None and not json:
         raise Refused("--logprobs is shown with --json only; add --json")
+    from .data.lines import whole_input
     from .inference.load import load as load_model
 
-    texts = list(prompts) or [sys.stdin.read()]
+    texts = _said(prompts, "its text can be piped in: transom generate MODEL < FILE") or [whole_input()]
     with _answer(json) as show:
         generator = load_model(model, dtype=dtype, device=device)
         if json or len(texts) > 1 or flags.n > 1:
@@ -173,6 +176,7 @@ def translate(
     /,
     *texts: str,
     input: Path | None = None,
+    field: str | None = None,
     beam: int | None = None,
     length_penalty: float | None = None,
     max_tokens: int | None = None,
@@ -189,7 +193,9 @@ def translate(
     texts
         What to translate; with nothing here and no file, the lines of standard input.
     input
-        A file whose lines are translated.
+        A file whose lines are translated, or a table or records of which one field is.
+    field
+        Which column or field holds the texts [default: `text`, or the only one with text].
     beam
         Translations kept at a time while searching; 1 takes the likeliest token each time (greedy)
         [default: as the folder says, else 4].
@@ -205,7 +211,7 @@ def translate(
     json
         Print one JSON document last.
     """
-    sources = _texts(texts, input)
+    sources = _texts(texts, input, field)
     translator = _loaded(model, "Translator", dtype, device)
     with _answer(json) as show:
         found = translator.translate(sources, beam=beam, length_penalty=length_penalty, max_tokens=max_tokens)
@@ -217,6 +223,7 @@ def classify(
     /,
     *texts: str,
     input: Path | None = None,
+    field: str | None = None,
     reject_below: float | None = None,
     cut: Annotated[bool, Parameter(negative=())] = False,
     dtype: str | None = None,
@@ -232,7 +239,9 @@ def classify(
     texts
         What to classify; with nothing here and no file, the lines of standard input.
     input
-        A file whose lines are classified.
+        A file whose lines are classified, or a table or records of which one field is.
+    field
+        Which column or field holds the texts [default: `text`, or the only one with text].
     reject_below
         Name no class when the likeliest has less than this probability.
     cut
@@ -244,12 +253,15 @@ def classify(
     json
         Print one JSON document last, with the probability of every class.
     """
-    sources = _texts(texts, input)
+    from .inference.classifier import Classification
+
+    sources = _texts(texts, input, field)
     classifier = _loaded(model, "Classifier", dtype, device)
     with _answer(json) as show:
-        answers = classifier.classify(sources, reject_below=reject_below, cut=cut)
-        show(Answers("classifications", sources, answers,
-                     lambda text, a: f"{a.label or '(unsure)'}\t{a.confidence:.3f}\t{text}"))  # fmt: skip
+        asked = [text for text in sources if text.strip()]
+        found = iter(classifier.classify(asked, reject_below=reject_below, cut=cut))
+        answers = [next(found) if text.strip() else Classification(None, {}, 0.0) for text in sources]
+        show(Answers("classifications", sources, answers, _class_line))
 
 
 def embed(
@@ -257,6 +269,7 @@ def embed(
     /,
     *texts: str,
     input: Path | None = None,
+    field: str | None = None,
     out: Path | None = None,
     cut: Annotated[bool, Parameter(negative=())] = False,
     dtype: str | None = None,
@@ -272,7 +285,9 @@ def embed(
     texts
         What to embed; with nothing here and no file, the lines of standard input.
     input
-        A file whose lines are embedded.
+        A file whose lines are embedded, or a table or records of which one field is.
+    field
+        Which column or field holds the texts [default: `text`, or the only one with text].
     out
         Write the vectors there as a NumPy array (.npy); without it, print how near the texts are.
     cut
@@ -284,7 +299,9 @@ def embed(
     json
         Print one JSON document last, with the vectors.
     """
-    sources = _texts(texts, input)
+    if out is not None:
+        writable(out)
+    sources = _texts(texts, input, field)
     embedder = _loaded(model, "Embedder", dtype, device)
     with _answer(json) as show:
         show(Vectors(sources, embedder.embed(sources, cut=cut), out))
@@ -407,19 +424,21 @@ def look(
     json
         Print one JSON document last, with every number.
     """
+    page = writable(out or "look.html")
     with _answer(json) as show:
         if text is None:
             from .training.inside import look_at_run
 
-            show(Looked(look_at_run(Path(model)).save(out or Path("look.html"))))
+            show(Looked(look_at_run(Path(model)).save(page)))
         else:
             from .inference.inside import look_into
             from .inference.load import load as load_model
             from .server.served import model_folder, name_of
 
+            _said((text,), "give its text in quotes")
             folder = model_folder(model)
             loaded = load_model(str(folder), dtype=dtype, device=device)
-            show(Looked(look_into(loaded, text, name_of(model)).save(out or Path("look.html"))))
+            show(Looked(look_into(loaded, text, name_of(model)).save(page)))
 
 
 def evaluate(
@@ -651,10 +670,12 @@ class Vectors:
     def __init__(self, texts: list[str], vectors: Any, out: Path | None) -> None:
         self.texts, self.vectors, self.out = texts, vectors, out
         if out is not None:
+            import io
+
             import numpy as np
 
-            with open(out, "wb") as file:
-                np.save(file, vectors)
+            np.save(made := io.BytesIO(), vectors)
+            write_whole(out, made.getvalue())
 
     def __str__(self) -> str:
         size = f"{len(self.texts):,} vectors of {self.vectors.shape[1]} numbers"
@@ -751,20 +772,34 @@ def _loaded(model: str, kind: str, dtype: str | None, device: str | None) -> Any
     return found
 
 
-def _texts(texts: tuple[str, ...], file: Path | None) -> list[str]:
-    """The texts of the command line, of a file's lines, or of the lines of standard input."""
+def _texts(texts: tuple[str, ...], file: Path | None, field: str | None) -> list[str]:
+    """The texts of the command line, of a file, or of the lines of standard input."""
+    from .data.lines import texts_of
+
     if texts and file is not None:
         raise Refused(f"texts are given twice: on the command line and in {file}; leave one out")
-    if texts:
-        return list(texts)
-    try:
-        lines = (sys.stdin.read() if file is None else file.read_text(encoding="utf-8")).splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise Refused(f"{file or 'standard input'}: {why.lower()}; --input names a text file") from None
-    if not lines:
-        raise Refused(f"{file or 'standard input'}: there is no text in it")
-    return lines
+    if field is not None and file is None:
+        raise Refused("--field names a field of the records in a file; add --input FILE")
+    return _said(texts, "--input reads it") or texts_of(file, field)
+
+
+def _said(texts: tuple[str, ...], fix: str) -> list[str]:
+    """Texts of the command line as they are; Refused for what is no text, or the name of a file."""
+    from .data.documents import printable
+    from .data.textfile import not_text
+
+    for text in texts:
+        if os.path.isfile(text):
+            raise Refused(f"{printable(text)} is a file, not a text; {fix}")
+        if (says := not_text(text)) is not None:
+            raise Refused(f"'{printable(text)}': {says}")
+    return list(texts)
+
+
+def _class_line(text: str, answer: Classification) -> str:
+    """The class of a text, how sure it is, and the text on one line; of a blank line nothing."""
+    words = " ".join(text.splitlines())
+    return f"{answer.label or '(unsure)'}\t{answer.confidence:.3f}\t{words}" if text.strip() else ""
 
 
 def _sizes(text: str) -> tuple[int, ...]:

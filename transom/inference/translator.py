@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import overload
 
 from transom.checkpoint.generation import UNSAID, GenerationConfig
+from transom.data.lines import split_lines
 from transom.data.tokenizer import Tokenizer
 from transom.errors import Refused
 from transom.model.build import Model
@@ -23,7 +24,7 @@ from .local import LocalEngine, cache_tokens, local_settings
 from .request import Request
 from .runner import TorchRunner
 from .sampling import SamplingParams
-from .texts import as_list, framed
+from .texts import as_list, framed, lines_of
 from .token_rules import TokenRules
 
 LONGER, MORE = 2, 10
@@ -54,6 +55,21 @@ class Translation:
 
     def __str__(self) -> str:
         return self.text
+
+
+BLANK = Translation("", [], 0.0, 0, True)
+"""Of a blank line."""
+
+
+def _joined(lines: list[Translation]) -> Translation:
+    """The translation of a text from those of its lines; the probability is that of all of them."""
+    return Translation(
+        "\n".join(line.text for line in lines),
+        [token for line in lines for token in line.tokens],
+        math.fsum(line.logprob for line in lines),
+        sum(line.n_source_tokens for line in lines),
+        all(line.finished for line in lines),
+    )
 
 
 class Translator:
@@ -125,8 +141,9 @@ class Translator:
         beam: how many beginnings are kept at every step; 1 is greedy. length_penalty and early_stopping: as
         for `beam.Sentence`. None takes what the folder says (num_beams, length_penalty, early_stopping), else
         4, 1.0 and False. max_tokens: most tokens of a target; None: 2 for each token of the source and 10
-        more (at most what the folder says and the model has room for). Raises Refused for an empty text and
-        for one that is longer than the model reads.
+        more (at most what the folder says and the model has room for). A text of several lines is translated
+        line by line, and a blank line is blank in the answer too. Raises Refused where all is blank, and for
+        a line that is longer than the model reads.
         """
         listed, several = as_list(texts)
         requests = self.requests(
@@ -138,7 +155,7 @@ class Translator:
         )
         for _ in self._local.run(sorted(requests, key=lambda request: -len(request.source or ()))):
             pass
-        answers = [self.translation(request) for request in requests]
+        answers = self.answers(listed, requests)
         return answers if several else answers[0]
 
     def engine(
@@ -160,7 +177,9 @@ class Translator:
         scope: str = "",
         id: str = "",
     ) -> list[Request]:
-        """A request for each text, for an engine of this model; settings and refusals are `translate`'s."""
+        """A request for each line that is not blank, for an engine of this model; settings and refusals are
+        `translate`'s.
+        """
         said = self.generation
         beam = self.beam if beam is None else beam
         if length_penalty is None:
@@ -168,6 +187,10 @@ class Translator:
         self._check(beam, length_penalty, max_tokens)
         limit = self.model.config.max_len
         most = min(limit, said.max_new_tokens or limit, (said.max_length or limit + 1) - 1)
+        lines, names = lines_of(texts)
+        if texts and not lines:
+            what = "the text is" if len(texts) == 1 else f"all {len(texts)} texts are"
+            raise Refused(f"{what} empty; leave it out")
         return [
             Request(
                 [self.start_id],
@@ -185,10 +208,18 @@ class Translator:
                 scope=scope,
                 id=id,
             )
-            for ids in framed(self.tokenizer, texts, limit)
+            for ids in framed(self.tokenizer, lines, limit, names=names)
         ]
 
-    def translation(self, request: Request) -> Translation:
+    def answers(self, texts: Sequence[str], requests: Sequence[Request]) -> list[Translation]:
+        """The translation of each text, put together from those of its lines (`requests` of these texts)."""
+        made = iter(requests)
+        return [
+            _joined([self._translation(next(made)) if line.strip() else BLANK for line in split_lines(text)])
+            for text in texts
+        ]
+
+    def _translation(self, request: Request) -> Translation:
         """What became of a request that has ended by itself or at its length."""
         tokens = request.tokens
         forced = bool(self.generation.forced_eos_token_id) and len(tokens) == request.max_tokens

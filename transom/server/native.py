@@ -20,7 +20,7 @@ from .writing import all_parts, failure
 
 
 async def translate(call: Call) -> Answer:
-    """The likeliest target of each text."""
+    """The likeliest target of each text, of several lines line by line."""
     asked: TranslateBody = call.asked
     translator = call.served.model
 
@@ -32,7 +32,7 @@ async def translate(call: Call) -> Answer:
 
     made = await call.state.text_work(requests)
     parts = await all_parts(call, made)
-    found = [translator.translation(part.request) for part in parts]
+    found = translator.answers(as_list(asked.text), [part.request for part in parts])
     n_source, n_made = sum(one.n_source_tokens for one in found), sum(part.n_made for part in parts)
     return {
         "object": "list",

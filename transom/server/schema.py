@@ -306,6 +306,8 @@ class TranslateBody(Body):
 
     def check(self, limits: LimitSettings) -> None:
         _some_texts("text", self.text, limits.prompts)
+        lines = sum(bool(line.strip()) for text in as_list(self.text) for line in text.split("\n"))
+        at_most("text", lines, limits.prompts, "lines")
         at_most("beam", self.beam or 1, limits.beam)
 
 
