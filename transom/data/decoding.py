@@ -40,9 +40,9 @@ class Spelling:
         its neighbours.
         """
         ids, silent = sorted(names), frozenset(range(size)) - names.keys()
-        # Between two others that join without a space, as far as there are such.
-        plain = next((i for i in ids if names[i].isascii() and names[i].isalpha()), None)
-        side = [] if plain is None else [plain]
+        # Between two others that join without a space, as far as there are such: letters, else what has some.
+        others = sorted(ids, key=lambda i: not (names[i].isascii() and names[i].isalpha()))
+        side = [i for i in others if names[i][:1].isalnum()][:1]
         head = backend.decode(side, skip_special_tokens=False)
         tail = backend.decode(side * 2, skip_special_tokens=False)[len(head) :]
         alone = backend.decode_batch([[i] for i in ids], skip_special_tokens=False)
