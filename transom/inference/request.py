@@ -6,24 +6,19 @@ bytes of a character and beginnings of a stop string wait until they are whole. 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
 from torch import Tensor
+
+from transom.data.decoding import StreamDecoder
 
 from .beam import Found
 from .sampling import SamplingParams
 from .stop import StopMatcher
 
 FinishReason = Literal["stop", "length", "abort", "error"]
-
-
-class TextDecoder(Protocol):
-    """Turns tokens into text piece by piece, whole characters only."""
-
-    def push(self, token: int, /) -> str: ...
-    def finish(self) -> str: ...
 
 
 class Grammar(Protocol):
@@ -44,6 +39,10 @@ class TokenLogprob:
     text: str
     logprob: float
     top: tuple[TokenLogprob, ...] = ()
+    bytes: tuple[int, ...] = ()
+    """What it writes in its place; those of all tokens are the bytes of the text."""
+    span: tuple[int, int] = (0, 0)
+    """Which characters of the answer it writes or has a part in: from, to."""
 
 
 @dataclass(frozen=True)
@@ -106,11 +105,12 @@ class Request:
         seed: int,
         sample: int,
         eos_ids: Collection[int],
-        decoder: TextDecoder,
+        decoder: StreamDecoder,
         first: frozenset[int] | None = None,
         begins: Sequence[int] = (),
         source: list[int] | None = None,
         grammar: Grammar | None = None,
+        stop_tokens: Mapping[int, str] | None = None,
         beam: int = 1,
         length_penalty: float = 1.0,
         exact: bool = False,
@@ -119,7 +119,9 @@ class Request:
     ) -> None:
         """`first`: the tokens that may come first, each beginning with the prompt's last space; None: any.
 
-        begins: the answer begins with these tokens and goes on after them. source: what an encoder reads.
+        decoder: writes the answer, after the prompt or as a text of its own. begins: the answer begins with
+        these tokens and goes on after them. stop_tokens: control tokens that end it, with their names, though
+        ends be ignored. source: what an encoder reads.
         beam: how many beginnings a search keeps (length_penalty and exact: see `beam.Sentence`); 1 draws a
         token at a time. scope: whose prefixes may be reused, and who shares fairly with whom.
         """
@@ -134,8 +136,11 @@ class Request:
         """What a beam search ended with, the best first: that is the answer."""
         self.finish_reason: FinishReason | None = None
         self.error: Exception | None = None
-        self.ends = frozenset() if params.ignore_eos else frozenset(eos_ids)
-        self._decoder, self._matcher = decoder, StopMatcher(params.stop)
+        self._stop_tokens = dict(stop_tokens or {})
+        self.ends = frozenset(self._stop_tokens) | (frozenset() if params.ignore_eos else frozenset(eos_ids))
+        self.decoder, self._matcher = decoder, StopMatcher(params.stop)
+        self.n_given = len(decoder.text(self.begins))
+        """Characters of what it begins with."""
         self._pieces: list[str] = []
 
     @property
@@ -147,14 +152,12 @@ class Request:
         """Take the next token, which its grammar has taken; return the text that became certain with it."""
         self.tokens.append(token)
         ended = token in self.ends
-        text = "" if ended else self._decoder.push(token)
-        if self.first is not None and len(self.tokens) == 1:
-            text = text.removeprefix(" ")  # the prompt has written it already
+        text = "" if ended else self.decoder.push(token)
         piece = self._matcher.push(text)
         ended = ended or (self.grammar is not None and self.grammar.finished)
         if ended or len(self.tokens) == self.max_tokens:
             self.finish_reason = "stop" if ended else "length"
-            piece += self._matcher.push(self._decoder.finish()) + self._matcher.finish()
+            piece += self._matcher.push(self.decoder.finish()) + self._matcher.finish()
         if self._matcher.found is not None:
             self.finish_reason = "stop"
         self._pieces.append(piece)
@@ -168,6 +171,8 @@ class Request:
     @property
     def stop_string(self) -> str | None:
         """The stop string that ended it, if one did."""
+        if self._matcher.found is None and self.finish_reason == "stop" and self.tokens:
+            return self._stop_tokens.get(self.tokens[-1])
         return self._matcher.found
 
     def completion(self) -> Completion:

@@ -65,7 +65,7 @@ def _with_tools(call: Call) -> bool:
 def _logprobs(call: Call, tokens: list[Any]) -> dict[str, Any] | None:
     if not call.asked.logprobs:
         return None
-    return {"content": chat_entries(call.served.model.tokenizer, tokens), "refusal": None}
+    return {"content": chat_entries(tokens), "refusal": None}
 
 
 async def _stream(call: Call, requests: list[Request], n_prompt: int) -> Frames:

@@ -56,7 +56,7 @@ def for_chat(
     room = served.room - len(prompt) - len(sampled.prefix_tokens)
     assert served.template is not None
     params = sampling(sampled, max_tokens or max(room, 1), logprobs, served.template.stop)
-    requests = _requests(call, prompt, params, sampled.prefix_tokens, schema, call.id)
+    requests = _requests(call, prompt, params, sampled.prefix_tokens, schema, call.id, continues=False)
     for request in requests:
         request.ends |= frozenset() if sampled.ignore_eos else served.ends
     return requests
@@ -109,12 +109,19 @@ def _requests(
     begins: Sequence[int],
     schema: Schema,
     id: str,
+    *,
+    continues: bool = True,
 ) -> list[Request]:
-    """The requests for one prompt. Raises ApiError with the numbers where it does not fit."""
+    """The requests for one prompt; `continues` as for `Generator.request`.
+
+    Raises ApiError with the numbers where it does not fit.
+    """
     generator = call.served.model
     grammar = None if schema is None else call.served.grammars.compile(schema)
     try:
-        requests = generator.request(prompt, params, begins=begins, scope=call.scope, grammar=grammar, id=id)
+        requests = generator.request(
+            prompt, params, continues=continues, begins=begins, scope=call.scope, grammar=grammar, id=id
+        )
     except Refused as refused:
         if "max_len" in str(refused):
             raise ApiError(400, str(refused), param="messages", code="context_length_exceeded") from None
