@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json as json_text
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -159,12 +160,15 @@ def generate(
     from .inference.load import load as load_model
 
     texts = _said(prompts, "its text can be piped in: transom generate MODEL < FILE") or [whole_input()]
+    settings = flags.given()
+    if "stop" in settings:
+        settings["stop"] = [_unescaped(stop) for stop in settings["stop"]]
     with _answer(json) as show:
         generator = load_model(model, dtype=dtype, device=device)
         if json or len(texts) > 1 or flags.n > 1:
-            show(Completions(texts, flags.n, generator.generate(texts, **flags.given())))
+            show(Completions(texts, flags.n, generator.generate(texts, **settings)))
         else:
-            pieces = generator.stream(texts[0], **flags.given())  # refuses before anything is written
+            pieces = generator.stream(texts[0], **settings)  # refuses before anything is written
             _write(texts[0])
             for piece in pieces:
                 _write(piece)
@@ -807,6 +811,12 @@ def _sizes(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split("-"))
     except ValueError:
         raise Refused(f"sizes is '{text}'; give units of each layer, such as 2-3-1") from None
+
+
+def _unescaped(text: str) -> str:
+    """A newline, a tab, a carriage return or a backslash where a shell left it spelled out."""
+    meant = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
+    return re.sub(r"\\([ntr\\])", lambda found: meant[found[1]], text)
 
 
 def _write(text: str) -> None:

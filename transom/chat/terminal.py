@@ -163,7 +163,7 @@ class Talk:
         settings = self.settings
         if settings.get("seed") is not None:
             settings = {**settings, "seed": settings["seed"] + self.n_again}
-        stream = self.generator.stream(kept.tokens, max_tokens=self.max_tokens, **settings)
+        stream = self.generator.stream(kept.tokens, continues=False, max_tokens=self.max_tokens, **settings)
         pieces: list[str] = []
         with _interruptible():
             for piece in stream:

@@ -76,7 +76,7 @@ def _message(call: Call, content: list[dict[str, Any]], status: str) -> dict[str
 
 
 def _content(call: Call, text: str, tokens: list[Any]) -> dict[str, Any]:
-    entries = chat_entries(call.served.model.tokenizer, tokens) if call.asked.wants_logprobs else []
+    entries = chat_entries(tokens) if call.asked.wants_logprobs else []
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": entries}
 
 
