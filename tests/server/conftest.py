@@ -45,7 +45,7 @@ class Running:
     def in_flight(self) -> int:
         """Sequences that some engine works on, or that wait for one."""
         workers = [model.worker for model in self.app.state.models.values()]
-        return sum(worker.in_flight + int(worker.engine.busy) for worker in workers)
+        return sum(worker.in_flight + int(worker.engine is not None and worker.engine.busy) for worker in workers)
 
 
 @pytest.fixture(scope="session")
