@@ -23,7 +23,7 @@ from transom.data.documents import printable
 from transom.data.messages import checked_messages, checked_objects
 from transom.data.resident import Died, Resident
 from transom.data.tokenizer import Tokenizer
-from transom.data.tokenizer_json import hide_control
+from transom.data.tokenizer_json import hide
 from transom.errors import Refused, nearest
 
 MAX_TEMPLATE_BYTES = 256 << 10
@@ -153,7 +153,7 @@ class ChatTemplate:
         except Refused:
             return frozenset()
         start, _ = rendered.message_spans[1]
-        own, control = rendered.tokens[start:], tokenizer.control_ids
+        own, control = rendered.tokens[start:], tokenizer.reserved
         said = [i for i, token in enumerate(own) if token not in control and "b" in tokenizer.token(token)]
         return frozenset([token for token in own[max(said, default=0) :] if token in control][:1])
 
@@ -194,8 +194,8 @@ class _Spelling:
         self._unknown = (
             spec["model"].get("unk_id") if unknown is None else tokenizer.backend.token_to_id(unknown)
         )  # content too becomes this token, where its characters are unknown
-        self.control = tokenizer.control_ids
-        self.secret = hide_control(spec)
+        self.reserved = tokenizer.reserved
+        self.secret = hide(spec, self.reserved)
         self.backend = Backend.from_str(json.dumps(spec))
         names = sorted(self.secret, key=len, reverse=True)  # the longest of those that begin alike
         self._pattern = re.compile("|".join(map(re.escape, names)) or r"(?!)")
@@ -216,7 +216,7 @@ class _Spelling:
                 grown += len(secret) - len(found[0])
                 shifts.append((copied, grown))
         encoding = self.backend.encode("".join([*pieces, text[copied:]]), add_special_tokens=False)
-        n_control = sum(token in self.control and token != self._unknown for token in encoding.ids)
+        n_control = sum(token in self.reserved and token != self._unknown for token in encoding.ids)
         if n_control != len(shifts) - 1:  # never seen; a tokenizer that hides tokens must not go unnoticed
             wrote = f"the chat template writes {len(shifts) - 1} control tokens"
             raise Refused(f"{wrote}, of which this tokenizer makes {n_control}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,35 +17,49 @@ from transom.data.documents import printable
 from transom.data.vocabulary import UNKNOWN
 from transom.errors import Refused
 
-_CONTROL_SHAPE = re.compile(r"<.*>|\[.*\]")
+_MARKER_SHAPE = re.compile(r"<.*>|\[.*\]")
+_NAMED = ("eos_token", "bos_token", "pad_token", "mask_token", "unk_token", "sep_token", "cls_token")
 
 
-def mark_control(spec: dict[str, Any]) -> dict[int, str]:
+def mark_control(spec: dict[str, Any], config: dict[str, Any]) -> dict[int, str]:
     """Mark every control token of a tokenizer.json as special, and return them by id.
 
-    Some folders list tokens such as <think> or <tool_call> as added but not special, and so they would be
-    found in user text; whatever is special or looks like <...> or [...] is control. Other added tokens are
-    words.
+    Control is what the file calls special and what tokenizer_config.json names (eos_token and so on). Other
+    added tokens are words.
     """
+    named = {_content(config.get(name)) for name in _NAMED}
     control: dict[int, str] = {}
     for token in spec.get("added_tokens") or []:
-        if token.get("special") or _CONTROL_SHAPE.fullmatch(token["content"]):
+        if token.get("special") or token["content"] in named:
             token["special"] = True
             control[token["id"]] = token["content"]
     return control
 
 
-def hide_control(spec: dict[str, Any]) -> dict[str, str]:
-    """Give every control token of a tokenizer.json a name that nobody can write; old names to new ones.
+def markers(spec: dict[str, Any]) -> dict[int, str]:
+    """Added words that look like <...> or [...], by id: <think>, <tool_call>, <url>.
+
+    A text that holds one has its id. In a conversation only the template may write one: there a user who
+    writes <tool_call> must not be taken for the model.
+    """
+    return {
+        token["id"]: token["content"]
+        for token in spec.get("added_tokens") or []
+        if not token.get("special") and _MARKER_SHAPE.fullmatch(token["content"])
+    }
+
+
+def hide(spec: dict[str, Any], tokens: Mapping[int, str]) -> dict[str, str]:
+    """Give tokens of a tokenizer.json a name that nobody can write; old names to new ones.
 
     In a Unigram vocabulary a control token is a piece like any other, and a text that spells it would become
     it. Tokenizer and pieces keep their ids; the frame goes, since it names tokens.
     """
     nonce = secrets.token_hex(16)
-    control = mark_control(spec)
-    names = {text: f"<{nonce}-{number}>" for number, text in control.items()}
+    names = {text: f"<{nonce}-{number}>" for number, text in tokens.items()}
     for token in spec.get("added_tokens") or []:
-        token["content"] = names.get(token["content"], token["content"])
+        if token["content"] in names:
+            token |= {"content": names[token["content"]], "special": True}
     model = spec["model"]
     if isinstance(model["vocab"], dict):
         model["vocab"] = {names.get(text, text): number for text, number in model["vocab"].items()}
@@ -54,6 +69,15 @@ def hide_control(spec: dict[str, Any]) -> dict[str, str]:
         model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
     spec |= {"post_processor": None, "truncation": None, "padding": None}
     return names
+
+
+def cuts_show(spec: dict[str, Any]) -> bool:
+    """Whether an added word takes spaces with it, so that a cut beside one is seen in the ids."""
+    return any(
+        not token.get("special")
+        and (token.get("lstrip") or token.get("rstrip") or re.search(r"\s", token["content"]))
+        for token in spec.get("added_tokens") or []
+    )
 
 
 def vocabulary_kind(spec: dict[str, Any]) -> str:
@@ -121,6 +145,11 @@ def special_tokens(folder: Path) -> dict[str, Any]:
             if not config.get(name) and ids.get(f"{name}_id") is not None:
                 config.setdefault(f"{name}_id", ids[f"{name}_id"])
     return config
+
+
+def _content(token: Any) -> Any:
+    """A named token's text, which some files wrap in an object."""
+    return token.get("content") if isinstance(token, dict) else token
 
 
 def _json_object(path: Path) -> dict[str, Any]:

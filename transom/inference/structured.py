@@ -46,7 +46,6 @@ that "\\u0061" is no way around what the schema says of "a".
 """
 
 _SIGNS = '{}[]",:-+.0123456789\\ eEtrufalsn'
-_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class Stretch(NamedTuple):
@@ -212,9 +211,9 @@ class _Vocabulary:
     def __init__(self, tokenizer: Tokenizer, end_ids: Sequence[int]) -> None:
         self._tokenizer = tokenizer
         self.eos_token_id, self.bos_token_id = end_ids[0], None
-        spelled = _spelling(tokenizer)
+        spelled = tokenizer.spelling.within
         self.known = frozenset(spelled)
-        hidden = tokenizer.control_ids | {i for i, data in enumerate(spelled) if not data} | set(end_ids)
+        hidden = tokenizer.reserved.keys() | {i for i, data in enumerate(spelled) if not data} | set(end_ids)
         if tokenizer.unknown_id is not None:
             hidden |= {tokenizer.unknown_id}
         self.special_token_ids = sorted(hidden)
@@ -224,27 +223,6 @@ class _Vocabulary:
 
     def __call__(self, text: bytes | str) -> list[int]:
         return self._tokenizer.encode(text.decode("utf-8", "ignore") if isinstance(text, bytes) else text)
-
-
-def _spelling(tokenizer: Tokenizer) -> list[bytes]:
-    """For every id the bytes it writes inside a text; empty for control and for ids without a token."""
-    control = tokenizer.control_ids
-    if tokenizer.kind != "other":
-        present = set(tokenizer.backend.get_vocab(with_added_tokens=True).values()) - control
-        return [tokenizer.token_bytes(i) if i in present else b"" for i in range(tokenizer.vocab_size)]
-    # Foreign decoders write a token differently at the beginning of a text: each is read after another one.
-    backend = tokenizer.backend
-    names = {i: token for token, i in backend.get_vocab(with_added_tokens=True).items() if i not in control}
-    anchor = next((i for i, token in sorted(names.items()) if token.isascii() and token.isalpha()), None)
-    before = [] if anchor is None else [anchor]
-    ids = sorted(names)
-    texts = backend.decode_batch([[*before, i] for i in ids], skip_special_tokens=False)
-    skip = len(backend.decode(before, skip_special_tokens=False)) if before else 0
-    spelled = [b""] * tokenizer.vocab_size
-    for i, text in zip(ids, texts, strict=True):
-        written, byte = text[skip:], _BYTE.fullmatch(names[i])
-        spelled[i] = bytes.fromhex(byte[1]) if byte and written != names[i] else written.encode()
-    return spelled
 
 
 def _source(choice: Sequence[Stretch], after: str | None, control: Mapping[str, int]) -> str:

@@ -63,7 +63,7 @@ class OutputParser:
         """White space that is told if something follows it."""
         self._call: list[str] = []
         self._opener = ""
-        self._said = self._called = False
+        self._said = self._called = self._called_last = False
 
     def push(self, text: str) -> Said:
         """Take the next piece; what is certain with it."""
@@ -83,7 +83,7 @@ class OutputParser:
             return said  # white space at its end is scaffold
         else:
             self._tell("content", rest, said)
-        said.content += "".join(self._space)
+        said.content += "" if self._called_last else "".join(self._space)
         return said
 
     def _beginning(self, rest: str, said: Said) -> str:
@@ -112,7 +112,7 @@ class OutputParser:
         if self._syntax is None:
             self._tell("content", rest, said)
             return ""
-        if self._syntax.bare and not self._said:
+        if self._syntax.bare and not (self._said or self._called):
             text = rest.lstrip()
             if text.startswith("{"):
                 self._begin_call("")
@@ -165,7 +165,10 @@ class OutputParser:
             self._tell("content", self._opener + written + closer, said)
             return
         said.calls += calls if self._parallel else [] if self._called else calls[:1]
-        self._space, self._fresh, self._said, self._called = [], True, True, True
+        # White space around calls is theirs, but words before and after them stay apart.
+        self._space = self._space if self._said else []
+        self._fresh = bool(self._space) or not self._said
+        self._called = self._called_last = True
 
     def _tell(self, kind: str, text: str, said: Said) -> None:
         text = text.lstrip() if self._fresh else text
@@ -179,7 +182,7 @@ class OutputParser:
             return
         told = "".join([*self._space, kept])
         self._space = [text[len(kept) :]]
-        self._said = self._said or kind == "content"
+        self._said, self._called_last = self._said or kind == "content", False
         if kind == "reasoning":
             said.reasoning += told
         else:
