@@ -50,7 +50,7 @@ class Turns:
             await mine
         except BaseException:
             if mine.cancelled():
-                self._leave(scope, mine)
+                self._forget(scope)
             else:  # the place came in the moment of leaving
                 self.give_back(scope)
             raise
@@ -58,21 +58,16 @@ class Turns:
     def give_back(self, scope: str) -> None:
         """Free a place of this scope; the next queue in turn has it."""
         self._forget(scope)
-        if not self._queues:
-            self.free += 1
-            return
-        after = next(iter(self._queues))
-        queue = self._queues.pop(after)
-        queue.popleft().set_result(None)
-        if queue:
-            self._queues[after] = queue  # behind the others
-
-    def _leave(self, scope: str, mine: asyncio.Future[None]) -> None:
-        self._forget(scope)
-        queue = self._queues[scope]
-        queue.remove(mine)
-        if not queue:
-            del self._queues[scope]
+        while self._queues:
+            after = next(iter(self._queues))
+            queue = self._queues.pop(after)
+            mine = queue.popleft()
+            if queue:
+                self._queues[after] = queue  # behind the others
+            if not mine.done():  # else whoever waited has left
+                mine.set_result(None)
+                return
+        self.free += 1
 
     def _forget(self, scope: str) -> None:
         self.held[scope] -= 1

@@ -117,9 +117,8 @@ async def all_parts(call: Call, requests: Sequence[Request]) -> list[Part]:
 
 def n_values(parts: Sequence[Part]) -> int:
     """About how many values the parts come to in an answer, log-probabilities with their bytes included."""
-    return sum(
-        1 + len(part.text) // 64 + sum(8 + 8 * len(token.top) for token in part.tokens) for part in parts
-    )
+    tokens = [token for part in parts for token in part.tokens]
+    return sum(8 + 8 * len(token.top) for token in tokens) + sum(len(part.text) for part in parts) // 64
 
 
 def usage(parts: Sequence[Part], n_prompt: int) -> dict[str, Any]:
