@@ -64,7 +64,9 @@ def read_tokenizer(folder: Path) -> tuple[str, dict[str, Any]]:
         if late:
             text = _with_tokens(text, late, where)
             spec = json.loads(text)
-        if obey_class(spec, config, json_object(folder, "config.json").get("model_type")):
+        lower = json_object(folder, "sentence_bert_config.json").get("do_lower_case") is True
+        changed = obey_class(spec, config, json_object(folder, "config.json").get("model_type"))
+        if changed | (lower and lower_case(spec)):
             text = json.dumps(spec, ensure_ascii=False)
     except Refused:
         raise
@@ -177,6 +179,17 @@ def obey_class(spec: dict[str, Any], config: dict[str, Any], model_type: Any) ->
     if spec.get("post_processor") is None and name in FRAMES:
         spec["post_processor"] = _frame(spec, config, *FRAMES[name])
     return before != json.dumps([spec.get(part) for part in CHANGED])
+
+
+def lower_case(spec: dict[str, Any]) -> bool:
+    """Have text lower-cased first, as sentence-transformers does where its folder says so; False: it is."""
+    normalizer = spec.get("normalizer")
+    steps = normalizer["normalizers"] if (normalizer or {}).get("type") == "Sequence" else [normalizer]
+    steps = [step for step in steps if step is not None]
+    if any(step["type"] == "Lowercase" or step.get("lowercase") is True for step in steps):
+        return False
+    spec["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *steps]}
+    return True
 
 
 def _frame(
