@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import sentencepiece
 
+import transom
+from tests.checkpoint.oracle import randomize
 from transom.data.marian_files import read_sentencepiece
 from transom.data.tokenizer import Tokenizer
 from transom.errors import Refused
@@ -92,6 +95,26 @@ def test_a_sentencepiece_file_is_read_as_the_library_reads_it(folder):
     library = sentencepiece.SentencePieceProcessor(model_file=str(folder / "source.spm"))
     assert [piece for piece, _, _ in found.pieces] == [library.id_to_piece(i) for i in range(len(library))]
     assert [score for _, score, _ in found.pieces] == [library.get_score(i) for i in range(len(library))]
+
+
+def test_a_folder_of_these_files_translates_as_in_transformers(both, folder, tmp_path):
+    from transformers import MarianConfig, MarianMTModel
+
+    theirs, ours = both
+    n = ours.vocab_size
+    config = MarianConfig(
+        vocab_size=n, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=64,
+        pad_token_id=n - 1, eos_token_id=0, decoder_start_token_id=n - 1,
+    )  # fmt: skip
+    model = randomize(MarianMTModel(config))
+    model.generation_config.bad_words_ids, model.generation_config.num_beams = [[n - 1]], 3
+    shutil.copytree(folder, tmp_path / "model")
+    model.save_pretrained(tmp_path / "model")
+    made = model.generate(**theirs(ENGLISH[0], return_tensors="pt"), max_new_tokens=8)[0]
+    found = transom.load(tmp_path / "model").translate(ENGLISH[0], max_tokens=8)
+    assert found.tokens == made[1:].tolist()
+    assert found.text.strip() == theirs.decode(made, skip_special_tokens=True)
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 1000])
