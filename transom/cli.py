@@ -177,8 +177,8 @@ def translate(
     *texts: str,
     input: Path | None = None,
     field: str | None = None,
-    beam: int = 4,
-    length_penalty: float = 1.0,
+    beam: int | None = None,
+    length_penalty: float | None = None,
     max_tokens: int | None = None,
     dtype: str | None = None,
     device: str | None = None,
@@ -197,9 +197,11 @@ def translate(
     field
         Which column or field holds the texts [default: `text`, or the only one with text].
     beam
-        Translations kept at a time while searching; 1 takes the likeliest token each time (greedy).
+        Translations kept at a time while searching; 1 takes the likeliest token each time (greedy)
+        [default: as the folder says, else 4].
     length_penalty
-        Scores are divided by length to this power; above 1 favours long translations.
+        Scores are divided by length to this power; above 1 favours long translations [default: as the folder
+        says, else 1].
     max_tokens
         Most tokens of a translation [default: by the length of the source].
     dtype
@@ -269,6 +271,7 @@ def embed(
     input: Path | None = None,
     field: str | None = None,
     out: Path | None = None,
+    cut: Annotated[bool, Parameter(negative=())] = False,
     dtype: str | None = None,
     device: str | None = None,
     json: Json = False,
@@ -287,6 +290,8 @@ def embed(
         Which column or field holds the texts [default: `text`, or the only one with text].
     out
         Write the vectors there as a NumPy array (.npy); without it, print how near the texts are.
+    cut
+        Read only the beginning of a text that is longer than the model reads.
     dtype
         `float32` or `bfloat16` [default: as is fast here].
     device
@@ -299,7 +304,7 @@ def embed(
     sources = _texts(texts, input, field)
     embedder = _loaded(model, "Embedder", dtype, device)
     with _answer(json) as show:
-        show(Vectors(sources, embedder.embed(sources), out))
+        show(Vectors(sources, embedder.embed(sources, cut=cut), out))
 
 
 def chat(
@@ -311,8 +316,8 @@ def chat(
     no_memory: Switched = False,
     chat_template: str | None = None,
     max_tokens: int | None = None,
-    temperature: float = 0.8,
-    top_p: float = 1.0,
+    temperature: float | None = None,
+    top_p: float | None = None,
     seed: int | None = None,
     dtype: str | None = None,
     device: str | None = None,
@@ -335,9 +340,10 @@ def chat(
     max_tokens
         Most tokens of an answer [default: 256, or a quarter of what the model reads if that is less].
     temperature
-        0 always takes the likeliest token; 1 samples the model's own probabilities.
+        0 always takes the likeliest token; 1 samples the model's own probabilities [default: as the folder
+        says, else 1].
     top_p
-        Only the fewest tokens that together have this probability.
+        Only the fewest tokens that together have this probability [default: as the folder says, else 1].
     seed
         Makes the answers repeatable.
     dtype
@@ -358,9 +364,10 @@ def chat(
         )
     generator = _loaded(str(model_folder(model)), "Generator", dtype, device)
     kept = None if no_memory else Memory(memory or default_path())
+    given = {"temperature": temperature, "top_p": top_p, "seed": seed}
     with _answer(json) as show:
         said = talk(generator, template, system=system, memory=kept, max_tokens=max_tokens,
-                    temperature=temperature, top_p=top_p, seed=seed)  # fmt: skip
+                    **{name: value for name, value in given.items() if value is not None})  # fmt: skip
         if json:
             show(Talk(said))
 

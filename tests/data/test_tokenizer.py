@@ -91,7 +91,7 @@ def test_a_stream_of_any_bytes_equals_decode(byte_tokenizer: Tokenizer, ids: lis
 def test_tokens_for_people(byte_tokenizer: Tokenizer, bpe: Tokenizer) -> None:
     assert byte_tokenizer.token(byte_tokenizer.encode("é")[0]) == "<0xC3>"
     assert byte_tokenizer.token(byte_tokenizer.encode("\n")[0]) == "\n"
-    assert bpe.decode([10**6]) == "\ufffd"
+    assert bpe.decode([10**6]) == "" and bpe.token(10**6) == "<1000000>"
 
 
 @pytest.mark.parametrize("kind", ["bpe", "bytes", "chars"])
@@ -206,24 +206,51 @@ def test_llama_like_folder(tmp_path: Path) -> None:
     assert copy.hash == tokenizer.hash and copy.config["chat_template"] == "{{ x }}"
 
 
-def test_qwen_like_folder_with_control_words_that_are_not_special(tmp_path: Path) -> None:
+def test_qwen_like_folder_with_added_words_that_are_not_special(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     added = [
         {"content": "<|endoftext|>", "special": True},
         {"content": "<think>", "special": False},
         {"content": "dommage", "special": False},
+        {"content": "<url>", "special": False, "lstrip": True},
+        {"content": "[NAME]", "special": False},
     ]
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [400, 401]}')
     config = {"eos_token": None, "pad_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizerFast"}
     tokenizer = _foreign(tmp_path, LLAMA.replace("{1,3}", ""), added, config)
     number = tokenizer.backend.token_to_id
-    assert number("<think>") not in tokenizer.encode("a <think> b")
     assert number("dommage") in tokenizer.encode("quel dommage !"), "an added word is content"
-    assert tokenizer.decode(tokenizer.encode("quel dommage <think>")) == "quel dommage <think>"
+    assert number("<think>") in tokenizer.encode("a <think> b"), "and so is one that looks like a tag"
+    assert number("<|endoftext|>") not in tokenizer.encode("a <|endoftext|> b")
     assert tokenizer.eos_id == 400 and tokenizer.pad_id == number("<|endoftext|>")
-    text = "hello world, don't\n\n  stop 12345 e\u0301 dommage"
-    assert AutoTokenizer.from_pretrained(tmp_path)(text)["input_ids"] == tokenizer.encode(text)
+    assert set(tokenizer.reserved.values()) == {"<|endoftext|>", "<think>", "<url>", "[NAME]"}
+    assert not tokenizer.cuts_cleanly, "<url> takes the space before it along"
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    for text in (
+        "hello world, don't\n\n  stop 12345 e\u0301 dommage",
+        "see <url> now, [NAME] <think>hm</think>",
+    ):
+        ids = tokenizer.encode(text)
+        assert theirs(text)["input_ids"] == ids
+        assert theirs.decode([400, *ids], skip_special_tokens=True) == tokenizer.decode([400, *ids])
+
+
+@pytest.mark.parametrize("kind", ["bytes", "chars"])
+def test_added_words_of_the_small_vocabularies_are_found_too(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    plain = request.getfixturevalue({"bytes": "byte_tokenizer", "chars": "chars"}[kind])
+    spec = json.loads(plain.json_text)
+    word = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    spec["added_tokens"].append({"id": plain.vocab_size, "content": "<url>", **word})
+    tokenizer = Tokenizer(json.dumps(spec), plain.config)
+    tokenizer.save(tmp_path)
+    ids = tokenizer.encode("we 've <url> 'tis")
+    assert ids.count(plain.vocab_size) == 1 and tokenizer.decode(ids) == "we 've <url> 'tis"
+    assert AutoTokenizer.from_pretrained(tmp_path)("we 've <url> 'tis")["input_ids"] == ids
 
 
 @pytest.fixture(scope="module")

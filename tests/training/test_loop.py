@@ -198,3 +198,10 @@ def test_memory_does_not_grow(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> No
     )
     print(f"{slope:.0f} bytes a step")
     assert slope < 1024
+
+
+def test_a_run_of_time_begins_at_a_small_rate_and_reaches_its_peak(tiny: Tiny) -> None:
+    run = train(tiny(budget="3s", sample_every="1h", eval_every="1h"))
+    rates = [event["lr"] for event in run.metrics if event["event"] == "step"]
+    assert 0 < rates[0] < 0.25 * max(rates) and rates[-1] < 0.25 * max(rates)
+    assert 2 <= rates.index(max(rates)) <= 0.7 * len(rates)

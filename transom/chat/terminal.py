@@ -45,9 +45,16 @@ def chat(
     its input, raises Refused at the first line that cannot be carried out.
     """
     ends = generator.eos_ids | template.end_ids(generator.tokenizer)
-    generator = Generator(generator.model, generator.tokenizer, eos_ids=tuple(ends), reason=generator.reason)
+    generator = Generator(
+        generator.model,
+        generator.tokenizer,
+        eos_ids=tuple(ends),
+        generation=generator.generation,
+        reason=generator.reason,
+    )
     limit = generator.model.config.max_len
-    room = min(MAX_TOKENS, limit // 4) if max_tokens is None else max_tokens
+    usual = min(generator.generation.max_new_tokens or MAX_TOKENS, limit // 4)
+    room = usual if max_tokens is None else max_tokens
     settings["stop"] = [*template.stop, *settings.get("stop", ())]
     talk = Talk(generator, template, Conversation(system), memory, room, settings)
     talk.input, talk.out, talk.err = stdin or sys.stdin, stdout or sys.stdout, stderr or sys.stderr

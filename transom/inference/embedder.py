@@ -44,9 +44,9 @@ class Embedder:
     ) -> npt.NDArray[np.float32]:
         """The vectors of texts: (n, D) float32, or (D,) of one text.
 
-        batch_tokens: how many tokens go through at once. A blank text has the vector of the frame alone, as
-        in sentence-transformers. Raises Refused for a text that is longer than the model reads, unless `cut`
-        says that its end may be left out.
+        batch_tokens: how many tokens go through at once. A blank text has a vector too, as in
+        sentence-transformers. Raises Refused for one that is longer than the model reads, unless `cut` says
+        that its end may be left out.
         """
         listed, several = as_list(texts)
         ids = framed(self.tokenizer, listed, self.max_tokens, cut=cut, blank=True)

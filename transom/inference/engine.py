@@ -25,6 +25,7 @@ from .runner import Runner
 from .sampling_rows import FAILED, Place, RowLogprobs, SamplingRow, choose_rows, logprobs_rows
 from .scheduler import HEADROOM, Job, Scheduler, Turn
 from .speculative import n_kept
+from .token_rules import Ruling
 
 MOST_WAIT = 60
 """Seconds that a refused client is told to wait at most."""
@@ -142,6 +143,7 @@ class Engine:
         return SamplingRow(
             request.params, vocab_size=self.runner.vocab_size, seed=request.seed, sample=request.sample,
             prompt=request.prompt, first=request.first, grammar=request.grammar,
+            ruling=request.ruling if request.rules is not None else None,
         )  # fmt: skip
 
     def _wait(self) -> int:
@@ -304,12 +306,23 @@ class Engine:
             scores = torch.tensor([[one.logprob for one in job.sentence.open] for job, _ in members])  # type: ignore[union-attr]
             rows = _rows(logits, [i for _, places in members for i in places])
             # So many that enough are left when the best ones end.
-            values, choices = best_next(rows, scores.to(rows.device), beam * (1 + n_ends))
+            rulings = self._rulings([job for job, _ in members])
+            values, choices = best_next(rows, scores.to(rows.device), beam * (1 + n_ends), rulings)
             for (job, _), value, choice in zip(members, values, choices, strict=True):
                 try:
                     self._grow(job, value, choice)
                 except Exception as error:
                     self._fail(job, error)
+
+    def _rulings(self, jobs: list[Job]) -> list[Ruling]:
+        """What every beginning of these searches must obey, in the order of their rows; empty: nothing."""
+        if all(job.request.rules is None for job in jobs):
+            return []
+        return [
+            job.request.ruling(row.tokens, len(row.tokens) - len(job.request.prompt)) or Ruling()
+            for job in jobs
+            for row in job.rows
+        ]
 
     def _grow(self, job: Job, values: list[float], choices: list[int]) -> None:
         """One step of one search: its beginnings take the rows of their parents, or forks of them."""

@@ -6,15 +6,17 @@ bytes of a character and beginnings of a stop string wait until they are whole. 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-from .beam import Found
+from .beam import EarlyStopping, Found
 from .sampling import SamplingParams
 from .stop import StopMatcher
+from .token_rules import Ruling, TokenRules
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -24,6 +26,19 @@ class TextDecoder(Protocol):
 
     def push(self, token: int, /) -> str: ...
     def finish(self) -> str: ...
+
+
+class MarkedDecoder:
+    """A decoder that also tells some tokens which make no text, by name: markers that a reader looks for."""
+
+    def __init__(self, decoder: TextDecoder, markers: Mapping[int, str]) -> None:
+        self._decoder, self._markers = decoder, markers
+
+    def push(self, token: int, /) -> str:
+        return self._decoder.push(token) + self._markers.get(token, "")
+
+    def finish(self) -> str:
+        return self._decoder.finish()
 
 
 class Grammar(Protocol):
@@ -107,26 +122,32 @@ class Request:
         sample: int,
         eos_ids: Collection[int],
         decoder: TextDecoder,
+        markers: Mapping[int, str] = MappingProxyType({}),
         first: frozenset[int] | None = None,
         begins: Sequence[int] = (),
         source: list[int] | None = None,
         grammar: Grammar | None = None,
         beam: int = 1,
         length_penalty: float = 1.0,
-        exact: bool = False,
+        early_stopping: EarlyStopping = False,
+        rules: TokenRules | None = None,
         scope: str = "",
         id: str = "",
     ) -> None:
-        """`first`: the tokens that may come first, each beginning with the prompt's last space; None: any.
+        """markers: tokens that make no text of their own, and what they are told as. first: which tokens may
+        come first, each beginning with the prompt's last space; None: any.
 
         begins: the answer begins with these tokens and goes on after them. source: what an encoder reads.
-        beam: how many beginnings a search keeps (length_penalty and exact: see `beam.Sentence`); 1 draws a
-        token at a time. scope: whose prefixes may be reused, and who shares fairly with whom.
+        beam: how many beginnings a search keeps (length_penalty and early_stopping: see `beam.Sentence`); 1
+        draws a token at a time. rules: what the folder forces and forbids. scope: whose prefixes may be
+        reused, and who shares fairly with whom.
         """
         self.prompt, self.params, self.max_tokens = prompt, params, max_tokens
         self.seed, self.sample = seed, sample
         self.first, self.begins, self.source, self.grammar = first, list(begins), source, grammar
-        self.beam, self.length_penalty, self.exact = beam, length_penalty, exact
+        self.beam, self.length_penalty = beam, length_penalty
+        self.early_stopping: EarlyStopping = early_stopping
+        self.rules = rules if rules else None
         self.scope, self.id = scope, id
         self.tokens: list[int] = []
         self.logprobs: list[TokenLogprob] = []
@@ -135,13 +156,18 @@ class Request:
         self.finish_reason: FinishReason | None = None
         self.error: Exception | None = None
         self.ends = frozenset() if params.ignore_eos else frozenset(eos_ids)
-        self._decoder, self._matcher = decoder, StopMatcher(params.stop)
+        self.markers = markers
+        self._decoder, self._matcher = MarkedDecoder(decoder, markers), StopMatcher(params.stop)
         self._pieces: list[str] = []
 
     @property
     def forced(self) -> int | None:
         """The next token, where it is not to be chosen."""
         return self.begins[len(self.tokens)] if len(self.tokens) < len(self.begins) else None
+
+    def ruling(self, tokens: Sequence[int], n_made: int) -> Ruling | None:
+        """What the folder's rules say of the token after these, the last `n_made` of which are new."""
+        return None if self.rules is None else self.rules.at(tokens, n_made, self.max_tokens, self.ends)
 
     def push(self, token: int) -> str:
         """Take the next token, which its grammar has taken; return the text that became certain with it."""

@@ -70,18 +70,23 @@ def framed(
 ) -> list[Ids]:
     """The ids of texts as the folder frames them; text that spells a control token stays text.
 
-    Raises Refused, by number (or by `names`), for an empty text (with `blank` only where the tokenizer has no
-    frame, which then is read alone), for what is no text, and for one of more than `max_len` tokens; with
-    `cut`, tokens that are too many are left out before the frame's end.
+    Raises Refused, by number (or by `names`), for a blank text (unless `blank`: then the frame is enough),
+    for what is no text, for what makes no token, and for one of more than `max_len` tokens; with `cut`,
+    tokens that are too many are left out before the frame's end.
     """
     names = [_name(place, texts) for place in range(len(texts))] if names is None else names
     for name, text in zip(names, texts, strict=True):
-        if not text.strip() and not (blank and any(tokenizer.frame)):
+        if not (blank or text.strip()):
             raise Refused(f"{name} is empty; leave it out")
         if (says := not_text(text)) is not None:
             raise Refused(f"{name}: {says}")
-    found, after = tokenizer.framed_many(texts), len(tokenizer.frame[1])
+    found, around = tokenizer.framed_many(texts), sum(map(len, tokenizer.frame))
+    after = len(tokenizer.frame[1])
+    if max_len <= around:
+        raise Refused(f"of {max_len} tokens nothing is left for a text: {around} stand around it")
     for place, ids in enumerate(found):
+        if not len(ids):
+            raise Refused(f"{names[place]} makes no token in this model; leave it out")
         if len(ids) > max_len:
             if not cut:
                 raise Refused(

@@ -14,7 +14,7 @@ from typing import Any
 
 from transom.errors import Refused
 from transom.inference.engine import NOT_FINITE
-from transom.inference.request import Event, Request, TokenLogprob
+from transom.inference.request import Event, MarkedDecoder, Request, TokenLogprob
 
 from .endpoint import Call
 from .errors import INTERNAL, ApiError, from_refused, unavailable
@@ -34,6 +34,7 @@ class Part:
     given_tokens: int = 0
     """Of what the answer was given to begin with, and is not told again, so many are still to come."""
     given_characters: int = 0
+    given_text: str = ""
 
     def take(self, event: Event) -> Step:
         """What an event brings to this part."""
@@ -82,11 +83,12 @@ async def _steps(
 
 
 def _part(call: Call, index: int, request: Request) -> Part:
-    given, decoder = request.begins, call.served.model.tokenizer.decoder()
+    given, decoder = request.begins, MarkedDecoder(call.served.model.tokenizer.decoder(), request.markers)
     texts = [decoder.push(token) for token in given]
     if texts and request.first is not None:
         texts[0] = texts[0].removeprefix(" ")
-    return Part(index, request, given_tokens=len(given), given_characters=len("".join(texts)))
+    text = "".join(texts)
+    return Part(index, request, given_tokens=len(given), given_characters=len(text), given_text=text)
 
 
 def failure(event: Event) -> ApiError:
