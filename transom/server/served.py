@@ -30,7 +30,7 @@ TASKS = {"Translator": "translate", "Classifier": "classify", "Embedder": "embed
 SPARE = 64
 """Tokens of the cache that no one request gets: it is cut into blocks."""
 LISTS = 4
-"""Requests with as many texts as one may have that wait together at most."""
+"""Requests of one API key, with as many texts as one may have, that wait together at most."""
 
 
 @dataclass
@@ -144,9 +144,11 @@ def serve_model(
             f"{folder or name}: a {kind} has no route here; fine-tune it to classify or embed first"
         )
     template = template_of(folder, settings.chat_template) if kind == "Generator" else None
+    if template is not None:
+        template.name = f"the chat template of {name}"  # clients hear of it: no path of the operator
     ends = frozenset() if template is None else template.end_ids(model.tokenizer)
     task = TASKS.get(kind, "chat" if template is not None else "generate")
-    worker = Worker(ENGINES[kind](model, settings), name)
+    worker = Worker(ENGINES[kind](model, settings), name, settings.limits.looks)
     return Served(name, task, model, worker, template, ends, frozenset(aliases), folder)
 
 
