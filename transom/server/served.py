@@ -44,6 +44,8 @@ class Served:
     template: ChatTemplate | None = None
     ends: frozenset[int] = frozenset()
     """Tokens that end an answer in a chat, besides the model's own."""
+    default_system: str | None = None
+    """What the template says where no system text is given; None where it takes none."""
     aliases: frozenset[str] = frozenset()
     """What else a client may call it, where no other model is called so too."""
     folder: Path | None = None
@@ -70,6 +72,7 @@ class Served:
         return {
             "id": self.name, "object": "model", "created": self.created, "owned_by": "transom",
             "task": self.task, "max_len": self.max_len, "chat": self.template is not None,
+            "default_system": self.default_system,
         }  # fmt: skip
 
 
@@ -119,9 +122,10 @@ def serve_model(
         )
     template = template_of(folder, settings.chat_template) if kind == "Generator" else None
     ends = frozenset() if template is None else template.end_ids(model.tokenizer)
+    system = None if template is None else template.default_system(model.tokenizer)
     task = TASKS.get(kind, "chat" if template is not None else "generate")
     worker = Worker(ENGINES[kind](model, settings), name)
-    return Served(name, task, model, worker, template, ends, frozenset(aliases), folder)
+    return Served(name, task, model, worker, template, ends, system, frozenset(aliases), folder)
 
 
 def template_of(folder: Path | None, given: str | None) -> ChatTemplate | None:
