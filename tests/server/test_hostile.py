@@ -211,6 +211,19 @@ def test_no_list_of_any_route_stops_the_others(folders: dict[str, Path]):
     assert after - before < 200, f"{before:.0f} MB before, {after:.0f} MB at most"
 
 
+def test_a_body_in_crumbs_is_refused(server: Running):
+    head = (b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n")  # fmt: skip
+    body = b'{"model":"crow","prompt":"x","max_tokens":2,"temperature":0}'
+    crumbs = b"".join(b"1\r\n%c\r\n" % sign for sign in body)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as wire:
+        for _ in range(2):  # each body is counted by itself
+            wire.sendall(head + b"1\r\n \r\n" * 900 + crumbs + b"0\r\n\r\n")
+            assert wire.recv(4096).startswith(b"HTTP/1.1 200")
+        wire.sendall(head + b"1\r\n \r\n" * 20_000)
+        assert b"more than 1,000 pieces of less than 64 bytes" in answer(wire)
+
+
 # What one key has waiting
 
 
