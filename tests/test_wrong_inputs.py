@@ -92,7 +92,7 @@ TRAIN = {
     "nothere.txt": "nothere.txt: no such file or folder; did you mean 'notgz.txt.gz'?",
     "tiny.txt": "tiny.txt (to learn from): 2 tokens are fewer than one window of 32 and its last target; give more text, or a --model.max-len of at most 1",
     "empty.txt": "empty.txt: there is no text in it (1 empty); name a file or folder that holds some",
-    "latin.txt": "latin.txt:2: byte 14 (0xe9) is not UTF-8; convert the file (iconv -f latin1 -t utf-8) (or set data.on_error to skip or replace)",
+    "latin.txt": "latin.txt:2: byte 14 (0xe9) is not UTF-8; convert the file (iconv -f windows-1252 -t utf-8) (or set data.on_error to skip or replace)",
     "nul.txt": "nul.txt:1: byte 1 is NUL, which text does not hold; remove it (tr -d '\\000') (or set data.on_error to skip or replace)",
     "utf16.txt": "utf16.txt:1: byte 0: this is UTF-16, not UTF-8; convert it with `iconv -f utf-16 -t utf-8` (or set data.on_error to skip)",
     "hollow": "hollow: no text files in this folder (it is empty)",

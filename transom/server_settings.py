@@ -86,7 +86,10 @@ class ServerSettings(Settings):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """0 takes a free one and prints it."""
     allow_host: Annotated[tuple[str, ...], Names] = ()
-    """Another name by which clients may call this server; repeat for several."""
+    """Another name by which clients may call this server, whatever the scheme and port, and so may its pages;
+    repeat for several."""
+    allow_origin: Annotated[tuple[str, ...], Names] = ()
+    """A site whose pages may ask this server (CORS), such as `https://notes.example`; repeat for several."""
     api_key_file: Path | None = None
     """A file with one key per line (or set TRANSOM_API_KEY): every request then needs one of them."""
     generate_key: Flag = False

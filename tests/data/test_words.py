@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import random
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -77,9 +80,8 @@ def test_contractions_and_spaces(bpe: Tokenizer, encoder: WordEncoder) -> None:
     assert [ids.tolist() for ids in encoder.encode(cases)] == plain(bpe, cases)
 
 
-def test_long_words_many_groups_and_forgetting(bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_words_and_many_groups(bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(words, "_GROUP_CHARACTERS", 500)
-    monkeypatch.setattr(words, "_MOST_ENTRIES", 20)
     texts = [
         "=" * 300 + " " + "a" * 65 + "b" * 64,
         "世" * 200,
@@ -100,7 +102,54 @@ def test_mostly_new_words_are_left_to_the_library(bpe: Tokenizer, monkeypatch: p
     permutations = ["".join(letters) for letters in itertools.permutations("abcdefgh")]
     text = " ".join(random.Random(0).choices(permutations, k=2000))
     assert [ids.tolist() for ids in encoder.encode([text])] == plain(bpe, [text])
-    assert len(encoder._known) == 1
+    assert words._known([encoder._words([text])]) == ({"": 0}, [False])
+
+
+def test_a_word_made_to_have_the_hash_of_another_stays_itself(bpe: Tokenizer, encoder: WordEncoder) -> None:
+    forged, meant = " ᏻ𭮵𗳴𠓵𤵸𣎮𣫠𠴙", " not"  # found by a birthday search over eight letters
+    assert _hash(forged) == _hash(meant)
+    texts = [f"You must{forged} give it. " * 3, f"You must{meant} give it."]
+    for asked in (texts, texts[::-1], ["".join(texts)], texts[:1], texts[1:]):
+        assert [ids.tolist() for ids in encoder.encode(asked)] == plain(bpe, asked)
+
+
+def _hash(word: str) -> int:
+    points = np.frombuffer(word.encode("utf-32-le"), dtype=np.uint32)
+    return int(words._hashes(points, np.zeros(1, dtype=np.int64), word)[0])
+
+
+def _texts_of_few_shared_words(seed: int) -> list[str]:
+    drawn = random.Random(seed)
+    letters = ["".join(drawn.choices("abcdefghijklmnopqrstuvwxyz", k=6)) for _ in range(4_000)]
+    return [" ".join(drawn.choices(letters, k=3_000)) for _ in range(4)]
+
+
+def _callers_get_their_own(tokenizer: Tokenizer, seconds: float) -> None:
+    """Four threads, each with texts of its own, for so long: every answer is the single-threaded one."""
+    texts = [_texts_of_few_shared_words(seed) for seed in range(4)]
+    right = [plain(tokenizer, some) for some in texts]
+    fresh = Tokenizer(tokenizer.json_text, tokenizer.config)
+    begin, end = threading.Barrier(4), time.monotonic() + seconds
+
+    def call(i: int) -> int:
+        begin.wait()
+        n = 0
+        while n < 2 or time.monotonic() < end:
+            assert fresh.encode_many(texts[i]) == right[i]
+            n += 1
+        return n
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(n >= 2 for n in threads.map(call, range(4)))
+
+
+def test_callers_at_once_get_their_own_ids(bpe: Tokenizer) -> None:
+    _callers_get_their_own(bpe, 0)
+
+
+@pytest.mark.slow
+def test_callers_at_once_get_their_own_ids_for_half_a_minute(bpe: Tokenizer) -> None:
+    _callers_get_their_own(bpe, 30)
 
 
 @pytest.mark.parametrize(

@@ -217,7 +217,7 @@ BOMBS: dict[str, tuple[Any, str]] = {
     "settings": ({"type": "object", "x-guidance": {"whitespace_pattern": "(a+)+"}}, "'x-guidance'"),
     "file": ({"$ref": "file:///etc/passwd"}, "$ref is"),
     "repeated names": ({"type": "object", "minProperties": 2}, "minProperties cannot be kept to"),
-    "not kept": ({"type": "array", "uniqueItems": True}, "uniqueItems"),
+    "not kept": ({"not": {"type": "integer"}}, "not"),
     "oneOf": ({"oneOf": [{"type": "string"}, {"type": "string", "maxLength": 3}]}, "oneOf"),
     "impossible": ({"type": "string", "minLength": 5, "maxLength": 3}, "Unsatisfiable"),
     "list": ("[]", "a JSON list"),

@@ -41,6 +41,44 @@ def chat_tokenizer() -> Tokenizer:
     return Tokenizer(json.dumps(spec), {**plain.config, "chat_template": CHATML})
 
 
+def chain(folder: Path, pieces: list[str], *, template: str = CHATML, special: tuple[str, ...] = ()) -> Path:
+    """A decoder that answers everything with these pieces, which are added tokens, all different, and an end.
+
+    Each piece leads to the next and every other token to the first, whatever stands before.
+    """
+    base = chat_tokenizer()
+    spec = json.loads(base.json_text)
+    script = range(base.vocab_size, base.vocab_size + len(pieces))
+    spec["added_tokens"] += [
+        dict(id=id, content=piece, single_word=False, lstrip=False, rstrip=False, normalized=False,
+             special=piece in special)
+        for id, piece in zip(script, pieces, strict=True)
+    ]  # fmt: skip
+    tokenizer = Tokenizer(json.dumps(spec), {**base.config, "chat_template": template})
+    end = tokenizer.backend.token_to_id("<|im_end|>")
+    config = ModelConfig(
+        tokenizer.vocab_size,
+        32,
+        1,
+        **{**SMALL, "max_len": 1024},
+        tie_embeddings=False,
+        eos_id=end,  # type: ignore[arg-type]
+    )
+    model = build(config, 0).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" not in name:
+                weight.zero_()
+        model.embed.weight[:, 0] = 1.0
+        for place, (token, following) in enumerate(zip(script, [*script[1:], end], strict=True), start=1):
+            model.embed.weight[token] = torch.eye(32)[place]
+            model.head.weight[following, place] = 60.0  # type: ignore[union-attr, operator]
+        model.head.weight[script[0], 0] = 60.0  # type: ignore[union-attr, operator]
+    folder.mkdir(parents=True, exist_ok=True)
+    save_model(folder, model, tokenizer)
+    return folder
+
+
 def decoder(folder: Path, *, chat: bool = True, cell: str | None = None, max_len: int = 256) -> Path:
     """A decoder that writes varied text: sharp enough to be the same on every machine."""
     tokenizer = chat_tokenizer() if chat else train_tokenizer("bpe", iter([TEXT]), 320)

@@ -13,7 +13,6 @@ import pytest
 from tests.server.conftest import Running, serving
 from transom.errors import Refused
 from transom.server.served import name_of, serve_folders
-from transom.server.tool_calls import split_calls
 from transom.server_settings import ServerSettings
 from transom.settings import load as load_settings
 
@@ -136,37 +135,6 @@ def test_a_template_that_goes_off_hurts_nobody(folders: dict[str, Path], tmp_pat
         told = client.post("/v1/chat/completions", json={"messages": USER, "max_tokens": 2})
         assert told.status_code == 400 and "0x" not in told.text and time.perf_counter() - began < 8
         assert client.post("/v1/completions", json={"prompt": "x", "max_tokens": 2}).status_code == 200
-
-
-# Calls of tools
-
-
-def test_calls_are_told_from_text():
-    text, calls = split_calls(
-        'Well. <tool_call>\n{"name": "weather", "arguments": {"city": "Zürich"}}\n</tool_call>'
-    )
-    assert text == "Well." and calls[0]["type"] == "function" and calls[0]["id"].startswith("call_")
-    assert calls[0]["function"] == {"name": "weather", "arguments": '{"city": "Zürich"}'}
-    two = '<tool_call>{"name": "a"}</tool_call>\n<tool_call>{"name": "b", "arguments": {}}</tool_call>'
-    assert [call["function"]["name"] for call in split_calls(two)[1]] == ["a", "b"]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "plain",
-        "<tool_call>",
-        "<tool_call>{</tool_call>",
-        "<tool_call>[]</tool_call>",
-        "</tool_call><tool_call>",
-        '<tool_call>{"name": 5}</tool_call>',
-        '<tool_call>{"name": "f", "arguments": "x"}</tool_call>',
-        "<tool_call>" * 50 + "[" * 50_000,
-    ],
-)
-def test_what_is_no_call_stays_text(text: str):
-    assert split_calls(text) == (text, [])
 
 
 # Memory

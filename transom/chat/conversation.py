@@ -8,8 +8,6 @@ with the numbers. Read next: memory, terminal.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +18,7 @@ from transom.data.chat_template import ChatTemplate
 from transom.data.documents import printable
 from transom.data.tokenizer import Tokenizer
 from transom.errors import Refused
+from transom.output import write_whole
 
 Role = Literal["system", "user", "assistant"]
 
@@ -135,12 +134,10 @@ class Conversation:
     # On disk
 
     def save(self, path: str | Path) -> None:
-        """Write it as JSON, for `load` and for people; the file is there whole or as it was before.
-
-        Refused where a file lies there that is no conversation of ours: it would be lost.
+        """Write it as JSON, for `load` and for people. Raises Refused where it cannot be written, and where a
+        file lies there that is no conversation of ours, since that would be lost.
         """
         path = Path(path)
-        value = {"system": self.system, "messages": [asdict(message) for message in self.messages]}
         if path.exists():
             try:
                 self.load(path)
@@ -148,18 +145,12 @@ class Conversation:
                 raise Refused(
                     f"{printable(path)}: is there already and holds no conversation; name another file"
                 ) from None
+        value = {"system": self.system, "messages": [asdict(message) for message in self.messages]}
         try:
-            text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-            with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
-                try:
-                    file.write(text)
-                    file.flush()
-                    os.replace(file.name, path)
-                except BaseException:
-                    os.unlink(file.name)
-                    raise
-        except (OSError, UnicodeEncodeError) as error:
+            content = (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+        except UnicodeEncodeError as error:
             raise Refused(f"{printable(path)}: cannot be written ({printable(str(error))})") from None
+        write_whole(path, content, "/save")
 
     @classmethod
     def load(cls, path: str | Path) -> Conversation:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from transom.data.in_folder import inside
 from transom.errors import Refused
 from transom.model.config import ModelConfig
 
 from .config_keys import ConfigKeys
-from .shards import inside
 from .strict_json import read_json, write_json
 
 MODULES, PROMPTS = "modules.json", "config_sentence_transformers.json"

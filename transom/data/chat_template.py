@@ -20,10 +20,12 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 
 from transom.data.documents import printable
+from transom.data.in_folder import read_text
 from transom.data.messages import checked_messages, checked_objects
 from transom.data.resident import Died, Resident
 from transom.data.tokenizer import Tokenizer
-from transom.data.tokenizer_json import hide_control
+from transom.data.tokenizer_files import json_object
+from transom.data.tokenizer_json import hide
 from transom.errors import Refused, nearest
 
 MAX_TEMPLATE_BYTES = 256 << 10
@@ -45,7 +47,8 @@ BUILTIN = {
     "plain": """{{ bos_token }}
 {%- for message in messages %}
     {%- if message.role == 'user' %}{{ 'User: ' + message.content + '\\n' }}
-    {%- elif message.role == 'assistant' %}{{ 'Assistant: ' + message.content + '\\n' }}
+    {%- elif message.role == 'assistant' %}
+        {{- 'Assistant:' + ('' if message.content[:1].isspace() else ' ') + message.content + '\\n' }}
     {%- elif message.role == 'tool' %}{{ 'Tool: ' + message.content + '\\n' }}
     {%- else %}{{ message.content + '\\n\\n' }}
     {%- endif %}
@@ -129,7 +132,7 @@ class ChatTemplate:
             "template": text,
             "names": spelling.token_names,
             "variables": {
-                **_allowed(variables or {}),
+                **_allowed({name: value for name, value in (variables or {}).items() if value is not None}),
                 "messages": checked,
                 "tools": checked_objects(tools, "tools"),
                 "documents": checked_objects(documents, "documents"),
@@ -152,7 +155,7 @@ class ChatTemplate:
         except Refused:
             return frozenset()
         start, _ = rendered.message_spans[1]
-        own, control = rendered.tokens[start:], tokenizer.control_ids
+        own, control = rendered.tokens[start:], tokenizer.reserved
         said = [i for i, token in enumerate(own) if token not in control and "b" in tokenizer.token(token)]
         return frozenset([token for token in own[max(said, default=0) :] if token in control][:1])
 
@@ -227,8 +230,8 @@ class _Spelling:
         self._unknown = (
             spec["model"].get("unk_id") if unknown is None else tokenizer.backend.token_to_id(unknown)
         )  # content too becomes this token, where its characters are unknown
-        self.control = tokenizer.control_ids
-        self.secret = hide_control(spec)
+        self.reserved = tokenizer.reserved
+        self.secret = hide(spec, self.reserved)
         self.backend = Backend.from_str(json.dumps(spec))
         names = sorted(self.secret, key=len, reverse=True)  # the longest of those that begin alike
         self._pattern = re.compile("|".join(map(re.escape, names)) or r"(?!)")
@@ -249,7 +252,7 @@ class _Spelling:
                 grown += len(secret) - len(found[0])
                 shifts.append((copied, grown))
         encoding = self.backend.encode("".join([*pieces, text[copied:]]), add_special_tokens=False)
-        n_control = sum(token in self.control and token != self._unknown for token in encoding.ids)
+        n_control = sum(token in self.reserved and token != self._unknown for token in encoding.ids)
         if n_control != len(shifts) - 1:  # never seen; a tokenizer that hides tokens must not go unnoticed
             wrote = f"the chat template writes {len(shifts) - 1} control tokens"
             raise Refused(f"{wrote}, of which this tokenizer makes {n_control}")
@@ -290,23 +293,22 @@ def _message_spans(
 def _texts_in(folder: Path) -> dict[str, str]:
     """The templates of a folder by name; a file of its own goes before tokenizer_config.json."""
     texts: dict[str, str] = {}
-    path = folder / "tokenizer_config.json"
-    if path.is_file():
-        try:
-            found = json.loads(path.read_bytes()).get("chat_template")
-        except (ValueError, AttributeError):
-            raise Refused(f"{printable(path)}: not a JSON object") from None
-        if isinstance(found, str):
-            texts["default"] = found
-        elif isinstance(found, list):
-            texts |= {str(part["name"]): str(part["template"]) for part in found if isinstance(part, dict)}
-    files = {"default": folder / "chat_template.jinja"}
-    files |= {path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
-    for name, path in files.items():
-        if path.is_file():
-            if path.stat().st_size > MAX_TEMPLATE_BYTES:
-                raise Refused(f"{printable(path)}: longer than {MAX_TEMPLATE_BYTES >> 10} kB, the limit")
-            texts[name] = path.read_text("utf-8", "replace")
+    found = json_object(folder, "tokenizer_config.json").get("chat_template")
+    if isinstance(found, str):
+        texts["default"] = found
+    elif isinstance(found, list):
+        for part in found:
+            if not (isinstance(part, dict) and {"name", "template"} <= part.keys()):
+                where = printable(folder / "tokenizer_config.json")
+                raise Refused(f"{where}: chat_template is a list of what has a name and a template")
+            texts[str(part["name"])] = str(part["template"])
+    more = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    files = {"default": "chat_template.jinja"}
+    files |= {path.stem: f"{path.parent.name}/{path.name}" for path in more}
+    for name, file in files.items():
+        too_long = f"longer than {MAX_TEMPLATE_BYTES >> 10} kB, the limit"
+        text = read_text(folder, file, MAX_TEMPLATE_BYTES, too_long)
+        texts |= {} if text is None else {name: text}
     return texts
 
 

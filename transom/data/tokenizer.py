@@ -2,32 +2,35 @@
 folders.
 
 The one idea: content is never control. Control tokens exist as ids only; a text that spells one is encoded
-like any other text, and decoding writes nothing for them. Decoding works on bytes, so a stream never shows
-half a character. Read next: vocabulary,
-tokenizer_json, words, tokens.
+like any other text, and decoding writes nothing for them. Added tokens that are not special, such as <url> or
+<tool_call>, are words: read and written as `transformers` reads and writes them. Read next: vocabulary,
+tokenizer_files, tokenizer_json, decoding, words, tokens.
 """
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer as Backend
 
+from transom.data.decoding import Spelling, StreamDecoder
 from transom.data.documents import PART_CHARACTERS, in_parts, printable
+from transom.data.tokenizer_files import read_tokenizer
 from transom.data.tokenizer_json import (
-    hide_control,
+    cuts_show,
+    hide,
     is_byte_level_regex,
     is_gpt2_rule,
     mark_control,
-    special_tokens,
+    markers,
     vocabulary_kind,
 )
 from transom.data.vocabulary import (
@@ -50,7 +53,6 @@ Ids = npt.NDArray[np.uint32]
 
 _LARGE_CHARACTERS = 1 << 16
 _REPLACEMENT = "\ufffd".encode()
-_MAX_JSON_BYTES = 256 << 20
 
 
 class Tokenizer:
@@ -63,7 +65,9 @@ class Tokenizer:
         self.hash = hashlib.sha256(json_text.encode("utf-8", "surrogatepass")).hexdigest()
         try:
             spec = json.loads(json_text)
-            self._control = mark_control(spec)
+            self.control = mark_control(spec, config)
+            """Control tokens by id: no text becomes one, and they write nothing."""
+            self._markers = markers(spec)
             self.backend = Backend.from_str(json.dumps(spec))
         except Exception as error:  # the Rust library raises bare Exception
             raise Refused(f"{where}: not a readable tokenizer ({printable(str(error)[:200])})") from None
@@ -73,11 +77,12 @@ class Tokenizer:
         self.backend.no_padding()
         self.kind = vocabulary_kind(spec)
         """`bpe` (byte-level), `bytes`, `chars`, or `other` for foreign rules such as SentencePiece."""
-        self.cuts_cleanly = self.kind in ("bytes", "chars") or is_byte_level_regex(spec)
-        """Whether parts of a document, encoded alone, give the ids of the whole (see documents)."""
-        self._by_words = (
-            self.kind == "bpe" and is_gpt2_rule(spec) and len(self._control) == len(spec["added_tokens"])
+        self.cuts_cleanly = not cuts_show(spec) and (
+            self.kind in ("bytes", "chars") or is_byte_level_regex(spec)
         )
+        """Whether parts of a document, encoded alone, give the ids of the whole (see documents)."""
+        self._own_rules = len(self.control) == len(spec["added_tokens"])  # no added word is to be found
+        self._by_words = self._own_rules and self.kind == "bpe" and is_gpt2_rule(spec)
         self.vocab_size = 1 + max(self.backend.get_vocab(with_added_tokens=True).values())
         self.eos_id = self._special("eos_token")
         self.bos_id = self._special("bos_token")
@@ -116,9 +121,9 @@ class Tokenizer:
 
     def encode_arrays(self, texts: Sequence[str]) -> list[Ids]:
         """The ids of every text as arrays, on all cores; the way large amounts are encoded."""
-        if self.kind == "bytes":
+        if self.kind == "bytes" and self._own_rules:
             return [self._byte_ids[np.frombuffer(text.encode(), dtype=np.uint8)] for text in texts]
-        if self.kind == "chars":
+        if self.kind == "chars" and self._own_rules:
             return [self._character_ids(text) for text in texts]
         if self._by_words and sum(map(len, texts)) > _LARGE_CHARACTERS:
             return self._words.encode(texts)
@@ -129,10 +134,10 @@ class Tokenizer:
     def _of_content(self) -> Backend:
         """What texts are encoded with: the backend, or a copy whose control tokens no text can spell."""
         unknown = json.loads(self.json_text)["model"].get("unk_id")
-        for number, text in self._control.items():
+        for number, text in self.control.items():
             if number != unknown and number in self.backend.encode(text, add_special_tokens=False).ids:
                 spec = json.loads(self.json_text)
-                hide_control(spec)
+                hide(spec, self.control)
                 return Backend.from_str(json.dumps(spec))
         return self.backend
 
@@ -151,8 +156,15 @@ class Tokenizer:
 
     @property
     def control_ids(self) -> frozenset[int]:
-        """The tokens that no text becomes."""
-        return frozenset(self._control)
+        """The ids of control tokens."""
+        return frozenset(self.control)
+
+    @property
+    def reserved(self) -> dict[int, str]:
+        """Control tokens and markers such as <think> or <tool_call>: what in a conversation only the template
+        writes.
+        """
+        return self.control | self._markers
 
     @cached_property
     def frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -179,7 +191,7 @@ class Tokenizer:
     @cached_property
     def _byte_ids(self) -> Ids:
         table = np.zeros(256, dtype=np.uint32)
-        for number, data in enumerate(self._spelling):
+        for number, data in enumerate(self.spelling.within):
             if len(data) == 1:
                 table[data[0]] = number
         return table
@@ -205,21 +217,40 @@ class Tokenizer:
 
     # Ids to text
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids; control tokens write nothing, bytes that are not UTF-8 become U+FFFD."""
-        if self.kind == "other":
-            return self.backend.decode(list(ids), skip_special_tokens=True)
-        return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
+    def decode(self, ids: Iterable[int], *, after: Iterable[int] = (), spaced: bool = False) -> str:
+        """The text of ids; control tokens write nothing, bytes that are not UTF-8 become U+FFFD.
+
+        after, spaced: as for `decoder`.
+        """
+        decoder = self.decoder(after, spaced=spaced)
+        return "".join([*map(decoder.push, ids), decoder.finish()])
+
+    def decoder(
+        self,
+        after: Iterable[int] = (),
+        *,
+        spaced: bool = False,
+        markers: Mapping[int, str] = MappingProxyType({}),
+    ) -> StreamDecoder:
+        """A decoder for ids that come one by one, as a text of its own or going on from what `after` writes.
+
+        spaced: the space before the first word is written already (`encode_prompt`). markers: control tokens
+        that are written all the same.
+        """
+        begun = any(map(self.spelling.speaks, after))
+        return StreamDecoder(self.spelling, begun=begun, spaced=spaced, markers=markers)
 
     def encode_prompt(self, text: str) -> tuple[list[int], frozenset[int] | None]:
         """Text to be gone on from: its ids, and the tokens that may come first (None: any).
 
-        A byte-level tokenizer puts the space before a word into the word's token, so a model has hardly ever
-        seen a word after a lone space, and goes astray after `def `. A lone space at the end is therefore
-        taken back, and the first new token must begin with one (token healing; the idea is guidance's).
+        Byte-level tokenizers and SentencePiece put the space before a word into the word's token, so a model
+        has hardly ever seen a word after a lone space, and goes astray after `def `. A lone space at the end
+        is therefore taken back, and the first new token must begin with one (token healing; the idea is
+        guidance's).
         """
         ids = self.encode(text)
-        if self.kind != "bpe" or not ids or self.token_bytes(ids[-1]) != b" ":
+        table = self.spelling.within if len(ids) > 1 else self.spelling.first
+        if not ids or table[ids[-1]] != b" " or len(self._with_a_space) == 1:
             return ids, None
         return ids[:-1], self._with_a_space
 
@@ -236,46 +267,45 @@ class Tokenizer:
 
     @cached_property
     def _with_a_space(self) -> frozenset[int]:
-        return frozenset(number for number, data in enumerate(self._spelling) if data.startswith(b" "))
+        return frozenset(i for i, data in enumerate(self.spelling.within) if data.startswith(b" "))
 
     def token_bytes(self, number: int) -> bytes:
-        """The bytes that one token writes: none for control, U+FFFD for an id outside the vocabulary."""
-        return self._spelling[number] if 0 <= number < len(self._spelling) else _REPLACEMENT
+        """The bytes that one token writes within a text: none for control and for what is no token."""
+        return self.spelling.within[number] if 0 <= number < self.vocab_size else b""
 
     def token(self, number: int) -> str:
-        """One token for people to read: its text, a control token's name, or bytes as <0xE2 0x82>."""
-        if number in self._control:
-            return self._control[number]
-        data = self.token_bytes(number)
-        try:
-            return data.decode()
-        except UnicodeDecodeError:
-            return "<" + " ".join(f"0x{byte:02X}" for byte in data) + ">"
+        """One token for people to read: its text, a control token's name, or bytes as <0xE2 0x82>.
+
+        No two have one name: of those that write the same, one is called as it stands in the vocabulary.
+        """
+        return self._names[number] if 0 <= number < self.vocab_size else f"<{number}>"
 
     @cached_property
-    def _spelling(self) -> list[bytes]:
+    def _names(self) -> list[str]:
+        names: dict[str, None] = {}
+        for number, data in enumerate(self.spelling.within):
+            own = self.backend.id_to_token(number) or ""
+            candidates = (self.control.get(number) or _readable(data), own, f"{own}<{number}>")
+            names[next(name for name in candidates if name and name not in names)] = None
+        return list(names)
+
+    @cached_property
+    def spelling(self) -> Spelling:
         """For every id the bytes it writes."""
-        table = [_REPLACEMENT] * self.vocab_size
-        for token, number in self.backend.get_vocab(with_added_tokens=True).items():
-            if self.kind in ("bpe", "bytes"):
-                table[number] = spelled_bytes(token)
-            elif self.kind == "chars":
-                table[number] = token.encode()
-            else:
-                text = self.backend.decode([number], skip_special_tokens=False)
-                table[number] = text.encode("utf-8", "replace")
-        for number in self._control:
-            table[number] = _REPLACEMENT if number == self.unknown_id else b""
-        return table
+        vocab = self.backend.get_vocab(with_added_tokens=True).items()
+        tokens = {number: token for token, number in vocab if number not in self.control}
+        if self.kind == "other":
+            return Spelling.of_rules(self.backend, tokens, self.vocab_size)
+        spelled = str.encode if self.kind == "chars" else spelled_bytes
+        table = [spelled(tokens[number]) if number in tokens else b"" for number in range(self.vocab_size)]
+        if self.unknown_id is not None:
+            table[self.unknown_id] = _REPLACEMENT
+        return Spelling(table, table, frozenset(range(self.vocab_size)) - tokens.keys())
 
     @cached_property
     def bytes_per_token(self) -> npt.NDArray[np.uint16]:
-        """For every id how many bytes it writes (V,): exact for bpe and bytes, what is shown for others."""
-        return np.array([min(len(data), 65535) for data in self._spelling], dtype=np.uint16)
-
-    def decoder(self) -> StreamDecoder:
-        """A decoder for ids that come one by one."""
-        return StreamDecoder(self)
+        """For every id how many bytes it writes within a text (V,), the space before a word included."""
+        return np.array([min(len(data), 65535) for data in self.spelling.within], dtype=np.uint16)
 
     # On disk
 
@@ -298,52 +328,15 @@ class Tokenizer:
         broken.
         """
         folder = Path(folder)
-        path = folder / "tokenizer.json"
-        where = printable(path)
-        if not path.is_file():
-            raise Refused(
-                f"{where}: no such file; a model folder needs one (transformers writes it with "
-                "AutoTokenizer.from_pretrained(...).save_pretrained(...))"
-            )
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise Refused(f"{where}: larger than {_MAX_JSON_BYTES >> 20} MB; this is no tokenizer")
-        try:
-            text = path.read_bytes().decode()
-        except UnicodeDecodeError as error:
-            raise Refused(f"{where}: byte {error.start} is not UTF-8; the file is damaged") from None
-        return cls(text, special_tokens(folder), where)
+        text, config = read_tokenizer(folder)
+        return cls(text, config, printable(folder / "tokenizer.json"))
 
 
-class StreamDecoder:
-    """Turns ids into text as they come, holding back what is not yet a whole character.
-
-    The pieces and `finish()` joined are `decode` of all ids.
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._ids: list[int] = []
-        self._given = ""
-
-    def push(self, number: int) -> str:
-        """Take the next id; the text that is now certain."""
-        if self.tokenizer.kind != "other":
-            return self._utf8.decode(self.tokenizer.token_bytes(number))
-        # Foreign rules may change earlier characters (spaces, byte fallback): decode all, give what has
-        # settled.
-        self._ids.append(number)
-        text = self.tokenizer.decode(self._ids)
-        if text.endswith("\ufffd") or not text.startswith(self._given):
-            return ""
-        fresh, self._given = text[len(self._given) :], text
-        return fresh
-
-    def finish(self) -> str:
-        """The rest: U+FFFD where the last character never became whole."""
-        if self.tokenizer.kind != "other":
-            return self._utf8.decode(b"", final=True)
-        return self.tokenizer.decode(self._ids)[len(self._given) :]
+def _readable(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "<" + " ".join(f"0x{byte:02X}" for byte in data) + ">"
 
 
 def train_tokenizer(kind: str, texts: Iterator[str], vocab_size: int, *, frame: str = "") -> Tokenizer:

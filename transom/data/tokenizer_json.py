@@ -1,4 +1,4 @@
-"""What the files of a tokenizer say: which tokens are control, how words are split, which tokens are named.
+"""What a tokenizer.json says: which tokens are control, and how words are split.
 
 The one idea: rules are told from the structure of tokenizer.json, never from a family's name. Read next:
 tokenizer.
@@ -6,45 +6,56 @@ tokenizer.
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from transom.data.documents import printable
 from transom.data.vocabulary import UNKNOWN
-from transom.errors import Refused
 
-_CONTROL_SHAPE = re.compile(r"<.*>|\[.*\]")
+_MARKER_SHAPE = re.compile(r"<.*>|\[.*\]")
+_NAMED = ("eos_token", "bos_token", "pad_token", "mask_token", "unk_token", "sep_token", "cls_token")
 
 
-def mark_control(spec: dict[str, Any]) -> dict[int, str]:
+def mark_control(spec: dict[str, Any], config: dict[str, Any]) -> dict[int, str]:
     """Mark every control token of a tokenizer.json as special, and return them by id.
 
-    Some folders list tokens such as <think> or <tool_call> as added but not special, and so they would be
-    found in user text; whatever is special or looks like <...> or [...] is control. Other added tokens are
-    words.
+    Control is what the file calls special and what tokenizer_config.json names (eos_token and so on). Other
+    added tokens are words.
     """
+    named = {_content(config.get(name)) for name in _NAMED}
     control: dict[int, str] = {}
     for token in spec.get("added_tokens") or []:
-        if token.get("special") or _CONTROL_SHAPE.fullmatch(token["content"]):
+        if token.get("special") or token["content"] in named:
             token["special"] = True
             control[token["id"]] = token["content"]
     return control
 
 
-def hide_control(spec: dict[str, Any]) -> dict[str, str]:
-    """Give every control token of a tokenizer.json a name that nobody can write; old names to new ones.
+def markers(spec: dict[str, Any]) -> dict[int, str]:
+    """Added words that look like <...> or [...], by id: <think>, <tool_call>, <url>.
+
+    A text that holds one has its id. In a conversation only the template may write one: there a user who
+    writes <tool_call> must not be taken for the model.
+    """
+    return {
+        token["id"]: token["content"]
+        for token in spec.get("added_tokens") or []
+        if not token.get("special") and _MARKER_SHAPE.fullmatch(token["content"])
+    }
+
+
+def hide(spec: dict[str, Any], tokens: Mapping[int, str]) -> dict[str, str]:
+    """Give tokens of a tokenizer.json a name that nobody can write; old names to new ones.
 
     In a Unigram vocabulary a control token is a piece like any other, and a text that spells it would become
     it. Tokenizer and pieces keep their ids; the frame goes, since it names tokens.
     """
     nonce = secrets.token_hex(16)
-    control = mark_control(spec)
-    names = {text: f"<{nonce}-{number}>" for number, text in control.items()}
+    names = {text: f"<{nonce}-{number}>" for number, text in tokens.items()}
     for token in spec.get("added_tokens") or []:
-        token["content"] = names.get(token["content"], token["content"])
+        if token["content"] in names:
+            token |= {"content": names[token["content"]], "special": True}
     model = spec["model"]
     if isinstance(model["vocab"], dict):
         model["vocab"] = {names.get(text, text): number for text, number in model["vocab"].items()}
@@ -54,6 +65,15 @@ def hide_control(spec: dict[str, Any]) -> dict[str, str]:
         model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
     spec |= {"post_processor": None, "truncation": None, "padding": None}
     return names
+
+
+def cuts_show(spec: dict[str, Any]) -> bool:
+    """Whether an added word takes spaces with it, so that a cut beside one is seen in the ids."""
+    return any(
+        not token.get("special")
+        and (token.get("lstrip") or token.get("rstrip") or re.search(r"\s", token["content"]))
+        for token in spec.get("added_tokens") or []
+    )
 
 
 def vocabulary_kind(spec: dict[str, Any]) -> str:
@@ -104,32 +124,6 @@ def is_gpt2_rule(spec: dict[str, Any]) -> bool:
     return bool(own) and spec.get("normalizer") is None and not spec["model"].get("dropout")
 
 
-def special_tokens(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json, with special tokens it does not name taken from the folder's other files."""
-    config = _json_object(folder / "tokenizer_config.json")
-    names = ("eos_token", "bos_token", "pad_token", "mask_token")
-    fallback = _json_object(folder / "special_tokens_map.json")
-    template = folder / "chat_template.jinja"
-    if template.is_file():
-        config.setdefault("chat_template", template.read_text("utf-8"))
-    for name in names:
-        if not config.get(name) and fallback.get(name):
-            config[name] = fallback[name]
-    for path in (folder / "generation_config.json", folder / "config.json"):
-        ids = _json_object(path)
-        for name in names:
-            if not config.get(name) and ids.get(f"{name}_id") is not None:
-                config.setdefault(f"{name}_id", ids[f"{name}_id"])
-    return config
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise Refused(f"{printable(path)}: not valid JSON ({printable(str(error)[:120])})") from None
-    if not isinstance(value, dict):
-        raise Refused(f"{printable(path)}: holds no JSON object")
-    return value
+def _content(token: Any) -> Any:
+    """A named token's text, which some files wrap in an object."""
+    return token.get("content") if isinstance(token, dict) else token

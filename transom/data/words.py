@@ -1,16 +1,18 @@
 """Encoding large texts word by word: GPT-2's pre-tokenizer in numpy, and every different word encoded once.
 
-The one idea: text repeats its words, so a large text is cut into words by array operations, words are told
-apart by a 64-bit hash, and only words not met before go to the `tokenizers` library; the ids of the rest are
-copied. Numpy leaves the interpreter lock, so threads use all cores. The library itself is the plain twin: it
-says of every character whether it is a letter, a digit, space or other, and it encodes alone where most words
-are new. Read next: tokenizer.
+The one idea: text repeats its words, so a large text is cut into words by array operations, equal words are
+brought together by a 64-bit hash, and only one of each goes to the `tokenizers` library; the ids of the rest
+are copied. A hash can be forged, so words of one hash are compared letter by letter. Nothing is kept from one
+call to the next, so no caller can change what another one gets. Numpy leaves the interpreter lock, so threads
+use all cores. The library itself is the plain twin: it says of every character whether it is a letter, a
+digit, space or other, and it encodes alone where most words are new. Read next: tokenizer.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,11 +30,10 @@ _LETTER, _DIGIT, _OTHER, _SPACE, _EDGE = 1, 2, 3, 4, 5
 _PROBES = (("a", _LETTER), ("1", _DIGIT), ("!", _OTHER))
 _LONGEST = 64
 _GROUP_CHARACTERS = 1 << 18
-_MOST_ENTRIES = 1 << 19
 _MOSTLY_NEW = 0.4
 
 # Fixed odd multipliers, one for every place in a word: a multilinear hash. Two of a million words share a
-# hash with probability 3e-8.
+# hash by chance with probability 3e-8.
 _PLACES = np.random.Generator(np.random.PCG64(2019)).integers(0, 1 << 63, _LONGEST, dtype=np.uint64) * 2 + 1
 _EDGE_HASH = 0
 
@@ -47,42 +48,36 @@ class _Words:
     """The words of a group of texts, joined with one character after each."""
 
     texts: list[str]
-    joined: str
-    begins: Numbers
-    """Where each word begins, and the end."""
+    different: list[str]
+    """The different words."""
+    which: Numbers
+    """For every word its index in `different`."""
     edges: Numbers
     """The words that only end a text."""
-    different: list[int]
-    """The different hashes."""
-    first: list[int]
-    """One word of each hash."""
-    which: Numbers
-    """For every word the index of its hash."""
+    forged: bool
+    """Whether two different words have one hash, so that the rest says nothing."""
 
 
 class WordEncoder:
-    """Encodes with a byte-level BPE tokenizer whose pre-tokenizer is GPT-2's."""
+    """Encodes with a byte-level BPE tokenizer whose pre-tokenizer is GPT-2's; safe from several threads."""
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
-        self._classes = np.zeros(0x110000, dtype=np.uint8)
-        self._forget()
-
-    def _forget(self) -> None:
-        self._known: dict[int, int] = {_EDGE_HASH: 0}  # hash -> index of its ids
-        self._lengths = np.zeros(1, dtype=np.int64)
-        self._flat = np.empty(0, dtype=np.uint32)
+        self._classes = np.zeros(0x110000, dtype=np.uint8)  # of characters met so far; 0: not met
+        self._classifying = threading.Lock()
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
         """The ids of every text, as the library gives them."""
-        if len(self._known) > _MOST_ENTRIES:
-            self._forget()
         with ThreadPoolExecutor(n_cores()) as threads:
             groups = list(threads.map(self._words, _grouped(texts)))
-            familiar = self._learn(groups)
-            ends = np.cumsum(self._lengths)
+            known, familiar = _known(groups)
+            arrays = self._plain(list(known)[1:])
+            flat = np.concatenate([np.empty(0, dtype=np.uint32), *arrays])
+            lengths = np.array([0, *map(len, arrays)], dtype=np.int64)
             encoded = threads.map(
-                lambda group, known: self._ids(group, ends) if known else None, groups, familiar
+                lambda group, by_words: _copied(group, known, flat, lengths) if by_words else None,
+                groups,
+                familiar,
             )
             result: list[Ids] = []
             for group, ids in zip(groups, encoded, strict=True):
@@ -108,52 +103,55 @@ class WordEncoder:
         hashes = _hashes(points, begins, joined)
         edges = np.searchsorted(begins, ends)
         hashes[edges] = _EDGE_HASH
-        different, first, which = np.unique(hashes, return_index=True, return_inverse=True)
+        _, first, which = np.unique(hashes, return_index=True, return_inverse=True)
         bounds = np.append(begins, len(points))
-        return _Words(texts, joined, bounds, edges, different.tolist(), first.tolist(), which)
+        different = [joined[bounds[word] : bounds[word + 1]] for word in first.tolist()]
+        different[which[edges[0]]] = ""
+        return _Words(texts, different, which, edges, not _equal(points, bounds, first[which]))
 
     def _classify(self, points: npt.NDArray[np.uint32]) -> None:
         """Ask the library's own pre-tokenizer what kind of character each of these is."""
         split: Any = self.backend.pre_tokenizer
-        for point in points.tolist():
-            kinds = [kind for probe, kind in _PROBES if len(split.pre_tokenize_str(probe + chr(point))) == 1]
-            self._classes[point] = kinds[0] if kinds else _SPACE
+        with self._classifying:
+            for point in points.tolist():
+                kinds = [
+                    kind for probe, kind in _PROBES if len(split.pre_tokenize_str(probe + chr(point))) == 1
+                ]
+                self._classes[point] = kinds[0] if kinds else _SPACE
 
-    def _learn(self, groups: list[_Words]) -> list[bool]:
-        """Encode the words that were not met before, and say which groups are now known throughout.
 
-        A group of mostly new words (a language without spaces, random text) is left to the library.
-        """
-        fresh: dict[int, str] = {}
-        familiar: list[bool] = []
-        for group in groups:
-            words = {
-                value: group.joined[group.begins[first] : group.begins[first + 1]]
-                for value, first in zip(group.different, group.first, strict=True)
-                if value not in self._known
-            }
-            familiar.append(len(words) <= _MOSTLY_NEW * len(group.which))
-            if familiar[-1]:
-                fresh.update(words)
-        arrays = self._plain(list(fresh.values()))
-        for value in fresh:
-            self._known[value] = len(self._known)
-        self._lengths = np.concatenate(
-            [self._lengths, np.array([len(ids) for ids in arrays], dtype=np.int64)]
-        )
-        self._flat = np.concatenate([self._flat, *arrays])
-        return familiar
+def _known(groups: list[_Words]) -> tuple[dict[str, int], list[bool]]:
+    """The words to be encoded, numbered, "" before all; and which groups consist of them.
 
-    def _ids(self, group: _Words, ends: Numbers) -> list[Ids]:
-        """Copy the ids of every word of a group, and part them by text."""
-        known = np.array([self._known[value] for value in group.different], dtype=np.int64)
-        words = known[group.which]
-        lengths = self._lengths[words]
-        written = np.cumsum(lengths)
-        # ids[j] of word w come from flat[ends[w] - lengths[w] + j]
-        offsets = np.repeat(ends[words] - written, lengths)
-        ids = self._flat[offsets + np.arange(len(offsets))]
-        return np.split(ids, written[group.edges][:-1])
+    A group of mostly new words (a language without spaces, random text) is left to the library.
+    """
+    known, familiar = {"": 0}, []
+    for group in groups:
+        fresh = [word for word in group.different if word not in known]
+        familiar.append(not group.forged and len(fresh) <= _MOSTLY_NEW * len(group.which))
+        if familiar[-1]:
+            known.update(zip(fresh, range(len(known), len(known) + len(fresh)), strict=True))
+    return known, familiar
+
+
+def _copied(group: _Words, known: dict[str, int], flat: Ids, lengths: Numbers) -> list[Ids]:
+    """Copy the ids of every word of a group, and part them by text."""
+    words = np.array([known[word] for word in group.different], dtype=np.int64)[group.which]
+    counts = lengths[words]
+    written = np.cumsum(counts)
+    # ids[j] of word w come from flat[ends[w] - lengths[w] + j]
+    offsets = np.repeat(np.cumsum(lengths)[words] - written, counts)
+    ids = flat[offsets + np.arange(len(offsets))]
+    return np.split(ids, written[group.edges][:-1])
+
+
+def _equal(points: npt.NDArray[np.uint32], bounds: Numbers, others: Numbers) -> bool:
+    """Whether every word has the letters of the other one that is named for it."""
+    lengths = np.diff(bounds)
+    if not np.array_equal(lengths, lengths[others]):
+        return False
+    shifts = np.repeat(bounds[others] - bounds[:-1], lengths)
+    return np.array_equal(points[np.arange(len(points)) + shifts], points)
 
 
 def _grouped(texts: Sequence[str]) -> Iterator[list[str]]:

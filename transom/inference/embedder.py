@@ -44,11 +44,12 @@ class Embedder:
     ) -> npt.NDArray[np.float32]:
         """The vectors of texts: (n, D) float32, or (D,) of one text.
 
-        batch_tokens: how many tokens go through at once. Raises Refused for an empty text and for one that
-        is longer than the model reads, unless `cut` says that its end may be left out.
+        batch_tokens: how many tokens go through at once. A blank text has a vector too, as in
+        sentence-transformers. Raises Refused for one that is longer than the model reads, unless `cut` says
+        that its end may be left out.
         """
         listed, several = as_list(texts)
-        ids = framed(self.tokenizer, listed, self.max_tokens, cut=cut)
+        ids = framed(self.tokenizer, listed, self.max_tokens, cut=cut, blank=True)
         vectors = np.empty((len(ids), self.model.config.dim), np.float32)
         for batch in batches(ids, self.model.embed.weight.device, budget=batch_tokens):
             vectors[batch.places] = self.read(batch)

@@ -60,10 +60,21 @@ class EncoderEngine:
         self._rate = 0.0  # tokens per second, the last steps counting most
 
     def requests(
-        self, texts: Sequence[str], *, cut: bool = False, scope: str = "", id: str = ""
+        self,
+        texts: Sequence[str],
+        *,
+        cut: bool = False,
+        most: int | None = None,
+        blank: bool = False,
+        scope: str = "",
+        id: str = "",
     ) -> list[TextRequest]:
-        """A request for each text; raises Refused for an empty one and, unless `cut`, for one too long."""
-        framed_texts = framed(self.reader.tokenizer, texts, self.reader.max_tokens, cut=cut)
+        """A request for each text, of at most `most` tokens (None: what the model reads).
+
+        Raises Refused for a blank text unless `blank`, and for one too long unless `cut`.
+        """
+        limit = min(most or self.reader.max_tokens, self.reader.max_tokens)
+        framed_texts = framed(self.reader.tokenizer, texts, limit, cut=cut, blank=blank)
         return [TextRequest(tokens, scope=scope, id=id) for tokens in framed_texts]
 
     @property

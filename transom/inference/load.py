@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from transom.checkpoint.generation import GENERATION, read_generation
 from transom.checkpoint.hub import resolve
-from transom.checkpoint.huggingface import load_config, load_generation, load_model
+from transom.checkpoint.huggingface import load_config, load_model
 from transom.checkpoint.sentence import load_max_tokens
 from transom.data.tokenizer import Tokenizer
 from transom.errors import Refused
@@ -24,6 +25,7 @@ from transom.model.build import build
 from transom.model.config import ModelConfig
 
 from .arithmetic import choose
+from .sampling import SamplingParams
 
 if TYPE_CHECKING:
     from .classifier import Classifier
@@ -77,4 +79,11 @@ def _job(config: ModelConfig, folder: Path) -> Callable[..., Loaded]:
     job = getattr(import_module(f".{home}", __package__), name)
     if config.head == "embed":
         return partial(job, max_tokens=load_max_tokens(folder, config))
-    return partial(job, eos_ids=load_generation(folder)["eos_token_id"]) if config.kind != "encoder" else job
+    if config.kind == "encoder":
+        return job
+    said = read_generation(folder, config.vocab_size, searches=config.kind == "encoder-decoder")
+    try:
+        SamplingParams.of(dict(said.sampling))
+    except Refused as refused:
+        raise Refused(f"{folder / GENERATION}: {refused}") from None
+    return partial(job, eos_ids=said.eos_token_id, generation=said)

@@ -13,6 +13,7 @@ import hashlib
 import math
 import reprlib
 import struct
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -32,16 +33,19 @@ PIECE = 512  # tokens of a row that are summed first
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """What a request asks of the sampler; a value out of its limits raises Refused."""
+    """What a request asks of the sampler; a value out of its limits raises Refused.
+
+    A Generator takes what a call leaves out from its folder's generation_config.json, then from here.
+    """
 
     max_tokens: int | None = None
     """Most tokens to make, the end token included. None: 128, or what the model's length leaves, if less."""
-    temperature: float = 0.8
+    temperature: float = 1.0
     """Divides the logits; 0 takes the likeliest token every time."""
     top_k: int | None = None
     """Draw only from the k likeliest tokens."""
     top_p: float = 1.0
-    """Draw only from the fewest tokens that together have this probability."""
+    """Draw only from the fewest tokens that together have this probability; 0: from the likeliest alone."""
     min_p: float = 0.0
     """Drop tokens less likely than this share of the likeliest one's probability."""
     repetition_penalty: float = 1.0
@@ -99,7 +103,7 @@ LIMITS: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
         "a number, 0 (the likeliest token) or more",
     ),
     "top_k": (int, lambda x: x >= 1, "a whole number, at least 1, or None for no limit"),
-    "top_p": ((int, float), lambda x: 0 < x <= 1, "above 0 and at most 1 (1: no limit)"),
+    "top_p": ((int, float), lambda x: 0 <= x <= 1, "between 0 (the likeliest token) and 1 (no limit)"),
     "min_p": ((int, float), lambda x: 0 <= x <= 1, "between 0 (no limit) and 1"),
     "repetition_penalty": ((int, float), lambda x: 0 < x < math.inf, "a number above 0 (1: no penalty)"),
     "presence_penalty": ((int, float), lambda x: -2 <= x <= 2, "a number from -2 to 2 (0: no penalty)"),
@@ -169,8 +173,9 @@ def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
 def nucleus_floor(weights: Tensor, top_p: float) -> Tensor:
     """The smallest probability in each row's nucleus (Holtzman et al. 2020): (N, V) -> (N, 1).
 
-    A token belongs to it when all likelier ones together have less than `top_p`.
+    A token belongs to it when all likelier ones together have less than `top_p`; the likeliest always does.
     """
+    top_p = max(top_p, sys.float_info.min)
     if weights.device.type == "cpu" and weights.dtype == torch.float32:
         return _nucleus_floor_by_bins(weights, top_p)
     ranked = weights.sort(dim=-1, descending=True).values

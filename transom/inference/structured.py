@@ -1,9 +1,9 @@
-"""Answers that are JSON of a given schema: which tokens may come next, token by token.
+"""Answers that are JSON of a given schema, or calls of tools: which tokens may come next, token by token.
 
 The one idea: a grammar (llguidance) over the bytes that each token writes. Every token that could still lead
 to a text of the schema is allowed, and no other, so the model's own choice among them is never narrowed; the
 end token is allowed once the text is complete. A schema from outside is tried out first in a process that may
-be killed. Read next: structured_worker, sampling_rows.
+be killed. Read next: schemas, structured_worker, sampling_rows.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
@@ -25,10 +25,11 @@ from transom.data.resident import Died, Resident
 from transom.data.tokenizer import Tokenizer
 from transom.errors import Refused
 
+from .schemas import MAX_BYTES, checked_schema, kept_to, words
+
 JSON_OBJECT: dict[str, Any] = {"type": "object"}
 """Any JSON object."""
 
-MAX_BYTES, MAX_DEPTH = 64 << 10, 32
 WALL_SECONDS = 10.0
 CACHE_BYTES = 1 << 20
 """Of schemas, which is what the size of their grammars goes with."""
@@ -44,14 +45,15 @@ OPTIONS = {
 that "\\u0061" is no way around what the schema says of "a".
 """
 
-_REGEX = ("pattern", "patternProperties")
-_MAPS = ("properties", "patternProperties", "$defs", "definitions")
-"""Keywords whose values hold schemas by names that are not keywords."""
-_DATA = ("enum", "const", "default", "examples", "required")
-"""Keywords whose values are no schemas."""
-_REFERENCE = re.compile(r"#(/(\$defs|definitions)/[^/]+)?")
 _SIGNS = '{}[]",:-+.0123456789\\ eEtrufalsn'
-_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+class Stretch(NamedTuple):
+    """A stretch of an answer: a text, JSON of a schema, a text."""
+
+    begin: str
+    schema: dict[str, Any]
+    end: str
 
 
 class Matcher:
@@ -122,6 +124,7 @@ class GrammarCompiler:
             raise Refused("structured output needs an end token, and this tokenizer names none")
         self.tokenizer = tokenizer
         self._spelled = _Vocabulary(tokenizer, sorted(self.end_ids))
+        self._control = {tokenizer.token(id): id for id in tokenizer.control_ids}
         if missing := [sign for sign in _SIGNS if not self._spells(sign)]:
             raise Refused(f"this tokenizer cannot write JSON: it has no {', '.join(missing)}")
         self._tokens = LLTokenizer(
@@ -139,23 +142,36 @@ class GrammarCompiler:
 
         Raises Refused for what is no schema, has keywords that cannot be kept to, or exceeds the limits.
         """
-        schema, text = _checked(schema, regex)
+        return self.compile_choice([Stretch("", checked_schema(schema, regex), "")], regex=regex)
+
+    def compile_choice(
+        self, choice: Sequence[Stretch], *, after: str | None = None, regex: bool = False
+    ) -> Grammar:
+        """The grammar of one of several stretches; a control token named in one stands for that token.
+
+        after: text is free, but what follows this marker is one of the stretches, which begin with it; where
+        it is empty, an answer that begins with a brace is one. Raises Refused as `compile` does.
+        """
+        checked = [Stretch(one.begin, kept_to(checked_schema(one.schema, regex)), one.end) for one in choice]
+        source = _source(checked, after, self._control)
         with self._lock:
-            if text in self._kept:
-                self._kept.move_to_end(text)
-                return self._kept[text]
-        for word in _words(schema):
-            for sign in word:
-                if not self._spells(sign):
-                    raise Refused(f"schema: this tokenizer cannot write {sign!r}, which {word!r} needs")
-        source = _source(schema)
-        self._try_out(source)
+            if source in self._kept:
+                self._kept.move_to_end(source)
+                return self._kept[source]
+        if len(source) > 2 * MAX_BYTES:
+            raise Refused(f"the schemas of all tools have more than {2 * MAX_BYTES:,} bytes; give fewer")
+        for one in checked:
+            for word in [*words(one.schema), one.begin, one.end]:
+                for sign in word:
+                    if not self._spells(sign):
+                        raise Refused(f"schema: this tokenizer cannot write {sign!r}, which {word!r} needs")
+        self._try_out(_source(checked, after, {}))
         start = LLMatcher(self._tokens, source, limits=LLParserLimits(**LIMITS), log_level=0)
         if start.is_error():
             raise Refused(f"schema: {printable(start.get_error()[:300])}")
         grammar = Grammar(start, self.end_ids)
         with self._lock:
-            self._kept[text] = grammar
+            self._kept[source] = grammar
             while sum(map(len, self._kept)) > CACHE_BYTES:
                 self._kept.popitem(last=False)
         return grammar
@@ -195,9 +211,9 @@ class _Vocabulary:
     def __init__(self, tokenizer: Tokenizer, end_ids: Sequence[int]) -> None:
         self._tokenizer = tokenizer
         self.eos_token_id, self.bos_token_id = end_ids[0], None
-        spelled = _spelling(tokenizer)
+        spelled = tokenizer.spelling.within
         self.known = frozenset(spelled)
-        hidden = tokenizer.control_ids | {i for i, data in enumerate(spelled) if not data} | set(end_ids)
+        hidden = tokenizer.reserved.keys() | {i for i, data in enumerate(spelled) if not data} | set(end_ids)
         if tokenizer.unknown_id is not None:
             hidden |= {tokenizer.unknown_id}
         self.special_token_ids = sorted(hidden)
@@ -209,106 +225,38 @@ class _Vocabulary:
         return self._tokenizer.encode(text.decode("utf-8", "ignore") if isinstance(text, bytes) else text)
 
 
-def _spelling(tokenizer: Tokenizer) -> list[bytes]:
-    """For every id the bytes it writes inside a text; empty for control and for ids without a token."""
-    control = tokenizer.control_ids
-    if tokenizer.kind != "other":
-        present = set(tokenizer.backend.get_vocab(with_added_tokens=True).values()) - control
-        return [tokenizer.token_bytes(i) if i in present else b"" for i in range(tokenizer.vocab_size)]
-    # Foreign decoders write a token differently at the beginning of a text: each is read after another one.
-    backend = tokenizer.backend
-    names = {i: token for token, i in backend.get_vocab(with_added_tokens=True).items() if i not in control}
-    anchor = next((i for i, token in sorted(names.items()) if token.isascii() and token.isalpha()), None)
-    before = [] if anchor is None else [anchor]
-    ids = sorted(names)
-    texts = backend.decode_batch([[*before, i] for i in ids], skip_special_tokens=False)
-    skip = len(backend.decode(before, skip_special_tokens=False)) if before else 0
-    spelled = [b""] * tokenizer.vocab_size
-    for i, text in zip(ids, texts, strict=True):
-        written, byte = text[skip:], _BYTE.fullmatch(names[i])
-        spelled[i] = bytes.fromhex(byte[1]) if byte and written != names[i] else written.encode()
-    return spelled
-
-
-def _source(schema: dict[str, Any]) -> str:
+def _source(choice: Sequence[Stretch], after: str | None, control: Mapping[str, int]) -> str:
     """The grammar as llguidance reads it.
 
     Without no_forcing it would put the tokenizer's own tokens where the text is certain, which narrows the
     model's choice, and for SentencePiece begins every name with a space.
     """
-    whole = json.dumps({**schema, "x-guidance": OPTIONS})
-    return LLMatcher.grammar_from_lark(f'%llguidance {{"no_forcing": true}}\nstart: %json {whole}\n')
+    names = [f"stretch_{place}" for place in range(len(choice))]
+    rules, one = [], " | ".join(names)
+    if after is None:
+        rules.append(f"start: {one}")
+    elif not after:
+        rules += [f"start: {one} | TEXT?", r"TEXT: /\s*[^{\s](.|\n)*/"]
+    elif after in control:
+        rules += ["start: (marked)* TEXT", f"marked: TEXT <[{control[after]}]> ({one})", r"TEXT: /(.|\n)*/"]
+    else:
+        rules += ["start: (marked)* tail", f"marked: marker ({one})", "tail: TEXT",
+                  f"marker[lazy]: TEXT {_literal(after, {})}", r"TEXT: /(.|\n)*/"]  # fmt: skip
+    for name, stretch in zip(names, choice, strict=True):
+        begin = stretch.begin.removeprefix(after or "")
+        whole = json.dumps({**stretch.schema, "x-guidance": OPTIONS})
+        parts = [_literal(begin, control), f"%json {whole}", _literal(stretch.end, control)]
+        rules.append(f"{name}: {' '.join(part for part in parts if part)}")
+    return LLMatcher.grammar_from_lark("\n".join(['%llguidance {"no_forcing": true}', *rules, ""]))
 
 
-def _checked(schema: dict[str, Any] | str, regex: bool) -> tuple[dict[str, Any], str]:
-    """A schema as an object and as JSON, within the limits."""
-    try:
-        text = schema if isinstance(schema, str) else json.dumps(schema, allow_nan=False)
-        size = len(text.encode())
-        parsed = json.loads(text) if size <= MAX_BYTES else {}
-        json.dumps(parsed, ensure_ascii=False).encode()  # half of a surrogate pair is not text
-    except RecursionError:
-        raise Refused(f"schema: too deep; the limit is {MAX_DEPTH} levels") from None
-    except (TypeError, ValueError) as error:
-        raise Refused(f"schema: not JSON ({printable(str(error)[:80])})") from None
-    if size > MAX_BYTES:
-        raise Refused(f"schema: {size:,} bytes of JSON; the limit is {MAX_BYTES:,}")
-    if not isinstance(parsed, dict):
-        raise Refused(f"schema: a JSON {type(parsed).__name__}; a schema is an object")
-    if (depth := _depth(parsed)) > MAX_DEPTH:
-        raise Refused(f"schema: too deep, {depth} levels; the limit is {MAX_DEPTH} levels")
-    for schema in _schemas(parsed):
-        if "x-guidance" in schema or any(keyword in schema and not regex for keyword in _REGEX):
-            keyword = next(key for key in ("x-guidance", *_REGEX) if key in schema)
-            raise Refused(f"schema: '{keyword}' is not taken from requests; say what the value is without it")
-        fewest, required = schema.get("minProperties", 0), schema.get("required", ())
-        if (
-            isinstance(fewest, int | float)
-            and isinstance(required, list | tuple)
-            and fewest > max(1, len(required))
-        ):
-            raise Refused("schema: minProperties cannot be kept to, as JSON may repeat a name; use required")
-        reference = schema.get("$ref", "#")
-        if not isinstance(reference, str) or not _REFERENCE.fullmatch(reference):
-            says = printable(repr(reference)[:80])
-            raise Refused(f"schema: $ref is {says}; it must be '#', or '#/$defs/NAME' within the schema")
-    return parsed, json.dumps(parsed, allow_nan=False)
-
-
-def _schemas(schema: Any) -> Iterator[dict[str, Any]]:
-    """A schema and all schemas in it, those that references lead to included."""
-    if isinstance(schema, list):
-        for part in schema:
-            yield from _schemas(part)
-    elif isinstance(schema, dict):
-        yield schema
-        for keyword, value in schema.items():
-            if keyword in _MAPS and isinstance(value, dict):
-                yield from _schemas(list(value.values()))
-            elif keyword not in _DATA:
-                yield from _schemas(value)
-
-
-def _words(schema: Any) -> Iterator[str]:
-    """The strings that a text of this schema may have to hold: names and chosen values."""
-    for part in _schemas(schema):
-        names = part.get("properties")
-        yield from names if isinstance(names, dict) else ()
-        yield from _strings([part.get("required"), part.get("enum"), part.get("const")])
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for part in [*value, *value.values()] if isinstance(value, dict) else value:
-            yield from _strings(part)
-
-
-def _depth(value: Any) -> int:
-    """How deep objects and lists are nested."""
-    level, depth = [value], 0
-    while nested := [part for part in level if isinstance(part, dict | list)]:
-        level = [item for part in nested for item in (part.values() if isinstance(part, dict) else part)]
-        depth += 1
-    return depth
+def _literal(text: str, control: Mapping[str, int]) -> str:
+    """A text as the grammar has it: strings, and control tokens by their numbers."""
+    names = "|".join(map(re.escape, sorted(control, key=len, reverse=True)))
+    parts = re.split(f"({names})", text) if names else [text]
+    said = (
+        f"<[{control[part]}]>" if part in control else json.dumps(part, ensure_ascii=False)
+        for part in parts
+        if part
+    )
+    return " ".join(said)

@@ -10,8 +10,8 @@ from .chat_schema import ChatBody, for_template
 from .completions import FINGERPRINT
 from .endpoint import DONE, Answer, Call, Frames, frame
 from .logprobs import chat_entries
-from .prompts import for_chat, plain_tools, schema_of
-from .tool_calls import split_calls
+from .output_parser import OutputParser, Said, parsed
+from .prompts import for_chat, grammar_for, parser_of, plain_tools
 from .writing import Part, Step, all_parts, prompt_tokens, usage, writing
 
 
@@ -33,84 +33,95 @@ def _requests(call: Call) -> list[Request]:
     return for_chat(
         call,
         for_template(asked.messages),
-        tools=plain_tools(asked.tools) if asked.tool_choice == "auto" else None,
+        tools=plain_tools(asked.tools) if asked.tool_choice != "none" else None,
         sampled=asked,
         max_tokens=asked.most_tokens,
         logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
-        schema=schema_of(asked.response_format, call.state.settings.limits),
+        grammar=grammar_for(call, asked.response_format),
     )
 
 
 def _choice(call: Call, part: Part) -> dict[str, Any]:
-    text, calls = split_calls(part.text) if _with_tools(call) else (part.text, [])
+    said = parsed(_parser(call, part), part.text)
     message: dict[str, Any] = {
         "role": "assistant",
-        "content": text if text or not calls else None,
+        "content": said.content if said.content or not said.calls else None,
         "refusal": None,
     }
-    if calls:
-        message["tool_calls"] = calls
+    if said.reasoning:
+        message["reasoning_content"] = said.reasoning
+    if said.calls:
+        message["tool_calls"] = said.calls
     return {
         "index": part.index,
         "message": message,
         "logprobs": _logprobs(call, part.tokens),
-        "finish_reason": "tool_calls" if calls and part.finish_reason == "stop" else part.finish_reason,
+        "finish_reason": _finish_reason(part, bool(said.calls)),
     }
 
 
-def _with_tools(call: Call) -> bool:
-    return bool(call.asked.tools) and call.asked.tool_choice == "auto"
+def _parser(call: Call, part: Part) -> OutputParser:
+    return parser_of(call, part.request, part.request.given_text, separate=call.asked.separate_reasoning)
+
+
+def _finish_reason(part: Part, called: bool) -> str | None:
+    return "tool_calls" if called and part.finish_reason == "stop" else part.finish_reason
 
 
 def _logprobs(call: Call, tokens: list[Any]) -> dict[str, Any] | None:
     if not call.asked.logprobs:
         return None
-    return {"content": chat_entries(call.served.model.tokenizer, tokens), "refusal": None}
+    return {"content": chat_entries(tokens), "refusal": None}
 
 
 async def _stream(call: Call, requests: list[Request], n_prompt: int) -> Frames:
-    """One chunk for each step of each part; with tools, a part is told whole, since it may be a call."""
-    parts: dict[int, Part] = {}
-    held = _with_tools(call)
+    """Chunks for each step of each part: what is certain of it by then."""
+    writers: dict[int, _Writer] = {}
     async with writing(call, requests) as steps:
         for index in range(len(requests)):
-            yield frame(
-                _chunk(
-                    call, index, {"role": "assistant", "content": "" if not held else None, "refusal": None}
-                )
-            )
+            yield frame(_chunk(call, index, {"role": "assistant", "content": "", "refusal": None}))
         async for step in steps:
-            parts[step.part.index] = step.part
-            for chunk in _held_chunks(call, step) if held else _chunks(call, step):
+            index = step.part.index
+            if index not in writers:
+                writers[index] = _Writer(call, step.part)
+            for chunk in writers[index].chunks(step):
                 yield frame(chunk)
     if call.asked.with_usage:
-        total = usage([parts[index] for index in sorted(parts)], n_prompt)
+        total = usage([writers[index].part for index in sorted(writers)], n_prompt)
         yield frame(_object(call, "chat.completion.chunk", [], usage=total))
     yield DONE
 
 
-def _chunks(call: Call, step: Step) -> list[dict[str, Any]]:
-    chunks, part = [], step.part
-    if step.piece or (call.asked.logprobs and step.tokens):
-        chunks.append(_chunk(call, part.index, {"content": step.piece}, _logprobs(call, step.tokens)))
-    if part.finish_reason is not None:
-        chunks.append(_chunk(call, part.index, {}, None, part.finish_reason))
-    return chunks
+class _Writer:
+    """One part as it streams."""
 
+    def __init__(self, call: Call, part: Part) -> None:
+        self.call, self.part, self._parser, self._n_calls = call, part, _parser(call, part), 0
 
-def _held_chunks(call: Call, step: Step) -> list[dict[str, Any]]:
-    if step.part.finish_reason is None:
-        return []
-    choice = _choice(call, step.part)
-    delta = {
-        name: value
-        for name, value in choice["message"].items()
-        if name in ("content", "tool_calls") and value
-    }
-    for place, one in enumerate(delta.get("tool_calls", ())):
-        one["index"] = place
-    first = _chunk(call, choice["index"], delta, choice["logprobs"])
-    return [first, _chunk(call, choice["index"], {}, None, choice["finish_reason"])]
+    def chunks(self, step: Step) -> list[dict[str, Any]]:
+        """What a step brings: content with the step's log-probabilities, and at the end why it ended."""
+        call, part, said = self.call, self.part, self._parser.push(step.piece)
+        if part.finish_reason is not None:
+            said.add(self._parser.finish())
+        chunks: list[dict[str, Any]] = []
+        delta = self._delta(said)
+        if delta or (call.asked.logprobs and step.tokens):
+            chunks.append(_chunk(call, part.index, delta or {"content": ""}, _logprobs(call, step.tokens)))
+        if part.finish_reason is not None:
+            reason = _finish_reason(part, self._n_calls > 0)
+            chunks.append(_chunk(call, part.index, {}, None, reason))
+        return chunks
+
+    def _delta(self, said: Said) -> dict[str, Any]:
+        delta: dict[str, Any] = {"reasoning_content": said.reasoning} if said.reasoning else {}
+        if said.content:
+            delta["content"] = said.content
+        if said.calls:
+            delta["tool_calls"] = [
+                {"index": at, **one} for at, one in enumerate(said.calls, start=self._n_calls)
+            ]
+            self._n_calls += len(said.calls)
+        return delta
 
 
 def _chunk(

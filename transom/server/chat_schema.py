@@ -10,6 +10,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from transom.errors import nearest
+from transom.inference.schemas import unkept
 from transom.server_settings import LimitSettings
 
 from .errors import ApiError
@@ -20,6 +22,7 @@ from .schema import (
     Many,
     Name,
     Sampling,
+    SchemaFormat,
     Share,
     StreamOptions,
     Strict,
@@ -52,6 +55,8 @@ class ToolCall(Strict):
     id: Name | None = None
     type: Literal["function"] = "function"
     function: CalledFunction
+    index: Few | None = None
+    """As streams number them; the order of the list is what counts."""
 
 
 class Plain(Strict):
@@ -67,10 +72,17 @@ class Assistant(Strict):
     content: Content | None = None
     name: Name | None = None
     tool_calls: list[ToolCall] | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    """Another name of the same."""
     refusal: str | None = None
     annotations: list[Any] | None = None
     audio: None = None
     function_call: None = None
+
+    @property
+    def thought(self) -> str | None:
+        return self.reasoning_content or self.reasoning
 
 
 class ToolResult(Strict):
@@ -95,6 +107,25 @@ class Tool(Strict):
     function: Function
 
 
+class ToolName(Strict):
+    name: Name
+
+
+class NamedTool(Strict):
+    """The one tool that is to be called."""
+
+    type: Literal["function"]
+    function: ToolName
+
+    @property
+    def name(self) -> str:
+        return self.function.name
+
+
+TemplateVariables = dict[str, bool | str | None]
+"""What a request tells the chat template besides its messages (`chat_template.VARIABLES`)."""
+
+
 class ChatBody(Sampling):
     """`POST /v1/chat/completions`."""
 
@@ -104,7 +135,7 @@ class ChatBody(Sampling):
     )  # fmt: skip
     fixed: ClassVar = {
         "audio": (), "modalities": (["text"],), "prediction": (), "web_search_options": (),
-        "function_call": ("none",), "functions": ([],), "parallel_tool_calls": (True, False),
+        "function_call": ("none",), "functions": ([],),
     }  # fmt: skip
 
     messages: list[AnyMessage]
@@ -113,20 +144,31 @@ class ChatBody(Sampling):
     top_logprobs: Few | None = None
     response_format: Format | None = None
     tools: list[Tool] | None = None
-    tool_choice: Literal["auto", "none"] = "auto"
+    tool_choice: Literal["auto", "none", "required"] | NamedTool = "auto"
+    parallel_tool_calls: bool = True
+    chat_template_kwargs: TemplateVariables = {}
+    separate_reasoning: bool = True
+    """Whether reasoning is told apart from the content, or stands in it between its markers."""
 
     def check(self, limits: LimitSettings) -> None:
         super().check(limits)
+        _check_choice(self.tool_choice, self.tools)
         if not self.messages:
             raise ApiError(400, "messages: the list is empty", param="messages")
         at_most("messages", len(self.messages), limits.messages, "messages")
         at_most("tools", len(self.tools or ()), limits.tools, "tools")
         at_most("top_logprobs", self.top_logprobs or 0, limits.logprobs)
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise ApiError(400, "top_logprobs goes with logprobs: true", param="top_logprobs")
         both = (self.max_tokens, self.max_completion_tokens)
         if None not in both and both[0] != both[1]:
             raise ApiError(400, "max_tokens and max_completion_tokens differ; give one", param="max_tokens")
+
+    @property
+    def unheeded(self) -> list[str]:
+        format = self.response_format
+        asked = format.json_schema.schema_ if isinstance(format, SchemaFormat) else None
+        return _unkept("response_format", asked) + _unkept("tools", _strict(self.tools))
 
     @property
     def most_tokens(self) -> int | None:
@@ -138,6 +180,7 @@ class TokenizeBody(Body):
 
     text: str | None = None
     messages: list[AnyMessage] | None = None
+    chat_template_kwargs: TemplateVariables = {}
 
     def check(self, limits: LimitSettings) -> None:
         if (self.text is None) == (self.messages is None):
@@ -146,11 +189,50 @@ class TokenizeBody(Body):
 
 
 def for_template(messages: list[Any]) -> list[Message]:
-    """Checked messages as plain values, without what is not there."""
-    return [
-        message.model_dump(exclude_none=True, exclude_defaults=True) | {"role": message.role}
-        for message in messages
-    ]
+    """Checked messages as templates take them; what says nothing to a model (annotations) is left out."""
+    return [_message(message) for message in messages]
+
+
+def _message(message: Plain | Assistant | ToolResult) -> Message:
+    plain: Message = {"role": message.role, "content": _text(message.content or "")}
+    if message.name is not None:
+        plain["name"] = message.name
+    if isinstance(message, ToolResult):
+        plain["tool_call_id"] = message.tool_call_id
+    if isinstance(message, Assistant):
+        plain["content"] = plain["content"] or message.refusal or ""
+        if message.thought:
+            plain["reasoning_content"] = message.thought
+        if message.tool_calls:
+            plain["tool_calls"] = [
+                {"type": "function", "function": call.function.model_dump()}
+                | ({} if call.id is None else {"id": call.id})
+                for call in message.tool_calls
+            ]
+    return plain
+
+
+def _unkept(field: str, schemas: Any) -> list[str]:
+    """What in the schemas of a field the answer is not held to."""
+    return [f"{field}: {keyword}" for keyword in unkept(schemas)]
+
+
+def _strict(tools: list[Any] | None) -> list[Any]:
+    functions = [getattr(tool, "function", tool) for tool in tools or ()]
+    return [function.parameters for function in functions if function.strict]
+
+
+def _check_choice(choice: Any, tools: list[Any] | None) -> None:
+    """Raises ApiError for a choice of tools without tools, or of one that is not among them."""
+    if choice in ("auto", "none"):
+        return
+    if not tools:
+        raise ApiError(400, "tool_choice asks for a call, and there are no tools", param="tool_choice")
+    names = [getattr(tool, "function", tool).name for tool in tools]
+    if choice != "required" and choice.name not in names:
+        close = nearest(choice.name, names)
+        raise ApiError(400, f"tool_choice names '{choice.name}', which is none of the tools{close}",
+                       param="tool_choice")  # fmt: skip
 
 
 class InputMessage(Strict):
@@ -179,6 +261,28 @@ class InputResult(Strict):
     output: Content
     id: Name | None = None
     status: str | None = None
+
+
+class ReasoningPart(Strict):
+    type: Literal["reasoning_text", "summary_text"]
+    text: str
+
+
+class InputReasoning(Strict):
+    """What a model thought, as its response told it."""
+
+    type: Literal["reasoning"]
+    id: Name | None = None
+    summary: list[ReasoningPart] = []
+    content: list[ReasoningPart] = []
+    encrypted_content: str | None = None
+    status: str | None = None
+
+
+class FlatName(ToolName):
+    """The one tool that is to be called, as the responses interface spells it."""
+
+    type: Literal["function"]
 
 
 class FlatFunction(Function):
@@ -214,11 +318,11 @@ class ResponseBody(Body):
     )  # fmt: skip
     fixed: ClassVar = {
         "background": (False,), "context_management": (), "conversation": (), "image": (),
-        "parallel_tool_calls": (True, False), "previous_response_id": (), "prompt": (),
+        "previous_response_id": (), "prompt": (),
         "truncation": ("disabled",),
     }  # fmt: skip
 
-    input: str | list[InputMessage | InputCall | InputResult]
+    input: str | list[InputMessage | InputCall | InputResult | InputReasoning]
     instructions: str | None = None
     max_output_tokens: Many | None = None
     temperature: Temperature | None = None
@@ -227,17 +331,26 @@ class ResponseBody(Body):
     include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = None
     text: TextOptions | None = None
     tools: list[FlatFunction] | None = None
-    tool_choice: Literal["auto", "none"] = "auto"
+    tool_choice: Literal["auto", "none", "required"] | FlatName = "auto"
+    parallel_tool_calls: bool = True
+    chat_template_kwargs: TemplateVariables = {}
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
     def check(self, limits: LimitSettings) -> None:
         if not self.input:
             raise ApiError(400, "input is empty", param="input")
+        _check_choice(self.tool_choice, self.tools)
         if isinstance(self.input, list):
             at_most("input", len(self.input), limits.messages, "items")
         at_most("tools", len(self.tools or ()), limits.tools, "tools")
         at_most("top_logprobs", self.top_logprobs or 0, limits.logprobs)
+
+    @property
+    def unheeded(self) -> list[str]:
+        format = None if self.text is None else self.text.format
+        asked = format.schema_ if isinstance(format, FlatSchema) else None
+        return _unkept("text.format", asked) + _unkept("tools", _strict(self.tools))
 
     @property
     def wants_logprobs(self) -> bool:
@@ -250,16 +363,38 @@ class ResponseBody(Body):
             given.append({"role": "system", "content": self.instructions})
         if isinstance(self.input, str):
             return [*given, {"role": "user", "content": self.input}]
-        return given + [_item(item) for item in self.input]
+        for item in self.input:
+            said = _item(item)
+            if given and given[-1]["role"] == said["role"] == "assistant" and _goes_on(given[-1], said):
+                _join(given[-1], said)
+            else:
+                given.append(said)
+        return given
 
 
-def _item(item: InputMessage | InputCall | InputResult) -> Message:
+def _item(item: InputMessage | InputCall | InputResult | InputReasoning) -> Message:
     if isinstance(item, InputMessage):
         return {"role": item.role, "content": _text(item.content)}
     if isinstance(item, InputResult):
         return {"role": "tool", "tool_call_id": item.call_id, "content": _text(item.output)}
+    if isinstance(item, InputReasoning):
+        thought = "\n".join(part.text for part in item.content or item.summary)
+        return {"role": "assistant", "content": ""} | ({"reasoning_content": thought} if thought else {})
     function = {"name": item.name, "arguments": item.arguments}
     return {"role": "assistant", "content": "", "tool_calls": [{"id": item.call_id, "function": function}]}
+
+
+def _goes_on(message: Message, said: Message) -> bool:
+    """Whether two items are parts of one answer: what was thought, then said, then called."""
+    if said.get("tool_calls"):
+        return True
+    return not (message.get("tool_calls") or message["content"] or said.get("reasoning_content"))
+
+
+def _join(message: Message, said: Message) -> None:
+    message["content"] += said["content"]
+    if said.get("tool_calls"):
+        message["tool_calls"] = [*message.get("tool_calls", ()), *said["tool_calls"]]
 
 
 def _text(content: Content) -> str:

@@ -2,14 +2,13 @@
 
 Deny by default: every path needs a key but the few in `open_paths`, compared as they stand in
 `scope["path"]`, so no trick of spelling can reach a route around it. Host and Origin keep web pages of
-others out (DNS rebinding, cross-site requests). The drain after SIGTERM is here too. Read next: app.
+others out (DNS rebinding, cross-site requests). The drain after SIGTERM is here too. Read next: origins, app.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import logging
-import re
 import socket
 import traceback
 from collections.abc import Collection
@@ -19,6 +18,7 @@ from transom.server_settings import ServerSettings
 
 from .errors import INTERNAL, ApiError, answer_error, unavailable
 from .keys import Keys
+from .origins import Origins, host_name
 
 SAFE = ("GET", "HEAD", "OPTIONS")
 BODILESS = (*SAFE, "DELETE")
@@ -31,9 +31,7 @@ HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"cache-control", b"no-store"),
-    (b"cross-origin-resource-policy", b"same-origin"),
 ]
-HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([\w.-]+))(?::\d{1,5})?", re.ASCII)
 logger = logging.getLogger("transom.server")
 
 
@@ -43,6 +41,7 @@ class Guard:
     def __init__(self, app: Any, settings: ServerSettings, keys: Keys, open_paths: Collection[str]) -> None:
         self.app, self.settings, self.keys, self.open_paths = app, settings, keys, frozenset(open_paths)
         self.names = own_names(settings)
+        self.origins = Origins(settings.allow_origin, settings.allow_host)
         self.draining = False
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -54,10 +53,14 @@ class Guard:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                message = {**message, "headers": [*message.get("headers", []), *HEADERS]}
+                headers = [*message.get("headers", []), *HEADERS, *self.origins.headers(scope)]
+                message = {**message, "headers": headers}
             await send(message)
 
         try:
+            if self.origins.is_preflight(scope):
+                self._check_host(_only(scope["headers"], b"host"))
+                return await self.origins.answer_preflight(scope, guarded_send)
             self.check(scope)
             await self.app(scope, receive, guarded_send)
         except ApiError as error:
@@ -80,7 +83,7 @@ class Guard:
         self._check_host(_only(headers, b"host"))
         method, path = scope["method"], scope["path"]
         if method not in SAFE:
-            self._check_origin(_only(headers, b"origin"), headers)
+            self.origins.check(_only(headers, b"origin"), _only(headers, b"host") or b"")
         who = self.keys.scope(_bearer(headers))
         if who is None and path not in self.open_paths:
             raise ApiError(
@@ -96,19 +99,10 @@ class Guard:
             _check_kind(headers)
 
     def _check_host(self, host: bytes | None) -> None:
-        name = _host_name((host or b"").decode("latin-1"))
+        name = host_name((host or b"").decode("latin-1"))
         if name not in self.names and not _is_address(name):
-            raise ApiError(421, "the Host header names another server; --allow-host adds a name")
-
-    def _check_origin(self, origin: bytes | None, headers: list[tuple[bytes, bytes]]) -> None:
-        """Pages of this server alone may change anything: their origin is the host that they ask."""
-        if origin is None:
-            return
-        scheme, _, place = origin.decode("latin-1").partition("://")
-        if scheme not in ("http", "https") or place.encode("latin-1") != _only(headers, b"host"):
-            raise ApiError(
-                403, "this request comes from a page of another site (Origin); that is not allowed"
-            )
+            says = f"names '{name}'" if name else "names no server"
+            raise ApiError(421, f"the Host header {says}, which is not this server; --allow-host adds a name")
 
 
 def own_names(settings: ServerSettings) -> frozenset[str]:
@@ -116,12 +110,6 @@ def own_names(settings: ServerSettings) -> frozenset[str]:
     given = [settings.host, *settings.allow_host, "localhost"]
     own = [] if settings.loopback else [socket.gethostname(), socket.getfqdn()]
     return frozenset(name.lower().rstrip(".") for name in [*given, *own])
-
-
-def _host_name(host: str) -> str:
-    """The name in a Host header, without its port; empty where it is none."""
-    found = HOST.fullmatch(host)
-    return "" if found is None else (found[1] or found[2]).lower().rstrip(".")
 
 
 def _is_address(name: str) -> bool:

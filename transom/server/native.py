@@ -20,7 +20,7 @@ from .writing import all_parts, failure
 
 
 async def translate(call: Call) -> Answer:
-    """The likeliest target of each text."""
+    """The likeliest target of each text, of several lines line by line."""
     asked: TranslateBody = call.asked
     translator = call.served.model
 
@@ -32,7 +32,7 @@ async def translate(call: Call) -> Answer:
 
     made = await call.state.text_work(requests)
     parts = await all_parts(call, made)
-    found = [translator.translation(part.request) for part in parts]
+    found = translator.answers(as_list(asked.text), [part.request for part in parts])
     n_source, n_made = sum(one.n_source_tokens for one in found), sum(part.n_made for part in parts)
     return {
         "object": "list",
@@ -78,7 +78,7 @@ async def embeddings(call: Call) -> Answer:
     if asked.dimensions not in (None, dim):
         raise ApiError(400, f"dimensions: the vectors of {call.served.name} have {dim} numbers; leave it out",
                        param="dimensions", code="unsupported_parameter")  # fmt: skip
-    vectors, n_tokens = await _read(call, as_list(asked.input))
+    vectors, n_tokens = await _read(call, as_list(asked.input), blank=True)
     return {
         "object": "list", "model": call.served.name,
         "data": [
@@ -94,10 +94,18 @@ def _written(vector: Any, encoding: str) -> list[float] | str:
     return base64.b64encode(numbers.tobytes()).decode() if encoding == "base64" else numbers.tolist()
 
 
-async def _read(call: Call, texts: Sequence[str]) -> tuple[list[Any], int]:
+async def _read(call: Call, texts: Sequence[str], *, blank: bool = False) -> tuple[list[Any], int]:
     """The encoder's answer to each text, and how many tokens were read."""
     engine = call.served.worker.engine
-    requests = await call.state.text_work(lambda: engine.requests(texts, scope=call.scope, id=call.id))  # type: ignore[attr-defined]
+    cut = call.asked.truncate_prompt_tokens
+
+    def made() -> list[Any]:
+        return engine.requests(  # type: ignore[attr-defined]
+            texts, cut=cut is not None, most=cut if cut and cut > 0 else None, blank=blank,
+            scope=call.scope, id=call.id,
+        )  # fmt: skip
+
+    requests = await call.state.text_work(made)
     n_tokens = sum(len(request.tokens) for request in requests)
     call.state.metrics.tokens.labels(call.served.name, "read").inc(n_tokens)
     answers: dict[int, Any] = {}
@@ -116,7 +124,9 @@ async def tokenize(call: Call) -> Answer:
     if asked.messages is None:
         tokens = await call.state.text_work(served.model.tokenizer.encode, asked.text)
         return {"model": served.name, "n_tokens": len(tokens), "tokens": tokens}
-    rendered = await call.state.text_work(render, served, for_template(asked.messages))
+    rendered = await call.state.text_work(
+        render, served, for_template(asked.messages), None, asked.chat_template_kwargs
+    )
     return {
         "model": served.name, "n_tokens": len(rendered.tokens), "tokens": rendered.tokens,
         "message_spans": rendered.message_spans, "max_len": served.max_len,

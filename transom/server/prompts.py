@@ -7,18 +7,20 @@ the event loop. Read next: completions, chat.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from transom.data.chat_template import Rendered
 from transom.errors import Refused
 from transom.inference.request import Request
 from transom.inference.sampling import SamplingParams
-from transom.inference.structured import JSON_OBJECT
+from transom.inference.structured import JSON_OBJECT, Grammar, Stretch
 from transom.server_settings import LimitSettings
 
 from .endpoint import Call
 from .errors import ApiError
+from .output_parser import OutputParser
 from .schema import Sampling, at_most
 from .served import Served
 
@@ -32,11 +34,11 @@ def for_completion(call: Call) -> list[Request]:
     """n requests for each prompt of a completion."""
     asked, queue = call.asked, call.state.settings.limits.queue
     at_most("n times the number of prompts", (asked.n or 1) * len(asked.prompts), queue)
-    params = sampling(asked, asked.max_tokens or DEFAULT_COMPLETION, asked.logprobs)
+    params = sampling(call.served, asked, asked.max_tokens or DEFAULT_COMPLETION, asked.logprobs)
     return [
         request
         for at, prompt in enumerate(asked.prompts)
-        for request in _requests(call, prompt, params, asked.prefix_tokens, None, f"{call.id}-{at}")
+        for request in _requests(call, prompt, params, asked.prefix_tokens, f"{call.id}-{at}")
     ]
 
 
@@ -48,22 +50,28 @@ def for_chat(
     sampled: Sampling,
     max_tokens: int | None,
     logprobs: int | None,
-    schema: Schema,
+    grammar: Grammar | None,
 ) -> list[Request]:
     """n requests that go on from the messages of a chat."""
     served = call.served
-    prompt = render(served, messages, tools).tokens
+    prompt = render(served, messages, tools, call.asked.chat_template_kwargs).tokens
     room = served.room - len(prompt) - len(sampled.prefix_tokens)
+    room = min(room, served.model.generation.max_new_tokens or room)
     assert served.template is not None
-    params = sampling(sampled, max_tokens or max(room, 1), logprobs, served.template.stop)
-    requests = _requests(call, prompt, params, sampled.prefix_tokens, schema, call.id)
+    params = sampling(served, sampled, max_tokens or max(room, 1), logprobs, served.template.stop)
+    requests = _requests(
+        call, prompt, params, sampled.prefix_tokens, call.id, grammar, served.markers, continues=False
+    )
     for request in requests:
         request.ends |= frozenset() if sampled.ignore_eos else served.ends
     return requests
 
 
 def render(
-    served: Served, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
+    served: Served,
+    messages: list[dict[str, Any]],
+    tools: list[dict[str, Any]] | None = None,
+    variables: Mapping[str, Any] | None = None,
 ) -> Rendered:
     """Messages as the model's template writes them; raises ApiError where it has none."""
     if served.template is None:
@@ -76,30 +84,30 @@ def render(
         )
     try:
         return served.template.render(
-            messages, served.model.tokenizer, tools=tools, add_generation_prompt=True
+            messages, served.model.tokenizer, tools=tools, add_generation_prompt=True, variables=variables
         )
     except Refused as refused:
         raise ApiError(400, str(refused), param="messages", code="template_refused") from None
 
 
 def sampling(
-    asked: Sampling, max_tokens: int, logprobs: int | None, stop: tuple[str, ...] = ()
+    served: Served, asked: Sampling, max_tokens: int, logprobs: int | None, stop: tuple[str, ...] = ()
 ) -> SamplingParams:
     """The engine's own settings, which checks every number once more; `stop`: what always ends an answer.
 
-    What the answer is given to begin with counts as made for the engine, and not for the client.
+    What a request leaves out is as the model's folder says. What the answer is given to begin with counts as
+    made for the engine, and not for the client.
     """
     given: dict[str, Any] = {
         "max_tokens": max_tokens + len(asked.prefix_tokens),
-        "temperature": 1.0 if asked.temperature is None else asked.temperature,
         "logprobs": logprobs,
         "stop": asked.stops + stop,
         "n": asked.n or 1,
     }
-    same = ("top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed",
-            "logit_bias", "ignore_eos")  # fmt: skip
+    same = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty",
+            "frequency_penalty", "seed", "logit_bias", "ignore_eos")  # fmt: skip
     given |= {name: getattr(asked, name) for name in same if getattr(asked, name) is not None}
-    return SamplingParams.of(given)
+    return served.model.params(given)
 
 
 def _requests(
@@ -107,14 +115,28 @@ def _requests(
     prompt: str | list[int],
     params: SamplingParams,
     begins: Sequence[int],
-    schema: Schema,
     id: str,
+    grammar: Grammar | None = None,
+    markers: Mapping[int, str] = MappingProxyType({}),
+    *,
+    continues: bool = True,
 ) -> list[Request]:
-    """The requests for one prompt. Raises ApiError with the numbers where it does not fit."""
+    """The requests for one prompt; `continues` as for `Generator.request`.
+
+    Raises ApiError with the numbers where it does not fit.
+    """
     generator = call.served.model
-    grammar = None if schema is None else call.served.grammars.compile(schema)
     try:
-        requests = generator.request(prompt, params, begins=begins, scope=call.scope, grammar=grammar, id=id)
+        requests = generator.request(
+            prompt,
+            params,
+            continues=continues,
+            begins=begins,
+            scope=call.scope,
+            grammar=grammar,
+            id=id,
+            markers=markers,
+        )
     except Refused as refused:
         if "max_len" in str(refused):
             raise ApiError(400, str(refused), param="messages", code="context_length_exceeded") from None
@@ -122,7 +144,75 @@ def _requests(
     return requests
 
 
-def schema_of(format: Any, limits: LimitSettings) -> Schema:
+def grammar_for(call: Call, format: Any) -> Grammar | None:
+    """What the answer must follow: the schema of a format, the call that `tool_choice` asks for, the schemas
+    of strict tools; None: it is free. Takes up to seconds.
+    """
+    asked, grammars = call.asked, call.served.grammars if _bound(call.asked, format) else None
+    schema = _schema_of(format, call.state.settings.limits)
+    if grammars is None:
+        return None
+    functions = [getattr(tool, "function", tool) for tool in asked.tools or () if asked.tool_choice != "none"]
+    if not isinstance(asked.tool_choice, str):
+        functions = [one for one in functions if one.name == asked.tool_choice.name]
+    forced = asked.tool_choice not in ("auto", "none")
+    calls = [_spelled(call.served, one, forced) for one in functions]
+    if forced:
+        return grammars.compile_choice(calls)
+    if schema is not None:
+        return (
+            grammars.compile_choice([Stretch("", schema, ""), *calls]) if calls else grammars.compile(schema)
+        )
+    syntax = call.served.call_syntax
+    return grammars.compile_choice(calls, after="" if syntax.bare else syntax.opener)
+
+
+def _bound(asked: Any, format: Any) -> bool:
+    """Whether anything is asked of the form of an answer."""
+    if format is not None and format.type != "text" or asked.tool_choice not in ("auto", "none"):
+        return True
+    strict = any(getattr(tool, "function", tool).strict for tool in asked.tools or ())
+    return strict and asked.tool_choice == "auto"
+
+
+def _spelled(served: Served, function: Any, forced: bool) -> Stretch:
+    """A call as the model's family writes it: the arguments of a strict tool follow its schema, and those of
+    another where its call is asked for and its schema can be kept to.
+    """
+    syntax = served.call_syntax
+    named = json.dumps(function.name, ensure_ascii=False)
+    schema = (function.parameters if function.strict or forced else None) or JSON_OBJECT
+    if not function.strict and forced:
+        try:
+            served.grammars.compile(schema)
+        except Refused:
+            schema = JSON_OBJECT
+    begin, end = f'{{"name": {named}, "{syntax.arguments}": ', "}"
+    if syntax.closer:
+        begin, end = f"{syntax.opener}\n{begin}", f"{end}\n{syntax.closer}"
+    elif not syntax.bare:
+        begin, end = f"{syntax.opener}[{begin}", f"{end}]"
+    return Stretch(begin, schema, end)
+
+
+def parser_of(call: Call, request: Request, given: str = "", *, separate: bool = True) -> OutputParser:
+    """What takes an answer apart; `given`: what it begins with and does not tell again."""
+    asked, served = call.asked, call.served
+    names = [getattr(tool, "function", tool).name for tool in asked.tools or ()]
+    thinks = separate and served.thinks
+    parser = OutputParser(
+        syntax=served.call_syntax if names and asked.tool_choice != "none" else None,
+        names=names,
+        parallel=asked.parallel_tool_calls,
+        thinks=thinks,
+        # What a grammar decides is no reasoning, wherever the prompt ends.
+        opened=thinks and request.grammar is None and served.opens_reasoning(request.prompt),
+    )
+    parser.push(given)
+    return parser
+
+
+def _schema_of(format: Any, limits: LimitSettings) -> Schema:
     """The schema that a response format asks for; None: any text."""
     if format is None or format.type == "text":
         return None

@@ -14,9 +14,9 @@ from transom.inference.request import Request
 from .chat_schema import ResponseBody
 from .endpoint import Answer, Call, Frames, frame
 from .logprobs import chat_entries
-from .prompts import for_chat, plain_tools, schema_of
+from .output_parser import Said, parsed
+from .prompts import for_chat, grammar_for, parser_of, plain_tools
 from .schema import Sampling
-from .tool_calls import split_calls
 from .writing import Part, all_parts, writing
 
 
@@ -26,7 +26,9 @@ async def responses(call: Call) -> Answer:
     if call.asked.stream:
         return _stream(call, requests)
     parts = await all_parts(call, requests)
-    return _response(call, _output(call, parts[0]), parts[0])
+    part = parts[0]
+    said = parsed(parser_of(call, part.request), part.text)
+    return _response(call, _output(call, said, part), part)
 
 
 def _requests(call: Call) -> list[Request]:
@@ -35,25 +37,32 @@ def _requests(call: Call) -> list[Request]:
     return for_chat(
         call,
         asked.messages(),
-        tools=plain_tools(asked.tools) if asked.tool_choice == "auto" else None,
+        tools=plain_tools(asked.tools) if asked.tool_choice != "none" else None,
         sampled=Sampling(temperature=asked.temperature, top_p=asked.top_p),
         max_tokens=asked.max_output_tokens,
         logprobs=(asked.top_logprobs or 0) if asked.wants_logprobs else None,
-        schema=schema_of(format, call.state.settings.limits),
+        grammar=grammar_for(call, format),
     )
 
 
-def _output(call: Call, part: Part) -> list[dict[str, Any]]:
-    """The items of a response: a message, and the tools that it calls."""
-    text, calls = split_calls(part.text) if call.asked.tools else (part.text, [])
-    items = [_message(call, [_content(call, text, part.tokens)], _status(part))] if text or not calls else []
-    return items + [
-        {
-            "id": f"fc_{one['id'][5:]}", "type": "function_call", "call_id": one["id"], "status": "completed",
-            **one["function"],
-        }
-        for one in calls
-    ]  # fmt: skip
+def _output(call: Call, said: Said, part: Part) -> list[dict[str, Any]]:
+    """The items of a response: what was thought, a message, and the tools that it calls."""
+    items = [_reasoning(call, said.reasoning)] if said.reasoning else []
+    if said.content or not said.calls:
+        items.append(_message(call, [_content(call, said.content, part.tokens)], _status(part)))
+    return items + [_called(one) for one in said.calls]
+
+
+def _reasoning(call: Call, text: str) -> dict[str, Any]:
+    content = [{"type": "reasoning_text", "text": text}] if text else []
+    return {"id": f"rs_{call.id}", "type": "reasoning", "summary": [], "content": content}
+
+
+def _called(one: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": f"fc_{one['id'].removeprefix('call_')}", "type": "function_call", "call_id": one["id"],
+        "status": "completed", **one["function"],
+    }  # fmt: skip
 
 
 def _message(call: Call, content: list[dict[str, Any]], status: str) -> dict[str, Any]:
@@ -67,7 +76,7 @@ def _message(call: Call, content: list[dict[str, Any]], status: str) -> dict[str
 
 
 def _content(call: Call, text: str, tokens: list[Any]) -> dict[str, Any]:
-    entries = chat_entries(call.served.model.tokenizer, tokens) if call.asked.wants_logprobs else []
+    entries = chat_entries(tokens) if call.asked.wants_logprobs else []
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": entries}
 
 
@@ -80,6 +89,9 @@ def _status(part: Part | None) -> str:
 def _response(call: Call, output: list[dict[str, Any]], part: Part | None) -> dict[str, Any]:
     """The response object; `part` is None while nothing is there yet."""
     asked, status = call.asked, _status(part)
+    given = {"temperature": asked.temperature, "top_p": asked.top_p}
+    sampled = call.served.model.params({name: value for name, value in given.items() if value is not None})
+    choice = asked.tool_choice
     format = asked.text.format if asked.text is not None and asked.text.format is not None else None
     return {
         "id": f"resp_{call.id}",
@@ -94,16 +106,16 @@ def _response(call: Call, output: list[dict[str, Any]], part: Part | None) -> di
         "max_output_tokens": asked.max_output_tokens,
         "model": call.served.name,
         "output": output,
-        "parallel_tool_calls": True,
+        "parallel_tool_calls": asked.parallel_tool_calls,
         "previous_response_id": None,
         "reasoning": {"effort": None, "summary": None},
         "store": False,
-        "temperature": 1.0 if asked.temperature is None else asked.temperature,
+        "temperature": sampled.temperature,
         "text": {"format": {"type": "text"} if format is None else format.model_dump(by_alias=True)},
-        "tool_choice": asked.tool_choice,
+        "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
         "tools": [tool.model_dump() for tool in asked.tools or ()],
         "top_logprobs": asked.top_logprobs or 0,
-        "top_p": 1.0 if asked.top_p is None else asked.top_p,
+        "top_p": sampled.top_p,
         "truncation": "disabled",
         "metadata": {},
         "usage": None if part is None else _usage(part),
@@ -120,47 +132,114 @@ def _usage(part: Part) -> dict[str, Any]:
 
 
 async def _stream(call: Call, requests: list[Request]) -> Frames:
-    """The events of a response; with tools its text is told at the end, since it may be a call."""
-    numbers = count()
-
-    def event(kind: str, **fields: Any) -> bytes:
-        return frame({"type": kind, "sequence_number": next(numbers), **fields}, kind)
-
-    where = {"item_id": f"msg_{call.id}", "output_index": 0, "content_index": 0}
-    part: Part | None = None
+    """The events of a response: each item begins, grows and ends before the next begins."""
+    events = _Events(call)
+    parser, told, part = parser_of(call, requests[0]), Said(), None
     async with writing(call, requests) as steps:
-        yield event("response.created", response=_response(call, [], None))
-        yield event("response.in_progress", response=_response(call, [], None))
-        if not call.asked.tools:
-            yield event("response.output_item.added", output_index=0, item=_message(call, [], "in_progress"))
-            yield event("response.content_part.added", **where, part=_content(call, "", []))
+        yield events.event("response.created", response=_response(call, [], None))
+        yield events.event("response.in_progress", response=_response(call, [], None))
         async for step in steps:
-            part = step.part
-            if step.piece and not call.asked.tools:
-                entries = _content(call, "", step.tokens)["logprobs"]
-                yield event("response.output_text.delta", **where, delta=step.piece, logprobs=entries)
+            part, said = step.part, parser.push(step.piece)
+            if part.finish_reason is not None:
+                said.add(parser.finish())
+            told.add(said)
+            for data in events.grown(said, told, step.tokens):
+                yield data
     assert part is not None
-    output = _output(call, part)
-    for place, item in enumerate(output):
-        if call.asked.tools:
-            yield event(
-                "response.output_item.added", output_index=place, item={**item, "status": "in_progress"}
-            )
-        if item["type"] == "message":
-            content = item["content"][0]
-            if call.asked.tools:
-                yield event("response.content_part.added", **where, part=_content(call, "", []))
-                yield event("response.output_text.delta", **where, delta=content["text"], logprobs=[])
-            yield event(
-                "response.output_text.done", **where, text=content["text"], logprobs=content["logprobs"]
-            )
-            yield event("response.content_part.done", **where, part=content)
-        else:
-            called = {"item_id": item["id"], "output_index": place, "name": item["name"]}
-            yield event("response.function_call_arguments.delta", **called, delta=item["arguments"])
-            yield event("response.function_call_arguments.done", **called, arguments=item["arguments"])
-        yield event("response.output_item.done", output_index=place, item=item)
+    output = _output(call, told, part)
+    for data in events.ended(output):
+        yield data
     done = _response(call, output, part)
-    yield event(
-        "response.incomplete" if done["status"] == "incomplete" else "response.completed", response=done
-    )
+    kind = "response.incomplete" if done["status"] == "incomplete" else "response.completed"
+    yield events.event(kind, response=done)
+
+
+class _Events:
+    """The numbered events of one response."""
+
+    def __init__(self, call: Call) -> None:
+        self._call, self._numbers = call, count()
+        self._open: str | None = None
+        """The kind of the item that grows."""
+        self._place = -1
+        self._tokens: list[Any] = []
+
+    def event(self, kind: str, **fields: Any) -> bytes:
+        return frame({"type": kind, "sequence_number": next(self._numbers), **fields}, kind)
+
+    def grown(self, said: Said, told: Said, tokens: list[Any]) -> list[bytes]:
+        """What a step brings; calls come whole, after everything else is told."""
+        self._tokens += tokens
+        events: list[bytes] = []
+        if said.reasoning:
+            events += self._begin("reasoning") if self._open is None else []
+            events.append(self.event("response.reasoning_text.delta", **self._where, delta=said.reasoning))
+        if said.content:
+            if self._open != "message":
+                events += self._end_reasoning(told.reasoning) + self._begin("message")
+            entries = _content(self._call, "", self._tokens)["logprobs"]
+            self._tokens = []
+            events.append(
+                self.event("response.output_text.delta", **self._where, delta=said.content, logprobs=entries)
+            )
+        return events
+
+    def ended(self, output: list[dict[str, Any]]) -> list[bytes]:
+        """The ends of items, and those that have no beginning yet."""
+        events: list[bytes] = []
+        for item in output:
+            if item["type"] == "reasoning":
+                events += self._end_reasoning(item["content"][0]["text"])
+            elif item["type"] == "message":
+                events += self._begin("message") if self._open != "message" else []
+                events += self._end_message(item)
+            else:
+                events += self._function_call(item)
+        return events
+
+    @property
+    def _where(self) -> dict[str, Any]:
+        item = f"{'rs' if self._open == 'reasoning' else 'msg'}_{self._call.id}"
+        return {"item_id": item, "output_index": self._place, "content_index": 0}
+
+    def _begin(self, kind: str) -> list[bytes]:
+        self._open, self._place = kind, self._place + 1
+        thinks = kind == "reasoning"
+        item = _reasoning(self._call, "") if thinks else _message(self._call, [], "in_progress")
+        part = {"type": "reasoning_text", "text": ""} if thinks else _content(self._call, "", [])
+        return [
+            self.event("response.output_item.added", output_index=self._place, item=item),
+            self.event("response.content_part.added", **self._where, part=part),
+        ]
+
+    def _end_reasoning(self, text: str) -> list[bytes]:
+        if self._open != "reasoning":
+            return []
+        where, item = self._where, _reasoning(self._call, text)
+        self._open = None
+        return [
+            self.event("response.reasoning_text.done", **where, text=text),
+            self.event("response.content_part.done", **where, part=item["content"][0]),
+            self.event("response.output_item.done", output_index=where["output_index"], item=item),
+        ]
+
+    def _end_message(self, item: dict[str, Any]) -> list[bytes]:
+        content = item["content"][0]
+        told = {"text": content["text"], "logprobs": content["logprobs"]}
+        return [
+            self.event("response.output_text.done", **self._where, **told),
+            self.event("response.content_part.done", **self._where, part=content),
+            self.event("response.output_item.done", output_index=self._place, item=item),
+        ]
+
+    def _function_call(self, item: dict[str, Any]) -> list[bytes]:
+        self._open, self._place = "function_call", self._place + 1
+        begun = {**item, "arguments": "", "status": "in_progress"}
+        called = {"item_id": item["id"], "output_index": self._place}
+        done = {**called, "name": item["name"], "arguments": item["arguments"]}
+        return [
+            self.event("response.output_item.added", output_index=self._place, item=begun),
+            self.event("response.function_call_arguments.delta", **called, delta=item["arguments"]),
+            self.event("response.function_call_arguments.done", **done),
+            self.event("response.output_item.done", output_index=self._place, item=item),
+        ]

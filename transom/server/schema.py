@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from transom.errors import nearest
 from transom.server_settings import LimitSettings
@@ -26,19 +26,36 @@ SAID = {
 """What pydantic says in terms of Python, in terms of JSON."""
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 Temperature = Annotated[float, Field(ge=0, le=100)]
-Share = Annotated[float, Field(gt=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Many = Annotated[int, Field(ge=1, lt=2**31)]
 Few = Annotated[int, Field(ge=0, lt=2**31)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Truncation = Annotated[int, Field(ge=-1, lt=2**31)]
+"""How many tokens of a longer text are read; -1: as many as the model reads."""
 Filled = Annotated[str, Field(min_length=1)]
 
 
 class Strict(BaseModel):
-    """A record from outside: exact types, no unknown name, no number that is not finite."""
+    """A record from outside: exact types, no unknown name, no number that is not finite.
+
+    null is "not given", and JSON has one kind of number: 12.0 is 12. Neither touches what a client says
+    freely, such as the inside of a JSON schema.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_meant(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {name: _whole(value) for name, value in given.items() if value is not None}
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 class Body(Strict):
@@ -54,6 +71,11 @@ class Body(Strict):
 
     def check(self, limits: LimitSettings) -> None:
         """Raises ApiError for what is more than this server's limits."""
+
+    @property
+    def unheeded(self) -> list[str]:
+        """What was asked for and cannot be kept to, where the answer is of use without it."""
+        return []
 
 
 B = TypeVar("B", bound=Body)
@@ -80,11 +102,11 @@ def read(
         asked, more = read(kind, _without(known, unknown), limits)
         return asked, left_out + [".".join(map(str, path)) for path in unknown] + more
     asked.check(limits)
-    return asked, left_out
+    return asked, left_out + asked.unheeded
 
 
 def _same(given: Any, value: Any) -> bool:
-    return type(given) is type(value) and given == value
+    return type(_whole(given)) is type(value) and given == value
 
 
 def _with(harmless: tuple[Any, ...]) -> str:
@@ -224,7 +246,7 @@ class CompletionBody(Sampling):
     """`POST /v1/completions`."""
 
     ignored: ClassVar = ("user",)
-    fixed: ClassVar = {"suffix": (), "best_of": ()}
+    fixed: ClassVar = {"suffix": ("",), "best_of": (1,)}
 
     prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
     logprobs: Few | None = None
@@ -251,12 +273,15 @@ class EmbeddingBody(Body):
 
     ignored: ClassVar = ("user",)
 
-    input: Filled | list[Filled]
+    input: str | list[str]
+    """Blank texts too have a vector, as OpenAI gives them one."""
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Many | None = None
+    truncate_prompt_tokens: Truncation | None = None
 
     def check(self, limits: LimitSettings) -> None:
-        _some_texts("input", self.input, limits.texts)
+        if self.input != "":
+            _some_texts("input", self.input, limits.texts)
 
     @classmethod
     def model_validate(cls, obj: Any, **options: Any) -> Self:
@@ -275,19 +300,22 @@ class TranslateBody(Body):
     """`POST /translate`."""
 
     text: Filled | list[Filled]
-    beam: Many = 4
-    length_penalty: Annotated[float, Field(ge=0, le=10)] = 1.0
+    beam: Many | None = None
+    length_penalty: Annotated[float, Field(ge=0, le=10)] | None = None
     max_tokens: Many | None = None
 
     def check(self, limits: LimitSettings) -> None:
         _some_texts("text", self.text, limits.prompts)
-        at_most("beam", self.beam, limits.beam)
+        lines = sum(bool(line.strip()) for text in as_list(self.text) for line in text.split("\n"))
+        at_most("text", lines, limits.prompts, "lines")
+        at_most("beam", self.beam or 1, limits.beam)
 
 
 class ClassifyBody(Body):
     """`POST /classify`."""
 
     text: Filled | list[Filled]
+    truncate_prompt_tokens: Truncation | None = None
     reject_below: Annotated[float, Field(ge=0, le=1)] | None = None
 
     def check(self, limits: LimitSettings) -> None:

@@ -22,9 +22,12 @@ from transom.inference.load import load
 from transom.inference.structured import GrammarCompiler
 from transom.server_settings import ServerSettings
 
+from .output_parser import END_THINK, THINK
+from .tool_calls import CallSyntax, syntax_of
 from .worker import Worker
 
 TASKS = {"Translator": "translate", "Classifier": "classify", "Embedder": "embed"}
+SAMPLED = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 SPARE = 64
 """Tokens of the cache that no one request gets: it is cut into blocks."""
 LISTS = 4
@@ -63,6 +66,30 @@ class Served:
         return self.max_len if cache is None else min(self.max_len, int(cache) - SPARE)
 
     @cached_property
+    def call_syntax(self) -> CallSyntax:
+        """How it writes calls of tools."""
+        return syntax_of("" if self.template is None else self.template.text)
+
+    @cached_property
+    def markers(self) -> dict[int, str]:
+        """Tokens that mark calls and reasoning, of those that make no text."""
+        tokenizer = self.model.tokenizer
+        names = (THINK, END_THINK, self.call_syntax.opener, self.call_syntax.closer, "[ARGS]", "[CALL_ID]")
+        ids = {tokenizer.backend.token_to_id(name): name for name in names if name}
+        return {id: name for id, name in ids.items() if id is not None and not tokenizer.decode([id])}
+
+    @cached_property
+    def thinks(self) -> bool:
+        """Whether its answers may begin with reasoning."""
+        known = self.model.tokenizer.backend.token_to_id(THINK) is not None
+        return known or (self.template is not None and END_THINK in self.template.text)
+
+    def opens_reasoning(self, prompt: Sequence[int]) -> bool:
+        """Whether a prompt ends where reasoning begins."""
+        tail = [self.markers.get(token) or self.model.tokenizer.decode([token]) for token in prompt[-8:]]
+        return self.thinks and "".join(tail).rstrip().endswith(THINK)
+
+    @cached_property
     def grammars(self) -> GrammarCompiler:
         """What turns the schemas of clients into grammars; made when the first one comes."""
         return GrammarCompiler(self.model.tokenizer, sorted(self.model.eos_ids | self.ends))
@@ -72,8 +99,17 @@ class Served:
         return {
             "id": self.name, "object": "model", "created": self.created, "owned_by": "transom",
             "task": self.task, "max_len": self.max_len, "chat": self.template is not None,
-            "default_system": self.default_system,
+            "default_system": self.default_system, **self._usual(),
         }  # fmt: skip
+
+    def _usual(self) -> dict[str, Any]:
+        """What holds where a request does not say: the folder's word, else Transom's."""
+        if self.task == "translate":
+            return {"beam": self.model.beam}
+        if self.task in ("classify", "embed"):
+            return {}
+        usual = self.model.params({})
+        return {"sampling": {name: getattr(usual, name) for name in SAMPLED}}
 
 
 def serve_folders(folders: Sequence[str], settings: ServerSettings) -> dict[str, Served]:

@@ -48,7 +48,8 @@ export const written = ({ tokens }) => ({
 
 export const CHAT = {
   text: (choice) => choice.delta?.content ?? "",
-  fields: { logprobs: true, top_logprobs: ALTERNATIVES },
+  // Every token has its place in the text, so what was thought stays in it between its markers.
+  fields: { logprobs: true, top_logprobs: ALTERNATIVES, separate_reasoning: false },
 };
 export const COMPLETION = {
   text: (choice) => choice.text ?? "",

@@ -1,6 +1,6 @@
 // Chat: what was said, the answer as it is written, and the ways back (edit, regenerate, another token).
 
-import { $, announce, count, growing, h, icon, later, showError } from "./dom.js";
+import { $, announce, composing, count, growing, h, icon, later, showError } from "./dom.js";
 import { CHAT, branch, sampling, stream } from "./answer.js";
 import { Meter, fitting, roomFor, tooLong, withNote } from "./context.js";
 import { recall } from "./memory.js";
@@ -81,7 +81,7 @@ export class Chat {
   }
 
   key(event) {
-    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+    if (event.key === "Enter" && !event.shiftKey && !composing(event)) {
       event.preventDefault();
       if (!this.writing) this.pressed();
     } else if (event.key === "ArrowUp" && !this.input.value) {
@@ -351,8 +351,8 @@ export class Chat {
       if (text) this.ask(text, place);
     };
     area.addEventListener("keydown", (event) => {
-      if (event.key === "Escape") (event.stopPropagation(), back());
-      if (event.key === "Enter" && !event.shiftKey && !event.isComposing) (event.preventDefault(), done());
+      if (event.key === "Escape" && !composing(event)) (event.stopPropagation(), back());
+      if (event.key === "Enter" && !event.shiftKey && !composing(event)) (event.preventDefault(), done());
     });
     this.node(place).querySelector(".body").replaceChildren(
       h("div", { class: "sheet editing" }, area),

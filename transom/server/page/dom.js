@@ -111,3 +111,6 @@ export function percent(p) {
   if (p < 0.001 && p > 0) return "< 0.1 %";
   return `${(100 * p).toFixed(1)} %`;
 }
+
+/** Whether a key belongs to a composition of letters; Safari says only by keyCode that Enter ends one. */
+export const composing = (event) => event.isComposing || event.keyCode === 229;
