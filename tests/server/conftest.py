@@ -56,7 +56,8 @@ class Running:
     def in_flight(self) -> int:
         """Sequences that some engine works on, or that wait for one."""
         workers = [model.worker for model in self.app.state.models.values()]
-        return sum(worker.in_flight + int(worker.engine.busy) for worker in workers)
+        engines = [worker.engine for worker in workers if worker.engine is not None]
+        return sum(worker.in_flight for worker in workers) + sum(engine.busy for engine in engines)
 
 
 @pytest.fixture(scope="session")

@@ -37,6 +37,21 @@ def test_translations_are_the_translators(http: httpx.Client, server: Running, b
     assert told["usage"]["prompt_tokens"] == sum(one.n_source_tokens for one in own)
 
 
+def test_a_text_is_translated_line_by_line(http: httpx.Client, server: Running):
+    def post(text: object) -> httpx.Response:
+        return http.post("/translate", json={"model": "moses", "text": text})
+
+    one, other = (made["text"] for made in post(["ab", "c\u2028d"]).json()["translations"])
+    (whole,) = post("ab\n\nc\u2028d\r\n").json()["translations"]
+    assert whole["text"] == f"{one}\n\n{other}\n"
+    for text, says in (
+        ("a\n" * 33, "text is 33 lines; the limit is 32"),
+        (" \n", "the text is empty; leave it out"),
+    ):
+        refused = post(text)
+        assert (refused.status_code, refused.json()["error"]["message"]) == (400, says)
+
+
 def test_classes_are_the_classifiers(http: httpx.Client, server: Running):
     texts = ["The crow", "One two three", "'Cheese', said he"]
     own = server.app.state.models["sorter"].model.classify(texts)

@@ -134,10 +134,12 @@ class Conversation:
     # On disk
 
     def save(self, path: str | Path) -> None:
-        """Write it as JSON, for `load` and for people. Raises Refused where it cannot be written, and where a
-        file lies there that is no conversation of ours, since that would be lost.
+        """Write it as JSON, for `load` and for people; the file is there whole or as it was before.
+
+        Refused where a file lies there that is no conversation of ours: it would be lost.
         """
         path = Path(path)
+        value = {"system": self.system, "messages": [asdict(message) for message in self.messages]}
         if path.exists():
             try:
                 self.load(path)
@@ -145,7 +147,6 @@ class Conversation:
                 raise Refused(
                     f"{printable(path)}: is there already and holds no conversation; name another file"
                 ) from None
-        value = {"system": self.system, "messages": [asdict(message) for message in self.messages]}
         try:
             content = (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
         except UnicodeEncodeError as error:

@@ -20,10 +20,10 @@ from starlette.routing import Route
 from transom.chat.memory import IN_PROMPT, Memory, note, used_here
 from transom.errors import Refused
 
-from .body import read_object
+from .body import read_body
 from .endpoint import to_json
 from .errors import INTERNAL, ApiError, from_refused
-from .schema import Body, read
+from .schema import Body
 from .state import State
 
 logger = logging.getLogger("transom.server")
@@ -90,12 +90,12 @@ def routes(state: State) -> list[Route]:
         route("/memory", "DELETE", None, lambda memory, _, __: {"forgotten": memory.forget_all()}),
         route("/memory/recall", "POST", RecallBody, _recall),
         route(
-            "/memory/{id:int}",
+            "/memory/{id}",
             "PATCH",
             FactBody,
             lambda memory, asked, id: memory.edit(id, asked.text).to_dict(),
         ),
-        route("/memory/{id:int}", "DELETE", None, _forget),
+        route("/memory/{id}", "DELETE", None, _forget),
     ]
 
 
@@ -113,16 +113,14 @@ class Remembering:
         self.state.memory.check(scope["transom.scope"], scope["headers"])
         asked = None
         if self.body is not None:
-            settings = self.state.settings
-            given = await read_object(scope, receive, settings.limits)
-            asked, _ = read(self.body, given, settings.limits, lenient=settings.lenient)
-        id = scope["path_params"].get("id", 0)
+            asked, _ = await read_body(self.body, scope, receive, self.state)
+        id = number_of(scope["path_params"].get("id", "0"))
 
         def work() -> Any:
             return self.work(self.state.memory.of(scope["transom.scope"]), asked, id)
 
         try:
-            data = to_json(await self.state.text_work(work))
+            data = await self.state.text_work(scope["transom.scope"], lambda: to_json(work()))
         except Refused as refused:
             if str(self.state.memory.path.parent) in str(
                 refused
@@ -133,6 +131,13 @@ class Remembering:
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": data})
+
+
+def number_of(id: str) -> int:
+    """The number of a fact in a path; raises ApiError 404 for what is none."""
+    if not (id.isascii() and id.isdigit() and len(id) < 20):
+        raise ApiError(404, "facts have numbers: /memory/3; list the facts to see theirs")
+    return int(id)
 
 
 def _all(memory: Memory) -> dict[str, Any]:

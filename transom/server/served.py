@@ -31,7 +31,7 @@ SAMPLED = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 SPARE = 64
 """Tokens of the cache that no one request gets: it is cut into blocks."""
 LISTS = 4
-"""Requests with as many texts as one may have that wait together at most."""
+"""Requests of one API key, with as many texts as one may have, that wait together at most."""
 
 
 @dataclass
@@ -99,7 +99,8 @@ class Served:
         return {
             "id": self.name, "object": "model", "created": self.created, "owned_by": "transom",
             "task": self.task, "max_len": self.max_len, "chat": self.template is not None,
-            "default_system": self.default_system, **self._usual(),
+            **self._usual(),
+            "default_system": self.default_system,
         }  # fmt: skip
 
     def _usual(self) -> dict[str, Any]:
@@ -157,10 +158,12 @@ def serve_model(
             f"{folder or name}: a {kind} has no route here; fine-tune it to classify or embed first"
         )
     template = template_of(folder, settings.chat_template) if kind == "Generator" else None
+    if template is not None:
+        template.name = f"the chat template of {name}"  # clients hear of it: no path of the operator
     ends = frozenset() if template is None else template.end_ids(model.tokenizer)
     system = None if template is None else template.default_system(model.tokenizer)
     task = TASKS.get(kind, "chat" if template is not None else "generate")
-    worker = Worker(ENGINES[kind](model, settings), name)
+    worker = Worker(ENGINES[kind](model, settings), name, settings.limits.looks)
     return Served(name, task, model, worker, template, ends, system, frozenset(aliases), folder)
 
 
