@@ -362,11 +362,12 @@ def chat(
     from .server.served import model_folder, template_of
 
     template = template_of(model_folder(model), chat_template)
+    generator = _loaded(str(model_folder(model)), "Generator", dtype, device)
     if template is None:
         raise Refused(
-            f"{model}: no chat template in this folder; add --chat-template plain, chatml or a file"
+            f"{model} has no chat template: it goes on with a text and was not taught to answer; use transom"
+            " generate, or add --chat-template plain, chatml or a file to try"
         )
-    generator = _loaded(str(model_folder(model)), "Generator", dtype, device)
     kept = None if no_memory else Memory(memory or default_path())
     given = {"temperature": temperature, "top_p": top_p, "seed": seed}
     with _answer(json) as show:
