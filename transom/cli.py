@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json as json_text
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -158,12 +159,15 @@ def generate(
     from .data.lines import whole_input
 
     texts = _said(prompts, "its text can be piped in: transom generate MODEL < FILE") or [whole_input()]
+    settings = flags.given()
+    if "stop" in settings:
+        settings["stop"] = [_unescaped(stop) for stop in settings["stop"]]
     with _answer(json) as show:
         generator = _loaded(model, "Generator", dtype, device)
         if json or len(texts) > 1 or flags.n > 1:
-            show(Completions(texts, flags.n, generator.generate(texts, **flags.given())))
+            show(Completions(texts, flags.n, generator.generate(texts, **settings)))
         else:
-            pieces = generator.stream(texts[0], **flags.given())  # refuses before anything is written
+            pieces = generator.stream(texts[0], **settings)  # refuses before anything is written
             _write(texts[0])
             for piece in pieces:
                 _write(piece)
@@ -357,11 +361,12 @@ def chat(
     from .server.served import model_folder, template_of
 
     template = template_of(model_folder(model), chat_template)
+    generator = _loaded(str(model_folder(model)), "Generator", dtype, device)
     if template is None:
         raise Refused(
-            f"{model}: no chat template in this folder; add --chat-template plain, chatml or a file"
+            f"{model} has no chat template: it goes on with a text and was not taught to answer; use transom"
+            " generate, or add --chat-template plain, chatml or a file to try"
         )
-    generator = _loaded(str(model_folder(model)), "Generator", dtype, device)
     kept = None if no_memory else Memory(memory or default_path())
     given = {"temperature": temperature, "top_p": top_p, "seed": seed}
     with _answer(json) as show:
@@ -806,6 +811,12 @@ def _sizes(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split("-"))
     except ValueError:
         raise Refused(f"sizes is '{text}'; give units of each layer, such as 2-3-1") from None
+
+
+def _unescaped(text: str) -> str:
+    """A newline, a tab, a carriage return or a backslash where a shell left it spelled out."""
+    meant = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
+    return re.sub(r"\\([ntr\\])", lambda found: meant[found[1]], text)
 
 
 def _write(text: str) -> None:

@@ -484,7 +484,7 @@ class GenerateSettings(Settings):
     seed: int | None = None
     """Makes sampling repeatable."""
     stop: Annotated[tuple[str, ...], Names] = ()
-    """Stop before this text; repeat for several."""
+    """Stop before this text; repeat for several. `\\n`, `\\t` and `\\r` are read as what they stand for."""
     logprobs: int | None = None
     """Give each token's log-probability and this many of the likeliest (with --json)."""
     n: int = 1

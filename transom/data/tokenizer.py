@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,7 +65,8 @@ class Tokenizer:
         self.hash = hashlib.sha256(json_text.encode("utf-8", "surrogatepass")).hexdigest()
         try:
             spec = json.loads(json_text)
-            self._control = mark_control(spec, config)
+            self.control = mark_control(spec, config)
+            """Control tokens by id: no text becomes one, and they write nothing."""
             self._markers = markers(spec)
             self.backend = Backend.from_str(json.dumps(spec))
         except Exception as error:  # the Rust library raises bare Exception
@@ -79,7 +81,7 @@ class Tokenizer:
             self.kind in ("bytes", "chars") or is_byte_level_regex(spec)
         )
         """Whether parts of a document, encoded alone, give the ids of the whole (see documents)."""
-        self._own_rules = len(self._control) == len(spec["added_tokens"])  # no added word is to be found
+        self._own_rules = len(self.control) == len(spec["added_tokens"])  # no added word is to be found
         self._by_words = self._own_rules and self.kind == "bpe" and is_gpt2_rule(spec)
         self.vocab_size = 1 + max(self.backend.get_vocab(with_added_tokens=True).values())
         self.eos_id = self._special("eos_token")
@@ -132,10 +134,10 @@ class Tokenizer:
     def _of_content(self) -> Backend:
         """What texts are encoded with: the backend, or a copy whose control tokens no text can spell."""
         unknown = json.loads(self.json_text)["model"].get("unk_id")
-        for number, text in self._control.items():
+        for number, text in self.control.items():
             if number != unknown and number in self.backend.encode(text, add_special_tokens=False).ids:
                 spec = json.loads(self.json_text)
-                hide(spec, self._control)
+                hide(spec, self.control)
                 return Backend.from_str(json.dumps(spec))
         return self.backend
 
@@ -154,15 +156,15 @@ class Tokenizer:
 
     @property
     def control_ids(self) -> frozenset[int]:
-        """The tokens that no text becomes and that write nothing."""
-        return frozenset(self._control)
+        """The ids of control tokens."""
+        return frozenset(self.control)
 
     @property
     def reserved(self) -> dict[int, str]:
         """Control tokens and markers such as <think> or <tool_call>: what in a conversation only the template
         writes.
         """
-        return self._control | self._markers
+        return self.control | self._markers
 
     @cached_property
     def frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -215,17 +217,28 @@ class Tokenizer:
 
     # Ids to text
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids; control tokens write nothing, bytes that are not UTF-8 become U+FFFD."""
-        decoder = self.decoder()
+    def decode(self, ids: Iterable[int], *, after: Iterable[int] = (), spaced: bool = False) -> str:
+        """The text of ids; control tokens write nothing, bytes that are not UTF-8 become U+FFFD.
+
+        after, spaced: as for `decoder`.
+        """
+        decoder = self.decoder(after, spaced=spaced)
         return "".join([*map(decoder.push, ids), decoder.finish()])
 
-    def decoder(self, after: Iterable[int] = (), *, spaced: bool = False) -> StreamDecoder:
+    def decoder(
+        self,
+        after: Iterable[int] = (),
+        *,
+        spaced: bool = False,
+        markers: Mapping[int, str] = MappingProxyType({}),
+    ) -> StreamDecoder:
         """A decoder for ids that come one by one, as a text of its own or going on from what `after` writes.
 
-        spaced: the space before the first word is written already (`encode_prompt`).
+        spaced: the space before the first word is written already (`encode_prompt`). markers: control tokens
+        that are written all the same.
         """
-        return StreamDecoder(self.spelling, begun=any(map(self.spelling.speaks, after)), spaced=spaced)
+        begun = any(map(self.spelling.speaks, after))
+        return StreamDecoder(self.spelling, begun=begun, spaced=spaced, markers=markers)
 
     def encode_prompt(self, text: str) -> tuple[list[int], frozenset[int] | None]:
         """Text to be gone on from: its ids, and the tokens that may come first (None: any).
@@ -272,7 +285,7 @@ class Tokenizer:
         names: dict[str, None] = {}
         for number, data in enumerate(self.spelling.within):
             own = self.backend.id_to_token(number) or ""
-            candidates = (self._control.get(number) or _readable(data), own, f"{own}<{number}>")
+            candidates = (self.control.get(number) or _readable(data), own, f"{own}<{number}>")
             names[next(name for name in candidates if name and name not in names)] = None
         return list(names)
 
@@ -280,7 +293,7 @@ class Tokenizer:
     def spelling(self) -> Spelling:
         """For every id the bytes it writes."""
         vocab = self.backend.get_vocab(with_added_tokens=True).items()
-        tokens = {number: token for token, number in vocab if number not in self._control}
+        tokens = {number: token for token, number in vocab if number not in self.control}
         if self.kind == "other":
             return Spelling.of_rules(self.backend, tokens, self.vocab_size)
         spelled = str.encode if self.kind == "chars" else spelled_bytes

@@ -42,9 +42,9 @@ class EngineSettings:
     chunk_tokens: int = 512
     """Tokens of prompts that are read in one step, beside the rows that write."""
     max_queue: int = 64
-    """Requests that may wait."""
+    """Requests of one scope that may wait: what one has waiting keeps no other out."""
     max_queue_tokens: int = 1 << 20
-    """Tokens that they may come to hold, prompts and answers together."""
+    """Tokens that those of one scope may come to hold, prompts and answers together."""
     draft: int = 0
     """Tokens guessed ahead by n-grams and checked in one pass; 0: none. The text is the same."""
 
@@ -79,6 +79,9 @@ class Engine:
             refuse=self._fail,
         )
         self._pool = runner.free_tokens()
+        silent = tokenizer.spelling.silent - tokenizer.control_ids
+        unnamed = [*sorted(silent), *range(tokenizer.vocab_size, runner.vocab_size)]
+        self._unnamed = torch.tensor([i for i in unnamed if i < runner.vocab_size], dtype=torch.int64)
         self._jobs: dict[Request, Job] = {}
         self._events: list[Event] = []
         self._n_submitted = self._n_steps = self._n_read = self._n_made = self._n_drafted = self._n_kept = 0
@@ -90,15 +93,18 @@ class Engine:
         return bool(self._jobs or self._events)
 
     def submit(self, request: Request) -> None:
-        """Let a request wait its turn; raises Refused if it can never run, and Busy if the queue is full."""
+        """Let a request wait its turn; raises Refused if it can never run, and Busy if the queue of its scope
+        is full.
+        """
         self.check(request)
-        scheduler, settings = self.scheduler, self.settings
+        scheduler, settings, scope = self.scheduler, self.settings, request.scope
         job = Job(request, self._n_submitted, self._sampling(request))
-        too_many = scheduler.n_waiting >= settings.max_queue
-        if too_many or scheduler.waiting_tokens + job.n_tokens > settings.max_queue_tokens:
+        n_waiting = scheduler.n_waiting[scope]
+        tokens = scheduler.waiting_tokens[scope] + job.n_tokens
+        if n_waiting >= settings.max_queue or tokens > settings.max_queue_tokens:
             seconds = self._wait()
             raise Busy(
-                f"{scheduler.n_waiting} requests wait already (at most {settings.max_queue}, and"
+                f"{n_waiting} requests wait already (at most {settings.max_queue}, and"
                 f" {settings.max_queue_tokens:,} tokens); come again in {seconds} s",
                 seconds,
             )
@@ -150,7 +156,7 @@ class Engine:
         """Seconds until about as much is done as waits now."""
         if not self._rate:
             return 1
-        return min(MOST_WAIT, max(1, math.ceil(self.scheduler.waiting_tokens / self._rate)))
+        return min(MOST_WAIT, max(1, math.ceil(self.scheduler.waiting_tokens.total() / self._rate)))
 
     def abort(self, request: Request) -> None:
         """End a request now, wherever it is, and free what it holds; does nothing if it has ended."""
@@ -246,7 +252,7 @@ class Engine:
         places = [
             Place(job.sampling, tuple(job.drafts[:i])) for job in jobs for i in range(len(job.drafts) + 1)
         ]
-        tokens, wanted, slices = choose_rows(logits, places), [], []
+        tokens, wanted, slices = choose_rows(self._of_tokens(logits), places), [], []
         for job in jobs:
             begin = len(wanted)
             end = begin + len(job.drafts) + 1
@@ -257,6 +263,12 @@ class Engine:
             slices.append(slice(begin, kept))
         logprobs = logprobs_rows(logits, tokens, wanted)
         return [(job, tokens[of], logprobs[of]) for job, of in zip(jobs, slices, strict=True)]
+
+    def _of_tokens(self, logits: Tensor) -> Tensor:
+        """Logits (N, V) in which ids that are no token of the tokenizer are at -inf: none can be written."""
+        if not len(self._unnamed):
+            return logits
+        return logits.index_fill(-1, self._unnamed.to(logits.device), -math.inf)
 
     def _take(self, job: Job, tokens: list[int], logprobs: list[RowLogprobs | None]) -> None:
         """Give a request its next tokens; its row ends with them and with no draft that was wrong."""
@@ -273,20 +285,26 @@ class Engine:
             job.sampling.push(token)
             if job.ngrams is not None:
                 job.ngrams.push(token)
-            told.append(self._told(token, found))
+            text = self._push(request, token, found, told)
             if found is not None:
                 request.logprobs.append(told[-1])
-            piece += request.push(token)
+            piece += text
             if request.finish_reason is not None:
                 break
         self._tell(job, piece, told)
 
-    def _told(self, token: int, found: RowLogprobs | None) -> TokenLogprob:
-        spell = self.tokenizer.token
-        if found is None:
-            return TokenLogprob(token, spell(token), math.nan)
-        top = tuple(TokenLogprob(one, spell(one), value) for one, value in found.top)
-        return TokenLogprob(token, spell(token), found.logprob, top)
+    def _push(self, request: Request, token: int, found: RowLogprobs | None, told: list[TokenLogprob]) -> str:
+        """Give a request its next token, add what to tell of it to `told`; the text that is now certain."""
+        spell, writes, begun = self.tokenizer.token, request.decoder.writes, request.decoder.n_characters
+        data = b"" if token in request.ends else writes(token)
+        top = tuple(
+            TokenLogprob(one, spell(one), value, bytes=tuple(writes(one)))
+            for one, value in (() if found is None else found.top)
+        )
+        piece = request.push(token)
+        logprob, span = math.nan if found is None else found.logprob, (begun, request.decoder.reach)
+        told.append(TokenLogprob(token, spell(token), logprob, top, tuple(data), span))
+        return piece
 
     def _tell(self, job: Job, piece: str, told: Sequence[TokenLogprob]) -> None:
         self._n_made += len(told)
@@ -304,7 +322,7 @@ class Engine:
         for (_, beam, n_ends), group in groupby(ordered, key=lambda one: shape[one[0]]):
             members = list(group)
             scores = torch.tensor([[one.logprob for one in job.sentence.open] for job, _ in members])  # type: ignore[union-attr]
-            rows = _rows(logits, [i for _, places in members for i in places])
+            rows = self._of_tokens(_rows(logits, [i for _, places in members for i in places]))
             # So many that enough are left when the best ones end.
             rulings = self._rulings([job for job, _ in members])
             values, choices = best_next(rows, scores.to(rows.device), beam * (1 + n_ends), rulings)
@@ -332,8 +350,9 @@ class Engine:
         if sentence.done:
             request.found = sentence.finished
             tokens = request.found[0].tokens
-            piece = "".join(map(request.push, tokens))
-            self._tell(job, piece, [self._told(token, None) for token in tokens])
+            told: list[TokenLogprob] = []
+            piece = "".join([self._push(request, token, None, told) for token in tokens])
+            self._tell(job, piece, told)
             return
         before, used = job.rows, set()
         job.rows = []
@@ -351,7 +370,7 @@ class Engine:
         """Figures of now (queued, running, rows, free tokens) and totals since the engine was made."""
         scheduler = self.scheduler
         return {
-            "queued": scheduler.n_waiting,
+            "queued": scheduler.n_waiting.total(),
             "running": len(scheduler.running),
             "rows": sum(len(job.rows) for job in scheduler.running),
             "free_tokens": self.runner.free_tokens(),

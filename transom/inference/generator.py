@@ -111,13 +111,15 @@ class Generator:
         completions = [request.completion() for request in requests]
         return completions if several or len(completions) > 1 else completions[0]
 
-    def stream(self, prompt: Prompt, **settings: Any) -> Stream:
-        """The text that `generate` gives for one prompt and the same settings, piece by piece."""
+    def stream(self, prompt: Prompt, *, continues: bool = True, **settings: Any) -> Stream:
+        """The text that `generate` gives for one prompt and the same settings, piece by piece; `continues` as
+        for `request`.
+        """
         prompts, several = self._prompts(prompt)
         params = self.params(settings)
         if several or params.n > 1:
             raise Refused("stream writes one completion of one prompt; generate writes several")
-        request = self._requests(prompts, params)[0]
+        request = self._requests(prompts, params, continues=continues)[0]
         return Stream(request, self._local.run([request]))
 
     def params(self, settings: Mapping[str, Any]) -> SamplingParams:
@@ -142,6 +144,7 @@ class Generator:
         prompt: str | Sequence[int],
         params: SamplingParams,
         *,
+        continues: bool = True,
         begins: Sequence[int] = (),
         grammar: Compiled | None = None,
         scope: str = "",
@@ -150,16 +153,24 @@ class Generator:
     ) -> list[Request]:
         """The requests of one prompt, one for each of `params.n` answers, for an engine of this model.
 
-        begins: each answer begins with these tokens and goes on after them; they count as made. markers:
-        tokens without text of their own that stand in it by name. The rest is as for `Request`. Raises
-        Refused, with the numbers, where it does not fit.
+        continues: the answer's text goes on from the prompt's, so that the two are `decode` of all ids; a
+        message in a conversation is a text of its own. begins: each answer begins with these tokens and goes
+        on after them; they count as made. markers: tokens without text of their own that stand in it by name.
+        The rest is as for `Request`. Raises Refused, with the numbers, where it does not fit.
         """
         prompts, several = self._prompts(prompt)
         if several:
             raise Refused("a request has one prompt: text, or a list of token ids")
         self._check_known(begins, "the beginning of the answer")
         return self._requests(
-            prompts, params, begins=begins, grammar=grammar, scope=scope, id=id, markers=markers
+            prompts,
+            params,
+            continues=continues,
+            begins=begins,
+            grammar=grammar,
+            scope=scope,
+            id=id,
+            markers=markers,
         )
 
     @torch.no_grad()
@@ -217,6 +228,7 @@ class Generator:
         prompts: list[Start],
         params: SamplingParams,
         *,
+        continues: bool = True,
         begins: Sequence[int] = (),
         grammar: Compiled | None = None,
         scope: str = "",
@@ -225,6 +237,10 @@ class Generator:
     ) -> list[Request]:
         """One request for each prompt and sample; raises Refused with the numbers where one does not fit."""
         requests: list[Request] = []
+        # A control token writes nothing, so a stop that names one is not to be found in the text.
+        named = {stop.strip(): stop for stop in params.stop}
+        control = self.tokenizer.control.items()
+        stop_tokens = {number: named[name] for number, name in control if name in named}
         for i, (prompt, first) in enumerate(prompts):
             name = f"prompt {i}" if len(prompts) > 1 else "the prompt"
             max_tokens = self._max_tokens(len(prompt), params, len(begins), name)
@@ -238,11 +254,13 @@ class Generator:
                     seed=seed,
                     sample=sample,
                     eos_ids=self.eos_ids,
-                    decoder=self.tokenizer.decoder(),
-                    markers=markers,
+                    decoder=self.tokenizer.decoder(
+                        prompt if continues else (), spaced=first is not None, markers=markers
+                    ),
                     first=first,
                     begins=begins,
                     grammar=None if grammar is None else grammar.matcher(),
+                    stop_tokens=stop_tokens,
                     rules=self._rules,
                     scope=scope,
                     id=id,

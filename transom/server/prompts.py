@@ -59,7 +59,9 @@ def for_chat(
     room = min(room, served.model.generation.max_new_tokens or room)
     assert served.template is not None
     params = sampling(served, sampled, max_tokens or max(room, 1), logprobs, served.template.stop)
-    requests = _requests(call, prompt, params, sampled.prefix_tokens, call.id, grammar, served.markers)
+    requests = _requests(
+        call, prompt, params, sampled.prefix_tokens, call.id, grammar, served.markers, continues=False
+    )
     for request in requests:
         request.ends |= frozenset() if sampled.ignore_eos else served.ends
     return requests
@@ -116,12 +118,24 @@ def _requests(
     id: str,
     grammar: Grammar | None = None,
     markers: Mapping[int, str] = MappingProxyType({}),
+    *,
+    continues: bool = True,
 ) -> list[Request]:
-    """The requests for one prompt. Raises ApiError with the numbers where it does not fit."""
+    """The requests for one prompt; `continues` as for `Generator.request`.
+
+    Raises ApiError with the numbers where it does not fit.
+    """
     generator = call.served.model
     try:
         requests = generator.request(
-            prompt, params, begins=begins, scope=call.scope, grammar=grammar, id=id, markers=markers
+            prompt,
+            params,
+            continues=continues,
+            begins=begins,
+            scope=call.scope,
+            grammar=grammar,
+            id=id,
+            markers=markers,
         )
     except Refused as refused:
         if "max_len" in str(refused):

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
 
 from transom.errors import Refused
 from transom.inference.engine import NOT_FINITE
-from transom.inference.request import Event, MarkedDecoder, Request, TokenLogprob
+from transom.inference.request import Event, Request, TokenLogprob
 
 from .endpoint import Call
 from .errors import INTERNAL, ApiError, from_refused, unavailable
@@ -26,27 +26,46 @@ class Part:
 
     index: int
     request: Request
-    text: str = ""
+    pieces: list[str] = field(default_factory=list)
     tokens: list[TokenLogprob] = field(default_factory=list)
-    """As they count for a client: without the token that ends the text."""
+    """As they count for a client: without the token that ends the text, and no further than the text."""
     n_made: int = 0
     finish_reason: str | None = None
     given_tokens: int = 0
     """Of what the answer was given to begin with, and is not told again, so many are still to come."""
     given_characters: int = 0
-    given_text: str = ""
+    _n_certain: int = 0
+    _waiting: list[TokenLogprob] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """All that it says by now."""
+        return "".join(self.pieces)
 
     def take(self, event: Event) -> Step:
         """What an event brings to this part."""
         cut, told = event.piece[self.given_characters :], event.tokens[self.given_tokens :]
         self.given_characters -= len(event.piece) - len(cut)
         self.given_tokens -= len(event.tokens) - len(told)
-        shown = [token for token in told if token.token not in self.request.ends]
-        self.text += cut
-        self.tokens += shown
+        self._n_certain += len(event.piece)
+        self._waiting += [token for token in told if token.token not in self.request.ends]
+        self.pieces.append(cut)
         self.n_made += len(told)
         self.finish_reason = event.finish_reason
+        shown = self._certain()
+        self.tokens += shown
         return Step(self, cut, shown)
+
+    def _certain(self) -> list[TokenLogprob]:
+        """The tokens that wait and whose text is certain by now; at the end those of which any text is."""
+        certain, waiting, ended = self._n_certain, self._waiting, self.finish_reason is not None
+        n = next((i for i, token in enumerate(waiting) if token.span[1] > certain), len(waiting))
+        shown, self._waiting = waiting[:n], waiting[n:]
+        if ended and self._waiting and self._waiting[0].span[0] < certain:  # a stop string cuts it
+            known = sum(len(token.bytes) for token in (*self.tokens, *shown))
+            left = len(self.text.encode()) - known
+            shown.append(replace(self._waiting[0], bytes=self._waiting[0].bytes[:left]))
+        return shown
 
 
 @dataclass(frozen=True)
@@ -68,7 +87,7 @@ async def writing(call: Call, requests: Sequence[Request]) -> AsyncIterator[Asyn
 async def _steps(
     call: Call, requests: Sequence[Request], events: AsyncIterator[Event]
 ) -> AsyncIterator[Step]:
-    parts = {id(request): _part(call, index, request) for index, request in enumerate(requests)}
+    parts = {id(request): _part(index, request) for index, request in enumerate(requests)}
     metrics, name, first = call.state.metrics, call.served.name, True
     metrics.tokens.labels(name, "read").inc(sum(len(request.prompt) for request in requests))
     async for event in events:
@@ -82,13 +101,9 @@ async def _steps(
         yield part.take(event)
 
 
-def _part(call: Call, index: int, request: Request) -> Part:
-    given, decoder = request.begins, MarkedDecoder(call.served.model.tokenizer.decoder(), request.markers)
-    texts = [decoder.push(token) for token in given]
-    if texts and request.first is not None:
-        texts[0] = texts[0].removeprefix(" ")
-    text = "".join(texts)
-    return Part(index, request, given_tokens=len(given), given_characters=len(text), given_text=text)
+def _part(index: int, request: Request) -> Part:
+    n_tokens, n_characters = len(request.begins), len(request.given_text)
+    return Part(index, request, given_tokens=n_tokens, given_characters=n_characters)
 
 
 def failure(event: Event) -> ApiError:
@@ -108,6 +123,12 @@ async def all_parts(call: Call, requests: Sequence[Request]) -> list[Part]:
         async for step in steps:
             parts[step.part.index] = step.part
     return [parts[index] for index in sorted(parts)]
+
+
+def n_values(parts: Sequence[Part]) -> int:
+    """About how many values the parts come to in an answer, log-probabilities with their bytes included."""
+    tokens = [token for part in parts for token in part.tokens]
+    return sum(8 + 8 * len(token.top) for token in tokens) + sum(len(part.text) for part in parts) // 64
 
 
 def usage(parts: Sequence[Part], n_prompt: int) -> dict[str, Any]:
