@@ -315,8 +315,9 @@ def test_a_client_that_leaves_is_no_fault_of_the_server(folders: dict[str, Path]
         assert 'route="/v1/completions",status="499"} 3.0' in counted and 'status="500"' not in counted
 
 
+@pytest.mark.parametrize("frozen", [False, True])
 def test_a_broken_engine_is_gone_before_there_is_another(
-    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, frozen: bool
 ):
     """So that two caches are never held at once."""
     real, made, left = Generator.engine, list[Any](), list[Any]()
@@ -339,10 +340,13 @@ def test_a_broken_engine_is_gone_before_there_is_another(
     gc.disable()
     try:
         with serving(folders, "crow") as server, server.client() as client:
+            if frozen:  # as `transom serve` does
+                gc.freeze()
             assert client.post("/v1/completions", json={"prompt": "x", "max_tokens": 9}).status_code == 503
             while client.get("/health").status_code != 200:
                 time.sleep(0.01)
             assert client.post("/v1/completions", json={"prompt": "x", "max_tokens": 2}).status_code == 200
     finally:
+        gc.unfreeze()
         gc.enable()
     assert left == [[], []]

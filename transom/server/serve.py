@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -45,6 +46,8 @@ def serve(folders: Sequence[str], settings: ServerSettings, tell: Callable[[List
         server.when_up = lambda: tell(
             Listening(url, page, list(models.values()), made, not keys and not settings.loopback)
         )
+        gc.collect()
+        gc.freeze()  # else what is loaded is gone through whenever a large body is parsed, for 0.1 s
         server.run(sockets=[bound])
     return ABORTED if server.force_exit else 0
 

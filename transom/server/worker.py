@@ -183,7 +183,7 @@ class Worker:
             self._to_loop(self._broken)
             self._empty_inbox(None)
             self.engine = None
-            gc.collect()  # its parts know each other, and its cache must be gone before there is another
+            _collect()  # its parts know each other, and its cache must be gone before there is another
             if time.monotonic() - began[0] < STEADY and began[0] > 0:
                 logger.error("the engine of %s broke %d times; it stays down", self.name, MOST_RESTARTS)
                 return self._refuse_for_ever()
@@ -243,6 +243,15 @@ class Worker:
     def _to_loop(self, call: Callable[..., Any], *arguments: Any) -> None:
         with suppress(RuntimeError):  # the loop has closed: nobody is left to hear it
             self._loop.call_soon_threadsafe(call, *arguments)
+
+
+def _collect() -> None:
+    """Free what only knows itself, that which `serve` has frozen included."""
+    frozen = gc.get_freeze_count() > 0
+    gc.unfreeze()
+    gc.collect()
+    if frozen:
+        gc.freeze()
 
 
 def _submit(engine: Engine, requests: Sequence[Any]) -> None:
