@@ -143,7 +143,8 @@ def test_an_answer_is_taken_back_with_all_its_fields(http: httpx.Client):
     call = {"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     said: dict[str, Any] = {
         "role": "assistant", "content": "caw", "refusal": None, "annotations": [{"type": "url_citation"}],
-        "audio": None, "function_call": None, "tool_calls": [call], "reasoning_content": "", "reasoning": None,
+        "audio": None, "function_call": None, "tool_calls": [call], "reasoning_content": "",
+        "reasoning": None,
     }  # fmt: skip
     result = {"role": "tool", "tool_call_id": "c1", "content": "x"}
     asked = {"model": "crow", "max_tokens": 1}
