@@ -21,6 +21,7 @@ from ctranslate2.converters import TransformersConverter
 from torch import Tensor
 from transformers import MarianConfig, MarianMTModel
 
+from transom.checkpoint.generation import read_generation
 from transom.checkpoint.huggingface import load_model
 from transom.data.tokenizer import train_tokenizer
 from transom.hardware import keep_memory
@@ -29,6 +30,7 @@ from transom.inference.local import LocalEngine, local_settings
 from transom.inference.request import Request
 from transom.inference.runner import TorchRunner
 from transom.inference.sampling import SamplingParams
+from transom.inference.token_rules import TokenRules
 
 from .measure import in_turns, median_ratio, tell
 
@@ -42,7 +44,7 @@ def random_marian(folder: Path) -> None:
         vocab_size=VOCAB, d_model=512, encoder_layers=6, decoder_layers=6, encoder_attention_heads=8,
         decoder_attention_heads=8, encoder_ffn_dim=2048, decoder_ffn_dim=2048, max_position_embeddings=512,
         activation_function="swish", scale_embedding=True, pad_token_id=START, eos_token_id=END,
-        decoder_start_token_id=START, forced_eos_token_id=None, bad_words_ids=None, num_beams=1,
+        decoder_start_token_id=START,
     )  # fmt: skip
     torch.manual_seed(0)
     model = MarianMTModel(config)
@@ -51,11 +53,13 @@ def random_marian(folder: Path) -> None:
             if "norm" not in name and "positions" not in name:
                 weight.mul_(2)  # or else the likeliest token is the one just written
         model.final_logits_bias[0, END] = -1e4
+    model.generation_config.bad_words_ids, model.generation_config.forced_eos_token_id = [[START]], END
     model.save_pretrained(folder)
 
 
 def of_transom(folder: Path, dtype: torch.dtype) -> Callable[[Tensor, int], list[list[int]]]:
     model, tokenizer = load_model(folder, dtype=dtype).eval(), train_tokenizer("bytes", iter(["text"]), 258)
+    rules = TokenRules(read_generation(folder, VOCAB, searches=True))
     runner = TorchRunner(model, n_tokens=SENTENCES * 4 * 2 * NEW)
     engine = LocalEngine(
         model, lambda: Engine(runner, tokenizer, settings=local_settings(4 * SENTENCES, chunk_tokens=4096))
@@ -66,6 +70,7 @@ def of_transom(folder: Path, dtype: torch.dtype) -> Callable[[Tensor, int], list
             Request(
                 [START], SamplingParams(temperature=0, logprobs=0), max_tokens=NEW, seed=0, sample=0,
                 eos_ids=[END], decoder=tokenizer.decoder(), source=row, beam=beam,
+                rules=rules,
             )
             for row in source.tolist()
         ]  # fmt: skip

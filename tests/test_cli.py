@@ -239,3 +239,22 @@ def test_doctor_names_the_fix(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert not report.can_train
     assert "NO disk" in str(report)
     assert "fix: run in a folder of your own" in str(report)
+
+
+def test_a_stop_reads_the_newline_that_a_shell_left_spelled_out(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from tests.inference.scripted import scripted
+    from transom.data.tokenizer import train_tokenizer
+
+    tokenizer = train_tokenizer("bytes", iter([]), 0)
+    folder = scripted(tmp_path, tokenizer, 1, tokenizer.encode("b\\nd\te\nf"))
+    for stop, text in (
+        ("\\n", "b\\nd\te"),
+        ("\\t", "b\\nd"),
+        ("\\\\n", "b"),
+        ("\n", "b\\nd\te"),
+        ("e", "b\\nd\t"),
+    ):
+        assert run(["generate", str(folder), "a", "--temperature", "0", "--stop", stop]) == 0
+        assert capsys.readouterr().out == f"a{text}\n"

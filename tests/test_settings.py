@@ -268,4 +268,6 @@ def test_generate_settings_are_those_of_the_sampler() -> None:
 
     expected = {field.name: field.default for field in fields(SamplingParams)}
     del expected["logit_bias"]  # a table of token ids is for programs
+    by_the_folder = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    expected |= dict.fromkeys(by_the_folder)
     assert {name: field.default for name, field in GenerateSettings.model_fields.items()} == expected

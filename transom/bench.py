@@ -18,7 +18,7 @@ from .inference.runner import Chunk, TorchRunner
 from .model.transformer import Transformer
 from .settings import TrainSettings
 from .training.architecture import model_config
-from .training.forecast import expected_vocab, plan
+from .training.forecast import plan
 
 PROMPT, STEPS = 32, 48
 """Tokens read before, and steps timed, in each measurement of decoding."""
@@ -72,7 +72,7 @@ def measure(settings: TrainSettings) -> Bench:
     use_threads()
     keep_memory()
     hardware = Hardware.detect(settings.device)
-    config = model_config(settings.model, expected_vocab(settings))
+    config = model_config(settings.model, settings.data.vocab_size)
     model = Transformer(config).eval()
     rates = [_training(settings, hardware, model)]
     for name in ("float32", "bfloat16"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json as json_text
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -18,11 +19,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 from cyclopts import Group, Parameter
 
 from .errors import Refused
+from .output import writable, write_whole
 from .server_settings import ServerSettings
 from .settings import GenerateSettings, TrainSettings, load
 
 if TYPE_CHECKING:
     from .chat.conversation import Conversation
+    from .inference.classifier import Classification
     from .insight.essentials import Look
     from .training.run import Run
 
@@ -153,15 +156,18 @@ def generate(
     """
     if flags.logprobs is not None and not json:
         raise Refused("--logprobs is shown with --json only; add --json")
-    from .inference.load import load as load_model
+    from .data.lines import whole_input
 
-    texts = list(prompts) or [sys.stdin.read()]
+    texts = _said(prompts, "its text can be piped in: transom generate MODEL < FILE") or [whole_input()]
+    settings = flags.given()
+    if "stop" in settings:
+        settings["stop"] = [_unescaped(stop) for stop in settings["stop"]]
     with _answer(json) as show:
-        generator = load_model(model, dtype=dtype, device=device)
+        generator = _loaded(model, "Generator", dtype, device)
         if json or len(texts) > 1 or flags.n > 1:
-            show(Completions(texts, flags.n, generator.generate(texts, **flags.given())))
+            show(Completions(texts, flags.n, generator.generate(texts, **settings)))
         else:
-            pieces = generator.stream(texts[0], **flags.given())  # refuses before anything is written
+            pieces = generator.stream(texts[0], **settings)  # refuses before anything is written
             _write(texts[0])
             for piece in pieces:
                 _write(piece)
@@ -173,8 +179,9 @@ def translate(
     /,
     *texts: str,
     input: Path | None = None,
-    beam: int = 4,
-    length_penalty: float = 1.0,
+    field: str | None = None,
+    beam: int | None = None,
+    length_penalty: float | None = None,
     max_tokens: int | None = None,
     dtype: str | None = None,
     device: str | None = None,
@@ -189,11 +196,15 @@ def translate(
     texts
         What to translate; with nothing here and no file, the lines of standard input.
     input
-        A file whose lines are translated.
+        A file whose lines are translated, or a table or records of which one field is.
+    field
+        Which column or field holds the texts [default: `text`, or the only one with text].
     beam
-        Translations kept at a time while searching; 1 takes the likeliest token each time (greedy).
+        Translations kept at a time while searching; 1 takes the likeliest token each time (greedy)
+        [default: as the folder says, else 4].
     length_penalty
-        Scores are divided by length to this power; above 1 favours long translations.
+        Scores are divided by length to this power; above 1 favours long translations [default: as the folder
+        says, else 1].
     max_tokens
         Most tokens of a translation [default: by the length of the source].
     dtype
@@ -203,7 +214,7 @@ def translate(
     json
         Print one JSON document last.
     """
-    sources = _texts(texts, input)
+    sources = _texts(texts, input, field)
     translator = _loaded(model, "Translator", dtype, device)
     with _answer(json) as show:
         found = translator.translate(sources, beam=beam, length_penalty=length_penalty, max_tokens=max_tokens)
@@ -215,6 +226,7 @@ def classify(
     /,
     *texts: str,
     input: Path | None = None,
+    field: str | None = None,
     reject_below: float | None = None,
     cut: Annotated[bool, Parameter(negative=())] = False,
     dtype: str | None = None,
@@ -230,7 +242,9 @@ def classify(
     texts
         What to classify; with nothing here and no file, the lines of standard input.
     input
-        A file whose lines are classified.
+        A file whose lines are classified, or a table or records of which one field is.
+    field
+        Which column or field holds the texts [default: `text`, or the only one with text].
     reject_below
         Name no class when the likeliest has less than this probability.
     cut
@@ -242,12 +256,15 @@ def classify(
     json
         Print one JSON document last, with the probability of every class.
     """
-    sources = _texts(texts, input)
+    from .inference.classifier import Classification
+
+    sources = _texts(texts, input, field)
     classifier = _loaded(model, "Classifier", dtype, device)
     with _answer(json) as show:
-        answers = classifier.classify(sources, reject_below=reject_below, cut=cut)
-        show(Answers("classifications", sources, answers,
-                     lambda text, a: f"{a.label or '(unsure)'}\t{a.confidence:.3f}\t{text}"))  # fmt: skip
+        asked = [text for text in sources if text.strip()]
+        found = iter(classifier.classify(asked, reject_below=reject_below, cut=cut))
+        answers = [next(found) if text.strip() else Classification(None, {}, 0.0) for text in sources]
+        show(Answers("classifications", sources, answers, _class_line))
 
 
 def embed(
@@ -255,6 +272,7 @@ def embed(
     /,
     *texts: str,
     input: Path | None = None,
+    field: str | None = None,
     out: Path | None = None,
     cut: Annotated[bool, Parameter(negative=())] = False,
     dtype: str | None = None,
@@ -270,7 +288,9 @@ def embed(
     texts
         What to embed; with nothing here and no file, the lines of standard input.
     input
-        A file whose lines are embedded.
+        A file whose lines are embedded, or a table or records of which one field is.
+    field
+        Which column or field holds the texts [default: `text`, or the only one with text].
     out
         Write the vectors there as a NumPy array (.npy); without it, print how near the texts are.
     cut
@@ -282,7 +302,9 @@ def embed(
     json
         Print one JSON document last, with the vectors.
     """
-    sources = _texts(texts, input)
+    if out is not None:
+        writable(out)
+    sources = _texts(texts, input, field)
     embedder = _loaded(model, "Embedder", dtype, device)
     with _answer(json) as show:
         show(Vectors(sources, embedder.embed(sources, cut=cut), out))
@@ -297,8 +319,8 @@ def chat(
     no_memory: Switched = False,
     chat_template: str | None = None,
     max_tokens: int | None = None,
-    temperature: float = 0.8,
-    top_p: float = 1.0,
+    temperature: float | None = None,
+    top_p: float | None = None,
     seed: int | None = None,
     dtype: str | None = None,
     device: str | None = None,
@@ -321,9 +343,10 @@ def chat(
     max_tokens
         Most tokens of an answer [default: 256, or a quarter of what the model reads if that is less].
     temperature
-        0 always takes the likeliest token; 1 samples the model's own probabilities.
+        0 always takes the likeliest token; 1 samples the model's own probabilities [default: as the folder
+        says, else 1].
     top_p
-        Only the fewest tokens that together have this probability.
+        Only the fewest tokens that together have this probability [default: as the folder says, else 1].
     seed
         Makes the answers repeatable.
     dtype
@@ -338,15 +361,17 @@ def chat(
     from .server.served import model_folder, template_of
 
     template = template_of(model_folder(model), chat_template)
+    generator = _loaded(str(model_folder(model)), "Generator", dtype, device)
     if template is None:
         raise Refused(
-            f"{model}: no chat template in this folder; add --chat-template plain, chatml or a file"
+            f"{model} has no chat template: it goes on with a text and was not taught to answer; use transom"
+            " generate, or add --chat-template plain, chatml or a file to try"
         )
-    generator = _loaded(str(model_folder(model)), "Generator", dtype, device)
     kept = None if no_memory else Memory(memory or default_path())
+    given = {"temperature": temperature, "top_p": top_p, "seed": seed}
     with _answer(json) as show:
         said = talk(generator, template, system=system, memory=kept, max_tokens=max_tokens,
-                    temperature=temperature, top_p=top_p, seed=seed)  # fmt: skip
+                    **{name: value for name, value in given.items() if value is not None})  # fmt: skip
         if json:
             show(Talk(said))
 
@@ -403,19 +428,21 @@ def look(
     json
         Print one JSON document last, with every number.
     """
+    page = writable(out or "look.html")
     with _answer(json) as show:
         if text is None:
             from .training.inside import look_at_run
 
-            show(Looked(look_at_run(Path(model)).save(out or Path("look.html"))))
+            show(Looked(look_at_run(Path(model)).save(page)))
         else:
             from .inference.inside import look_into
             from .inference.load import load as load_model
             from .server.served import model_folder, name_of
 
+            _said((text,), "give its text in quotes")
             folder = model_folder(model)
             loaded = load_model(str(folder), dtype=dtype, device=device)
-            show(Looked(look_into(loaded, text, name_of(model)).save(out or Path("look.html"))))
+            show(Looked(look_into(loaded, text, name_of(model)).save(page)))
 
 
 def evaluate(
@@ -647,10 +674,12 @@ class Vectors:
     def __init__(self, texts: list[str], vectors: Any, out: Path | None) -> None:
         self.texts, self.vectors, self.out = texts, vectors, out
         if out is not None:
+            import io
+
             import numpy as np
 
-            with open(out, "wb") as file:
-                np.save(file, vectors)
+            np.save(made := io.BytesIO(), vectors)
+            write_whole(out, made.getvalue())
 
     def __str__(self) -> str:
         size = f"{len(self.texts):,} vectors of {self.vectors.shape[1]} numbers"
@@ -747,20 +776,34 @@ def _loaded(model: str, kind: str, dtype: str | None, device: str | None) -> Any
     return found
 
 
-def _texts(texts: tuple[str, ...], file: Path | None) -> list[str]:
-    """The texts of the command line, of a file's lines, or of the lines of standard input."""
+def _texts(texts: tuple[str, ...], file: Path | None, field: str | None) -> list[str]:
+    """The texts of the command line, of a file, or of the lines of standard input."""
+    from .data.lines import texts_of
+
     if texts and file is not None:
         raise Refused(f"texts are given twice: on the command line and in {file}; leave one out")
-    if texts:
-        return list(texts)
-    try:
-        lines = (sys.stdin.read() if file is None else file.read_text(encoding="utf-8")).splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise Refused(f"{file or 'standard input'}: {why.lower()}; --input names a text file") from None
-    if not lines:
-        raise Refused(f"{file or 'standard input'}: there is no text in it")
-    return lines
+    if field is not None and file is None:
+        raise Refused("--field names a field of the records in a file; add --input FILE")
+    return _said(texts, "--input reads it") or texts_of(file, field)
+
+
+def _said(texts: tuple[str, ...], fix: str) -> list[str]:
+    """Texts of the command line as they are; Refused for what is no text, or the name of a file."""
+    from .data.documents import printable
+    from .data.textfile import not_text
+
+    for text in texts:
+        if os.path.isfile(text):
+            raise Refused(f"{printable(text)} is a file, not a text; {fix}")
+        if (says := not_text(text)) is not None:
+            raise Refused(f"'{printable(text)}': {says}")
+    return list(texts)
+
+
+def _class_line(text: str, answer: Classification) -> str:
+    """The class of a text, how sure it is, and the text on one line; of a blank line nothing."""
+    words = " ".join(text.splitlines())
+    return f"{answer.label or '(unsure)'}\t{answer.confidence:.3f}\t{words}" if text.strip() else ""
 
 
 def _sizes(text: str) -> tuple[int, ...]:
@@ -768,6 +811,12 @@ def _sizes(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split("-"))
     except ValueError:
         raise Refused(f"sizes is '{text}'; give units of each layer, such as 2-3-1") from None
+
+
+def _unescaped(text: str) -> str:
+    """A newline, a tab, a carriage return or a backslash where a shell left it spelled out."""
+    meant = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
+    return re.sub(r"\\([ntr\\])", lambda found: meant[found[1]], text)
 
 
 def _write(text: str) -> None:

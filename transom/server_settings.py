@@ -106,7 +106,8 @@ class ServerSettings(Settings):
     """`plain`, `chatml` or a file, for models whose folder has none."""
     memory: Path | None = None
     """The file of what the page remembers [default: this user's own, where only this machine can reach the
-    server; else none]; with API keys each has one of its own beside it."""
+    server; else none]; with API keys each has one of its own beside it, without them it opens to the page
+    whose address is printed at the start, and to nobody else."""
     no_memory: Flag = False
     """Remember nothing."""
     lenient: Flag = False

@@ -270,7 +270,8 @@ class ModelSettings(Settings):
     ffn_dim: Size | None = None
     """Width inside the feed-forward."""
     max_len: Size | None = None
-    """The context: tokens in a training window, and the longest sequence."""
+    """The context: tokens in a training window, and the longest sequence; from given weights the window alone
+    [default: by the size; 1024 at most from given weights]."""
     activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"] | None = None
     """The feed-forward's nonlinearity."""
     gated: bool | None = None
@@ -329,9 +330,9 @@ class OptimSettings(Settings):
     """Muon for the matrices with AdamW for the rest, or AdamW for all; `--optim adamw` for short; auto: muon,
     but adamw from given weights."""
     lr: Annotated[float, Field(gt=0)] | None = None
-    """AdamW's peak learning rate [default: by the size]."""
+    """AdamW's peak learning rate [default: by the size]; what it is moved by moves matrix_lr too."""
     matrix_lr: Annotated[float, Field(gt=0)] | None = None
-    """Muon's peak learning rate [default: by the size]."""
+    """Muon's peak learning rate, of the matrices [default: by the size and lr]."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """Decoupled weight decay, on matrices only."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -344,6 +345,8 @@ class OptimSettings(Settings):
     """Warm-up, stable, decay; or a cosine. Both end at zero when the run ends."""
     warmup: Fraction | None = None
     """Share of the run in which the learning rate rises [default: 0.02; 0.1 where norms come after]."""
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    """It rises for so many steps at least, or a tenth of the run [default: 30; 0 where warmup is given]."""
     cooldown: Fraction | None = None
     """Share of the run in which it falls to zero (wsd) [default: 0.4; 0.8 where norms come after]."""
     clip: Annotated[float, Field(ge=0)] = 1.0
@@ -455,20 +458,25 @@ SHORT = {"data": "source", "model": "kind", "optim": "name"}
 
 
 class GenerateSettings(Settings):
-    """How `transom generate` picks tokens and when it stops; their limits are SamplingParams's."""
+    """How `transom generate` picks tokens and when it stops; their limits are SamplingParams's.
+
+    What is None here is as the model's folder says (generation_config.json), else as SamplingParams has it.
+    """
 
     max_tokens: int | None = None
-    """Most tokens to write [default: 128, or what the model's context leaves]."""
-    temperature: float = 0.8
-    """0 always takes the likeliest token; 1 samples the model's own probabilities."""
+    """Most tokens to write [default: as the folder says, else 128, or what the model's context leaves]."""
+    temperature: float | None = None
+    """0 always takes the likeliest token; 1 samples the model's own probabilities [default: as the folder
+    says, else 1]."""
     top_k: int | None = None
-    """Only the k likeliest tokens."""
-    top_p: float = 1.0
-    """Only the fewest tokens that together have this probability."""
-    min_p: float = 0.0
-    """Only tokens with at least this share of the likeliest one's probability."""
-    repetition_penalty: float = 1.0
-    """Above 1: tokens that were there before become less likely."""
+    """Only the k likeliest tokens [default: as the folder says, else all]."""
+    top_p: float | None = None
+    """Only the fewest tokens that together have this probability [default: as the folder says, else 1]."""
+    min_p: float | None = None
+    """Only tokens with at least this share of the likeliest one's probability [default: as the folder says,
+    else 0]."""
+    repetition_penalty: float | None = None
+    """Above 1: tokens that were there before become less likely [default: as the folder says, else 1]."""
     presence_penalty: float = 0.0
     """Taken from the logits of tokens that the answer holds already, -2 to 2."""
     frequency_penalty: float = 0.0
@@ -476,7 +484,7 @@ class GenerateSettings(Settings):
     seed: int | None = None
     """Makes sampling repeatable."""
     stop: Annotated[tuple[str, ...], Names] = ()
-    """Stop before this text; repeat for several."""
+    """Stop before this text; repeat for several. `\\n`, `\\t` and `\\r` are read as what they stand for."""
     logprobs: int | None = None
     """Give each token's log-probability and this many of the likeliest (with --json)."""
     n: int = 1
@@ -598,7 +606,7 @@ def _nearest_setting(name: str, known: list[str]) -> str:
 def _from_file(kind: type[S], file: Path) -> S:
     """The settings that a TOML file gives, checked by themselves so that a mistake names its line."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")  # an editor may have begun it with a byte-order mark
         return check(kind, _nested(tomllib.loads(text)), str(file), text)
     except OSError as error:
         raise Refused(

@@ -40,7 +40,8 @@ from tests.checkpoint.oracle import (
 )
 from transom.checkpoint.families import family_for
 from transom.checkpoint.family import canonical
-from transom.checkpoint.huggingface import load_config, load_generation, load_model, save_model
+from transom.checkpoint.generation import load_generation
+from transom.checkpoint.huggingface import load_config, load_model, save_model
 from transom.errors import Refused
 from transom.model.config import ModelConfig, RopeScaling
 from transom.model.transformer import Transformer

@@ -25,7 +25,8 @@ from tests.checkpoint.oracle import (
     tensors_of,
 )
 from transom.checkpoint.families import family_for
-from transom.checkpoint.huggingface import load_config, load_generation, load_model, save_model
+from transom.checkpoint.generation import load_generation
+from transom.checkpoint.huggingface import load_config, load_model, save_model
 from transom.errors import Refused
 from transom.model.build import build
 from transom.model.config import ModelConfig

@@ -138,7 +138,7 @@ def test_a_skipped_line_takes_its_partner_with_it(written: Written) -> None:
         ("open.csv", 'source,target\n"a,b\n', ":2: not valid CSV (unexpected end of data); is a quote left open?"),
         ("number.jsonl", '{"source": 3, "target": "y"}\n', ":1: field 'source' is a number, not text (or set data.on_error to skip)"),
         ("lacks.jsonl", '{"source": "x", "target": "y"}\n{"source": "x", "tarhet": "y"}\n', ":2: the record has no field 'target'; did you mean 'tarhet'? (or set data.on_error to skip)"),
-        ("list.jsonl", "[1]\n", ':1: the record is no object such as {"text": "..."} (or set data.on_error to skip)'),
+        ("list.jsonl", "[1]\n", ':1: the record is a list, not an object such as {"text": "..."} (or set data.on_error to skip)'),
         ("half.jsonl", '{"source": "\\ud800", "target": "y"}\n', ":1: field 'source' holds half of a surrogate pair, which text does not hold; remove it (or set data.on_error to skip or replace)"),
         ("utf16.tsv", "a\tb".encode("utf-16"), ":1: byte 0: this is UTF-16, not UTF-8; convert it with `iconv -f utf-16 -t utf-8` (or set data.on_error to skip)"),
     ],

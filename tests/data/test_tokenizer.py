@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -367,3 +368,19 @@ def test_a_unigram_vocabulary_holds_its_control_tokens_back() -> None:
     ids = tokenizer.encode("a</s>b")
     assert [pieces[number] for number in ids] == ["\u2581a", "<", "/", "s", ">", "b"]
     assert tokenizer.decode(ids) == "a</s>b" and tokenizer.encode("z")[-1] == 2
+
+
+def test_ids_and_text_of_a_real_model_are_those_of_transformers(smollm2: Path, shared_data: Path) -> None:
+    from transformers import AutoTokenizer
+
+    theirs, ours = AutoTokenizer.from_pretrained(smollm2), Tokenizer.load(smollm2)
+    whole = (shared_data / "wikitext-2" / "valid.txt").read_text()
+    drawn = random.Random(0)
+    points = [*range(0x20, 0x250), *range(0x20, 0x10000), *range(0x1F300, 0x1FB00), *range(0xE0000, 0xE0100)]
+    points = [chr(point) for point in points if not 0xD800 <= point < 0xE000]
+    texts = ["".join(drawn.choices(points, k=drawn.randrange(1, 40))) for _ in range(1000)]
+    expected = theirs([whole, *texts], add_special_tokens=False)["input_ids"]
+    assert [ours.encode(text) for text in (whole, *texts)] == expected
+    assert ours.encode_many(texts) == expected[1:]
+    assert [ours.decode(ids) for ids in expected[1:]] == texts and ours.decode(expected[0]) == whole
+    assert not any(theirs.decode(ids) != text for ids, text in zip(expected[1:], texts, strict=True))

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from transom.checkpoint.generation import read_generation
 from transom.checkpoint.huggingface import load_model
 from transom.data.tokenizer import train_tokenizer
 from transom.errors import Refused
@@ -18,6 +19,7 @@ from transom.inference.local import LocalEngine, local_settings
 from transom.inference.request import Request
 from transom.inference.runner import TorchRunner
 from transom.inference.sampling import SamplingParams
+from transom.inference.token_rules import TokenRules
 from transom.model.build import Model, build
 from transom.model.config import ModelConfig
 
@@ -77,14 +79,16 @@ def search(
     ends: tuple[int, ...] = (END,),
     beam: int = 4,
     length_penalty: float = 1.0,
-    exact: bool = False,
+    early_stopping: bool | str = False,
+    rules: TokenRules | None = None,
 ) -> list[list[Found]]:
     """The best texts after each start, and after each source, by an engine."""
     greedy = SamplingParams(temperature=0, logprobs=0)
     requests = [
         Request(
             start, greedy, max_tokens=longest, seed=0, sample=0, eos_ids=ends, decoder=BYTES.decoder(),
-            source=source, beam=beam, length_penalty=length_penalty, exact=exact,
+            source=source, beam=beam, length_penalty=length_penalty, early_stopping=early_stopping,
+            rules=rules,
         )
         for start, longest, source in zip(starts, most, texts or [None] * len(starts), strict=True)
     ]  # fmt: skip
@@ -125,7 +129,9 @@ def test_a_beam_as_wide_as_the_space_finds_what_trying_everything_finds(kind, ce
     plain = search_plain(
         model, [START], memory=memory, ends=[END], max_tokens=4, length_penalty=penalty
     )  # fmt: skip
-    found = run(model, (5,), [4], beam=len(plain), length_penalty=penalty, exact=exact)[0]
+    found = run(
+        model, (5,), [4], beam=len(plain), length_penalty=penalty, early_stopping="never" if exact else False
+    )[0]
     assert found[0].tokens == plain[0].tokens
     assert len(found) == len(plain) == len({tuple(one.tokens) for one in found})
     for ours, oracle in zip(found, plain, strict=True):
@@ -153,7 +159,7 @@ def test_one_beam_is_greedy(kind, cell):
     for seed in range(6):
         model = tiny(kind, cell, vocab_size=23, seed=seed, end=seed / 3)
         for exact in (False, True):
-            found = run(model, (6,), [12], beam=1, exact=exact)[0]
+            found = run(model, (6,), [12], beam=1, early_stopping="never" if exact else False)[0]
             tokens, logprob = greedy(model, 12, 6)
             assert len(found) == 1 and found[0].tokens == tokens
             assert found[0].logprob == pytest.approx(logprob, abs=1e-4)
@@ -199,7 +205,8 @@ def test_the_exact_search_goes_on_and_never_ends_with_less():
     for seed in range(20):
         model = tiny(vocab_size=9, seed=seed)
         usual, exact = (
-            run(model, (5,), [15], beam=3, length_penalty=2.0, exact=exact)[0][0] for exact in (False, True)
+            run(model, (5,), [15], beam=3, length_penalty=2.0, early_stopping=rule)[0][0]
+            for rule in (False, "never")
         )
         assert exact.score >= usual.score - 1e-6
         better += exact.score > usual.score + 1e-6
@@ -214,7 +221,7 @@ def marian(folder: Path):
         vocab_size=60, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
         decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=64,
         activation_function="swish", scale_embedding=True, pad_token_id=59, eos_token_id=0,
-        decoder_start_token_id=59, forced_eos_token_id=None, bad_words_ids=None, num_beams=1,
+        decoder_start_token_id=59,
     )  # fmt: skip
     torch.manual_seed(0)
     model = MarianMTModel(config).eval()
@@ -223,21 +230,24 @@ def marian(folder: Path):
             if "norm" not in name and "positions" not in name:
                 weight.mul_(5)
         model.final_logits_bias[0, 0] = 2.0
+        model.final_logits_bias[0, 59] = 3.0  # padding is likely, were it not forbidden
+    model.generation_config.bad_words_ids, model.generation_config.forced_eos_token_id = [[59]], 0
     model.save_pretrained(folder)
     return model
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory):
-    """transformers' Marian and ours, of one folder."""
+    """transformers' Marian and ours with the folder's rules, of one folder as they are published."""
     folder = tmp_path_factory.mktemp("marian")
-    return marian(folder), load_model(folder).eval()
+    theirs = marian(folder)
+    return theirs, load_model(folder).eval(), TokenRules(read_generation(folder, 60, searches=True))
 
 
-@pytest.mark.parametrize("early_stopping", [False, "never"])
+@pytest.mark.parametrize("early_stopping", [False, True, "never"])
 @pytest.mark.parametrize("penalty", [0.0, 0.6, 1.0, 2.0])
 def test_beams_are_those_of_transformers(both, penalty, early_stopping):
-    theirs, ours = both
+    theirs, ours, rules = both
     lengths = (7, 5, 6, 2, 7)
     tokens, documents = sources(*lengths, vocab_size=58)
     assert documents is not None
@@ -248,7 +258,14 @@ def test_beams_are_those_of_transformers(both, penalty, early_stopping):
     )  # fmt: skip
     texts = [row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)]
     found = search(
-        ours, [[59]] * 5, [14] * 5, texts, ends=(0,), length_penalty=penalty, exact=early_stopping == "never"
+        ours,
+        [[59]] * 5,
+        [14] * 5,
+        texts,
+        ends=(0,),
+        length_penalty=penalty,
+        early_stopping=early_stopping,
+        rules=rules,
     )
     for row, score, best in zip(expected.sequences.tolist(), expected.sequences_scores, found, strict=True):
         text = [token for token in row[1:] if token != 59]

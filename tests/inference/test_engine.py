@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.inference.plain_runner import PlainRunner, Score, chain
 from tests.inference.workloads import agree, alone, asks, request_of, serve
+from transom.data.decoding import StreamDecoder
 from transom.data.tokenizer import Tokenizer, train_tokenizer
 from transom.errors import Refused
 from transom.inference.engine import Busy, Engine, EngineSettings
@@ -192,20 +193,16 @@ def test_a_prompt_that_others_begin_with_too_is_read_once():
 # ------------------------------------------------------------------------------------- what may go wrong
 
 
-class Broken:
+class Broken(StreamDecoder):
     """A decoder that fails after some tokens."""
 
-    def __init__(self, after: int) -> None:
-        self.left = after
+    left = 3
 
-    def push(self, token: int) -> str:
+    def push(self, number: int) -> str:
         self.left -= 1
         if self.left < 0:
             raise RuntimeError("no such token")
-        return "x"
-
-    def finish(self) -> str:
-        return ""
+        return super().push(number)
 
 
 class BrokenGrammar:
@@ -240,7 +237,7 @@ def test_what_goes_wrong_in_one_request_ends_that_one_only(what: str, draft: int
     requests = [request_of(one, LETTERS) for one in work]
     bad = requests[2]
     if what == "decoder":
-        bad._decoder = Broken(3)
+        bad.decoder = Broken(LETTERS.spelling)
     elif what == "grammar":
         bad.grammar = BrokenGrammar(3)
     elif what == "logits":

@@ -80,10 +80,10 @@ def written(text: str | list[int], **settings):
 # ------------------------------------------------------------------------------------- beside transformers
 
 
-def hugging_face(family: str):
+def hugging_face(family: str, vocab_size: int = BYTES.vocab_size):
     import transformers as hf
 
-    shared = {"vocab_size": 300, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    shared = {"vocab_size": vocab_size, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     llama = shared | {
         "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.3,
@@ -119,6 +119,30 @@ def test_greedy_tokens_and_logits_are_those_of_transformers(family: str, tmp_pat
             prompt[0].tolist(), temperature=0, max_tokens=40, repetition_penalty=penalty, ignore_eos=True
         )
         assert got.tokens == expected.tolist()
+
+
+def test_what_is_no_token_is_never_written(tmp_path: Path):
+    """A vocabulary is often padded: the last rows of the head belong to no token."""
+    theirs = hugging_face("llama", vocab_size=300).eval()
+    theirs.save_pretrained(tmp_path)
+    BYTES.save(tmp_path)
+    ours, prompt = load(tmp_path), list(range(40, 60))
+    free = theirs.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=40)[0, 20:].tolist()
+    assert max(free) >= BYTES.vocab_size, "the model itself would write such"
+    expected = theirs.generate(
+        torch.tensor([prompt]), do_sample=False, max_new_tokens=40, suppress_tokens=[*range(258, 300)]
+    )
+    assert (
+        ours.generate(prompt, temperature=0, max_tokens=40, ignore_eos=True).tokens
+        == expected[0, 20:].tolist()
+    )
+    drawn = ours.generate(prompt, temperature=2, max_tokens=40, n=4, seed=1, ignore_eos=True, logprobs=20)
+    assert max(token for one in drawn for token in one.tokens) < BYTES.vocab_size
+    for one in drawn:
+        for place, entry in enumerate(one.logprobs or []):  # the model's own, whatever may be written
+            logits = ours.logits([*prompt, *one.tokens[:place]])[-1]
+            assert entry.logprob == pytest.approx(float(logits.log_softmax(-1)[entry.token]), abs=1e-3)
+            break
 
 
 def test_the_end_tokens_of_the_folder_end_a_completion(tmp_path: Path):

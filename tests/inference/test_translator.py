@@ -107,6 +107,16 @@ def test_answers_come_in_the_order_of_the_questions_and_as_alone(translator: Tra
     assert translator.translate([]) == []
 
 
+def test_a_text_is_translated_line_by_line_and_blank_lines_stay(translator: Translator) -> None:
+    one, other, last = translator.translate(["ab", "gfe", "h\u2028c"])
+    whole, blank, split = translator.translate(["ab\r\n\ngfe", " ", "h\u2028c\n"])
+    assert (whole.text, whole.tokens) == (f"{one.text}\n\n{other.text}", one.tokens + other.tokens)
+    assert whole.logprob == pytest.approx(one.logprob + other.logprob, abs=1e-4)
+    assert whole.n_source_tokens == one.n_source_tokens + other.n_source_tokens
+    assert blank == Translation("", [], 0.0, 0, True)
+    assert split.text == f"{last.text}\n"  # U+2028 is a letter like another
+
+
 def test_a_target_is_as_long_as_it_may_be(translator: Translator) -> None:
     one = translator.translate("abcdefgh", max_tokens=3)
     assert len(one.tokens) == 3 and not one.finished and one.text == CHARS.decode(one.tokens)
@@ -125,7 +135,14 @@ def test_text_that_spells_control_is_text(translator: Translator) -> None:
     ("texts", "settings", "message"),
     [
         ("", {}, r"the text is empty; leave it out"),
-        (["abc", " \n"], {}, r"text 1 \(counted from 0\) is empty; leave it out"),
+        (["", " \n"], {}, r"all 2 texts are empty"),
+        (
+            ["a", "b\n\n" + "ab" * 20],
+            {},
+            r"text 1 \(counted from 0\), line 3, has 41 tokens",
+        ),
+        ("caf\udce9", {}, "the text: character 3 is the byte 0xe9, which is not UTF-8; write it in UTF-8"),
+        (["a", "a\ud800b"], {}, r"text 1 \(counted from 0\): character 1 is half of a surrogate pair"),
         (
             ["a", "ab" * 20],
             {},

@@ -1,4 +1,4 @@
-"""Places in turn: nobody waits behind all that another scope has waiting; whoever leaves takes no place along."""
+"""Places in turn: nobody waits behind all that another scope has waiting; who leaves takes no place along."""
 
 from __future__ import annotations
 

@@ -101,6 +101,22 @@ def test_two_ranks_equal_one(tiny: Tiny, tmp_path: Path, kind: str) -> None:
     assert losses(together["events"], "held_out") == pytest.approx(scores, rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_two_ranks_bring_together_what_one_does(tiny: Tiny, tmp_path: Path, kind: str) -> None:
+    """Every pair of a step is a negative, on whichever rank; odd steps leave the ranks unequal shares."""
+    source = tmp_path / "pairs.tsv"
+    rows = [
+        f"{'abcdefgh'[n % 8] * (3 + n % 5)} {n}\t{n} {'stuvwxyz'[n % 8] * (2 + n % 7)}" for n in range(90)
+    ]
+    source.write_text("source\ttarget\n" + "\n".join(rows) + "\n")
+    settings = dict(data__source=str(source), data__cache=None, task="embed", steps=6, batch__tokens=300,
+                    data__tokenizer="chars", batch__micro=3, eval_every=3)  # fmt: skip
+    alone = train(tiny(**settings))
+    both, _ = two_ranks(tiny(**settings, out=str(tmp_path / "two"), parallel=kind))
+    together = result(both[0])
+    assert losses(together["events"]) == pytest.approx(losses(alone.metrics), rel=1e-4)
+
+
 def test_sharded_ranks_resume_with_the_same_bits_and_one_process_goes_on(tiny: Tiny, tmp_path: Path) -> None:
     settings = {"steps": 6, "save_every": 3, "keep": 9, "model__dropout": 0.1, "parallel": "fsdp"}
     whole = result(two_ranks(tiny(**settings, out=str(tmp_path / "whole")))[0][0])

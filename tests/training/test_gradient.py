@@ -7,11 +7,13 @@ import dataclasses
 import pytest
 import torch
 
+from transom.data.batches import TextPairBatch
 from transom.data.order import Batch
+from transom.model.build import build
 from transom.model.config import ModelConfig
 from transom.model.transformer import Transformer
 from transom.training.gradient import clip, step_seed, take_gradient
-from transom.training.objectives import LanguageModelling
+from transom.training.objectives import Contrast, LanguageModelling
 from transom.training.parallelism import World
 
 
@@ -127,3 +129,69 @@ def test_a_batch_without_targets_scores_nothing() -> None:
     net, whole = model(), batch()
     silent = dataclasses.replace(whole, targets=torch.full_like(whole.targets, -100), n_targets=0)
     assert net.loss(silent).item() == 0
+
+
+def pairs(rows: int = 11) -> TextPairBatch:
+    """Texts that belong together; two share a target, two are equal, one text stands on both sides."""
+    generator = torch.Generator().manual_seed(1)
+    one, other = (torch.randint(40, (rows, 12), generator=generator) for _ in range(2))
+    other[3], other[7], one[7], one[5] = other[2], other[6], one[6], other[9]
+    known: dict[bytes, int] = {}
+    texts = [
+        [known.setdefault(side[row].numpy().tobytes(), len(known)) for side in (one, other)]
+        for row in range(rows)
+    ]
+    return TextPairBatch(one, None, other, None, torch.tensor(texts), torch.arange(rows))
+
+
+def contrast(whole: TextPairBatch, rows: int) -> tuple[float, dict[str, torch.Tensor]]:
+    net = build(ENCODER, 0).double().train()
+    objective, named = Contrast(net, torch.float64), dict(net.named_parameters())
+    taken = take_gradient(objective, whole.split(rows), whole.n_targets, named, World(), 0, 0)
+    return taken.loss, {n: weight.grad for n, weight in named.items() if weight.grad is not None}
+
+
+ENCODER = ModelConfig(vocab_size=40, dim=16, n_layers=2, n_heads=2, n_kv_heads=2, head_dim=8, ffn_dim=24,
+                      max_len=16, kind="encoder", head="embed", pooling="mean", normalize=True)  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4, 10])
+def test_every_pair_of_a_step_is_a_negative_however_the_step_is_cut(rows: int) -> None:
+    loss, grads = contrast(pairs(), 11)
+    piecewise_loss, piecewise = contrast(pairs(), rows)
+    assert piecewise_loss == pytest.approx(loss, rel=1e-6)
+    whole = torch.cat([grad.flatten() for grad in grads.values()])
+    apart = torch.cat([piecewise[name].flatten() for name in grads]) - whole
+    assert whole.norm() > 0 and apart.norm() / whole.norm() < 1e-6, "vectors are float32"
+
+
+def test_equal_texts_are_nobodys_negatives() -> None:
+    """Written out: of pair i the candidates are its partner and what equals none of its texts."""
+    net, whole = build(ENCODER, 0).double(), pairs()
+    objective = Contrast(net, torch.float64)
+    one, other = objective(whole, only_vectors=True).unbind(1)
+    numbers, expected = whole.texts.tolist(), 0.0
+    for i, (mine, partner) in enumerate(numbers):
+        for forward in (True, False):
+            scores = []
+            for j, (first, second) in enumerate(numbers):
+                a, b = (i, j) if forward else (j, i)
+                equal = first == mine or second == partner or numbers[b][1] == numbers[a][0]
+                if i == j or not equal:
+                    scores.append(objective.scale * one[a] @ other[b])
+            own = objective.scale * one[i] @ other[i]
+            expected += (torch.logsumexp(torch.stack(scores), 0) - own).item() / 2
+    assert objective(whole).item() == pytest.approx(expected, rel=1e-6)
+    changed = dataclasses.replace(whole, texts=torch.arange(22).view(11, 2))
+    assert objective(changed).item() > objective(whole).item()
+
+
+def test_a_pass_that_only_keeps_step_adds_nothing() -> None:
+    net, whole = model(), batch()
+    loss, grads = gradient_of(net, whole, 4)
+    named = dict(net.named_parameters())
+    parts = [*whole.split(4), None]
+    taken = take_gradient(LanguageModelling(net), parts, whole.n_targets, named, World(), 0, 0)
+    assert taken.loss == loss
+    for name, grad in grads.items():
+        assert torch.equal(named[name].grad, grad)  # type: ignore[arg-type]

@@ -165,6 +165,27 @@ def test_two_runs_in_one_folder_and_a_stale_lock(tiny: Tiny, tmp_path: Path) -> 
     assert not (tmp_path / "run/lock.json").exists()
 
 
+def test_a_lock_of_another_host(tmp_path: Path) -> None:
+    path = tmp_path / "lock.json"
+    mine = {"pid": os.getpid(), "started": lock.started(os.getpid()), "host": "a-container-that-is-gone"}
+    path.write_text(json.dumps({**mine, "started": "another-kernel:1"}))
+    with pytest.raises(Refused) as refused:
+        lock.Lock(tmp_path).__enter__()
+    assert f"choose another --out, or remove {path} if that machine is gone" in str(refused.value)
+    path.unlink()  # what it says works
+    with lock.Lock(tmp_path):
+        # The same kernel, and the file is held: whatever the host is called, somebody trains here.
+        path.write_text(json.dumps(mine))
+        with pytest.raises(Refused, match="training in this folder; wait for it, choose another --out$"):
+            lock.Lock(tmp_path).__enter__()
+        path.write_text(json.dumps({**mine, "host": lock.Lock._me()["host"]}))
+    # The same kernel, and nobody holds the file: the container was killed and started again.
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(mine))
+    with lock.Lock(tmp_path):
+        assert lock.read(tmp_path)["host"] == lock.Lock._me()["host"]
+
+
 @pytest.mark.slow
 def test_memory_does_not_grow(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(milestones, "DRAW_SECONDS", math.inf)  # the first drawing loads matplotlib, once
@@ -177,3 +198,10 @@ def test_memory_does_not_grow(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> No
     )
     print(f"{slope:.0f} bytes a step")
     assert slope < 1024
+
+
+def test_a_run_of_time_begins_at_a_small_rate_and_reaches_its_peak(tiny: Tiny) -> None:
+    run = train(tiny(budget="3s", sample_every="1h", eval_every="1h"))
+    rates = [event["lr"] for event in run.metrics if event["event"] == "step"]
+    assert 0 < rates[0] < 0.25 * max(rates) and rates[-1] < 0.25 * max(rates)
+    assert 2 <= rates.index(max(rates)) <= 0.7 * len(rates)

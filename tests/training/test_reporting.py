@@ -12,22 +12,31 @@ import pytest
 import torch
 from rich.console import Console
 
+from transom.checkpoint.huggingface import load_model
 from transom.data.order import Batch, Windows
 from transom.data.tokens import TokenFile
+from transom.errors import Refused
 from transom.model.config import ModelConfig
 from transom.model.transformer import Transformer
 from transom.training import display, metrics
 from transom.training.architecture import model_config, windows_per_step
 from transom.training.figure import draw_loss, smooth
-from transom.training.forecast import RandomFeed, activation_bytes, plan
-from transom.training.held_out import ScoredWindows, score, verdict
+from transom.training.folder import RunFolder
+from transom.training.forecast import activation_bytes, plan
+from transom.training.held_out import Best, ScoredWindows, score, verdict
 from transom.training.loop import train
 from transom.training.micro_batch import find_micro_batch
 from transom.training.objectives import LanguageModelling
 from transom.training.parallelism import World
+from transom.training.report import Report
+from transom.training.tasks import choose_task, prepare_task
 
 from .conftest import Tiny
 
+UNSHAPED = dict(
+    model__dim=None, model__n_layers=None, model__head_dim=None, model__max_len=None, data__tokenizer="auto"
+)
+"""What of `tiny` given weights do not take."""
 LINES = {"uniform": 4.0, "unigram": 3.0, "bigram": 2.0}
 STEP = {"event": "step", "step": 1200, "loss": 3.1024, "tokens_per_second": 6012.0,
         "flops_per_second": 3.5e11, "share_of_peak": 0.44, "left": 201.0, "position": 0.5}  # fmt: skip
@@ -37,14 +46,34 @@ STEP = {"event": "step", "step": 1200, "loss": 3.1024, "tokens_per_second": 6012
     ("loss", "words"),
     [
         (4.5, "not yet below the uniform line (4.00)"),
-        (3.5, "below the uniform line (4.00)"),
+        (
+            3.5,
+            "below the uniform line (4.00): it has begun to learn what is frequent; still above the unigram",
+        ),
         (2.5, "below the unigram line (3.00)"),
-        (1.5, "below the bigram line (2.00): it uses more context than the one token before"),
+        (2.5, "still above the bigram line (2.00)"),
+        (1.5, "below the bigram line (2.00): it predicts better than knowing which token follows which"),
         (math.nan, "not yet below"),
     ],
 )
 def test_a_loss_in_plain_words(loss: float, words: str) -> None:
     assert words in verdict(loss, LINES)
+
+
+def test_a_loss_that_rises_while_training_falls_is_memorising() -> None:
+    best = Best(6.13, 40)
+    assert verdict(7.52, {"uniform": 8.32}, best, 0.92).startswith(
+        "risen from 6.13 at step 40, while it is 0.92"
+    )
+    assert "memorises" not in verdict(6.10, {"uniform": 8.32}, best, 0.92)
+    assert "memorises" not in verdict(7.52, {"uniform": 8.32}, best, 7.4), "it got worse at both"
+
+
+def test_a_run_over_little_text_says_that_it_memorises(tiny: Tiny) -> None:
+    run = train(tiny(steps=150, eval_every=15, optim__matrix_lr=0.05, optim__lr=0.02, batch__tokens=1024))
+    said = [event["sentence"] for event in run.metrics if event["event"] == "held_out"]
+    assert "memorises" in said[-1] and "memorises" not in said[0], said
+    assert run.sentence == said[-1]
 
 
 def test_the_history_forgets_what_a_resume_took_back(tmp_path: Path) -> None:
@@ -134,6 +163,26 @@ def test_plan_forecasts_and_says_how(tiny: Tiny) -> None:
     for word in ("parameters", "memory", "tokens", "speed", "time", "energy", "Wh"):
         assert word in str(expected)
     assert plan(tiny(budget="10min"), measure=False).seconds == 600
+    assert plan(tiny(steps=12), measure=False).passes == pytest.approx(12 / plan_epoch(tiny), rel=1e-6)
+
+
+def plan_epoch(tiny: Tiny) -> float:
+    """Steps of one pass, as a run's own feed has them."""
+    silent, settings = Report(is_first=False), tiny()
+    task = prepare_task(choose_task(settings, silent), RunFolder(Path(str(settings.out))), World(), silent)
+    return task.feed.steps_per_epoch
+
+
+def test_plan_refuses_what_train_refuses(tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="no such file"):
+        plan(tiny(data__source=str(tmp_path / "missing.txt")), measure=False)
+
+
+def test_plan_of_given_weights_is_of_their_shape(tiny: Tiny) -> None:
+    given = train(tiny(steps=1, model__n_layers=3)).model_folder
+    expected = plan(tiny(steps=4, model__weights=str(given), **UNSHAPED), measure=False)
+    assert expected.parameters == load_model(given).n_parameters
+    assert expected.tokens_per_step == 256
 
 
 def test_the_forecast_of_memory_grows_with_what_is_kept() -> None:
@@ -151,8 +200,12 @@ def test_the_micro_batch_fits_and_divides_the_step() -> None:
     objective = LanguageModelling(Transformer(config))
     before = [weight.clone() for weight in objective.parameters()]
 
+    def windows(n: int) -> Batch:
+        tokens, rows = torch.zeros(n, 16, dtype=torch.int64), torch.full((n,), 16)
+        return Batch(tokens, tokens, None, None, torch.arange(n), rows, rows, 16 * n, 16 * n)
+
     def find(**more: Any) -> Any:
-        return find_micro_batch(objective, 24, 16, RandomFeed(config, 24).trial, torch.device("cpu"),
+        return find_micro_batch(objective, 24, 16, windows, torch.device("cpu"),
                                 **{"bytes_of": lambda n: n, "free_bytes": 1000, **more})  # fmt: skip
 
     found = find()

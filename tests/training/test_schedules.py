@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transom.settings import TrainSettings, load
-from transom.training.budget import Budget
+from transom.training.budget import WARMUP_STEPS, Budget
 from transom.training.schedules import SCHEDULES
 
 fractions = st.floats(0, 1, allow_nan=False)
@@ -59,3 +59,24 @@ def test_a_run_of_time_ends_in_time_with_a_rate_near_zero(speed: float, reserve:
     assert abs(elapsed - (100 - reserve)) <= 1 / speed
     assert 0 < factors[-1] < 2.5 / speed / (100 - reserve) / 0.4
     assert budget.over(steps, elapsed, 1 / speed, reserve)
+
+
+@given(prepared=st.floats(0, 60), speed=st.floats(0.5, 20), reserve=st.floats(0, 10))
+def test_the_rate_rises_from_the_first_step_however_long_the_data_took(
+    prepared: float, speed: float, reserve: float
+) -> None:
+    budget, elapsed, steps, seconds, factors = Budget(time=200.0, began=prepared), prepared, 0, 0.0, []
+    while not budget.over(steps, elapsed, seconds, reserve):
+        rise = budget.warmup(0.02, WARMUP_STEPS, seconds, reserve)
+        factors.append(SCHEDULES["wsd"](budget.position(steps, elapsed, seconds, reserve), rise, 0.4))
+        elapsed, steps, seconds = elapsed + 1 / speed, steps + 1, 1 / speed
+    rising = next(at for at, factor in enumerate(factors) if factor == 1)
+    assert factors[: rising + 1] == sorted(factors[: rising + 1])
+    assert factors[0] < 0.05 and rising >= min(WARMUP_STEPS, 0.1 * steps) - 2
+    assert factors[-1] < 0.05 or steps < 60, "and it ends at almost nothing"
+
+
+@pytest.mark.parametrize(("steps", "share"), [(10_000, 0.02), (1000, 0.03), (300, 0.1), (20, 0.1)])
+def test_warm_up_takes_thirty_steps_or_its_share(steps: int, share: float) -> None:
+    assert Budget(steps=steps).warmup(0.02, WARMUP_STEPS) == pytest.approx(share)
+    assert Budget(steps=steps).warmup(0.02, 0) == 0.02, "as asked for"

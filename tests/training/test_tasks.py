@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 import torch
 
 import transom
+from transom.checkpoint.huggingface import load_config
 from transom.model.experts import routers
-from transom.settings import TrainSettings, load
+from transom.settings import ModelSettings, OptimSettings, TrainSettings, load
+from transom.training.architecture import model_config, rates
 from transom.training.example_tasks import class_weights
 from transom.training.loop import train
 from transom.training.report import Report
@@ -142,3 +145,38 @@ def test_rare_classes_count_more_where_classes_are_uneven() -> None:
     balanced = class_weights(counts, "balanced")[0]
     assert balanced is not None and balanced[1] / balanced[0] == pytest.approx(9.0)
     assert class_weights(counts, "none")[0] is None
+    for asked in ("auto", "balanced"):  # a class of which no example is left has no share in the mean
+        weights = class_weights(np.array([90, 10, 0]), asked)[0]
+        assert weights is not None and weights.isfinite().all() and weights[2] == 0
+
+
+def test_a_class_of_which_no_text_fits_is_named_and_training_goes_on(tmp_path: Path, tiny: Tiny) -> None:
+    rows = [f"{'abcd'[n % 4]} {n},a\n{'wxyz'[n % 4]} {n},b\n" for n in range(100)]
+    source = tmp_path / "classes.csv"
+    source.write_text("text,label\n" + "".join(rows) + f"{'long ' * 50},c\n")
+    said: list[str] = []
+    settings = tiny(data__source=str(source), data__tokenizer="chars", task="classify", steps=4,
+                    data__cache=None)  # fmt: skip
+    run = train(settings, on_event=lambda event: said.append(str(event.get("text", ""))))
+    assert run.step == 4 and math.isfinite(run.loss or math.nan)
+    assert any("no example of 'c' is left" in text for text in said)
+
+
+def test_given_weights_learn_from_windows_of_the_length_that_was_asked_for(tiny: Tiny) -> None:
+    given = str(train(tiny(steps=1, model__max_len=128)).model_folder)
+    shaped = dict(model__dim=None, model__n_layers=None, model__head_dim=None, data__tokenizer="auto")
+    run = train(tiny(steps=2, out=str(tiny().out) + "-2", model__weights=given, model__max_len=16, **shaped))
+    assert load_config(run.model_folder)[0].max_len == 128, "the model reads as much as before"
+    told = (run.folder / "settings.toml").read_text()
+    assert "max_len = 16" in told
+    assert run.tokens == 2 * 256
+    again = train(load(TrainSettings, {"out": str(run.folder), "resume": True}))
+    assert again.step == 2
+
+
+def test_a_rate_that_is_given_alone_moves_the_matrices_too() -> None:
+    config = model_config(ModelSettings(), 100)
+    rule = rates(OptimSettings(name="muon"), config)
+    slower = rates(OptimSettings(name="muon", lr=rule.lr / 4), config)
+    assert slower.matrix_lr == pytest.approx(rule.matrix_lr / 4)
+    assert rates(OptimSettings(name="muon", lr=1e-3, matrix_lr=2e-3), config).matrix_lr == 2e-3

@@ -7,18 +7,21 @@ cursor: control characters are shown, not sent. Read next: conversation, memory.
 
 from __future__ import annotations
 
+import codecs
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TextIO
 
 from transom.data.chat_template import ChatTemplate
 from transom.data.documents import printable
+from transom.data.textfile import bad_byte
 from transom.errors import Refused, nearest
 from transom.inference.generator import Generator
 
 from .conversation import Conversation, Kept
-from .memory import Fact, Memory, note
+from .memory import Fact, Memory, note, used_here
 
 MAX_TOKENS = 256
 """Room for an answer unless told otherwise, or a quarter of what the model reads if that is less."""
@@ -42,9 +45,16 @@ def chat(
     its input, raises Refused at the first line that cannot be carried out.
     """
     ends = generator.eos_ids | template.end_ids(generator.tokenizer)
-    generator = Generator(generator.model, generator.tokenizer, eos_ids=tuple(ends), reason=generator.reason)
+    generator = Generator(
+        generator.model,
+        generator.tokenizer,
+        eos_ids=tuple(ends),
+        generation=generator.generation,
+        reason=generator.reason,
+    )
     limit = generator.model.config.max_len
-    room = min(MAX_TOKENS, limit // 4) if max_tokens is None else max_tokens
+    usual = min(generator.generation.max_new_tokens or MAX_TOKENS, limit // 4)
+    room = usual if max_tokens is None else max_tokens
     settings["stop"] = [*template.stop, *settings.get("stop", ())]
     talk = Talk(generator, template, Conversation(system), memory, room, settings)
     talk.input, talk.out, talk.err = stdin or sys.stdin, stdout or sys.stdout, stderr or sys.stderr
@@ -70,6 +80,8 @@ class Talk:
     ) -> None:
         self.generator, self.template, self.conversation = generator, template, conversation
         self.memory, self.max_tokens, self.settings = memory, max_tokens, settings
+        self.saved: set[str] = set()
+        """Files that this session wrote, which it may write again."""
         self.n_again = 0  # answers asked for again: each is to be another one, under a fixed seed too
 
     @property
@@ -81,6 +93,8 @@ class Talk:
         """Line after line until the input ends or a command says so."""
         if self.interactive:
             self.say(f"{self.generator!r}\n/help lists the commands; an empty line is skipped.")
+        if self.memory is not None and (used := used_here(self.memory)):
+            self.say(f"{used} (/memory lists, /memory off leaves out)")
         for line in self._lines():
             try:
                 if line.startswith("/"):
@@ -101,23 +115,39 @@ class Talk:
     # What a person says
 
     def _lines(self) -> Iterator[str]:
-        """Lines without their ends; Ctrl-C at an empty prompt begins a new line."""
+        """Lines without their ends; Ctrl-C at an empty prompt begins a new line.
+
+        What a person types comes in the terminal's encoding, a script in UTF-8: Refused for other bytes.
+        """
+        source, n = None if self.interactive else getattr(self.input, "buffer", None), 0
         while True:
             if self.interactive:
                 self.out.write("\n> ")
                 self.out.flush()
             try:
-                line = self.input.readline()
+                line = self.input.readline() if source is None else source.readline()
             except KeyboardInterrupt:
+                continue
+            except UnicodeDecodeError:
+                self.say("refused: that line is not UTF-8; is the terminal's encoding another?")
                 continue
             if not line:
                 return
+            n += 1
+            if isinstance(line, bytes):
+                line = line.removeprefix(codecs.BOM_UTF8) if n == 1 else line
+                if (fault := bad_byte(line)) is not None:
+                    raise Refused(f"standard input:{n}: byte {fault[0]} {fault[2]}")
+                line = line.decode()
             yield line.strip()
 
     def _hear(self, text: str) -> None:
-        fact = self.memory.hear(text) if self.memory is not None else None
-        if fact:
-            self.say(f"kept as fact {fact.id}: {printable(fact.text)} (/forget {fact.id} takes it back)")
+        if self.memory is not None:
+            heard = self.memory.hear(text)
+            if fact := heard.kept:
+                self.say(f"kept as fact {fact.id}: {printable(fact.text)} (/forget {fact.id} takes it back)")
+            if heard.not_kept:
+                self.say(f"not kept: {heard.not_kept}")
         with self._unless_refused():
             self.conversation.say(text)
             self._answer()
@@ -138,7 +168,7 @@ class Talk:
         settings = self.settings
         if settings.get("seed") is not None:
             settings = {**settings, "seed": settings["seed"] + self.n_again}
-        stream = self.generator.stream(kept.tokens, max_tokens=self.max_tokens, **settings)
+        stream = self.generator.stream(kept.tokens, continues=False, max_tokens=self.max_tokens, **settings)
         pieces: list[str] = []
         with _interruptible():
             for piece in stream:
@@ -148,16 +178,18 @@ class Talk:
         self.out.write("\n")
         self.out.flush()
         self.conversation.answer("".join(pieces))
+        if facts:
+            told = " · ".join(printable(fact.text) for fact in facts)
+            self.say(f"{len(facts)} remembered fact{'s' * (len(facts) != 1)} went along: {told}")
         if self.interactive or kept.n_dropped:
-            known = f"; {len(facts)} of your facts in the prompt" if facts else ""
-            self.say(f"{kept}{known}")
+            self.say(str(kept))
         if stream.completion and stream.completion.finish_reason == "length":
             self.say(f"cut at {self.max_tokens} tokens; --max-tokens allows more")
 
     def _kept(self) -> tuple[Kept, list[Fact]]:
         """What the model will read now, and the facts in it."""
         asked = next((m.content for m in reversed(self.conversation.messages) if m.role == "user"), "")
-        facts = self.memory.for_prompt(asked) if self.memory is not None else []
+        facts = self.memory.relevant(asked) if self.memory is not None else []
         limit = self.generator.model.config.max_len
         fitting = self.conversation.fits(
             self.template, self.generator.tokenizer, limit, self.max_tokens, note=note(facts)
@@ -231,7 +263,10 @@ class Talk:
     def save(self, path: str) -> None:
         if not path:
             raise Refused("/save needs a file, as in: /save talk.json")
+        if path not in self.saved and Path(path).exists():
+            raise Refused(f"{printable(path)} is there already; /save under another name")
         self.conversation.save(path)
+        self.saved.add(path)
         self.say(f"{len(self.conversation.messages)} messages saved in {printable(path)}")
 
     def new(self, _: str) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from transom.data.in_folder import inside
 from transom.errors import Refused, nearest
 from transom.model.build import Model, build
 from transom.model.config import Experts, ModelConfig
@@ -31,13 +32,13 @@ from .config_keys import ConfigKeys
 from .families import FAMILIES, family_for
 from .family import DEFAULTS, Family, canonical, read_config, stored_tensors, write_config
 from .folder import recover
+from .generation import CONFIG, GENERATION
 from .manifest import verify_read
 from .placing import find_places, joined, read_weights
 from .sentence import MODULES, read_sentence, write_sentence
-from .shards import SHARD_BYTES, inside, save_weights, weight_files
+from .shards import SHARD_BYTES, save_weights, weight_files
 from .strict_json import read_json, write_json
 
-CONFIG, GENERATION = "config.json", "generation_config.json"
 OWN = "transom"
 """model_type of a folder in Transom's own format: the fields of ModelConfig, and weights under our names."""
 
@@ -193,18 +194,6 @@ def _head_of(family: Family, keys: ConfigKeys) -> str:
                    if head not in list(family.architectures.values())[:i]]  # fmt: skip
         raise keys.refuse("architectures", f"of {family.model_type}, only {', '.join(written)} is read")
     return heads.pop() or ""
-
-
-def load_generation(folder: str | Path) -> dict[str, Any]:
-    """A folder's generation settings, with every id that ends a text as the list `eos_token_id`."""
-    folder = Path(folder)
-    config = read_json(inside(folder, CONFIG))
-    path = folder / GENERATION
-    settings = read_json(inside(folder, GENERATION)) if path.exists() else {}
-    ends = settings.get("eos_token_id", config.get("eos_token_id"))
-    ends = ends if isinstance(ends, list) else [ends]
-    settings["eos_token_id"] = [one for one in ends if type(one) is int and one >= 0]
-    return settings
 
 
 def _read_own(keys: ConfigKeys) -> ModelConfig:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transom.data.in_folder import inside
 from transom.errors import Refused
 
 from .strict_json import read_json
@@ -74,7 +75,7 @@ def verify_read(folder: Path, suffixes: tuple[str, ...]) -> None:
     A folder without a manifest of ours passes: then there is nothing to compare with.
     """
     path = folder / MANIFEST
-    if not path.exists() or not {"transom_manifest", "digest"} & read_json(path).keys():
+    if not path.exists() or not {"transom_manifest", "digest"} & read_json(inside(folder, MANIFEST)).keys():
         return  # many folders on the hub carry a manifest.json of another kind
     for name, entry in sorted(read_manifest(folder).items()):
         if name.endswith(suffixes):
@@ -90,7 +91,7 @@ def read_manifest(folder: Path) -> dict[str, Entry]:
         raise Refused(f"{folder}: no such folder")
     if not path.is_file():
         raise Refused(f"{folder}: not a complete save; it has no {MANIFEST}")
-    manifest = read_json(path)
+    manifest = read_json(inside(folder, MANIFEST))
     listed = manifest.get("files")
     if manifest.get("transom_manifest") != VERSION or not isinstance(listed, dict):
         raise Refused(f"{path}: not a manifest of version {VERSION}")

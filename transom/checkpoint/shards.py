@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from transom.data.in_folder import inside
 from transom.errors import Refused
 
 from .strict_json import read_json, write_json
@@ -63,19 +64,6 @@ def _no_weights(folder: Path) -> Refused:
         f"{folder / pickles[0]}: a pickle, which can run any code when it is opened, so it is never read; "
         "convert the folder to safetensors where you trust it (from_pretrained, then save_pretrained)"
     )
-
-
-def inside(folder: Path, name: str) -> Path:
-    """`folder/name`, which must not lead out of the folder; the hub's cache may link to its own blobs.
-
-    name: a plain one, or one with a folder below in front, both chosen by us.
-    """
-    path, home = folder / name, folder.resolve()
-    real = path.resolve()
-    blobs = home.parents[1] / "blobs" if home.parent.name == "snapshots" else home
-    if real.parent not in ((home / name).parent, blobs):
-        raise Refused(f"{path}: leads out of the folder, to {real}; copy the file into the folder")
-    return path
 
 
 def save_weights(folder: Path, tensors: list[tuple[str, Tensor]], max_bytes: int) -> None:

@@ -116,5 +116,7 @@ class TextPairBatch(Rows):
     """(B, M) int64: the text that belongs to each."""
     other_documents: torch.Tensor | None
     """(B, M) int32, or None when no row is padded."""
+    texts: torch.Tensor
+    """(B, 2) int64: a number for each text, equal where texts are."""
     ids: torch.Tensor
     """(B,) int64: which pairs these are."""

@@ -20,9 +20,11 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 
 from transom.data.documents import printable
+from transom.data.in_folder import read_text
 from transom.data.messages import checked_messages, checked_objects
 from transom.data.resident import Died, Resident
 from transom.data.tokenizer import Tokenizer
+from transom.data.tokenizer_files import json_object
 from transom.data.tokenizer_json import hide
 from transom.errors import Refused, nearest
 
@@ -157,6 +159,40 @@ class ChatTemplate:
         said = [i for i, token in enumerate(own) if token not in control and "b" in tokenizer.token(token)]
         return frozenset([token for token in own[max(said, default=0) :] if token in control][:1])
 
+    def default_system(self, tokenizer: Tokenizer) -> str | None:
+        """The system text that this template writes where none is given, '' for none; None: it takes none.
+
+        It is what stands in the place of one that is given, and believed where giving it changes no token.
+        """
+        mark = "<the system text>"
+
+        def talk(*system: str) -> list[dict[str, str]]:
+            first = [{"role": "system", "content": text} for text in system]
+            return [*first, {"role": "user", "content": "a"}]
+
+        def written(messages: list[dict[str, str]]) -> str:
+            variables = {
+                "messages": messages,
+                "tools": None,
+                "documents": None,
+                "add_generation_prompt": True,
+            }
+            names = self._spelling(tokenizer).token_names
+            return self._ask({"template": self.text, "names": names, "variables": variables})[0]
+
+        try:
+            own = written(talk())
+            before, found, after = written(talk(mark)).partition(mark)
+            if not found:
+                return None
+            if not (own.startswith(before) and own.endswith(after) and len(own) > len(before + after)):
+                return ""
+            default = own[len(before) : len(own) - len(after)]
+            same = self.render(talk(default), tokenizer).tokens == self.render(talk(), tokenizer).tokens
+            return default if same else ""
+        except Refused:
+            return None
+
     def close(self) -> None:
         """End the process; the next conversation starts another."""
         self._worker.close()
@@ -257,23 +293,22 @@ def _message_spans(
 def _texts_in(folder: Path) -> dict[str, str]:
     """The templates of a folder by name; a file of its own goes before tokenizer_config.json."""
     texts: dict[str, str] = {}
-    path = folder / "tokenizer_config.json"
-    if path.is_file():
-        try:
-            found = json.loads(path.read_bytes()).get("chat_template")
-        except (ValueError, AttributeError):
-            raise Refused(f"{printable(path)}: not a JSON object") from None
-        if isinstance(found, str):
-            texts["default"] = found
-        elif isinstance(found, list):
-            texts |= {str(part["name"]): str(part["template"]) for part in found if isinstance(part, dict)}
-    files = {"default": folder / "chat_template.jinja"}
-    files |= {path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
-    for name, path in files.items():
-        if path.is_file():
-            if path.stat().st_size > MAX_TEMPLATE_BYTES:
-                raise Refused(f"{printable(path)}: longer than {MAX_TEMPLATE_BYTES >> 10} kB, the limit")
-            texts[name] = path.read_text("utf-8", "replace")
+    found = json_object(folder, "tokenizer_config.json").get("chat_template")
+    if isinstance(found, str):
+        texts["default"] = found
+    elif isinstance(found, list):
+        for part in found:
+            if not (isinstance(part, dict) and {"name", "template"} <= part.keys()):
+                where = printable(folder / "tokenizer_config.json")
+                raise Refused(f"{where}: chat_template is a list of what has a name and a template")
+            texts[str(part["name"])] = str(part["template"])
+    more = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    files = {"default": "chat_template.jinja"}
+    files |= {path.stem: f"{path.parent.name}/{path.name}" for path in more}
+    for name, file in files.items():
+        too_long = f"longer than {MAX_TEMPLATE_BYTES >> 10} kB, the limit"
+        text = read_text(folder, file, MAX_TEMPLATE_BYTES, too_long)
+        texts |= {} if text is None else {name: text}
     return texts
 
 

@@ -18,9 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from transom.data.documents import MARKER
 from transom.data.duplicates import COMPARED_BYTES, Duplicates, Words
 from transom.data.findings import Findings
 from transom.data.sources import Source
+from transom.data.textfile import controls_note, n_controls
 from transom.errors import Refused
 
 LONG_LINE_BYTES = 1 << 20
@@ -212,6 +214,8 @@ def survey(source: Source, *, on_progress: OnProgress | None = None) -> Survey:
     report, findings = Report(source.name), Findings()
     duplicates, whole = Duplicates(), hashlib.sha256()
     sizes, characters = array("Q"), array("Q")
+    inside = controls = 0
+    first_control = ""
     meter = Meter("check", source.n_bytes, on_progress)
     for document in source.documents(findings):
         digest, head = hashlib.sha256(), b""
@@ -219,6 +223,9 @@ def survey(source: Source, *, on_progress: OnProgress | None = None) -> Survey:
         after_cr = False
         for part in document.parts:
             data = part.encode()
+            inside += part.count(MARKER)
+            if b"\xc2" in data and (found := n_controls(part)):  # the first byte of U+0080 to U+00BF
+                controls, first_control = controls + found, first_control or document.place
             digest.update(data)
             head = head or data[:COMPARED_BYTES]
             n_bytes += len(data)
@@ -239,6 +246,14 @@ def survey(source: Source, *, on_progress: OnProgress | None = None) -> Survey:
     report.n_exact_duplicates, report.n_compared = duplicates.n_exact, duplicates.n_compared
     report.n_bytes, report.n_characters, report.n_documents = sum(sizes), sum(characters), len(sizes)
     _take_findings(report, findings, source)
+    if findings.n_divided:
+        lines = _count(findings.n_divided, "line")
+        report.notes.append(f"{lines} {MARKER} between documents, which are no text")
+    if inside:
+        says = f"{MARKER} stands {inside:,} times inside of lines, where it is read as letters"
+        report.notes.append(f"{says}; on a line of its own it divides documents")
+    if controls:
+        report.notes.append(controls_note(controls, first_control))
     meter.finish()
     report.mb_per_s = round(meter.mb_per_s, 1)
     if not report.n_documents:
@@ -273,3 +288,4 @@ def _take_findings(report: Report, findings: Findings, source: Source) -> None:
         setattr(report, name, getattr(findings, name))
     report.faults = {kind: (fault.count, fault.first) for kind, fault in findings.faults.items()}
     report.left_out = dict(source.left_out)
+    report.notes += findings.notes

@@ -6,14 +6,15 @@ is not clear is asked for in one line. Read next: pairs, labelled.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transom.data.documents import printable
 from transom.data.findings import Findings
-from transom.data.rows import Row, rows_of
+from transom.data.rows import Row, refuse_twins, rows_of
 from transom.data.textfile import skip_record
 from transom.errors import Refused, nearest
 
@@ -21,6 +22,26 @@ Place = tuple[int | str, ...]
 """Where a value lies in a row: the number of a cell, or the names of nested fields."""
 
 MISSING = object()
+
+SIDES = (("source", "target"), ("src", "tgt"), ("src", "trg"), ("input", "output"))
+"""What the two sides of a pair are called in headers and records."""
+LABEL_NAMES = ("label", "class", "category", "target", "labels", "sentiment", "topic", "intent", "y")
+TEXT_NAMES = (
+    "text",
+    "sentence",
+    "abstract",
+    "content",
+    "body",
+    "review",
+    "comment",
+    "question",
+    "utterance",
+    "message",
+    "document",
+    "description",
+    "docstring",
+    "x",
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +60,7 @@ class Columns:
 
     def values(self, path: Path, where: str, findings: Findings) -> Iterator[tuple[int, Any, Any]]:
         """Yield (line, one, other) of every row that has both fields; tables have, by their width."""
-        rows = rows_of(path, where, findings)
+        rows = rows_of(path, where, findings, [str(place[0]) for place in self.places])
         if self.header:
             next(rows, None)
         for line, row in rows:
@@ -64,15 +85,31 @@ def value_at(row: Row, place: Place) -> Any:
     return value
 
 
-def named_columns(first: Row, names: tuple[str, str], where: str) -> Columns:
-    """The columns that a person named, by name or (in a table without a header) by number from 1."""
+def named_columns(
+    rows: Sequence[Row], names: tuple[str, str], where: str, is_header: Callable[[str, str], bool]
+) -> Columns:
+    """The columns that a person named, by name or by number from 1.
+
+    By number too the first line may name the columns: `is_header` knows by its two cells, which then are met
+    in no other of these first rows.
+    """
+    first = rows[0]
     if isinstance(first, dict):
         return Columns((field_place(first, names[0], where), field_place(first, names[1], where)), names)
     if all(name.isdigit() for name in names):
         shown = (f"column {names[0]}", f"column {names[1]}")
-        return Columns((_number(names[0], first, where), _number(names[1], first, where)), shown)
+        places = _number(names[0], first, where), _number(names[1], first, where)
+        one, other = (header_names([row[place] for row in rows]) for place in places)  # type: ignore[index]
+        alone = one.count(one[0]) == 1 == other.count(other[0])
+        return Columns(((places[0],), (places[1],)), shown, alone and is_header(one[0], other[0]))
     one, other = (cell_number(first, name, where) for name in names)
     return Columns(((one,), (other,)), names, header=True)
+
+
+def ends_in_name(cell: str, known: Sequence[str]) -> bool:
+    """Whether a cell ends in one of these names, as `Review Text` does; a name of one letter is a word."""
+    long = tuple(name for name in known if len(name) > 1)
+    return cell.endswith(long) or re.split(r"\W|_", cell)[-1] in known
 
 
 def field_place(first: dict[str, Any], name: str, where: str) -> Place:
@@ -87,24 +124,25 @@ def field_place(first: dict[str, Any], name: str, where: str) -> Place:
 
 def cell_number(first: list[str], name: str, where: str) -> int:
     """Which column the first line of a table names so, counted from 0. Raises Refused."""
-    names = header_names(first)
-    if name.strip().lower() in names:
-        return names.index(name.strip().lower())
+    names, wanted = header_names(first), name.strip().lower()
+    if wanted in names:
+        refuse_twins(names, [wanted], where)
+        return names.index(wanted)
     raise Refused(
         f"{where}:1: no column is named '{printable(name)}'{_has(name, first)}; a table without a header "
         "takes column numbers from 1"
     )
 
 
-def header_names(first: list[str]) -> list[str]:
+def header_names(first: Sequence[str]) -> list[str]:
     """The cells of a header as they are compared."""
     return [cell.strip().lower() for cell in first]
 
 
-def _number(name: str, first: list[str], where: str) -> Place:
+def _number(name: str, first: list[str], where: str) -> int:
     if not 1 <= int(name) <= len(first):
         raise Refused(f"{where}:1: there is no column {name}; the rows have {len(first)}")
-    return (int(name) - 1,)
+    return int(name) - 1
 
 
 def _has(name: str, fields: list[str]) -> str:

@@ -12,6 +12,7 @@ import codecs
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from tokenizers import Tokenizer as Backend
 
@@ -40,9 +41,9 @@ class Spelling:
         its neighbours.
         """
         ids, silent = sorted(names), frozenset(range(size)) - names.keys()
-        # Between two others that join without a space, as far as there are such.
-        plain = next((i for i in ids if names[i].isascii() and names[i].isalpha()), None)
-        side = [] if plain is None else [plain]
+        # Between two others that join without a space, as far as there are such: letters, else what has some.
+        others = sorted(ids, key=lambda i: not (names[i].isascii() and names[i].isalpha()))
+        side = [i for i in others if names[i][:1].isalnum()][:1]
         head = backend.decode(side, skip_special_tokens=False)
         tail = backend.decode(side * 2, skip_special_tokens=False)[len(head) :]
         alone = backend.decode_batch([[i] for i in ids], skip_special_tokens=False)
@@ -76,15 +77,26 @@ class StreamDecoder:
     The pieces and `finish()` joined are `Tokenizer.decode` of all ids, and what an id costs does not grow.
     """
 
-    def __init__(self, spelling: Spelling, *, begun: bool = False, spaced: bool = False) -> None:
-        """begun: it goes on from another text. spaced: the space before its first word is written already."""
-        self._spelling, self._begun, self._spaced = spelling, begun, spaced
+    def __init__(
+        self,
+        spelling: Spelling,
+        *,
+        begun: bool = False,
+        spaced: bool = False,
+        markers: Mapping[int, str] = MappingProxyType({}),
+    ) -> None:
+        """begun: it goes on from another text. spaced: the space before its first word is written already.
+        markers: control tokens that are written all the same, for a reader who looks for them.
+        """
+        self._spelling, self._begun, self._spaced, self._markers = spelling, begun, spaced, markers
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self.n_characters = 0
         """Characters given so far."""
 
     def writes(self, number: int) -> bytes:
         """The bytes that a token would write as the next one."""
+        if number in self._markers:
+            return self._markers[number].encode()
         table = self._spelling.within if self._begun else self._spelling.first
         data = table[number] if 0 <= number < len(table) else b""
         return data.removeprefix(b" ") if self._spaced else data
@@ -110,6 +122,6 @@ class StreamDecoder:
 
     def text(self, ids: Sequence[int]) -> str:
         """What these would write from here on; changes nothing."""
-        other = StreamDecoder(self._spelling, begun=self._begun, spaced=self._spaced)
+        other = StreamDecoder(self._spelling, begun=self._begun, spaced=self._spaced, markers=self._markers)
         other._utf8.setstate(self._utf8.getstate())
         return "".join(map(other.push, ids))

@@ -21,6 +21,11 @@ HARD_CHARACTERS = 1 << 20
 count it.
 """
 
+MARKER = "<|endoftext|>"
+"""On a line of its own it divides a text file into documents, as in many published corpora; it is no text."""
+
+_MARKER_LINE = re.compile(r"(?m)^<\|endoftext\|>[ \t]*(?:\r?\n|\Z)")
+_LONGEST_MARKER_LINE = 64
 _CLEAN_CUT = re.compile(r"\S(?= )|[^\W_](?=\n)")
 
 
@@ -62,6 +67,52 @@ def clean_cut(text: str, limit: int, start: int = 0) -> int:
         if last or low <= start:
             return last
         reach *= 16
+
+
+def divided(
+    pieces: Iterable[str], on_marker: Callable[[], None] | None = None
+) -> Iterator[tuple[int, Iterator[str]]]:
+    """Cut a stream of text at its marker lines: (first line, pieces) of every text between two of them.
+
+    Each must be read to its end before the next is asked for; some are empty.
+    """
+    source, held, line, ended, inside = iter(pieces), "", 1, False, False
+
+    def one() -> Iterator[str]:
+        """Pieces up to the next marker line; `inside`: the text held begins in the middle of a line."""
+        nonlocal held, line, ended, inside
+        while True:
+            found = _MARKER_LINE.search(held, 0)
+            if found and found.start() == 0 and inside:
+                found = _MARKER_LINE.search(held, found.end())
+            if found and (ended or found[0].endswith("\n")):
+                line += held.count("\n", 0, found.end())
+                before, held, inside = held[: found.start()], held[found.end() :], False
+                if on_marker is not None:
+                    on_marker()
+                yield before
+                return
+            if ended:
+                line += held.count("\n")
+                before, held = held, ""
+                yield before
+                return
+            # The last line is held back where it may yet turn out to be a marker's.
+            last = held.rfind("\n") + 1
+            tail = held[last:]
+            whole = (inside and not last) or len(tail) > _LONGEST_MARKER_LINE
+            if whole or not (MARKER.startswith(tail) or tail.startswith(MARKER)):
+                last = len(held)
+            before, held = held[:last], held[last:]
+            line += before.count("\n")
+            inside = not before.endswith("\n") if before else inside
+            if before:
+                yield before
+            fresh = next(source, None)
+            ended, held = fresh is None, held + (fresh or "")
+
+    while not ended or held:
+        yield line, one()
 
 
 def in_parts(pieces: Iterable[str], on_rough_cut: Callable[[], None] | None = None) -> Iterator[str]:

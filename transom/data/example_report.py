@@ -82,7 +82,9 @@ class ExampleReport:
     def _balance(self) -> str:
         most = max(self.counts, key=lambda label: self.counts[label])
         least = min(self.counts, key=lambda label: self.counts[label])
-        ratio = self.counts[most] / max(1, self.counts[least])
+        if not self.counts[least]:
+            return f"'{printable(least)}' has no example left"
+        ratio = self.counts[most] / self.counts[least]
         if ratio < 1.5:
             return "even: the largest class is less than 1.5 times the smallest"
         share = 100 * self.counts[most] / sum(self.counts.values())

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["Bucketed", "Classification", "Embedding", "LabelBatch", "LabelledRows", "PairBatch", "PairRows"]
 __all__ += ["TextPairBatch", "Translation"]
 
+MEASURED_PAIRS = 64
+"""Pairs of a batch in which an embedder is measured."""
 Numbers = npt.NDArray[np.int64]
 Batch = TypeVar("Batch", bound=Rows)
 
@@ -162,12 +164,27 @@ class Embedding(_Order[TextPairBatch]):
         self, pairs: PairRows, tokens_per_batch: int, seed: int = 0, *, pad_id: int, least_rows: int = 1
     ) -> None:
         self.pairs, self.pad_id = pairs, pad_id
+        self.texts = text_numbers(pairs.source, pairs.target)
         lengths = np.stack([pairs.source.lengths, pairs.target.lengths], axis=1)
         super().__init__(lengths, tokens_per_batch, seed, least_rows)
 
     def take(self, rows: Numbers) -> TextPairBatch:
         one, other = (side.padded(rows, self.pad_id) for side in (self.pairs.source, self.pairs.target))
-        return TextPairBatch(*_tensors(*one, *other, rows))
+        return TextPairBatch(*_tensors(*one, *other, self.texts[rows], rows))
+
+    def eval_batches(self, tokens: int) -> list[TextPairBatch]:
+        """All pairs once, as near as can be `MEASURED_PAIRS` in each batch: how hard it is to find a partner
+        hangs on how many there are to choose from.
+        """
+        order = np.lexsort(self.order.sides.T)
+        return [self.take(part) for part in np.array_split(order, max(1, len(order) // MEASURED_PAIRS))]
+
+
+def text_numbers(*sides: Ragged) -> Numbers:
+    """(n, sides) a number for every text, equal where texts are."""
+    known: dict[bytes, int] = {}
+    rows = [[known.setdefault(row.tobytes(), len(known)) for row in side] for side in sides]
+    return np.array(rows, dtype=np.int64).T
 
 
 def _tensors(*arrays: npt.NDArray[np.generic] | None) -> list[torch.Tensor]:

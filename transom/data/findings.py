@@ -58,6 +58,12 @@ class Findings:
     n_bom: int = 0
     n_empty: int = 0
     n_rough_cuts: int = 0
+    n_divided: int = 0
+    """Lines `<|endoftext|>` between documents of text files."""
+    notes: list[str] = field(default_factory=list)
+    """Sentences about choices that were made for the reader."""
+    settable: bool = True
+    """Whether the policy is a setting that a person can change here."""
 
     def fault(
         self, kind: str, where: str, line: int, says: str, *, mendable: bool = False, times: int = 1
@@ -71,11 +77,16 @@ class Findings:
         noted.first = noted.first or f"{where}:{line}"
         if self.policy == "error" or (self.policy == "replace" and not mendable):
             ways = "skip or replace" if mendable else "skip"
-            raise Refused(f"{where}:{line}: {says} (or set data.on_error to {ways})")
+            way = f" (or set data.on_error to {ways})" if self.settable else ""
+            raise Refused(f"{where}:{line}: {says}{way}")
 
     def rough_cut(self) -> None:
         """Note that a text without any clean place was cut between two characters."""
         self.n_rough_cuts += 1
+
+    def division(self) -> None:
+        """Note a line that divides a text file into documents."""
+        self.n_divided += 1
 
     def refuse_if_much_was_skipped(self) -> None:
         """Raise Refused when more than 1% of the bytes, records or files were skipped."""

@@ -7,6 +7,7 @@ the label `3`. White space around both is dropped. Read next: pairs, prepare_exa
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -14,22 +15,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transom.data.columns import Columns, Place, cell_number, field_place, header_names, named_columns
+from transom.data.columns import (
+    LABEL_NAMES,
+    TEXT_NAMES,
+    Columns,
+    Place,
+    cell_number,
+    ends_in_name,
+    field_place,
+    header_names,
+    named_columns,
+    value_at,
+)
 from transom.data.documents import printable
 from transom.data.example_source import ExampleSource
 from transom.data.findings import Findings, Policy, as_policy
-from transom.data.rows import (
-    JSON_LINES,
-    TABLES,
-    Row,
-    file_kind,
-    first_rows,
-    plain_lines,
-    readable_file,
-    text_value,
-)
+from transom.data.rows import RECORDS, Row, file_kind, first_rows, layout_notes, readable_file, text_value
 from transom.data.stdlib_labels import STDLIB_LABELS, stdlib_labels
-from transom.data.textfile import opened, skip_record
+from transom.data.textfile import opened, plain_lines, skip_record
 from transom.errors import Refused
 
 
@@ -48,21 +51,10 @@ LONGEST_LABEL = 100
 """Characters; what is longer is a text."""
 
 _PREFIX = "__label__"
-_LABEL_NAMES = ("label", "class", "category", "target", "labels", "sentiment", "topic", "intent", "y")
-_TEXT_NAMES = (
-    "text",
-    "sentence",
-    "abstract",
-    "content",
-    "body",
-    "review",
-    "comment",
-    "question",
-    "utterance",
-)
-_TEXT_NAMES += ("message", "document", "description", "docstring", "x")
 _NAME = re.compile(r"\w{1,40}")
+_WORDS = re.compile(r"\w{1,40}( \w{1,40}){0,2}")
 _ENOUGH_ROWS = 10
+_EXACT = 2**53
 
 
 def open_labelled(
@@ -83,9 +75,11 @@ def open_labelled(
     if is_fasttext(path, where, policy):
         return LabelledSource(where, partial(_fasttext, path, where), (path,), on_error=policy)
     columns = label_columns(path, where, text_field, label_field, policy)
-    note = f"text and label are read from {columns}"
+    notes = [f"text and label are read from {columns}", *layout_notes(path, where)]
+    if not columns.header and _may_be_header(path, where, columns, policy):
+        notes.append("the first line is read as an example; if it names the columns, name them as it does")
     return LabelledSource(
-        where, partial(_rows, path, where, columns), (path,), (columns,), policy, notes=(note,)
+        where, partial(_rows, path, where, columns), (path,), (columns,), policy, notes=tuple(notes)
     )
 
 
@@ -116,9 +110,13 @@ def _rows(path: Path, where: str, columns: Columns, findings: Findings) -> Itera
 
 
 def _label(value: Any) -> str | None:
-    """A label as text: numbers and truth values as JSON writes them, nothing else."""
+    """A label as text: numbers and truth values as JSON writes them (1.0 is 1, NaN is none), nothing else."""
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        value = int(value) if value.is_integer() and abs(value) < _EXACT else value
     return str(value) if isinstance(value, (str, int, float)) else None
 
 
@@ -141,7 +139,7 @@ def _example(text: str, label: str | None, where: str, line: int, findings: Find
 
 def is_fasttext(path: Path, where: str, policy: Policy) -> bool:
     """Whether a file's first line that is not blank begins with `__label__`."""
-    if file_kind(path) in JSON_LINES or file_kind(path) in TABLES:
+    if file_kind(path) in RECORDS:
         return False
     with opened(path, where) as stream:
         lines = (text for _, text in plain_lines(stream, where, Findings(policy)))
@@ -175,7 +173,11 @@ def label_columns(
     rows = first_rows(path, where, policy)
     line, first = rows[0]
     if text_field is not None and label_field is not None:
-        return named_columns(first, (text_field, label_field), where)
+        cells = [row for _, row in rows]
+        return named_columns(
+            cells, (text_field, label_field), where,
+            lambda text, label: text in TEXT_NAMES or ends_in_name(label, LABEL_NAMES),
+        )  # fmt: skip
     if isinstance(first, dict):
         return _object_columns(first, where, line, text_field, label_field)
     if text_field is None and label_field is None and not _is_header(first):
@@ -189,8 +191,8 @@ def _header_columns(
     """The columns of a table whose first line names them; one may have been named by the person."""
     names = header_names(first)
     text = cell_number(first, text_field, where) if text_field else None
-    label = cell_number(first, label_field, where) if label_field else _named(names, _LABEL_NAMES, text)
-    text = _named(names, _TEXT_NAMES, label) if text is None else text
+    label = cell_number(first, label_field, where) if label_field else _named(names, LABEL_NAMES, text)
+    text = _named(names, TEXT_NAMES, label) if text is None else text
     if text is None or label is None:
         raise _unclear(first, where, line)
     return Columns(((text,), (label,)), (names[text], names[label]), header=True)
@@ -202,8 +204,8 @@ def _object_columns(
     names = list(first)
     places: list[Place] = []
     for name, known, other in (
-        (text_field, _TEXT_NAMES, label_field),
-        (label_field, _LABEL_NAMES, text_field),
+        (text_field, TEXT_NAMES, label_field),
+        (label_field, LABEL_NAMES, text_field),
     ):
         taken = names.index(other) if other in names else None
         found = _named(header_names(names), known, taken) if name is None else None
@@ -220,17 +222,23 @@ def _named(names: Sequence[str], known: tuple[str, ...], taken: int | None) -> i
         for at in free:
             if names[at] == name:
                 return at
-    ending = [at for at in free if names[at].endswith(known)]
+    ending = [at for at in free if ends_in_name(names[at], known)]
     if len(ending) == 1:
         return ending[0]
     return free[0] if taken is not None and len(free) == 1 else None
 
 
 def _is_header(first: list[str]) -> bool:
-    """Whether the cells are names, one of them that of a label."""
+    """Whether the cells are names, one of them a label's; names of several words need a text's too."""
     names = header_names(first)
-    label = _named(names, _LABEL_NAMES, None)
-    return label is not None and len(first) > 1 and all(_NAME.fullmatch(name) for name in names)
+    label = _named(names, LABEL_NAMES, None)
+    if label is None or len(first) < 2:
+        return False
+    if all(_NAME.fullmatch(name) for name in names):
+        return True
+    text = _named(names, TEXT_NAMES, label)
+    named = text is not None and ends_in_name(names[text], TEXT_NAMES)
+    return named and all(_WORDS.fullmatch(name) for name in names)
 
 
 def _by_values(rows: list[list[str]], where: str, line: int) -> Columns:
@@ -246,6 +254,13 @@ def _by_values(rows: list[list[str]], where: str, line: int) -> Columns:
         raise _unclear(rows[0], where, line)  # a header with names that we do not know
     names = ("column 1", "column 2")
     return Columns(((1 - label,), (label,)), (names[1 - label], names[label]))
+
+
+def _may_be_header(path: Path, where: str, columns: Columns, policy: Policy) -> bool:
+    """Whether the label of a table's first row is met in none of many others, which look like labels."""
+    rows = [row for _, row in first_rows(path, where, policy)]
+    values = [value_at(row, columns.places[1]) for row in rows if isinstance(row, list)]
+    return len(values) >= _ENOUGH_ROWS and values.count(values[0]) == 1 and looks_like_labels(values[1:])
 
 
 def looks_like_labels(values: Sequence[object]) -> bool:

@@ -16,22 +16,23 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
-from transom.data.columns import Columns, header_names, named_columns
+from transom.data.columns import SIDES, Columns, header_names, named_columns
 from transom.data.dates import DATES, date_pairs
 from transom.data.documents import printable
 from transom.data.example_source import ExampleSource
 from transom.data.findings import Findings, Policy, as_policy
 from transom.data.rows import (
-    JSON_LINES,
-    TABLES,
+    RECORDS,
     Row,
     file_kind,
     first_rows,
-    plain_lines,
+    layout_notes,
     readable_file,
+    refuse_twins,
     text_value,
 )
-from transom.data.textfile import opened, skip_record
+from transom.data.tables import TABLES
+from transom.data.textfile import opened, plain_lines, skip_record
 from transom.errors import Refused
 
 N_DATES, N_HELD_OUT_DATES = 50_000, 1_000
@@ -48,8 +49,6 @@ class Pair(NamedTuple):
 
 PairSource = ExampleSource[Pair]
 
-SIDES = (("source", "target"), ("src", "tgt"), ("src", "trg"), ("input", "output"))
-"""What the two sides are called in headers and records."""
 UNNAMED = ("column 1", "column 2")
 """What they are called where nothing names them."""
 
@@ -82,9 +81,9 @@ def open_pairs(
         read = partial(_aligned, path, where, other, there)
         return PairSource(f"{where} and {there}", read, (path, other), on_error=policy)
     columns = pair_columns(path, where, fields, policy)
-    note = f"pairs are read from {columns}"
+    notes = (f"pairs are read from {columns}", *layout_notes(path, where))
     return PairSource(
-        where, partial(_one_file, path, where, columns), (path,), (columns,), policy, notes=(note,)
+        where, partial(_one_file, path, where, columns), (path,), (columns,), policy, notes=notes
     )
 
 
@@ -109,14 +108,15 @@ def _dates() -> dict[str, PairSource]:
 def pair_columns(path: Path, where: str, fields: tuple[str, str] | None, policy: Policy) -> Columns:
     """Which columns or fields of a file are source and target. Raises Refused where that is not clear."""
     kind = file_kind(path)
-    if kind not in TABLES and kind not in JSON_LINES and not _has_tab(path, where, policy):
+    if kind not in RECORDS and not _has_tab(path, where, policy):
         raise Refused(
             f"{where}: one column of text, where pairs have two sides; name the file of the other side as "
             "data.target, or give a TSV, a CSV or JSON lines"
         )
-    line, first = first_rows(path, where, policy, 1)[0]
+    rows = first_rows(path, where, policy)
+    line, first = rows[0]
     if fields is not None:
-        return named_columns(first, fields, where)
+        return named_columns([row for _, row in rows], fields, where, _are_sides)
     if isinstance(first, dict):
         return _object_sides(first, where, line)
     return _table_sides(first, where, line, has_names=TABLES.get(kind) == ",")
@@ -147,13 +147,19 @@ def _table_sides(first: list[str], where: str, line: int, *, has_names: bool) ->
     names = header_names(first)
     for one, other in SIDES:
         if one in names and other in names:
+            refuse_twins(names, (one, other), where)
             return Columns(((names.index(one),), (names.index(other),)), (one, other), header=True)
     if len(first) == 2:
-        header = all(_is_language(name) for name in names) and names[0] != names[1]
+        header = _are_sides(names[0], names[1])
         if header or not has_names:
             labels = (names[0], names[1]) if header else UNNAMED
             return Columns(((0,), (1,)), labels, header)
     raise _unclear(first, where, line)
+
+
+def _are_sides(one: str, other: str) -> bool:
+    """Whether two cells of a first line name the sides: source and target, or two languages."""
+    return (one, other) in SIDES or one != other and _is_language(one) and _is_language(other)
 
 
 def _is_language(name: str) -> bool:

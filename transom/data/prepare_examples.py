@@ -131,7 +131,7 @@ def prepare_labelled(
     report = ExampleReport(train.name, "text")
     read = read_examples(train, validation, val_fraction, report, split_labelled)
     examples = read.examples
-    labels = classes_of(read, train.name)
+    labels = classes_of(read, train.name, report)
     refuse_unsplit(read, report)
     sides = {"text": [example.text for example in examples]}
     made = _tokenizer(tokenizer or train.tokenizer, read.texts(sides), vocab_size, frame)

@@ -20,11 +20,14 @@ from transom.data.example_split import held_out_groups, held_out_of_each, linked
 from transom.data.findings import Findings
 from transom.data.labelled import Labelled
 from transom.data.pairs import Pair
+from transom.data.textfile import controls_note, n_controls
 from transom.errors import Refused, nearest
 
 Example = TypeVar("Example", Pair, Labelled)
 Mask = npt.NDArray[np.bool_]
 
+_NO_LABEL = ("nan", "na", "n/a", "null", "none", "nil", "-")
+"""What tables write where they have no value."""
 MOST_LABELS = 0.5
 """More different labels than this share of the texts are no classes."""
 
@@ -76,8 +79,13 @@ def read_examples(
             report.faults[kind] = (count + fault.count, first)
     report.notes += train.notes
     digest = hashlib.sha256()
+    controls, first_control = 0, ""
     for example in examples:
+        if found := n_controls(example[0]) + n_controls(example[1]):
+            controls, first_control = controls + found, first_control or example.where
         digest.update("\0".join([example[0], example[1], ""]).encode())
+    if controls:
+        report.notes.append(controls_note(controls, first_control))
     return AllExamples(examples, held_out, n_own, digest.hexdigest())
 
 
@@ -103,7 +111,7 @@ def split_labelled(examples: list[Labelled], fraction: float) -> Mask:
     return held_out_of_each([example.label for example in examples], groups, fraction)
 
 
-def classes_of(read: AllExamples[Labelled], name: str) -> tuple[str, ...]:
+def classes_of(read: AllExamples[Labelled], name: str, report: ExampleReport) -> tuple[str, ...]:
     """The classes of the examples to learn from, sorted; Refused where they are no classes."""
     own = read.examples[: read.n_own]
     labels = sorted({example.label for example in own})
@@ -115,6 +123,11 @@ def classes_of(read: AllExamples[Labelled], name: str) -> tuple[str, ...]:
             f"{name}: {len(labels):,} different labels for {len(own):,} texts are no classes; name the right "
             "column with data.label"
         )
+    report.notes += [
+        f"'{printable(label)}' is taken for a class; where it says that there is none, remove those rows"
+        for label in labels
+        if label.lower() in _NO_LABEL
+    ]
     known = set(labels)
     for example in read.examples[read.n_own :]:
         if example.label not in known:

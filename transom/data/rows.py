@@ -1,31 +1,32 @@
-"""Rows of a file, each with its line: JSON lines, CSV and TSV, and plain lines; and the first few of them.
+"""Rows of a file, each with its line: JSON lines and arrays, CSV and TSV, Parquet; and the first few of them.
 
 The one idea: whoever wants values (a text field, a pair, a label) reads the same rows, with the same limits
-and the same refusals. CSV follows RFC 4180; TSV has no quoting, a tab is always a border. Blank lines are not
-rows. Read next: columns.
+and the same refusals. Blank lines are not rows. Read next: tables, json_rows, columns.
 """
 
 from __future__ import annotations
 
-import csv
 import itertools
-import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from transom.data.documents import printable
-from transom.data.findings import MAX_RECORD_BYTES, Findings, Policy
-from transom.data.textfile import SkippedFile, opened, read_lines, skip_record
+from transom.data.findings import Findings, Policy
+from transom.data.json_rows import array_items, begins_an_array, json_rows
+from transom.data.tables import TABLES, layout_of, table_rows
+from transom.data.textfile import SkippedFile, opened, skip_record
 from transom.errors import Refused, nearest
 
 Row = dict[str, Any] | list[str]
 """A JSON object, or the cells of a line of a table."""
 
-TABLES = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
-JSON_LINES = (".jsonl", ".ndjson")
+JSON = (".jsonl", ".ndjson", ".json")
+PARQUET = ".parquet"
+RECORDS = (*TABLES, *JSON, PARQUET)
+"""Files of rows by extension."""
 
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 _TYPE_NAMES = {dict: "an object", list: "a list", int: "a number", float: "a number", bool: "true or false"}
@@ -56,87 +57,63 @@ def readable_file(path: Path, instead: str) -> str:
     return name
 
 
-def plain_lines(stream: BinaryIO, where: str, findings: Findings) -> Iterator[tuple[int, str]]:
-    """Yield (line number, text without its line end) of every line, blank ones too."""
-    for line, text in read_lines(stream, where, findings):
-        yield line, text.rstrip("\r\n")
+def rows_of(
+    path: Path, where: str, findings: Findings, fields: Sequence[str] = ()
+) -> Iterator[tuple[int, Row]]:
+    """Yield (line, row) of a file: objects of JSON or Parquet, else a table's cells (tabs, but for .csv).
 
-
-def json_rows(stream: BinaryIO, where: str, findings: Findings) -> Iterator[tuple[int, Any]]:
-    """Yield (line number, value) of one JSON value a line."""
-    for line, text in read_lines(stream, where, findings):
-        if not text.strip():
-            continue
-        try:
-            yield line, json.loads(text)
-        except (ValueError, RecursionError) as error:
-            says = f"not a JSON object on one line ({json_fault(error)})"
-            skip_record(findings, "broken JSON", where, line, says)
-
-
-def json_fault(error: Exception) -> str:
-    """What is wrong with a piece of JSON, in words."""
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at column {error.colno}"
-    return "nested too deeply" if isinstance(error, RecursionError) else "a number is too long"
-
-
-def table_rows(
-    stream: BinaryIO, where: str, delimiter: str, findings: Findings
-) -> Iterator[tuple[int, list[str]]]:
-    """Yield (first line, cells) of every row of a table; all are as wide as the first, a header like any."""
-    cells = _tab_rows if delimiter == "\t" else _comma_rows
-    width = 0
-    for line, row in cells(stream, where, findings):
-        width = width or len(row)
-        if len(row) == width:
-            yield line, row
-        else:
-            says = f"the row has {len(row)} columns where the first has {width}"
-            skip_record(findings, "rows of another width", where, line, says)
-
-
-def _tab_rows(stream: BinaryIO, where: str, findings: Findings) -> Iterator[tuple[int, list[str]]]:
-    for line, text in plain_lines(stream, where, findings):
-        if text:
-            yield line, text.split("\t")
-
-
-def _comma_rows(stream: BinaryIO, where: str, findings: Findings) -> Iterator[tuple[int, list[str]]]:
-    csv.field_size_limit(MAX_RECORD_BYTES)
-    line = 0
-
-    def lines() -> Iterator[str]:
-        nonlocal line
-        for number, text in read_lines(stream, where, findings):
-            line = number
-            yield text
-
-    reader = csv.reader(lines(), strict=True)
-    while True:
-        start = line + 1
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise Refused(f"{where}:{start}: not valid CSV ({error}); is a quote left open?") from None
-        if row:
-            yield start, row
-
-
-def rows_of(path: Path, where: str, findings: Findings) -> Iterator[tuple[int, Row]]:
-    """Yield (line, row) of a file: objects of JSON lines, else the cells of a table (tabs, but for .csv)."""
+    `fields` are those that matter, where they are known: of Parquet only these are read.
+    """
+    kind = file_kind(path)
+    if kind == PARQUET:
+        yield from _parquet_rows(path, where, fields)
+        return
+    if kind not in JSON:
+        layout = layout_of(path, kind, where)
+        with opened(path, where) as stream:
+            yield from table_rows(stream, where, layout, findings)
+        return
+    is_array = kind == ".json" and begins_an_array(path, where)
     with opened(path, where) as stream:
-        if file_kind(path) not in JSON_LINES:
-            yield from table_rows(stream, where, TABLES.get(file_kind(path), "\t"), findings)
-            return
-        for line, value in json_rows(stream, where, findings):
+        records = array_items if is_array else json_rows
+        for line, value in records(stream, where, findings):
             if isinstance(value, dict):
                 yield line, value
             else:
-                says = 'the record is no object such as {"text": "..."}'
+                says = f'the record is {type_name(value)}, not an object such as {{"text": "..."}}'
                 skip_record(findings, "records that are no object", where, line, says)
+
+
+def _parquet_rows(path: Path, where: str, fields: Sequence[str]) -> Iterator[tuple[int, Row]]:
+    """Yield (number, row) of a Parquet file, read a thousand at a time (extra: pyarrow)."""
+    try:
+        import pyarrow as arrow
+        from pyarrow import parquet
+    except ImportError:
+        raise Refused(f"{where}: Parquet needs pyarrow: pip install 'transom[data]'") from None
+    try:
+        with parquet.ParquetFile(path) as table:
+            names = table.schema_arrow.names
+            refuse_twins(names, fields or names, where)
+            # Without fields the first record decides which are meant, so read all.
+            columns = list(fields) if fields and set(fields) <= set(names) else None
+            batches = table.iter_batches(1000, columns=columns)
+            yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
+    except (arrow.ArrowException, OSError) as error:
+        raise Refused(f"{where}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
+
+
+def refuse_twins(names: Sequence[str], wanted: Iterable[str], where: str) -> None:
+    """Raise Refused where two columns have one name that is wanted: nobody knows which is meant."""
+    for name in wanted:
+        if names.count(name) > 1:
+            raise Refused(f"{where}:1: {names.count(name)} columns are named '{printable(name)}'; rename one")
+
+
+def layout_notes(path: Path, where: str) -> tuple[str, ...]:
+    """What a person should know of how a file's rows are written."""
+    kind = file_kind(path)
+    return layout_of(path, kind, where).notes if kind in TABLES else ()
 
 
 def first_rows(path: Path, where: str, policy: Policy, n: int = 1000) -> list[tuple[int, Row]]:

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from transom.data.columns import Columns, value_at
+from transom.data.columns import SIDES, Columns, value_at
 from transom.data.dates import DATES
 from transom.data.documents import printable
 from transom.data.labelled import is_fasttext, label_columns, looks_like_labels
-from transom.data.pairs import SIDES, UNNAMED, pair_columns
-from transom.data.rows import JSON_LINES, TABLES, file_kind, first_rows
+from transom.data.pairs import UNNAMED, pair_columns
+from transom.data.rows import RECORDS, file_kind, first_rows
 from transom.data.stdlib_labels import STDLIB_LABELS
 from transom.data.textfile import SkippedFile
 from transom.errors import Refused
@@ -48,7 +48,7 @@ def guess_task(source: str, target: str | None = None) -> tuple[Task, str]:
 def _file_task(path: Path, where: str) -> tuple[Task, str] | None:
     if is_fasttext(path, where, "skip"):
         return "classify", f"every line of {where} begins with a label"
-    if file_kind(path) not in TABLES and file_kind(path) not in JSON_LINES:
+    if file_kind(path) not in RECORDS:
         return "lm", f"{where} is running text"
     sides = _found(lambda: pair_columns(path, where, None, "skip"))
     labels = _found(lambda: label_columns(path, where, None, None, "skip"))

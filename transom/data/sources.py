@@ -14,7 +14,6 @@ import hashlib
 import os
 import re
 import shutil
-import sys
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator
@@ -23,10 +22,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from transom.data.documents import Document, in_parts, printable
+from transom.data.documents import Document, divided, in_parts, printable
 from transom.data.findings import Findings, Policy, as_policy
-from transom.data.records import csv_file, hub_rows, json_file, json_lines, parquet_file
-from transom.data.rows import file_kind, readable_file
+from transom.data.lines import standard_input
+from transom.data.records import hub_rows, json_lines, record_file
+from transom.data.rows import RECORDS, file_kind, readable_file
 from transom.data.samples import STDLIB, stdlib_files
 from transom.data.textfile import SkippedFile, opened, read_text
 from transom.errors import Refused
@@ -35,28 +35,23 @@ Reader = Callable[[Path, str, str | None, Findings], Iterator[Document]]
 
 
 def text_file(path: Path, where: str, _field: str | None, findings: Findings) -> Iterator[Document]:
-    """A text, code or Markdown file: one document."""
+    """A text, code or Markdown file: one document, or those between its lines `<|endoftext|>`."""
 
     def pieces() -> Iterator[str]:
         with opened(path, where) as stream:
             yield from read_text(stream, where, findings)
 
-    stream = pieces()
-    first = next((piece for piece in stream if piece), None)
-    if first is None:
-        findings.n_empty += 1
-        return
-    yield Document(where, 1, in_parts(chain([first], stream), findings.rough_cut))
+    n_documents = 0
+    for line, stream in divided(pieces(), findings.division):
+        head: list[str] = []
+        for piece in stream:
+            head.append(piece)
+            if piece.strip():
+                n_documents += 1
+                yield Document(where, line, in_parts(chain(head, stream), findings.rough_cut))
+                break
+    findings.n_empty += not n_documents
 
-
-RECORD_READERS: dict[str, Reader] = {
-    ".jsonl": json_lines,
-    ".ndjson": json_lines,
-    ".csv": csv_file,
-    ".tsv": csv_file,
-    ".parquet": parquet_file,
-}
-"""Files of records by extension; .json counts as one when it is named itself or a field is given."""
 
 _NOT_TEXT = frozenset(
     re.findall(
@@ -195,7 +190,8 @@ def _spooled_input(has_field: bool) -> Entry:
     folder = Path(tempfile.mkdtemp(prefix="transom-input-"))
     path, digest = folder / "standard-input", hashlib.sha256()
     with open(path, "wb") as spool:
-        while chunk := sys.stdin.buffer.read(1 << 20):
+        stdin = standard_input()
+        while chunk := stdin.read(1 << 20):
             digest.update(chunk)
             spool.write(chunk)
     entry = Entry(path, "standard input", json_lines if has_field else text_file, digest.hexdigest())
@@ -227,7 +223,7 @@ def _from_path(path: Path, field: str | None, policy: Policy) -> Source:
     kind = file_kind(path)
     if kind in _NOT_TEXT:
         raise Refused(f"{name}: not a text file; give text, JSONL, CSV or Parquet")
-    reader = json_file if kind == ".json" else RECORD_READERS.get(kind, text_file)
+    reader = record_file if kind in RECORDS else text_file
     return Source(name, [Entry(path, name, reader)], field, policy)
 
 
@@ -237,7 +233,7 @@ def _from_folder(root: Path, name: str, field: str | None, policy: Policy) -> So
     left_out: dict[str, int] = {}
     for path in _files(root, left_out):
         kind = file_kind(path)
-        is_records = kind in RECORD_READERS or (field is not None and kind == ".json")
+        is_records = kind in RECORDS and (field is not None or kind != ".json")
         if field is not None:
             reason = None if is_records else "files without fields"
         elif is_records:
@@ -249,7 +245,7 @@ def _from_folder(root: Path, name: str, field: str | None, policy: Policy) -> So
         else:
             reason = "binary files" if kind in _NOT_TEXT or _looks_binary(path) else None
         if reason is None:
-            reader = (RECORD_READERS | {".json": json_file})[kind] if field is not None else text_file
+            reader = record_file if field is not None else text_file
             entries.append(Entry(path, printable(path), reader))
         else:
             left_out[reason] = left_out.get(reason, 0) + 1

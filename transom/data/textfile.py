@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,11 @@ from transom.data.findings import MAX_RECORD_BYTES, Findings
 from transom.errors import Refused
 
 CHUNK_BYTES = 1 << 19
+_LINES = re.compile(rb"[^\n]*\n|[^\n]+")
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
+_CONTROLS = re.compile("[\x80-\x9f]")
+_UNDECODED = range(0xDC80, 0xDD00)
+"""Bytes 0x80 to 0xff as Python holds them where it met them outside of UTF-8 (arguments, names of files)."""
 
 # UTF-32 before UTF-16: the little-endian mark of one begins with the mark of the other.
 _FOREIGN_MARKS = (
@@ -49,6 +55,12 @@ def opened(path: Path, where: str) -> Iterator[BinaryIO]:
         ) from None
     except OSError as error:
         raise Refused(f"{where}: cannot be read ({error.strerror or error})") from None
+
+
+def head_of(path: Path, where: str, size: int = CHUNK_BYTES) -> bytes:
+    """The first bytes of a file, without the byte-order mark of UTF-8, from which its layout is told."""
+    with opened(path, where) as stream:
+        return stream.read(size).removeprefix(codecs.BOM_UTF8)
 
 
 def without_mark(head: bytes, where: str, findings: Findings) -> bytes:
@@ -111,7 +123,7 @@ def _decode(data: bytes, where: str, line: int, offset: int, findings: Findings)
 def _bad_chunk(data: bytes, where: str, line: int, offset: int, findings: Findings) -> str:
     """The text of a chunk that holds bad bytes, by the policy: refused, without its bad lines, or mended."""
     kept: list[str] = []
-    for row in data.splitlines(keepends=True):
+    for row in _LINES.findall(data):
         fault = bad_byte(row)
         if fault is None:
             kept.append(row.decode())
@@ -136,8 +148,9 @@ def bad_byte(data: bytes) -> tuple[int, str, str] | None:
         codecs.utf_8_decode(data, "strict", True)
     except UnicodeDecodeError as error:
         if nul < 0 or error.start < nul:
-            says = f"(0x{data[error.start]:02x}) is not UTF-8; convert the file (iconv -f latin1 -t utf-8)"
-            return error.start, "bad UTF-8", says
+            # Windows-1252 is Latin-1 where that has letters, and quotes and dashes where it has controls.
+            fix = "convert the file (iconv -f windows-1252 -t utf-8)"
+            return error.start, "bad UTF-8", f"(0x{data[error.start]:02x}) is not UTF-8; {fix}"
     return (
         None if nul < 0 else (nul, "NUL bytes", "is NUL, which text does not hold; remove it (tr -d '\\000')")
     )
@@ -179,6 +192,39 @@ def read_lines(stream: BinaryIO, where: str, findings: Findings) -> Iterator[tup
         else:
             findings.n_records += 1
             findings.n_skipped_records += 1
+
+
+def plain_lines(stream: BinaryIO, where: str, findings: Findings) -> Iterator[tuple[int, str]]:
+    """Yield (line number, text without its line end) of every line, blank ones too.
+
+    A line ends in LF or CR LF, as for every other program; U+2028, NEL, form feed and a lone CR are text.
+    """
+    for line, text in read_lines(stream, where, findings):
+        yield line, text[:-1].removesuffix("\r") if text.endswith("\n") else text
+
+
+def controls_note(n: int, first: str) -> str:
+    """What to say of control characters U+0080 to U+009F in a text, met first at a place."""
+    what = f"{n:,} control character{'s' * (n > 1)} from U+0080 to U+009F (first at {first})"
+    return (
+        f"{what}: Windows-1252 that was read as Latin-1? Convert the first file again (iconv -f windows-1252)"
+    )
+
+
+def n_controls(text: str) -> int:
+    """How many control characters of the C1 set a text holds: the marks of Windows-1252 read as Latin-1."""
+    return 0 if text.isascii() else len(_CONTROLS.findall(text))
+
+
+def not_text(text: str) -> str | None:
+    """What of a string is no text, in words: half of a surrogate pair, or a byte that is not UTF-8."""
+    half = None if text.isascii() else _HALF_PAIR.search(text)
+    if half is None:
+        return None
+    code, at = ord(half[0]), half.start()
+    if code in _UNDECODED:
+        return f"character {at} is the byte 0x{code - 0xDC00:02x}, which is not UTF-8; write it in UTF-8"
+    return f"character {at} is half of a surrogate pair, which is not text; remove it"
 
 
 def skip_record(findings: Findings, kind: str, where: str, line: int, says: str) -> None:

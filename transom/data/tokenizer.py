@@ -4,16 +4,17 @@ folders.
 The one idea: content is never control. Control tokens exist as ids only; a text that spells one is encoded
 like any other text, and decoding writes nothing for them. Added tokens that are not special, such as <url> or
 <tool_call>, are words: read and written as `transformers` reads and writes them. Read next: vocabulary,
-tokenizer_json, decoding, words, tokens.
+tokenizer_files, tokenizer_json, decoding, words, tokens.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from tokenizers import Tokenizer as Backend
 
 from transom.data.decoding import Spelling, StreamDecoder
 from transom.data.documents import PART_CHARACTERS, in_parts, printable
+from transom.data.tokenizer_files import read_tokenizer
 from transom.data.tokenizer_json import (
     cuts_show,
     hide,
@@ -29,7 +31,6 @@ from transom.data.tokenizer_json import (
     is_gpt2_rule,
     mark_control,
     markers,
-    special_tokens,
     vocabulary_kind,
 )
 from transom.data.vocabulary import (
@@ -52,7 +53,6 @@ Ids = npt.NDArray[np.uint32]
 
 _LARGE_CHARACTERS = 1 << 16
 _REPLACEMENT = "\ufffd".encode()
-_MAX_JSON_BYTES = 256 << 20
 
 
 class Tokenizer:
@@ -65,7 +65,8 @@ class Tokenizer:
         self.hash = hashlib.sha256(json_text.encode("utf-8", "surrogatepass")).hexdigest()
         try:
             spec = json.loads(json_text)
-            self._control = mark_control(spec, config)
+            self.control = mark_control(spec, config)
+            """Control tokens by id: no text becomes one, and they write nothing."""
             self._markers = markers(spec)
             self.backend = Backend.from_str(json.dumps(spec))
         except Exception as error:  # the Rust library raises bare Exception
@@ -80,7 +81,7 @@ class Tokenizer:
             self.kind in ("bytes", "chars") or is_byte_level_regex(spec)
         )
         """Whether parts of a document, encoded alone, give the ids of the whole (see documents)."""
-        self._own_rules = len(self._control) == len(spec["added_tokens"])  # no added word is to be found
+        self._own_rules = len(self.control) == len(spec["added_tokens"])  # no added word is to be found
         self._by_words = self._own_rules and self.kind == "bpe" and is_gpt2_rule(spec)
         self.vocab_size = 1 + max(self.backend.get_vocab(with_added_tokens=True).values())
         self.eos_id = self._special("eos_token")
@@ -133,10 +134,10 @@ class Tokenizer:
     def _of_content(self) -> Backend:
         """What texts are encoded with: the backend, or a copy whose control tokens no text can spell."""
         unknown = json.loads(self.json_text)["model"].get("unk_id")
-        for number, text in self._control.items():
+        for number, text in self.control.items():
             if number != unknown and number in self.backend.encode(text, add_special_tokens=False).ids:
                 spec = json.loads(self.json_text)
-                hide(spec, self._control)
+                hide(spec, self.control)
                 return Backend.from_str(json.dumps(spec))
         return self.backend
 
@@ -155,15 +156,15 @@ class Tokenizer:
 
     @property
     def control_ids(self) -> frozenset[int]:
-        """The tokens that no text becomes and that write nothing."""
-        return frozenset(self._control)
+        """The ids of control tokens."""
+        return frozenset(self.control)
 
     @property
     def reserved(self) -> dict[int, str]:
         """Control tokens and markers such as <think> or <tool_call>: what in a conversation only the template
         writes.
         """
-        return self._control | self._markers
+        return self.control | self._markers
 
     @cached_property
     def frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -216,17 +217,28 @@ class Tokenizer:
 
     # Ids to text
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids; control tokens write nothing, bytes that are not UTF-8 become U+FFFD."""
-        decoder = self.decoder()
+    def decode(self, ids: Iterable[int], *, after: Iterable[int] = (), spaced: bool = False) -> str:
+        """The text of ids; control tokens write nothing, bytes that are not UTF-8 become U+FFFD.
+
+        after, spaced: as for `decoder`.
+        """
+        decoder = self.decoder(after, spaced=spaced)
         return "".join([*map(decoder.push, ids), decoder.finish()])
 
-    def decoder(self, after: Iterable[int] = (), *, spaced: bool = False) -> StreamDecoder:
+    def decoder(
+        self,
+        after: Iterable[int] = (),
+        *,
+        spaced: bool = False,
+        markers: Mapping[int, str] = MappingProxyType({}),
+    ) -> StreamDecoder:
         """A decoder for ids that come one by one, as a text of its own or going on from what `after` writes.
 
-        spaced: the space before the first word is written already (`encode_prompt`).
+        spaced: the space before the first word is written already (`encode_prompt`). markers: control tokens
+        that are written all the same.
         """
-        return StreamDecoder(self.spelling, begun=any(map(self.spelling.speaks, after)), spaced=spaced)
+        begun = any(map(self.spelling.speaks, after))
+        return StreamDecoder(self.spelling, begun=begun, spaced=spaced, markers=markers)
 
     def encode_prompt(self, text: str) -> tuple[list[int], frozenset[int] | None]:
         """Text to be gone on from: its ids, and the tokens that may come first (None: any).
@@ -273,7 +285,7 @@ class Tokenizer:
         names: dict[str, None] = {}
         for number, data in enumerate(self.spelling.within):
             own = self.backend.id_to_token(number) or ""
-            candidates = (self._control.get(number) or _readable(data), own, f"{own}<{number}>")
+            candidates = (self.control.get(number) or _readable(data), own, f"{own}<{number}>")
             names[next(name for name in candidates if name and name not in names)] = None
         return list(names)
 
@@ -281,7 +293,7 @@ class Tokenizer:
     def spelling(self) -> Spelling:
         """For every id the bytes it writes."""
         vocab = self.backend.get_vocab(with_added_tokens=True).items()
-        tokens = {number: token for token, number in vocab if number not in self._control}
+        tokens = {number: token for token, number in vocab if number not in self.control}
         if self.kind == "other":
             return Spelling.of_rules(self.backend, tokens, self.vocab_size)
         spelled = str.encode if self.kind == "chars" else spelled_bytes
@@ -316,20 +328,8 @@ class Tokenizer:
         broken.
         """
         folder = Path(folder)
-        path = folder / "tokenizer.json"
-        where = printable(path)
-        if not path.is_file():
-            raise Refused(
-                f"{where}: no such file; a model folder needs one (transformers writes it with "
-                "AutoTokenizer.from_pretrained(...).save_pretrained(...))"
-            )
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise Refused(f"{where}: larger than {_MAX_JSON_BYTES >> 20} MB; this is no tokenizer")
-        try:
-            text = path.read_bytes().decode()
-        except UnicodeDecodeError as error:
-            raise Refused(f"{where}: byte {error.start} is not UTF-8; the file is damaged") from None
-        return cls(text, special_tokens(folder), where)
+        text, config = read_tokenizer(folder)
+        return cls(text, config, printable(folder / "tokenizer.json"))
 
 
 def _readable(data: bytes) -> str:

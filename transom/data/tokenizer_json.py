@@ -1,4 +1,4 @@
-"""What the files of a tokenizer say: which tokens are control, how words are split, which tokens are named.
+"""What a tokenizer.json says: which tokens are control, and how words are split.
 
 The one idea: rules are told from the structure of tokenizer.json, never from a family's name. Read next:
 tokenizer.
@@ -6,16 +6,12 @@ tokenizer.
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from transom.data.documents import printable
 from transom.data.vocabulary import UNKNOWN
-from transom.errors import Refused
 
 _MARKER_SHAPE = re.compile(r"<.*>|\[.*\]")
 _NAMED = ("eos_token", "bos_token", "pad_token", "mask_token", "unk_token", "sep_token", "cls_token")
@@ -128,37 +124,6 @@ def is_gpt2_rule(spec: dict[str, Any]) -> bool:
     return bool(own) and spec.get("normalizer") is None and not spec["model"].get("dropout")
 
 
-def special_tokens(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json, with special tokens it does not name taken from the folder's other files."""
-    config = _json_object(folder / "tokenizer_config.json")
-    names = ("eos_token", "bos_token", "pad_token", "mask_token")
-    fallback = _json_object(folder / "special_tokens_map.json")
-    template = folder / "chat_template.jinja"
-    if template.is_file():
-        config.setdefault("chat_template", template.read_text("utf-8"))
-    for name in names:
-        if not config.get(name) and fallback.get(name):
-            config[name] = fallback[name]
-    for path in (folder / "generation_config.json", folder / "config.json"):
-        ids = _json_object(path)
-        for name in names:
-            if not config.get(name) and ids.get(f"{name}_id") is not None:
-                config.setdefault(f"{name}_id", ids[f"{name}_id"])
-    return config
-
-
 def _content(token: Any) -> Any:
     """A named token's text, which some files wrap in an object."""
     return token.get("content") if isinstance(token, dict) else token
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise Refused(f"{printable(path)}: not valid JSON ({printable(str(error)[:120])})") from None
-    if not isinstance(value, dict):
-        raise Refused(f"{printable(path)}: holds no JSON object")
-    return value

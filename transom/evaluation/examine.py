@@ -23,6 +23,7 @@ from ..data.pairs import Pair
 from ..data.prepare_examples import prepare_labelled, prepare_pairs
 from ..errors import Refused
 from ..intervals import paired_bootstrap, wilson
+from ..output import write_whole
 from ..settings import TrainSettings, load
 from ..training.example_tasks import labelled_sources, longest, pair_sources
 from .baselines import TfidfLogistic, TranslationMemory, copy_source, majority
@@ -233,6 +234,4 @@ def _labelled(
 
 def _write(path: Path, report: Report) -> None:
     """Write the report, whole or not at all."""
-    temporary = path.with_name(f".tmp-{path.name}")
-    temporary.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, json.dumps(report.to_dict(), indent=1) + "\n")

@@ -12,7 +12,7 @@ import bisect
 import math
 from collections.abc import Collection, Iterator, Sequence
 from itertools import product
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,8 +21,12 @@ from transom.errors import Refused
 from transom.model.build import Model
 from transom.model.cache import Memory
 
+from .token_rules import Ruling, obey
+
 BLOCK = 256
 """Columns that `top` looks at together; see there."""
+
+EarlyStopping = bool | Literal["never"]
 
 Path = tuple["Path", int] | None
 """Tokens as a chain: the path before, and the last token. A step adds a link and copies nothing."""
@@ -62,16 +66,16 @@ class Sentence:
         *,
         beam: int = 4,
         length_penalty: float = 1.0,
-        exact: bool = False,
+        early_stopping: EarlyStopping = False,
         ends: Collection[int],
     ) -> None:
         """A search for a text of at most `max_tokens` that one of `ends` ends, `beam` beginnings at a time.
 
-        It is done when `beam` texts have ended and no open one beats the worst of them, judged by its score
-        as it stands (what `transformers` does by default) or, with `exact`, by the best that it could still
-        become at full length.
+        It is done when `beam` texts have ended and no open one beats the worst of them. early_stopping, as in
+        `transformers`: False judges an open text by its score as it stands, "never" by the best that it could
+        still become at full length, and with True no open one is waited for.
         """
-        self.max_tokens, self.beam, self.exact, self.ends = max_tokens, beam, exact, ends
+        self.max_tokens, self.beam, self.early_stopping, self.ends = max_tokens, beam, early_stopping, ends
         self.penalty, self.length, self.done = length_penalty, 0, False
         self.open = [Open(0.0, 0, None)]
         self.finished: list[Found] = []
@@ -113,22 +117,27 @@ class Sentence:
             return False
         if len(self.finished) < self.beam:
             return True
-        length = self.max_tokens if self.exact and self.penalty > 0 else self.length
+        if self.early_stopping is True:
+            return False
+        length = self.max_tokens if self.early_stopping == "never" and self.penalty > 0 else self.length
         return self.open[0].logprob / length**self.penalty > self.finished[-1].score
 
 
-def best_next(logits: Tensor, scores: Tensor, n: int) -> tuple[list[list[float]], list[list[int]]]:
+def best_next(
+    logits: Tensor, scores: Tensor, n: int, rulings: Sequence[Ruling] = ()
+) -> tuple[list[list[float]], list[list[int]]]:
     """The n likeliest continuations of each sentence: logits (S * W, V), scores (S, W) of its W beams.
 
-    -> their log-probabilities and which they are (beam * V + token), (S, n) each, best first. Overwrites
-    the logits.
+    rulings: what each row must obey, where there are rules; what is forbidden keeps its share of the
+    probability, as in `transformers`. -> log-probabilities and which they are (beam * V + token), (S, n)
+    each, best first.
     """
     vocab_size, width = logits.shape[1], scores.shape[1]
-    values, tokens = top(logits, min(n, vocab_size))
-    # log softmax of what may be chosen only; the logits are used up for it, which spares a copy of them.
-    likeliest = values[:, :1]
-    total = logits.sub_(likeliest).exp_().sum(-1, keepdim=True)
-    values = (values - likeliest - total.log() + scores.view(-1, 1)).view(len(scores), -1)
+    logprobs = logits.log_softmax(-1)
+    for row, ruling in enumerate(rulings):
+        obey(logprobs[row], ruling)
+    values, tokens = top(logprobs, min(n, vocab_size))
+    values = (values + scores.view(-1, 1)).view(len(scores), -1)
     beams = torch.arange(width, device=logits.device).repeat(len(scores))[:, None]
     choices = (tokens + beams * vocab_size).view(len(scores), -1)
     values, places = values.topk(min(n, values.shape[1]))

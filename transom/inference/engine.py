@@ -25,6 +25,7 @@ from .runner import Runner
 from .sampling_rows import FAILED, Place, RowLogprobs, SamplingRow, choose_rows, logprobs_rows
 from .scheduler import HEADROOM, Job, Scheduler, Turn
 from .speculative import n_kept
+from .token_rules import Ruling
 
 MOST_WAIT = 60
 """Seconds that a refused client is told to wait at most."""
@@ -78,6 +79,9 @@ class Engine:
             refuse=self._fail,
         )
         self._pool = runner.free_tokens()
+        silent = tokenizer.spelling.silent - tokenizer.control_ids
+        unnamed = [*sorted(silent), *range(tokenizer.vocab_size, runner.vocab_size)]
+        self._unnamed = torch.tensor([i for i in unnamed if i < runner.vocab_size], dtype=torch.int64)
         self._jobs: dict[Request, Job] = {}
         self._events: list[Event] = []
         self._n_submitted = self._n_steps = self._n_read = self._n_made = self._n_drafted = self._n_kept = 0
@@ -145,6 +149,7 @@ class Engine:
         return SamplingRow(
             request.params, vocab_size=self.runner.vocab_size, seed=request.seed, sample=request.sample,
             prompt=request.prompt, first=request.first, grammar=request.grammar,
+            ruling=request.ruling if request.rules is not None else None,
         )  # fmt: skip
 
     def _wait(self) -> int:
@@ -247,7 +252,7 @@ class Engine:
         places = [
             Place(job.sampling, tuple(job.drafts[:i])) for job in jobs for i in range(len(job.drafts) + 1)
         ]
-        tokens, wanted, slices = choose_rows(logits, places), [], []
+        tokens, wanted, slices = choose_rows(self._of_tokens(logits), places), [], []
         for job in jobs:
             begin = len(wanted)
             end = begin + len(job.drafts) + 1
@@ -258,6 +263,12 @@ class Engine:
             slices.append(slice(begin, kept))
         logprobs = logprobs_rows(logits, tokens, wanted)
         return [(job, tokens[of], logprobs[of]) for job, of in zip(jobs, slices, strict=True)]
+
+    def _of_tokens(self, logits: Tensor) -> Tensor:
+        """Logits (N, V) in which ids that are no token of the tokenizer are at -inf: none can be written."""
+        if not len(self._unnamed):
+            return logits
+        return logits.index_fill(-1, self._unnamed.to(logits.device), -math.inf)
 
     def _take(self, job: Job, tokens: list[int], logprobs: list[RowLogprobs | None]) -> None:
         """Give a request its next tokens; its row ends with them and with no draft that was wrong."""
@@ -274,20 +285,26 @@ class Engine:
             job.sampling.push(token)
             if job.ngrams is not None:
                 job.ngrams.push(token)
-            told.append(self._told(token, found))
+            text = self._push(request, token, found, told)
             if found is not None:
                 request.logprobs.append(told[-1])
-            piece += request.push(token)
+            piece += text
             if request.finish_reason is not None:
                 break
         self._tell(job, piece, told)
 
-    def _told(self, token: int, found: RowLogprobs | None) -> TokenLogprob:
-        spell = self.tokenizer.token
-        if found is None:
-            return TokenLogprob(token, spell(token), math.nan)
-        top = tuple(TokenLogprob(one, spell(one), value) for one, value in found.top)
-        return TokenLogprob(token, spell(token), found.logprob, top)
+    def _push(self, request: Request, token: int, found: RowLogprobs | None, told: list[TokenLogprob]) -> str:
+        """Give a request its next token, add what to tell of it to `told`; the text that is now certain."""
+        spell, writes, begun = self.tokenizer.token, request.decoder.writes, request.decoder.n_characters
+        data = b"" if token in request.ends else writes(token)
+        top = tuple(
+            TokenLogprob(one, spell(one), value, bytes=tuple(writes(one)))
+            for one, value in (() if found is None else found.top)
+        )
+        piece = request.push(token)
+        logprob, span = math.nan if found is None else found.logprob, (begun, request.decoder.reach)
+        told.append(TokenLogprob(token, spell(token), logprob, top, tuple(data), span))
+        return piece
 
     def _tell(self, job: Job, piece: str, told: Sequence[TokenLogprob]) -> None:
         self._n_made += len(told)
@@ -305,14 +322,25 @@ class Engine:
         for (_, beam, n_ends), group in groupby(ordered, key=lambda one: shape[one[0]]):
             members = list(group)
             scores = torch.tensor([[one.logprob for one in job.sentence.open] for job, _ in members])  # type: ignore[union-attr]
-            rows = _rows(logits, [i for _, places in members for i in places])
+            rows = self._of_tokens(_rows(logits, [i for _, places in members for i in places]))
             # So many that enough are left when the best ones end.
-            values, choices = best_next(rows, scores.to(rows.device), beam * (1 + n_ends))
+            rulings = self._rulings([job for job, _ in members])
+            values, choices = best_next(rows, scores.to(rows.device), beam * (1 + n_ends), rulings)
             for (job, _), value, choice in zip(members, values, choices, strict=True):
                 try:
                     self._grow(job, value, choice)
                 except Exception as error:
                     self._fail(job, error)
+
+    def _rulings(self, jobs: list[Job]) -> list[Ruling]:
+        """What every beginning of these searches must obey, in the order of their rows; empty: nothing."""
+        if all(job.request.rules is None for job in jobs):
+            return []
+        return [
+            job.request.ruling(row.tokens, len(row.tokens) - len(job.request.prompt)) or Ruling()
+            for job in jobs
+            for row in job.rows
+        ]
 
     def _grow(self, job: Job, values: list[float], choices: list[int]) -> None:
         """One step of one search: its beginnings take the rows of their parents, or forks of them."""
@@ -322,8 +350,9 @@ class Engine:
         if sentence.done:
             request.found = sentence.finished
             tokens = request.found[0].tokens
-            piece = "".join(map(request.push, tokens))
-            self._tell(job, piece, [self._told(token, None) for token in tokens])
+            told: list[TokenLogprob] = []
+            piece = "".join([self._push(request, token, None, told) for token in tokens])
+            self._tell(job, piece, told)
             return
         before, used = job.rows, set()
         job.rows = []

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol, cast, overload
 import torch
 from torch import Tensor
 
+from transom.checkpoint.generation import UNSAID, GenerationConfig
 from transom.data.tokenizer import Tokenizer
 from transom.errors import Refused
 from transom.model.build import Model
@@ -26,6 +27,7 @@ from .local import LocalEngine, cache_tokens, local_settings
 from .request import Completion, Event, Grammar, Request
 from .runner import TorchRunner
 from .sampling import SamplingParams
+from .token_rules import TokenRules
 
 DEFAULT_MAX_TOKENS = 128
 MAX_ROWS = 64
@@ -62,10 +64,20 @@ class Generator:
     """A decoder with its tokenizer, ready to write."""
 
     def __init__(
-        self, model: Model, tokenizer: Tokenizer, *, eos_ids: Sequence[int] = (), reason: str = ""
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        *,
+        eos_ids: Sequence[int] = (),
+        generation: GenerationConfig = UNSAID,
+        reason: str = "",
     ) -> None:
-        """A model in eval mode. `eos_ids` end a completion, or else the tokenizer's own end token does."""
+        """A model in eval mode. `eos_ids` end a completion, or else the tokenizer's own end token does.
+
+        generation: what its folder says of how it writes; a call's own settings come first.
+        """
         self.model, self.tokenizer, self.reason = model, tokenizer, reason
+        self.generation, self._rules = generation, TokenRules(generation)
         own_end = frozenset() if tokenizer.eos_id is None else frozenset([tokenizer.eos_id])
         self.eos_ids = frozenset(eos_ids) or own_end
         # What the folder's tokenizer puts before every text: a begin token (Llama, Mistral) or nothing.
@@ -88,24 +100,31 @@ class Generator:
         """Write on after one prompt, or after each of several; text or token ids.
 
         The settings are the fields of `SamplingParams`: max_tokens, temperature, top_k, top_p, min_p,
-        repetition_penalty, seed, stop, logprobs, ignore_eos and n. One prompt with n = 1 gives a Completion,
-        anything else a list, the n of the first prompt first. Raises Refused for what cannot be run.
+        repetition_penalty, seed, stop, logprobs, ignore_eos and n; what is left out is as the folder's
+        generation_config.json says. One prompt with n = 1 gives a Completion, anything else a list, the n of
+        the first prompt first. Raises Refused for what cannot be run.
         """
         prompts, several = self._prompts(prompt)
-        requests = self._requests(prompts, SamplingParams.of({"n": n, **settings}))
+        requests = self._requests(prompts, self.params({"n": n, **settings}))
         for _ in self._local.run(requests):
             pass
         completions = [request.completion() for request in requests]
         return completions if several or len(completions) > 1 else completions[0]
 
-    def stream(self, prompt: Prompt, **settings: Any) -> Stream:
-        """The text that `generate` gives for one prompt and the same settings, piece by piece."""
+    def stream(self, prompt: Prompt, *, continues: bool = True, **settings: Any) -> Stream:
+        """The text that `generate` gives for one prompt and the same settings, piece by piece; `continues` as
+        for `request`.
+        """
         prompts, several = self._prompts(prompt)
-        params = SamplingParams.of(settings)
+        params = self.params(settings)
         if several or params.n > 1:
             raise Refused("stream writes one completion of one prompt; generate writes several")
-        request = self._requests(prompts, params)[0]
+        request = self._requests(prompts, params, continues=continues)[0]
         return Stream(request, self._local.run([request]))
+
+    def params(self, settings: Mapping[str, Any]) -> SamplingParams:
+        """Settings by name, those left out as the folder says; raises Refused for one out of its limits."""
+        return SamplingParams.of({**self.generation.sampling, **settings})
 
     def engine(
         self,
@@ -125,6 +144,7 @@ class Generator:
         prompt: str | Sequence[int],
         params: SamplingParams,
         *,
+        continues: bool = True,
         begins: Sequence[int] = (),
         grammar: Compiled | None = None,
         scope: str = "",
@@ -133,16 +153,24 @@ class Generator:
     ) -> list[Request]:
         """The requests of one prompt, one for each of `params.n` answers, for an engine of this model.
 
-        begins: each answer begins with these tokens and goes on after them; they count as made. markers:
-        tokens without text of their own that stand in it by name. The rest is as for `Request`. Raises
-        Refused, with the numbers, where it does not fit.
+        continues: the answer's text goes on from the prompt's, so that the two are `decode` of all ids; a
+        message in a conversation is a text of its own. begins: each answer begins with these tokens and goes
+        on after them; they count as made. markers: tokens without text of their own that stand in it by name.
+        The rest is as for `Request`. Raises Refused, with the numbers, where it does not fit.
         """
         prompts, several = self._prompts(prompt)
         if several:
             raise Refused("a request has one prompt: text, or a list of token ids")
         self._check_known(begins, "the beginning of the answer")
         return self._requests(
-            prompts, params, begins=begins, grammar=grammar, scope=scope, id=id, markers=markers
+            prompts,
+            params,
+            continues=continues,
+            begins=begins,
+            grammar=grammar,
+            scope=scope,
+            id=id,
+            markers=markers,
         )
 
     @torch.no_grad()
@@ -200,6 +228,7 @@ class Generator:
         prompts: list[Start],
         params: SamplingParams,
         *,
+        continues: bool = True,
         begins: Sequence[int] = (),
         grammar: Compiled | None = None,
         scope: str = "",
@@ -208,6 +237,10 @@ class Generator:
     ) -> list[Request]:
         """One request for each prompt and sample; raises Refused with the numbers where one does not fit."""
         requests: list[Request] = []
+        # A control token writes nothing, so a stop that names one is not to be found in the text.
+        named = {stop.strip(): stop for stop in params.stop}
+        control = self.tokenizer.control.items()
+        stop_tokens = {number: named[name] for number, name in control if name in named}
         for i, (prompt, first) in enumerate(prompts):
             name = f"prompt {i}" if len(prompts) > 1 else "the prompt"
             max_tokens = self._max_tokens(len(prompt), params, len(begins), name)
@@ -221,11 +254,14 @@ class Generator:
                     seed=seed,
                     sample=sample,
                     eos_ids=self.eos_ids,
-                    decoder=self.tokenizer.decoder(),
-                    markers=markers,
+                    decoder=self.tokenizer.decoder(
+                        prompt if continues else (), spaced=first is not None, markers=markers
+                    ),
                     first=first,
                     begins=begins,
                     grammar=None if grammar is None else grammar.matcher(),
+                    stop_tokens=stop_tokens,
+                    rules=self._rules,
                     scope=scope,
                     id=id,
                 )
@@ -237,7 +273,9 @@ class Generator:
         """How many tokens an answer may have; raises Refused where they do not fit."""
         limit = self.model.config.max_len
         room = limit - n_prompt
-        max_tokens = params.max_tokens or min(n_begins + DEFAULT_MAX_TOKENS, max(room, 1))
+        most = self.generation.max_new_tokens or DEFAULT_MAX_TOKENS
+        most = min(n_begins + most, max(min(room, (self.generation.max_length or limit) - n_prompt), 1))
+        max_tokens = params.max_tokens or most
         if max_tokens > room:
             excess, ways = max_tokens - room, []
             if excess < n_prompt:

@@ -6,16 +6,19 @@ classifier, embedder, fill_mask.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from transom.checkpoint.generation import GENERATION, read_generation
 from transom.checkpoint.hub import resolve
-from transom.checkpoint.huggingface import load_config, load_generation, load_model
+from transom.checkpoint.huggingface import load_config, load_model
 from transom.checkpoint.sentence import load_max_tokens
 from transom.data.tokenizer import Tokenizer
 from transom.errors import Refused
@@ -24,6 +27,7 @@ from transom.model.build import build
 from transom.model.config import ModelConfig
 
 from .arithmetic import choose
+from .sampling import SamplingParams
 
 if TYPE_CHECKING:
     from .classifier import Classifier
@@ -42,6 +46,8 @@ HOMES = {
     ("encoder", "tokens"): ("fill_mask", "FillMask"),
 }
 """Kind and head of a model -> the file and the class of its job."""
+
+log = logging.getLogger(__name__)
 
 
 def load(
@@ -64,8 +70,32 @@ def load(
         n_parameters = build(config).n_parameters
     chosen, reason = choose(dtype, n_parameters, hardware, batched=config.kind != "decoder")
     tokenizer = Tokenizer.load(folder)
+    _check_fits(tokenizer, config, folder)
     model: Any = load_model(folder, dtype=chosen, device=hardware.device).eval()
     return made(model, tokenizer, reason=reason)
+
+
+def _check_fits(tokenizer: Tokenizer, config: ModelConfig, folder: Path) -> None:
+    """Raise Refused where a text could become a token that the model does not have.
+
+    Control tokens beyond the model (a padding token that was added, say) are let be: no text becomes one.
+    """
+    if tokenizer.vocab_size <= config.vocab_size:
+        return
+    written = {*chain(*tokenizer.frame), tokenizer.eos_id, tokenizer.bos_id, tokenizer.mask_id}
+    spare = tokenizer.control_ids - written
+    beyond = {
+        number: token
+        for token, number in tokenizer.backend.get_vocab(with_added_tokens=True).items()
+        if number >= config.vocab_size
+    }
+    if unfit := sorted(beyond.keys() - spare):
+        raise Refused(
+            f"{folder}: {beyond[unfit[0]]!r} is token {unfit[0]} of the tokenizer, but the model has"
+            f" {config.vocab_size} (0 to {config.vocab_size - 1}); they were not made for each other"
+        )
+    named = ", ".join(repr(beyond[number]) for number in sorted(beyond))
+    log.warning("%s: the model has no row for %s; what needs it is refused", folder, named[:200])
 
 
 def _job(config: ModelConfig, folder: Path) -> Callable[..., Loaded]:
@@ -77,4 +107,11 @@ def _job(config: ModelConfig, folder: Path) -> Callable[..., Loaded]:
     job = getattr(import_module(f".{home}", __package__), name)
     if config.head == "embed":
         return partial(job, max_tokens=load_max_tokens(folder, config))
-    return partial(job, eos_ids=load_generation(folder)["eos_token_id"]) if config.kind != "encoder" else job
+    if config.kind == "encoder":
+        return job
+    said = read_generation(folder, config.vocab_size, searches=config.kind == "encoder-decoder")
+    try:
+        SamplingParams.of(dict(said.sampling))
+    except Refused as refused:
+        raise Refused(f"{folder / GENERATION}: {refused}") from None
+    return partial(job, eos_ids=said.eos_token_id, generation=said)

@@ -8,36 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-from .beam import Found
+from transom.data.decoding import StreamDecoder
+
+from .beam import EarlyStopping, Found
 from .sampling import SamplingParams
 from .stop import StopMatcher
+from .token_rules import Ruling, TokenRules
 
 FinishReason = Literal["stop", "length", "abort", "error"]
-
-
-class TextDecoder(Protocol):
-    """Turns tokens into text piece by piece, whole characters only."""
-
-    def push(self, token: int, /) -> str: ...
-    def finish(self) -> str: ...
-
-
-class MarkedDecoder:
-    """A decoder that also tells some tokens which make no text, by name: markers that a reader looks for."""
-
-    def __init__(self, decoder: TextDecoder, markers: Mapping[int, str]) -> None:
-        self._decoder, self._markers = decoder, markers
-
-    def push(self, token: int, /) -> str:
-        return self._decoder.push(token) + self._markers.get(token, "")
-
-    def finish(self) -> str:
-        return self._decoder.finish()
 
 
 class Grammar(Protocol):
@@ -58,6 +40,10 @@ class TokenLogprob:
     text: str
     logprob: float
     top: tuple[TokenLogprob, ...] = ()
+    bytes: tuple[int, ...] = ()
+    """What it writes in its place; those of all tokens are the bytes of the text."""
+    span: tuple[int, int] = (0, 0)
+    """Which characters of the answer it writes or has a part in: from, to."""
 
 
 @dataclass(frozen=True)
@@ -120,29 +106,33 @@ class Request:
         seed: int,
         sample: int,
         eos_ids: Collection[int],
-        decoder: TextDecoder,
-        markers: Mapping[int, str] = MappingProxyType({}),
+        decoder: StreamDecoder,
         first: frozenset[int] | None = None,
         begins: Sequence[int] = (),
         source: list[int] | None = None,
         grammar: Grammar | None = None,
+        stop_tokens: Mapping[int, str] | None = None,
         beam: int = 1,
         length_penalty: float = 1.0,
-        exact: bool = False,
+        early_stopping: EarlyStopping = False,
+        rules: TokenRules | None = None,
         scope: str = "",
         id: str = "",
     ) -> None:
-        """markers: tokens that make no text of their own, and what they are told as. first: which tokens may
-        come first, each beginning with the prompt's last space; None: any.
+        """first: the tokens that may come first, each beginning with the prompt's last space; None: any.
 
-        begins: the answer begins with these tokens and goes on after them. source: what an encoder reads.
-        beam: how many beginnings a search keeps (length_penalty and exact: see `beam.Sentence`); 1 draws a
-        token at a time. scope: whose prefixes may be reused, and who shares fairly with whom.
+        decoder: writes the answer, after the prompt or as a text of its own. begins: the answer begins with
+        these tokens and goes on after them. stop_tokens: control tokens that end it, with their names, though
+        ends be ignored. source: what an encoder reads. beam: how many beginnings a search keeps
+        (length_penalty and early_stopping: see `beam.Sentence`); 1 draws a token at a time. rules: what the
+        folder forces and forbids. scope: whose prefixes may be reused, and who shares fairly with whom.
         """
         self.prompt, self.params, self.max_tokens = prompt, params, max_tokens
         self.seed, self.sample = seed, sample
         self.first, self.begins, self.source, self.grammar = first, list(begins), source, grammar
-        self.beam, self.length_penalty, self.exact = beam, length_penalty, exact
+        self.beam, self.length_penalty = beam, length_penalty
+        self.early_stopping: EarlyStopping = early_stopping
+        self.rules = rules if rules else None
         self.scope, self.id = scope, id
         self.tokens: list[int] = []
         self.logprobs: list[TokenLogprob] = []
@@ -150,9 +140,11 @@ class Request:
         """What a beam search ended with, the best first: that is the answer."""
         self.finish_reason: FinishReason | None = None
         self.error: Exception | None = None
-        self.ends = frozenset() if params.ignore_eos else frozenset(eos_ids)
-        self.markers = markers
-        self._decoder, self._matcher = MarkedDecoder(decoder, markers), StopMatcher(params.stop)
+        self._stop_tokens = dict(stop_tokens or {})
+        self.ends = frozenset(self._stop_tokens) | (frozenset() if params.ignore_eos else frozenset(eos_ids))
+        self.decoder, self._matcher = decoder, StopMatcher(params.stop)
+        self.given_text = decoder.text(self.begins)
+        """The text of what it begins with."""
         self._pieces: list[str] = []
 
     @property
@@ -160,18 +152,20 @@ class Request:
         """The next token, where it is not to be chosen."""
         return self.begins[len(self.tokens)] if len(self.tokens) < len(self.begins) else None
 
+    def ruling(self, tokens: Sequence[int], n_made: int) -> Ruling | None:
+        """What the folder's rules say of the token after these, the last `n_made` of which are new."""
+        return None if self.rules is None else self.rules.at(tokens, n_made, self.max_tokens, self.ends)
+
     def push(self, token: int) -> str:
         """Take the next token, which its grammar has taken; return the text that became certain with it."""
         self.tokens.append(token)
         ended = token in self.ends
-        text = "" if ended else self._decoder.push(token)
-        if self.first is not None and len(self.tokens) == 1:
-            text = text.removeprefix(" ")  # the prompt has written it already
+        text = "" if ended else self.decoder.push(token)
         piece = self._matcher.push(text)
         ended = ended or (self.grammar is not None and self.grammar.finished)
         if ended or len(self.tokens) == self.max_tokens:
             self.finish_reason = "stop" if ended else "length"
-            piece += self._matcher.push(self._decoder.finish()) + self._matcher.finish()
+            piece += self._matcher.push(self.decoder.finish()) + self._matcher.finish()
         if self._matcher.found is not None:
             self.finish_reason = "stop"
         self._pieces.append(piece)
@@ -185,6 +179,8 @@ class Request:
     @property
     def stop_string(self) -> str | None:
         """The stop string that ended it, if one did."""
+        if self._matcher.found is None and self.finish_reason == "stop" and self.tokens:
+            return self._stop_tokens.get(self.tokens[-1])
         return self._matcher.found
 
     def completion(self) -> Completion:

@@ -33,11 +33,14 @@ PIECE = 512  # tokens of a row that are summed first
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """What a request asks of the sampler; a value out of its limits raises Refused."""
+    """What a request asks of the sampler; a value out of its limits raises Refused.
+
+    A Generator takes what a call leaves out from its folder's generation_config.json, then from here.
+    """
 
     max_tokens: int | None = None
     """Most tokens to make, the end token included. None: 128, or what the model's length leaves, if less."""
-    temperature: float = 0.8
+    temperature: float = 1.0
     """Divides the logits; 0 takes the likeliest token every time."""
     top_k: int | None = None
     """Draw only from the k likeliest tokens."""

@@ -1,15 +1,15 @@
 """The next token of every row of a batch, each row with its own settings.
 
-The one idea: what differs from row to row is small. Penalties, bias and grammar touch a few logits of one
-row; then rows with equal temperature and filters are chosen from together. A row's token is a pure function
-of its logits, settings, history, seed and step, so a drafted token is right exactly when it is the token
-that would have been chosen in its place (`Place.drafted`). Read next: speculative, structured.
+The one idea: what differs from row to row is small. Penalties, rules, bias and grammar touch a few logits of
+one row; then rows with equal temperature and filters are chosen from together. A row's token is a pure
+function of its logits, settings, history, seed and step, so a drafted token is right exactly when it is the
+token that would have been chosen in its place (`Place.drafted`). Read next: speculative, structured.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor
 from transom.errors import Refused
 
 from .sampling import SamplingParams, choose, top_logprobs, uniform
+from .token_rules import Ruling, obey
 
 FAILED = -1
 """In place of a token: the row's logits are not finite, or nothing in them is allowed."""
@@ -45,14 +46,17 @@ class SamplingRow:
         prompt: Sequence[int] = (),
         first: frozenset[int] | None = None,
         grammar: Constraint | None = None,
+        ruling: Callable[[Sequence[int], int], Ruling | None] | None = None,
     ) -> None:
-        """`first`: the tokens that may come first (None: any), unless a grammar says what may.
+        """`first`: the tokens that may come first (None: any), unless a grammar says what may. ruling: what
+        the folder's rules say after the prompt and what was made, given both and the number made.
 
         Raises Refused for a bias on a token that is not in the vocabulary.
         """
         self.params, self.seed, self.sample = params, seed, sample
         self.first, self.grammar = first if grammar is None else None, grammar
         self.n_made = 0
+        self._ruling, self._tokens = ruling, [] if ruling is None else list(prompt)
         bias = dict(params.logit_bias)
         if bias and max(bias) >= vocab_size:
             raise Refused(
@@ -68,6 +72,8 @@ class SamplingRow:
     def push(self, token: int) -> None:
         """Take the token that was chosen; the grammar, if there is one, moves on too."""
         self.n_made += 1
+        if self._ruling is not None:
+            self._tokens.append(token)
         if self._history is not None:
             self._history.push(token)
         if self.grammar is not None:
@@ -82,10 +88,11 @@ class SamplingRow:
     def changes(self, drafted: Sequence[int]) -> bool:
         """Whether any logit of this row is touched before temperature and filters."""
         opening = self.first is not None and self.n_made + len(drafted) == 0
-        return self._penalized or len(self.bias) > 0 or self.grammar is not None or opening
+        ruled = self._ruling is not None or self.grammar is not None
+        return self._penalized or len(self.bias) > 0 or ruled or opening
 
     def adjusted(self, logits: Tensor, drafted: Sequence[int]) -> Tensor:
-        """Logits (V,) after penalties, bias, first token and grammar, as if `drafted` had been made: (V,)."""
+        """(V,) after penalties, rules, bias, first token and grammar, as if `drafted` had been made."""
         logits, device = logits.clone(), logits.device
         if self._history is not None:
             ids, counts = (x.to(device) for x in self._history.after(drafted))
@@ -94,6 +101,9 @@ class SamplingRow:
                 values = torch.where(values < 0, values * penalty, values / penalty)
             values -= self.params.frequency_penalty * counts + self.params.presence_penalty * (counts > 0)
             logits[ids] = values
+        if self._ruling is not None:
+            ruling = self._ruling([*self._tokens, *drafted], self.n_made + len(drafted))
+            obey(logits, ruling or Ruling())
         if len(self.bias):
             logits[self.bias_ids.to(device)] += self.bias.to(device)
         if self.first is not None and self.n_made + len(drafted) == 0:

@@ -44,7 +44,7 @@ class Job:
         if request.beam > 1:
             self.sentence = Sentence(
                 request.max_tokens, beam=request.beam, length_penalty=request.length_penalty,
-                exact=request.exact, ends=request.ends,
+                early_stopping=request.early_stopping, ends=request.ends,
             )  # fmt: skip
 
     @property

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from transom.data.lines import split_lines
+from transom.data.textfile import not_text
 from transom.data.tokenizer import Ids, Tokenizer
 from transom.errors import Refused
 
@@ -45,29 +47,50 @@ def as_list(texts: Any, what: str = "text") -> tuple[list[str], bool]:
     return list(texts), True
 
 
+def lines_of(texts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The lines of texts that hold any letters, and what to call each: which text, which line."""
+    lines, names = [], []
+    for place, text in enumerate(texts):
+        own = split_lines(text)
+        for number, line in enumerate(own, start=1):
+            if line.strip():
+                lines.append(line)
+                names.append(_name(place, texts) + (f", line {number}," if len(own) > 1 else ""))
+    return lines, names
+
+
 def framed(
-    tokenizer: Tokenizer, texts: Sequence[str], max_len: int, *, cut: bool = False, blank: bool = False
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    max_len: int,
+    *,
+    cut: bool = False,
+    blank: bool = False,
+    names: Sequence[str] | None = None,
 ) -> list[Ids]:
     """The ids of texts as the folder frames them; text that spells a control token stays text.
 
-    Raises Refused, by number, for a blank text, of which nothing but the frame would be read, and for one of
-    more than `max_len` tokens. With `blank` the frame is enough; with `cut`, tokens that are too many are
-    left out before the frame's end.
+    Raises Refused, by number (or by `names`), for a blank text (unless `blank`: then the frame is enough),
+    for what is no text, for what makes no token, and for one of more than `max_len` tokens; with `cut`,
+    tokens that are too many are left out before the frame's end.
     """
-    for place, text in enumerate(texts):
+    names = [_name(place, texts) for place in range(len(texts))] if names is None else names
+    for name, text in zip(names, texts, strict=True):
         if not (blank or text.strip()):
-            raise Refused(f"{_name(place, texts)} is empty; leave it out")
+            raise Refused(f"{name} is empty; leave it out")
+        if (says := not_text(text)) is not None:
+            raise Refused(f"{name}: {says}")
     found, around = tokenizer.framed_many(texts), sum(map(len, tokenizer.frame))
     after = len(tokenizer.frame[1])
     if max_len <= around:
         raise Refused(f"of {max_len} tokens nothing is left for a text: {around} stand around it")
     for place, ids in enumerate(found):
         if not len(ids):
-            raise Refused(f"{_name(place, texts)} makes no token in this model; leave it out")
+            raise Refused(f"{names[place]} makes no token in this model; leave it out")
         if len(ids) > max_len:
             if not cut:
                 raise Refused(
-                    f"{_name(place, texts)} has {len(ids)} tokens; this model reads at most {max_len}:"
+                    f"{names[place]} has {len(ids)} tokens; this model reads at most {max_len}:"
                     f" shorten it by {len(ids) - max_len} tokens or split it"
                 )
             found[place] = np.concatenate([ids[: max_len - after], ids[len(ids) - after :]])

@@ -11,23 +11,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import overload
 
+from transom.checkpoint.generation import UNSAID, GenerationConfig
+from transom.data.lines import split_lines
 from transom.data.tokenizer import Tokenizer
 from transom.errors import Refused
 from transom.model.build import Model
 
 from .arithmetic import describe
+from .beam import EarlyStopping
 from .engine import Engine, EngineSettings
 from .local import LocalEngine, cache_tokens, local_settings
 from .request import Request
 from .runner import TorchRunner
 from .sampling import SamplingParams
-from .texts import as_list, framed
+from .texts import as_list, framed, lines_of
+from .token_rules import TokenRules
 
 LONGER, MORE = 2, 10
 """Unless it is told, a target may have LONGER times the tokens of its source and MORE besides."""
 MOST_BEAMS = 64
 MAX_ROWS = 256
 """Beginnings that are written together; more sentences than fit wait their turn."""
+BEAM, LENGTH_PENALTY = 4, 1.0
+"""How many beginnings are kept and what lengths are divided by, where neither a call nor the folder says."""
 GREEDY = SamplingParams(temperature=0, logprobs=0)
 """How a single beginning is written on: a search of width 1."""
 CHUNK_TOKENS = 4096
@@ -51,67 +57,105 @@ class Translation:
         return self.text
 
 
+BLANK = Translation("", [], 0.0, 0, True)
+"""Of a blank line."""
+
+
+def _joined(lines: list[Translation]) -> Translation:
+    """The translation of a text from those of its lines; the probability is that of all of them."""
+    return Translation(
+        "\n".join(line.text for line in lines),
+        [token for line in lines for token in line.tokens],
+        math.fsum(line.logprob for line in lines),
+        sum(line.n_source_tokens for line in lines),
+        all(line.finished for line in lines),
+    )
+
+
 class Translator:
     """An encoder-decoder with its tokenizer, ready to translate."""
 
     def __init__(
-        self, model: Model, tokenizer: Tokenizer, *, eos_ids: Sequence[int] = (), reason: str = ""
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        *,
+        eos_ids: Sequence[int] = (),
+        generation: GenerationConfig = UNSAID,
+        reason: str = "",
     ) -> None:
-        """A model in eval mode. `eos_ids` end a target, or else the tokenizer's own end token does."""
+        """A model in eval mode. `eos_ids` end a target, or else the tokenizer's own end token does.
+
+        generation: what its folder says of how it writes.
+        """
         self.model, self.tokenizer, self.reason = model, tokenizer, reason
+        self.generation, self._rules = generation, TokenRules(generation)
         own_end = frozenset() if tokenizer.eos_id is None else frozenset([tokenizer.eos_id])
         self.eos_ids = frozenset(eos_ids) or own_end
-        if model.config.start_id is None:
+        start = generation.decoder_start_token_id
+        start = model.config.start_id if start is None else start
+        if start is None:
             raise Refused("the model's config names no token that a target begins with (start_id)")
-        self.start_id = model.config.start_id
+        self.start_id = start
         self._local = LocalEngine(model, lambda: self.engine(local_settings(MAX_ROWS, CHUNK_TOKENS)))
 
     def __repr__(self) -> str:
         return describe(self.model, "Translator", self.reason)
+
+    @property
+    def beam(self) -> int:
+        """How many beginnings are kept where a call does not say."""
+        return min(self.generation.num_beams or BEAM, MOST_BEAMS)
 
     @overload
     def translate(
         self,
         texts: str,
         *,
-        beam: int = 4,
-        length_penalty: float = 1.0,
+        beam: int | None = None,
+        length_penalty: float | None = None,
         max_tokens: int | None = None,
-        exact: bool = False,
+        early_stopping: EarlyStopping | None = None,
     ) -> Translation: ...
     @overload
     def translate(
         self,
         texts: Sequence[str],
         *,
-        beam: int = 4,
-        length_penalty: float = 1.0,
+        beam: int | None = None,
+        length_penalty: float | None = None,
         max_tokens: int | None = None,
-        exact: bool = False,
+        early_stopping: EarlyStopping | None = None,
     ) -> list[Translation]: ...
     def translate(
         self,
         texts: str | Sequence[str],
         *,
-        beam: int = 4,
-        length_penalty: float = 1.0,
+        beam: int | None = None,
+        length_penalty: float | None = None,
         max_tokens: int | None = None,
-        exact: bool = False,
+        early_stopping: EarlyStopping | None = None,
     ) -> Translation | list[Translation]:
         """The translation of one text, or of each of several.
 
-        beam: how many beginnings are kept at every step; 1 is greedy. length_penalty and exact: as for
-        `beam.Sentence`. max_tokens: most tokens of a target; None: 2 for each token of the source and 10 more
-        (at most what the model has room for). Raises Refused for an empty text and for one that is longer
-        than the model reads.
+        beam: how many beginnings are kept at every step; 1 is greedy. length_penalty and early_stopping: as
+        for `beam.Sentence`. None takes what the folder says (num_beams, length_penalty, early_stopping), else
+        4, 1.0 and False. max_tokens: most tokens of a target; None: 2 for each token of the source and 10
+        more (at most what the folder says and the model has room for). A text of several lines is translated
+        line by line, and a blank line is blank in the answer too. Raises Refused where all is blank, and for
+        a line that is longer than the model reads.
         """
         listed, several = as_list(texts)
         requests = self.requests(
-            listed, beam=beam, length_penalty=length_penalty, max_tokens=max_tokens, exact=exact
+            listed,
+            beam=beam,
+            length_penalty=length_penalty,
+            max_tokens=max_tokens,
+            early_stopping=early_stopping,
         )
         for _ in self._local.run(sorted(requests, key=lambda request: -len(request.source or ()))):
             pass
-        answers = [self.translation(request) for request in requests]
+        answers = self.answers(listed, requests)
         return answers if several else answers[0]
 
     def engine(
@@ -126,21 +170,32 @@ class Translator:
         self,
         texts: Sequence[str],
         *,
-        beam: int = 4,
-        length_penalty: float = 1.0,
+        beam: int | None = None,
+        length_penalty: float | None = None,
         max_tokens: int | None = None,
-        exact: bool = False,
+        early_stopping: EarlyStopping | None = None,
         scope: str = "",
         id: str = "",
     ) -> list[Request]:
-        """A request for each text, for an engine of this model; settings and refusals are `translate`'s."""
+        """A request for each line that is not blank, for an engine of this model; settings and refusals are
+        `translate`'s.
+        """
+        said = self.generation
+        beam = self.beam if beam is None else beam
+        if length_penalty is None:
+            length_penalty = LENGTH_PENALTY if said.length_penalty is None else said.length_penalty
         self._check(beam, length_penalty, max_tokens)
         limit = self.model.config.max_len
+        most = min(limit, said.max_new_tokens or limit, (said.max_length or limit + 1) - 1)
+        lines, names = lines_of(texts)
+        if texts and not lines:
+            what = "the text is" if len(texts) == 1 else f"all {len(texts)} texts are"
+            raise Refused(f"{what} empty; leave it out")
         return [
             Request(
                 [self.start_id],
                 GREEDY,
-                max_tokens=max_tokens or min(limit, LONGER * len(ids) + MORE),
+                max_tokens=max_tokens or max(1, min(most, LONGER * len(ids) + MORE)),
                 seed=0,
                 sample=0,
                 eos_ids=self.eos_ids,
@@ -148,17 +203,27 @@ class Translator:
                 source=ids.tolist(),
                 beam=beam,
                 length_penalty=length_penalty,
-                exact=exact,
+                early_stopping=said.early_stopping if early_stopping is None else early_stopping,
+                rules=self._rules,
                 scope=scope,
                 id=id,
             )
-            for ids in framed(self.tokenizer, texts, limit)
+            for ids in framed(self.tokenizer, lines, limit, names=names)
         ]
 
-    def translation(self, request: Request) -> Translation:
+    def answers(self, texts: Sequence[str], requests: Sequence[Request]) -> list[Translation]:
+        """The translation of each text, put together from those of its lines (`requests` of these texts)."""
+        made = iter(requests)
+        return [
+            _joined([self._translation(next(made)) if line.strip() else BLANK for line in split_lines(text)])
+            for text in texts
+        ]
+
+    def _translation(self, request: Request) -> Translation:
         """What became of a request that has ended by itself or at its length."""
         tokens = request.tokens
-        finished = bool(tokens) and tokens[-1] in self.eos_ids
+        forced = bool(self.generation.forced_eos_token_id) and len(tokens) == request.max_tokens
+        finished = bool(tokens) and tokens[-1] in self.eos_ids and not forced
         if request.found:
             logprob = request.found[0].logprob
         else:

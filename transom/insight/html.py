@@ -15,6 +15,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from transom.output import write_whole
+
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 """What a browser lets a saved page do: show itself."""
 SEEN = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"}
@@ -163,11 +165,7 @@ def document(title: str, pictures: Sequence[Picture], lead: str = "") -> str:
 
 def write(path: str | os.PathLike[str], title: str, pictures: Sequence[Picture], lead: str = "") -> Path:
     """Write pictures as one self-contained HTML file."""
-    path = Path(path)
-    temporary = path.with_name(f".tmp-{path.name}")
-    temporary.write_text(document(title, pictures, lead), encoding="utf-8")
-    temporary.replace(path)
-    return path
+    return write_whole(path, document(title, pictures, lead))
 
 
 MARK = Markup(

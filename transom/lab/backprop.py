@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from ..errors import Refused, nearest
+from ..output import writable, write_whole
 from .chain_rule import Path, Weight, paths, unit_name
 from .gradient_picture import draw_gradient
 from .network import AT_OUTPUT, HIDDEN, Gradient, Network, Numbers, Trace
@@ -45,6 +46,8 @@ def backprop(
     """
     sizes = tuple(sizes)
     _check(sizes, activation, loss)
+    if out is not None:
+        writable(out)
     network = Network.random(sizes, activation, loss, seed)
     x, target = example(network, seed)
     trace = network.forward(x)
@@ -57,11 +60,7 @@ def backprop(
         differences=by_finite_differences(network, x, target, chosen), rate=rate, seed=seed,
     )  # fmt: skip
     if out is not None:
-        try:
-            out.write_text(story.svg(), encoding="utf-8")
-        except OSError as error:
-            raise Refused(f"{out}: {(error.strerror or str(error)).lower()}; --out names a file, such as "
-                          "gradient.svg, in a folder that exists") from None  # fmt: skip
+        write_whole(out, story.svg())
     return story
 
 

@@ -27,6 +27,7 @@ from ..insight.anatomy import Edit, edited
 from ..insight.look import look
 from ..intervals import paired_bootstrap, wilson
 from ..model.transformer import Transformer
+from ..output import writable, write_whole
 from .cat_report import Arm, CatReport
 from .pronouns import Item, definite_pronouns, generated
 from .reader import Reader, encoder_reader, minilm, small_reader
@@ -50,6 +51,8 @@ def cat(
     """
     if pairs < 8:
         raise Refused(f"pairs is {pairs}; half choose the head and half judge it, so give at least 8")
+    if out is not None:
+        writable(out)
     arms, notes = [], []
     halves = [generated(pairs // 2, seed + half, held=half) for half in (0, 1)]
     folder = model or minilm()
@@ -68,7 +71,7 @@ def cat(
     arms.append(arm(small, "generated pairs", unmet[:pairs], unmet[pairs:], seed=seed))
     report = CatReport(tuple(arms), tuple(notes))
     if out is not None:
-        out.write_text(json.dumps(report.to_dict(), indent=2), encoding="utf-8")
+        write_whole(out, json.dumps(report.to_dict(), indent=2))
     return report
 
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..output import write_whole
 from ..training.held_out import Score
 from ..training.run import Run
 
@@ -147,9 +148,7 @@ class Comparison:
             "compare.md": self.markdown("compare.png"),
         }
         for name, text in written.items():
-            temporary = folder / f".tmp-{name}"
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(folder / name)
+            write_whole(folder / name, text)
 
     def _cells(self) -> list[list[str]]:
         """The table as text, its head first; columns that say nothing are left out."""

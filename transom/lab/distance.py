@@ -27,6 +27,7 @@ from ..insight.gradients import DistanceCurve, distance_curve
 from ..intervals import Estimate, bootstrap
 from ..model.build import Model, build
 from ..model.config import ModelConfig
+from ..output import writable, write_whole
 from .distance_figure import draw_distance
 
 DIM, VOCABULARY, ROWS = 64, 256, 4
@@ -136,6 +137,8 @@ def distance(
         raise Refused(
             f"length {length}, drawings {drawings}: a slope with an interval needs at least 8 and 2"
         )
+    if out is not None:
+        writable(out)
     members = [*family(), *(Member(Path(folder).name, _loader(folder)) for folder in models)]
     lines = tuple(measure(member, length, drawings) for member in members)
     protocol = (f"gradient of the last token's loss at the embedding of each token before it, {length} "
@@ -145,7 +148,7 @@ def distance(
     found = Distances(lines, protocol)
     if out is not None:
         draw_distance(found, out)
-        out.with_suffix(".json").write_text(json.dumps(found.to_dict(), indent=2), encoding="utf-8")
+        write_whole(out.with_suffix(".json"), json.dumps(found.to_dict(), indent=2))
     return found
 
 

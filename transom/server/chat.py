@@ -61,7 +61,7 @@ def _choice(call: Call, part: Part) -> dict[str, Any]:
 
 
 def _parser(call: Call, part: Part) -> OutputParser:
-    return parser_of(call, part.request, part.given_text, separate=call.asked.separate_reasoning)
+    return parser_of(call, part.request, part.request.given_text, separate=call.asked.separate_reasoning)
 
 
 def _finish_reason(part: Part, called: bool) -> str | None:
@@ -71,7 +71,7 @@ def _finish_reason(part: Part, called: bool) -> str | None:
 def _logprobs(call: Call, tokens: list[Any]) -> dict[str, Any] | None:
     if not call.asked.logprobs:
         return None
-    return {"content": chat_entries(call.served.model.tokenizer, tokens), "refusal": None}
+    return {"content": chat_entries(tokens), "refusal": None}
 
 
 async def _stream(call: Call, requests: list[Request], n_prompt: int) -> Frames:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from transom import __version__
+from transom.inference.request import TokenLogprob
 
 from .endpoint import DONE, Answer, Call, Frames, frame
 from .logprobs import completion_entries
@@ -30,9 +31,7 @@ async def completions(call: Call) -> Answer:
             {
                 "index": part.index,
                 "text": echo + part.text,
-                "logprobs": None
-                if asked.logprobs is None
-                else completion_entries(call.served.model.tokenizer, part.tokens)[0],
+                "logprobs": _logprobs(call, part, part.tokens),
                 "finish_reason": part.finish_reason,
             }
             for part, echo in zip(parts, echoes, strict=True)
@@ -51,11 +50,10 @@ def _echoes(call: Call, count: int) -> list[str]:
 
 async def _stream(call: Call, requests: list[Any], n_prompt: int, echoes: list[str]) -> Frames:
     parts: dict[int, Part] = {}
-    offsets = dict.fromkeys(range(len(requests)), 0)
     async with writing(call, requests) as steps:
         async for step in steps:
             parts[step.part.index] = step.part
-            choice = _choice(call, step, offsets, echoes)
+            choice = _choice(call, step, echoes)
             if choice["text"] or choice["finish_reason"] or (choice["logprobs"] or {}).get("tokens"):
                 yield frame(_object(call, [choice]))
     if call.asked.with_usage:
@@ -63,19 +61,21 @@ async def _stream(call: Call, requests: list[Any], n_prompt: int, echoes: list[s
     yield DONE
 
 
-def _choice(call: Call, step: Step, offsets: dict[int, int], echoes: list[str]) -> dict[str, Any]:
-    index, logprobs = step.part.index, None
-    if call.asked.logprobs is not None:
-        logprobs, offsets[index] = completion_entries(
-            call.served.model.tokenizer, step.tokens, offsets[index]
-        )
+def _choice(call: Call, step: Step, echoes: list[str]) -> dict[str, Any]:
+    index = step.part.index
     echo, echoes[index] = echoes[index], ""
     return {
         "index": index,
         "text": echo + step.piece,
-        "logprobs": logprobs,
+        "logprobs": _logprobs(call, step.part, step.tokens),
         "finish_reason": step.part.finish_reason,
     }
+
+
+def _logprobs(call: Call, part: Part, tokens: list[TokenLogprob]) -> dict[str, Any] | None:
+    if call.asked.logprobs is None:
+        return None
+    return completion_entries(tokens, len(part.request.given_text))
 
 
 def _object(call: Call, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:

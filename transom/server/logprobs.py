@@ -10,46 +10,39 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from transom.data.tokenizer import Tokenizer
 from transom.inference.request import TokenLogprob
 
 IMPOSSIBLE = -9999.0
 """What OpenAI writes for a probability of zero, since JSON has no infinity."""
 
 
-def chat_entries(tokenizer: Tokenizer, tokens: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
+def chat_entries(tokens: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
     """One entry per token: `{token, token_id, logprob, bytes, top_logprobs}`."""
-    return [
-        {**_entry(tokenizer, token), "top_logprobs": [_entry(tokenizer, other) for other in token.top]}
-        for token in tokens
-    ]
+    return [{**_entry(token), "top_logprobs": [_entry(other) for other in token.top]} for token in tokens]
 
 
-def _entry(tokenizer: Tokenizer, token: TokenLogprob) -> dict[str, Any]:
+def _entry(token: TokenLogprob) -> dict[str, Any]:
     return {
         "token": token.text,
         "token_id": token.token,
         "logprob": _finite(token.logprob),
-        "bytes": list(tokenizer.token_bytes(token.token)),
+        "bytes": list(token.bytes),
     }
 
 
-def completion_entries(
-    tokenizer: Tokenizer, tokens: Sequence[TokenLogprob], offset: int = 0
-) -> tuple[dict[str, Any], int]:
-    """The parallel lists of the older interface, with `content` as in chats, and where the text goes on."""
-    offsets = []
-    for token in tokens:
-        offsets.append(offset)
-        offset += len(token.text)
-    lists = {
+def completion_entries(tokens: Sequence[TokenLogprob], n_given: int = 0) -> dict[str, Any]:
+    """The parallel lists of the older interface, with `content` as in chats.
+
+    text_offset: where the first character stands that a token has a part in, in a text that leaves out the
+    first `n_given` characters of the answer.
+    """
+    return {
         "tokens": [token.text for token in tokens],
         "token_logprobs": [_finite(token.logprob) for token in tokens],
         "top_logprobs": [{other.text: _finite(other.logprob) for other in token.top} for token in tokens],
-        "text_offset": offsets,
-        "content": chat_entries(tokenizer, tokens),
+        "text_offset": [token.span[0] - n_given for token in tokens],
+        "content": chat_entries(tokens),
     }
-    return lists, offset
 
 
 def _finite(logprob: float) -> float:

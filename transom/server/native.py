@@ -20,7 +20,7 @@ from .writing import all_parts, failure
 
 
 async def translate(call: Call) -> Answer:
-    """The likeliest target of each text."""
+    """The likeliest target of each text, of several lines line by line."""
     asked: TranslateBody = call.asked
     translator = call.served.model
 
@@ -35,7 +35,7 @@ async def translate(call: Call) -> Answer:
     n_made = sum(part.n_made for part in parts)
 
     def made_of_them() -> dict[str, Any]:
-        found = [translator.translation(part.request) for part in parts]
+        found = translator.answers(as_list(asked.text), [part.request for part in parts])
         n_source = sum(one.n_source_tokens for one in found)
         shown = ("text", "tokens", "logprob", "n_source_tokens", "finished")
         return {

@@ -34,7 +34,7 @@ def for_completion(call: Call) -> list[Request]:
     """n requests for each prompt of a completion."""
     asked, queue = call.asked, call.state.settings.limits.queue
     at_most("n times the number of prompts", (asked.n or 1) * len(asked.prompts), queue)
-    params = sampling(asked, asked.max_tokens or DEFAULT_COMPLETION, asked.logprobs)
+    params = sampling(call.served, asked, asked.max_tokens or DEFAULT_COMPLETION, asked.logprobs)
     return [
         request
         for at, prompt in enumerate(asked.prompts)
@@ -56,9 +56,12 @@ def for_chat(
     served = call.served
     prompt = render(served, messages, tools, call.asked.chat_template_kwargs).tokens
     room = served.room - len(prompt) - len(sampled.prefix_tokens)
+    room = min(room, served.model.generation.max_new_tokens or room)
     assert served.template is not None
-    params = sampling(sampled, max_tokens or max(room, 1), logprobs, served.template.stop)
-    requests = _requests(call, prompt, params, sampled.prefix_tokens, call.id, grammar, served.markers)
+    params = sampling(served, sampled, max_tokens or max(room, 1), logprobs, served.template.stop)
+    requests = _requests(
+        call, prompt, params, sampled.prefix_tokens, call.id, grammar, served.markers, continues=False
+    )
     for request in requests:
         request.ends |= frozenset() if sampled.ignore_eos else served.ends
     return requests
@@ -88,23 +91,23 @@ def render(
 
 
 def sampling(
-    asked: Sampling, max_tokens: int, logprobs: int | None, stop: tuple[str, ...] = ()
+    served: Served, asked: Sampling, max_tokens: int, logprobs: int | None, stop: tuple[str, ...] = ()
 ) -> SamplingParams:
     """The engine's own settings, which checks every number once more; `stop`: what always ends an answer.
 
-    What the answer is given to begin with counts as made for the engine, and not for the client.
+    What a request leaves out is as the model's folder says. What the answer is given to begin with counts as
+    made for the engine, and not for the client.
     """
     given: dict[str, Any] = {
         "max_tokens": max_tokens + len(asked.prefix_tokens),
-        "temperature": 1.0 if asked.temperature is None else asked.temperature,
         "logprobs": logprobs,
         "stop": asked.stops + stop,
         "n": asked.n or 1,
     }
-    same = ("top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed",
-            "logit_bias", "ignore_eos")  # fmt: skip
+    same = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty",
+            "frequency_penalty", "seed", "logit_bias", "ignore_eos")  # fmt: skip
     given |= {name: getattr(asked, name) for name in same if getattr(asked, name) is not None}
-    return SamplingParams.of(given)
+    return served.model.params(given)
 
 
 def _requests(
@@ -115,12 +118,24 @@ def _requests(
     id: str,
     grammar: Grammar | None = None,
     markers: Mapping[int, str] = MappingProxyType({}),
+    *,
+    continues: bool = True,
 ) -> list[Request]:
-    """The requests for one prompt. Raises ApiError with the numbers where it does not fit."""
+    """The requests for one prompt; `continues` as for `Generator.request`.
+
+    Raises ApiError with the numbers where it does not fit.
+    """
     generator = call.served.model
     try:
         requests = generator.request(
-            prompt, params, begins=begins, scope=call.scope, grammar=grammar, id=id, markers=markers
+            prompt,
+            params,
+            continues=continues,
+            begins=begins,
+            scope=call.scope,
+            grammar=grammar,
+            id=id,
+            markers=markers,
         )
     except Refused as refused:
         if "max_len" in str(refused):

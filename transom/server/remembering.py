@@ -1,12 +1,15 @@
 """`/memory`: what a person asked to be remembered, to see, edit, forget and switch off.
 
-One file is one person's: with API keys each key has its own, named after its digest.
-Read next: transom.chat.memory.
+One file is one person's. With API keys each key has its own, named after its digest; without, it is the
+owner's, and only the page that was opened by the address which `serve` printed may ask: that carries a token
+of this start, where others on the machine reach no more than the models. Read next: transom.chat.memory.
 """
 
 from __future__ import annotations
 
+import hmac
 import logging
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +17,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from starlette.routing import Route
 
-from transom.chat.memory import IN_PROMPT, Memory, note
+from transom.chat.memory import IN_PROMPT, Memory, note, used_here
 from transom.errors import Refused
 
 from .body import read_body
@@ -24,6 +27,8 @@ from .schema import Body
 from .state import State
 
 logger = logging.getLogger("transom.server")
+TOKEN = b"x-transom-memory"
+"""The header in which the page says by which address it was opened."""
 Words = Annotated[str, Field(min_length=1, max_length=8000)]
 
 
@@ -50,11 +55,19 @@ class Memories:
     """The memory of whoever asks."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path.expanduser().absolute()
+        self.path, self.token = path.expanduser().absolute(), secrets.token_urlsafe(24)
         self._open: dict[str, Memory] = {}
 
+    def check(self, scope: str, headers: list[tuple[bytes, bytes]]) -> None:
+        """Raises ApiError 403 for whoever has neither an API key nor the token of this start."""
+        given = dict(headers).get(TOKEN, b"")
+        if not scope and not hmac.compare_digest(given, self.token.encode()):
+            raise ApiError(403, "this memory is for the page of whoever started the server: open it by the"
+                           " address that `transom serve` printed, which ends in #memory=...",
+                           code="memory_locked")  # fmt: skip
+
     def of(self, scope: str) -> Memory:
-        """The memory of one API key; '' is everybody's where there are none."""
+        """The memory of one API key; '' is its owner's where there are none."""
         if scope not in self._open:
             path = self.path.with_name(f"{self.path.stem}-{scope}{self.path.suffix}") if scope else self.path
             self._open[scope] = Memory(path)
@@ -97,6 +110,7 @@ class Remembering:
             raise ApiError(
                 404, "this server remembers nothing; start it with --memory FILE", code="no_memory"
             )
+        self.state.memory.check(scope["transom.scope"], scope["headers"])
         asked = None
         if self.body is not None:
             asked, _ = await read_body(self.body, scope, receive, self.state)
@@ -127,7 +141,8 @@ def number_of(id: str) -> int:
 
 
 def _all(memory: Memory) -> dict[str, Any]:
-    return {"enabled": memory.enabled, "facts": [fact.to_dict() for fact in memory.facts()]}
+    facts = [fact.to_dict() for fact in memory.facts()]
+    return {"enabled": memory.enabled, "facts": facts, "used": used_here(memory)}
 
 
 def _switch(memory: Memory, asked: SwitchBody, _: int) -> dict[str, Any]:
@@ -141,10 +156,10 @@ def _forget(memory: Memory, _: Any, id: int) -> dict[str, Any]:
 
 
 def _recall(memory: Memory, asked: RecallBody, _: int) -> dict[str, Any]:
-    kept = memory.hear(asked.text)
-    facts = memory.for_prompt(asked.text, asked.k)
+    heard = memory.hear(asked.text, asked.k)
     return {
-        "note": note(facts),
-        "facts": [fact.to_dict() for fact in facts],
-        "kept": None if kept is None else kept.to_dict(),
+        "note": note(heard.facts),
+        "facts": [fact.to_dict() for fact in heard.facts],
+        "kept": None if heard.kept is None else heard.kept.to_dict(),
+        "not_kept": heard.not_kept or None,
     }

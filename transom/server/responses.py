@@ -80,7 +80,7 @@ def _message(call: Call, content: list[dict[str, Any]], status: str) -> dict[str
 
 
 def _content(call: Call, text: str, tokens: list[Any]) -> dict[str, Any]:
-    entries = chat_entries(call.served.model.tokenizer, tokens) if call.asked.wants_logprobs else []
+    entries = chat_entries(tokens) if call.asked.wants_logprobs else []
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": entries}
 
 
@@ -93,6 +93,8 @@ def _status(part: Part | None) -> str:
 def _response(call: Call, output: list[dict[str, Any]], part: Part | None) -> dict[str, Any]:
     """The response object; `part` is None while nothing is there yet."""
     asked, status = call.asked, _status(part)
+    given = {"temperature": asked.temperature, "top_p": asked.top_p}
+    sampled = call.served.model.params({name: value for name, value in given.items() if value is not None})
     choice = asked.tool_choice
     format = asked.text.format if asked.text is not None and asked.text.format is not None else None
     return {
@@ -112,12 +114,12 @@ def _response(call: Call, output: list[dict[str, Any]], part: Part | None) -> di
         "previous_response_id": None,
         "reasoning": {"effort": None, "summary": None},
         "store": False,
-        "temperature": 1.0 if asked.temperature is None else asked.temperature,
+        "temperature": sampled.temperature,
         "text": {"format": {"type": "text"} if format is None else format.model_dump(by_alias=True)},
         "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
         "tools": [tool.model_dump() for tool in asked.tools or ()],
         "top_logprobs": asked.top_logprobs or 0,
-        "top_p": 1.0 if asked.top_p is None else asked.top_p,
+        "top_p": sampled.top_p,
         "truncation": "disabled",
         "metadata": {},
         "usage": None if part is None else _usage(part),

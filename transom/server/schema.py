@@ -340,13 +340,15 @@ class TranslateBody(Body):
     """`POST /translate`."""
 
     text: Annotated[Filled | Annotated[list[Filled], Quick], AtMost("prompts", "texts")]
-    beam: Many = 4
-    length_penalty: Annotated[float, Field(ge=0, le=10)] = 1.0
+    beam: Many | None = None
+    length_penalty: Annotated[float, Field(ge=0, le=10)] | None = None
     max_tokens: Many | None = None
 
     def check(self, limits: LimitSettings) -> None:
         _some_texts("text", self.text)
-        at_most("beam", self.beam, limits.beam)
+        lines = sum(bool(line.strip()) for text in as_list(self.text) for line in text.split("\n"))
+        at_most("text", lines, limits.prompts, "lines")
+        at_most("beam", self.beam or 1, limits.beam)
 
 
 class ClassifyBody(Body):

@@ -27,6 +27,7 @@ from .tool_calls import CallSyntax, syntax_of
 from .worker import Worker
 
 TASKS = {"Translator": "translate", "Classifier": "classify", "Embedder": "embed"}
+SAMPLED = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 SPARE = 64
 """Tokens of the cache that no one request gets: it is cut into blocks."""
 LISTS = 4
@@ -46,6 +47,8 @@ class Served:
     template: ChatTemplate | None = None
     ends: frozenset[int] = frozenset()
     """Tokens that end an answer in a chat, besides the model's own."""
+    default_system: str | None = None
+    """What the template says where no system text is given; None where it takes none."""
     aliases: frozenset[str] = frozenset()
     """What else a client may call it, where no other model is called so too."""
     folder: Path | None = None
@@ -96,7 +99,18 @@ class Served:
         return {
             "id": self.name, "object": "model", "created": self.created, "owned_by": "transom",
             "task": self.task, "max_len": self.max_len, "chat": self.template is not None,
+            **self._usual(),
+            "default_system": self.default_system,
         }  # fmt: skip
+
+    def _usual(self) -> dict[str, Any]:
+        """What holds where a request does not say: the folder's word, else Transom's."""
+        if self.task == "translate":
+            return {"beam": self.model.beam}
+        if self.task in ("classify", "embed"):
+            return {}
+        usual = self.model.params({})
+        return {"sampling": {name: getattr(usual, name) for name in SAMPLED}}
 
 
 def serve_folders(folders: Sequence[str], settings: ServerSettings) -> dict[str, Served]:
@@ -147,9 +161,10 @@ def serve_model(
     if template is not None:
         template.name = f"the chat template of {name}"  # clients hear of it: no path of the operator
     ends = frozenset() if template is None else template.end_ids(model.tokenizer)
+    system = None if template is None else template.default_system(model.tokenizer)
     task = TASKS.get(kind, "chat" if template is not None else "generate")
     worker = Worker(ENGINES[kind](model, settings), name, settings.limits.looks)
-    return Served(name, task, model, worker, template, ends, frozenset(aliases), folder)
+    return Served(name, task, model, worker, template, ends, system, frozenset(aliases), folder)
 
 
 def template_of(folder: Path | None, given: str | None) -> ChatTemplate | None:

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from transom import __version__
+from transom.data.in_folder import read_text
 
 from .endpoint import to_json
 from .guard import Guard
@@ -77,11 +78,11 @@ def _props(served: Served, state: State) -> dict[str, Any]:
 
 def _ledger(folder: Path | None) -> dict[str, Any] | None:
     """What the run that made the model wrote down of itself: data, time, energy, scores."""
-    path = None if folder is None else folder.resolve().parent / "ledger.json"
-    if path is None or not path.is_file() or path.stat().st_size > MOST_CARD:
+    if folder is None:
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        text = read_text(folder.resolve().parent, "ledger.json", MOST_CARD, "too long")
+        found = None if text is None else json.loads(text)
+    except (ValueError, RecursionError):  # Refused too: a model is served without what is told of its run
         return None
     return found if isinstance(found, dict) else None

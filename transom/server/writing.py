@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
 
 from transom.errors import Refused
 from transom.inference.engine import NOT_FINITE
-from transom.inference.request import Event, MarkedDecoder, Request, TokenLogprob
+from transom.inference.request import Event, Request, TokenLogprob
 
 from .endpoint import Call
 from .errors import INTERNAL, ApiError, from_refused, unavailable
@@ -28,13 +28,14 @@ class Part:
     request: Request
     pieces: list[str] = field(default_factory=list)
     tokens: list[TokenLogprob] = field(default_factory=list)
-    """As they count for a client: without the token that ends the text."""
+    """As they count for a client: without the token that ends the text, and no further than the text."""
     n_made: int = 0
     finish_reason: str | None = None
     given_tokens: int = 0
     """Of what the answer was given to begin with, and is not told again, so many are still to come."""
     given_characters: int = 0
-    given_text: str = ""
+    _n_certain: int = 0
+    _waiting: list[TokenLogprob] = field(default_factory=list)
 
     @property
     def text(self) -> str:
@@ -46,12 +47,25 @@ class Part:
         cut, told = event.piece[self.given_characters :], event.tokens[self.given_tokens :]
         self.given_characters -= len(event.piece) - len(cut)
         self.given_tokens -= len(event.tokens) - len(told)
-        shown = [token for token in told if token.token not in self.request.ends]
+        self._n_certain += len(event.piece)
+        self._waiting += [token for token in told if token.token not in self.request.ends]
         self.pieces.append(cut)
-        self.tokens += shown
         self.n_made += len(told)
         self.finish_reason = event.finish_reason
+        shown = self._certain()
+        self.tokens += shown
         return Step(self, cut, shown)
+
+    def _certain(self) -> list[TokenLogprob]:
+        """The tokens that wait and whose text is certain by now; at the end those of which any text is."""
+        certain, waiting, ended = self._n_certain, self._waiting, self.finish_reason is not None
+        n = next((i for i, token in enumerate(waiting) if token.span[1] > certain), len(waiting))
+        shown, self._waiting = waiting[:n], waiting[n:]
+        if ended and self._waiting and self._waiting[0].span[0] < certain:  # a stop string cuts it
+            known = sum(len(token.bytes) for token in (*self.tokens, *shown))
+            left = len(self.text.encode()) - known
+            shown.append(replace(self._waiting[0], bytes=self._waiting[0].bytes[:left]))
+        return shown
 
 
 @dataclass(frozen=True)
@@ -73,7 +87,7 @@ async def writing(call: Call, requests: Sequence[Request]) -> AsyncIterator[Asyn
 async def _steps(
     call: Call, requests: Sequence[Request], events: AsyncIterator[Event]
 ) -> AsyncIterator[Step]:
-    parts = {id(request): _part(call, index, request) for index, request in enumerate(requests)}
+    parts = {id(request): _part(index, request) for index, request in enumerate(requests)}
     metrics, name, first = call.state.metrics, call.served.name, True
     metrics.tokens.labels(name, "read").inc(sum(len(request.prompt) for request in requests))
     async for event in events:
@@ -87,13 +101,9 @@ async def _steps(
         yield part.take(event)
 
 
-def _part(call: Call, index: int, request: Request) -> Part:
-    given, decoder = request.begins, MarkedDecoder(call.served.model.tokenizer.decoder(), request.markers)
-    texts = [decoder.push(token) for token in given]
-    if texts and request.first is not None:
-        texts[0] = texts[0].removeprefix(" ")
-    text = "".join(texts)
-    return Part(index, request, given_tokens=len(given), given_characters=len(text), given_text=text)
+def _part(index: int, request: Request) -> Part:
+    n_tokens, n_characters = len(request.begins), len(request.given_text)
+    return Part(index, request, given_tokens=n_tokens, given_characters=n_characters)
 
 
 def failure(event: Event) -> ApiError:

@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import Refused
 from ..model.config import SIZES, Experts, ModelConfig
 from ..settings import EXPERTS, ModelSettings, OptimSettings, TrainSettings
+from .budget import WARMUP_STEPS
 from .optimizers import Rates, default_rates
 
 MEMBER_OF = {
@@ -25,6 +26,9 @@ CAN = {
     "encoder-decoder": ("translate",),
 } | dict.fromkeys(CELLS, ("lm", "translate"))
 """The tasks that each member can learn."""
+
+GIVEN_WINDOW = 1024
+"""Tokens of a window of running text where weights are given and nobody says."""
 
 BIASED = dict(qkv_bias=True, out_bias=True, ffn_bias=True)
 LIKE_2017 = dict(norm="layer", norm_position="after", gated=False, qk_norm=False, **BIASED)
@@ -134,13 +138,25 @@ def experts(settings: ModelSettings, ffn_dim: int) -> Experts:
     )
 
 
+def longest_row(settings: TrainSettings, config: ModelConfig) -> int:
+    """Tokens of the longest row that is learned from: as asked for, else as long as the model reads.
+
+    Running text for given weights is cut into windows of at most `GIVEN_WINDOW`, since a context of many
+    thousands asks for more text and memory than most have. The model's own context stays as it is.
+    """
+    longest = settings.model.max_len or config.max_len
+    if settings.model.max_len is None and settings.model.weights and settings.task in ("lm", "mlm"):
+        longest = GIVEN_WINDOW
+    return min(longest, config.max_len)
+
+
 def windows_per_step(settings: TrainSettings, config: ModelConfig, world_size: int = 1) -> int:
-    """How many windows of max_len tokens make one optimizer step, over all ranks. Raises `Refused`.
+    """How many windows of `longest_row` tokens make one optimizer step, over all ranks. Raises `Refused`.
 
     The rule: about 25 * D tokens (a power of two). Muon then costs about a sixth of the step; twice as many
     tokens would halve that, and halve the steps that a short run has: nano learned less in the same time.
     """
-    length = config.max_len
+    length = longest_row(settings, config)
     tokens = settings.batch.tokens or max(length, 2 ** round(math.log2(25 * config.dim)))
     windows = tokens // length
     if windows < 1:
@@ -164,7 +180,7 @@ def optimizer(settings: TrainSettings) -> str:
     return "adamw" if settings.model.weights else "muon"
 
 
-def phases(settings: TrainSettings, config: ModelConfig) -> dict[str, float]:
+def phases(settings: TrainSettings, config: ModelConfig) -> dict[str, float | int]:
     """The shares of a run in which the rate rises and falls: as asked for, else by the rule.
 
     Post-norm, and weights that are given, need more of a rise. Post-norm also gains by a long fall: dates,
@@ -172,18 +188,23 @@ def phases(settings: TrainSettings, config: ModelConfig) -> dict[str, float]:
     """
     optim, after = settings.optim, config.norm_position == "after"
     rise = 0.1 if after or settings.model.weights else 0.02
+    least = WARMUP_STEPS if optim.warmup is None else 0
     return {
+        "optim.warmup_steps": least if optim.warmup_steps is None else optim.warmup_steps,
         "optim.warmup": rise if optim.warmup is None else optim.warmup,
         "optim.cooldown": (0.8 if after else 0.4) if optim.cooldown is None else optim.cooldown,
     }
 
 
 def rates(settings: OptimSettings, config: ModelConfig, given_weights: bool = False) -> Rates:
-    """The peak learning rates: as given, else by the rule for the width (or for weights that are given)."""
+    """The peak learning rates: as given, else by the rule for the width (or for weights that are given).
+
+    One that is given alone moves the other with it: the matrices, where most of a model is, learn as much
+    slower as was asked for.
+    """
     rule = default_rates(config, settings.name, given_weights)
     lr = settings.lr or rule.lr
-    follows = lr if settings.name == "adamw" else rule.matrix_lr
-    return Rates(lr=lr, matrix_lr=settings.matrix_lr or follows)
+    return Rates(lr=lr, matrix_lr=settings.matrix_lr or rule.matrix_lr * lr / rule.lr)
 
 
 def settle(
@@ -191,9 +212,10 @@ def settle(
 ) -> TrainSettings:
     """The settings with every rule replaced by what it gave: what settings.toml keeps, and a resume
     compares."""
-    beside = ("kind", "size", "weights", *EXPERTS)
+    beside = ("kind", "size", "weights", "max_len", *EXPERTS)
     named = [name for name in type(settings.model).model_fields if name not in beside]
     shape = {f"model.{name}": getattr(config, name) for name in named}
+    shape["model.max_len"] = longest_row(settings, config)
     if config.experts is not None:
         shape["model.expert_dim"] = config.experts.ffn_dim
     return settings.with_({

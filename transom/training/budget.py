@@ -1,8 +1,9 @@
 """How long a run lasts: a number of steps or an amount of time, seen as one position from 0 to 1.
 
 The position is all that a schedule knows. Steps (and tokens, which are turned into steps) are reproducible to
-the bit. Time is not: the position is then elapsed / budget, measured, so that the learning rate reaches zero
-when the time is up, whatever the speed of the machine. Read next: schedules.
+the bit. Time is not: the position is then the share that has passed of the time for steps, measured, so that
+the learning rate reaches zero when the time is up, whatever the speed of the machine. Preparing takes from
+that time, but the schedule begins with the first step. Read next: schedules.
 """
 
 from __future__ import annotations
@@ -13,6 +14,11 @@ from dataclasses import dataclass
 
 from ..settings import TrainSettings
 
+WARMUP_STEPS = 30
+"""Averages of gradients need about so many before they can be believed (AdamW's second forgets over 20)."""
+SHORT_WARMUP = 0.1
+"""Of a run at most, for the sake of so many steps."""
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -20,6 +26,8 @@ class Budget:
 
     steps: int | None = None
     time: float | None = None
+    began: float = 0.0
+    """With `time`: the seconds that had passed before the first step."""
 
     @classmethod
     def of(cls, settings: TrainSettings, tokens_per_step: int, steps_per_epoch: float) -> Budget:
@@ -39,8 +47,22 @@ class Budget:
         """
         if self.steps is not None:
             return min(1.0, (step + 0.5) / self.steps)
+        return min(1.0, (elapsed - self.began + step_seconds / 2) / max(self._for_steps(reserve), 1e-9))
+
+    def warmup(self, share: float, n_steps: int, step_seconds: float = 0.0, reserve: float = 0.0) -> float:
+        """The share of the run in which the rate rises: `share`, but `n_steps` at least, for which a run that
+        is short of steps gives up to a tenth.
+        """
+        if self.steps is not None:
+            least = n_steps / self.steps
+        else:
+            least = n_steps * step_seconds / max(self._for_steps(reserve), 1e-9)
+        return max(share, min(least, SHORT_WARMUP))
+
+    def _for_steps(self, reserve: float) -> float:
+        """Seconds between the first step and what is kept for the end."""
         assert self.time is not None
-        return min(1.0, (elapsed + step_seconds / 2) / max(self.time - reserve, 1e-9))
+        return self.time - reserve - self.began
 
     def over(self, step: int, elapsed: float, step_seconds: float = 0.0, reserve: float = 0.0) -> bool:
         """Whether no further step fits: by count, or because most of it would lie after the end."""

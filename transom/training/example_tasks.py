@@ -52,6 +52,11 @@ def translate_task(settings: TrainSettings, folder: RunFolder, world: World, rep
         max_len=longest(settings),
     ))  # fmt: skip
     tokenizer = made.tokenizer
+    if tokenizer.config.get("sources_only"):
+        raise Refused(
+            f"{settings.model.weights or settings.data.tokenizer}: source and target are spelled by two"
+            " SentencePiece models there; it can translate, but learn only with one tokenizer for both"
+        )
     start = tokenizer.pad_id if tokenizer.pad_id is not None else tokenizer.eos_id
     ids = dict(pad_id=tokenizer.pad_id, bos_id=None, eos_id=tokenizer.eos_id, start_id=start)
     config, first = _model(settings, tokenizer, {"head": "tokens"}, (), ids)
@@ -100,6 +105,11 @@ def classify_task(settings: TrainSettings, folder: RunFolder, world: World, repo
     counts = np.bincount(made.train.labels, minlength=len(made.labels))
     weights, said = class_weights(counts, settings.optim.class_weights)
     report("note", text=f"classes: {said}")
+    empty = [label for label, count in zip(made.labels, counts, strict=True) if not count]
+    if empty:
+        named = ", ".join(repr(label) for label in empty[:5]) + (" and more" if len(empty) > 5 else "")
+        report("note", text=f"warning: no example of {named} is left to learn from, so it will never be the "
+               "answer; give more of it, or let long texts be cut (--data.too-long cut)")  # fmt: skip
     shown = made.held_out_texts[0]
     return Task(
         name="classify", unit="text", config=config, tokenizer=tokenizer, data_hash=made.data_hash,
@@ -134,7 +144,7 @@ def embed_task(settings: TrainSettings, folder: RunFolder, world: World, report:
     )  # fmt: skip
     return Task(
         name="embed", unit="text", config=config, tokenizer=tokenizer, data_hash=made.data_hash,
-        feed=learned, scored=_scored(held_out), lines={"chance": math.log(learned.n_rows)}, build=first,
+        feed=learned, scored=_scored(held_out), lines={"chance": chance(held_out)}, build=first,
         objective=objectives.Contrast, write=None, facts=_facts(made),
     )  # fmt: skip
 
@@ -221,21 +231,30 @@ def class_weights(counts: np.ndarray, asked: str) -> tuple[torch.Tensor | None, 
     balanced: every class as much as every other. auto: the square root of that, where the largest class is
     at least three times the smallest: rare classes are learned, common ones stay calibrated.
     """
-    uneven = float(counts.max() / max(1, counts.min()))
+    there = counts > 0
+    uneven = float(counts.max() / counts[there].min())
     share = f"the largest has {uneven:.1f} times the examples of the smallest"
     if asked == "none" or (asked == "auto" and uneven < UNEVEN):
         return None, f"{share}; all examples count alike"
-    weights = 1.0 / counts if asked == "balanced" else 1.0 / np.sqrt(counts)
-    weights = weights * counts.sum() / (weights * counts).sum()
-    spread = f"weights {weights.min():.2f} to {weights.max():.2f} (optim.class-weights)"
+    weights = np.zeros(len(counts))
+    weights[there] = counts[there] ** (-1.0 if asked == "balanced" else -0.5)
+    weights *= counts.sum() / (weights * counts).sum()
+    spread = f"weights {weights[there].min():.2f} to {weights[there].max():.2f} (optim.class-weights)"
     return torch.tensor(
         weights, dtype=torch.float32
     ), f"{share}; examples of rare classes count more, {spread}"
 
 
+def chance(pairs: Embedding) -> float:
+    """Nats per pair of guessing evenly among all that may be the partner, in the batches to measure with."""
+    candidates = [~objectives.no_negatives(batch.texts) for batch in pairs.eval_batches(0)]
+    both = torch.cat([allowed.sum(side).double().log() for allowed in candidates for side in (0, 1)])
+    return float(both.mean())
+
+
 def class_lines(counts: np.ndarray, held_out: np.ndarray) -> dict[str, float]:
     """Nats per text of guessing evenly, and of knowing how frequent each class is."""
-    shares = counts / counts.sum()
+    shares = np.maximum(counts, 0.5) / counts.sum()  # a class that was not seen counts as half an example
     return {"uniform": math.log(len(counts)), "class shares": float(-np.log(shares[held_out]).mean())}
 
 

@@ -1,20 +1,19 @@
 """What a run would cost, before it costs it: parameters, memory, tokens, time, energy, with the formulas.
 
-`plan(settings)` builds nothing but one small trial: it times a piece of a step with random tokens, because a
-share of the peak that holds on one machine is wrong by half on the next. The ledger of the run grades the
-forecast afterwards. Read next: ledger.
+`plan(settings)` prepares the data as `train` does and times a piece of a step, because a share of the peak
+that holds on one machine is wrong by half on the next. The ledger of the run grades the forecast afterwards.
+Read next: ledger.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
-from ..data.examples import PairBatch
-from ..data.order import Batch
-from ..data.tokenizer import Tokenizer
 from ..errors import Refused
 from ..hardware import DtypeChoice, Hardware
 from ..model.build import Model, build
@@ -22,13 +21,15 @@ from ..model.config import ModelConfig
 from ..model.losses import RUN_BYTES
 from ..settings import TrainSettings
 from . import memory
-from .architecture import model_config, optimizer, windows_per_step
+from .architecture import longest_row, optimizer
 from .budget import Budget
+from .folder import RunFolder
 from .micro_batch import MicroBatch, find_micro_batch
-from .objectives import LanguageModelling
 from .optimizers import is_matrix
-from .start import tokenizer_of
+from .parallelism import World
+from .report import Report
 from .task import Feed
+from .tasks import choose_task, prepare_task
 
 OVERHEAD_SHARE = 0.06
 """Of a run's time: evaluations, samples, saves, as measured on runs of some minutes."""
@@ -55,6 +56,8 @@ class Forecast:
     micro_windows: int
     steps: int
     tokens: int
+    passes: float
+    """How often the run goes through what it learns from."""
     tokens_per_second: float
     seconds: float
     flops: float
@@ -88,6 +91,7 @@ class Forecast:
             f" (4) + optimizer {mb['optimizer_bytes']:,.0f} (Muon 4, AdamW 8)"
             f" + activations {mb['activation_bytes']:,.0f} (micro-batch of {self.micro_windows} windows)",
             f"tokens      {self.tokens / 1e6:,.2f} million, {self.steps:,} steps of {self.tokens_per_step:,}",
+            f"data        gone through {self.passes:,.2g} times",
             f"speed       {self.tokens_per_second:,.0f} tokens/s, {how}",
             f"time        {self.seconds / 60:,.1f} min, {self.flops:.2e} floating-point operations",
             f"energy      {self.watt_hours:,.2f} Wh",
@@ -102,12 +106,12 @@ def refuse_what_cannot_fit(
 
     processes: how many share this machine's memory, each with weights of its own.
     """
-    kept = sum(state_bytes(settings, without_storage(config)))
-    needed = kept + activation_bytes(config, config.max_len, dtype, settings.batch.checkpoint_activations)
+    kept, length = sum(state_bytes(settings, without_storage(config))), longest_row(settings, config)
+    needed = kept + activation_bytes(config, length, dtype, settings.batch.checkpoint_activations)
     if processes * needed > hardware.memory:
         raise Refused(
             f"this model would take {processes * needed / 1e9:,.1f} GB to train, one window of "
-            f"{config.max_len:,} tokens at a time ({kept / 1e9:,.1f} GB of it weights, gradients and "
+            f"{length:,} tokens at a time ({kept / 1e9:,.1f} GB of it weights, gradients and "
             f"optimizer), and {hardware.memory / 1e9:,.1f} GB are free; choose a smaller --model.size, "
             "--model.dim or --model.max-len"
         )
@@ -127,41 +131,33 @@ def state_bytes(settings: TrainSettings, model: Model) -> tuple[int, int, int]:
 
 
 def plan(settings: TrainSettings, *, measure: bool = True) -> Forecast:
-    """Forecast a run from its settings alone, in a few seconds; no data is read. Raises `Refused`.
+    """Forecast the run that `train` would make of these settings: same data, same model, same refusals.
 
-    measure: time a trial here; without it the speed is assumed from the machine's measured peak.
+    The data is read and made tokens, in a temporary folder unless data.cache names one; nothing is learned.
+    measure: time a trial here; without it the speed is assumed from the machine's measured peak. Raises
+    `Refused`.
     """
     base_bytes = memory.resident()
     hardware = Hardware.detect(settings.device)
     choice = hardware.choose_dtype(settings.dtype)
-    settings = settings.with_({"optim.name": optimizer(settings)})
-    config = expected_config(settings)
-    feed = RandomFeed(config, windows_per_step(settings, config))
-    refuse_what_cannot_fit(settings, config, hardware, choice.dtype)
-    micro = MicroBatch(min(settings.batch.micro or 4, feed.n_rows), "not measured")
-    if measure:
-        objective = LanguageModelling(build(config).to(hardware.device), choice.dtype)
-        objective.model.checkpoint_activations = settings.batch.checkpoint_activations
-        less = settings.batch.checkpoint_activations
-        micro = find_micro_batch(
-            objective, feed.n_rows, config.max_len, feed.trial, torch.device(hardware.device),
-            bytes_of=lambda n: activation_bytes(config, n * config.max_len, choice.dtype, less),
-            free_bytes=hardware.memory, seconds=4.0, only=settings.batch.micro,
-        )  # fmt: skip
-    if settings.epochs is not None:
-        raise Refused("how long an epoch is shows only in the data; plan with --budget, --steps or --tokens")
-    budget = Budget.of(settings, feed.tokens_per_step, feed.steps_per_epoch)
-    return forecast(settings, config, hardware, choice, feed, budget, micro, base_bytes=base_bytes)
-
-
-def expected_config(settings: TrainSettings) -> ModelConfig:
-    """The model that the settings will lead to; what only the data tells (classes) is a guess."""
-    task = settings.task
-    if task == "auto":
-        task = {"encoder": "mlm", "encoder-decoder": "translate"}.get(settings.model.kind or "", "lm")
-    return model_config(
-        settings.model, expected_vocab(settings), "mlm" if task in ("classify", "embed") else task
-    )
+    with TemporaryDirectory() as place, Report(is_first=False) as silent:
+        settings = choose_task(settings, silent)
+        task = prepare_task(settings, RunFolder(Path(place)), World(), silent)
+        feed, config = task.feed, task.config
+        settings = settings.with_({"optim.name": optimizer(settings)})
+        refuse_what_cannot_fit(settings, config, hardware, choice.dtype)
+        micro = MicroBatch(min(settings.batch.micro or 4, feed.n_rows), "not measured")
+        if measure:
+            model = task.build(settings.seed).to(hardware.device)
+            less = model.checkpoint_activations = settings.batch.checkpoint_activations
+            micro = find_micro_batch(
+                task.objective(model, choice.dtype), feed.n_rows, feed.row_length, feed.trial,
+                torch.device(hardware.device),
+                bytes_of=lambda n: activation_bytes(config, n * feed.row_length, choice.dtype, less),
+                free_bytes=hardware.memory, seconds=4.0, only=settings.batch.micro,
+            )  # fmt: skip
+        budget = Budget.of(settings, feed.tokens_per_step, feed.steps_per_epoch)
+        return forecast(settings, config, hardware, choice, feed, budget, micro, base_bytes=base_bytes)
 
 
 def forecast(
@@ -211,6 +207,7 @@ def forecast(
         micro_windows=micro.windows,
         steps=steps,
         tokens=steps * tokens_per_step,
+        passes=steps / feed.steps_per_epoch,
         tokens_per_second=speed,
         seconds=seconds,
         flops=steps * tokens_per_step * flops_per_token,
@@ -241,37 +238,3 @@ def activation_bytes(config: ModelConfig, tokens: int, dtype: torch.dtype, check
     cast = size * matrices if dtype != torch.float32 else 0
     head = config.vocab_size * config.dim * (size + 4)
     return tokens * numbers * size + cast + head + 3 * RUN_BYTES
-
-
-def expected_vocab(settings: TrainSettings) -> int:
-    """The size of the vocabulary that the settings will lead to; characters can only be guessed."""
-    kind = tokenizer_of(settings, "bpe")
-    guesses = {"bpe": settings.data.vocab_size, "bytes": 258, "chars": 128}
-    return guesses[kind] if kind in guesses else Tokenizer.load(kind).vocab_size
-
-
-class RandomFeed:
-    """Full windows of random tokens: as much work as any."""
-
-    steps_per_epoch = 1.0
-
-    def __init__(self, config: ModelConfig, n_rows: int) -> None:
-        self.config, self.n_rows, self.row_length = config, n_rows, config.max_len
-        self.tokens_per_step = n_rows * config.max_len
-
-    def batch(self, step: int, rank: int = 0, world: int = 1) -> Any:
-        """The rows of any step."""
-        return self.trial(self.n_rows // world)
-
-    def trial(self, n_rows: int) -> Any:
-        """So many rows."""
-        generator = torch.Generator().manual_seed(0)
-        shape = (n_rows, self.row_length)
-        tokens, targets, source = (
-            torch.randint(self.config.vocab_size, shape, generator=generator) for _ in range(3)
-        )
-        rows = torch.full((n_rows,), self.row_length)
-        if self.config.kind == "encoder-decoder":
-            return PairBatch(source, None, tokens, targets, None, torch.arange(n_rows), rows, rows)
-        count = tokens.numel()
-        return Batch(tokens, targets, None, None, torch.arange(n_rows), rows, rows, count, count)

@@ -7,14 +7,14 @@ the averages of the pieces would weigh a target by how few share its piece.) Nor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from ..data.order import Batch
 from .parallelism import World
 
 
@@ -36,7 +36,7 @@ class Gradient:
 
 def take_gradient(
     objective: nn.Module,
-    parts: list[Batch],
+    parts: Sequence[Any],
     n_targets: int,
     named: Mapping[str, Tensor],
     world: World,
@@ -45,25 +45,53 @@ def take_gradient(
 ) -> Gradient:
     """Fill every weight's `.grad` with the gradient of the step's mean loss.
 
-    objective: the callable that `World.wrap` gave. parts: this rank's micro-batches. n_targets: those of the
-    whole step, over micro-batches and ranks.
+    objective: the callable that `World.wrap` gave. parts: this rank's micro-batches, None for a pass that
+    only keeps step with other ranks. n_targets: those of the whole step, over micro-batches and ranks.
     """
     for weight in named.values():
         weight.grad = None
     # DDP and FSDP2 average over ranks; a sum is wanted.
     scale = world.size / n_targets
     total = torch.zeros((), dtype=torch.float64, device=_device_for_sums(world))
+    bare: Any = objective.module if isinstance(objective, DistributedDataParallel) else objective
+    joint = getattr(bare, "joint", False) and (len(parts) > 1 or world.size > 1)
+    if joint:
+        loss, pulls = _joint_pulls(objective, bare, parts, world, seed, step)
+        total += loss if world.is_first else 0.0
     for micro, part in enumerate(parts):
         torch.manual_seed(step_seed(seed, step, micro, world.rank))
         with world.accumulating(objective, last=micro == len(parts) - 1):
-            loss = objective(part)
+            if part is None:  # only to do as many passes as the other ranks
+                (objective(parts[0]) * 0.0).backward()
+                continue
+            loss = objective(part, pulls[micro]) if joint else objective(part)
             (loss * scale).backward()
-        total += loss.detach().to(total.device, total.dtype)
+        if not joint:
+            total += loss.detach().to(total.device, total.dtype)
     (summed,) = world.sum([total.item()])
     grads = {name: weight.grad for name, weight in named.items() if weight.grad is not None}
     squares = world.sum_squares(list(grads.values())).tolist()
     norms = {name: square**0.5 for name, square in zip(grads, squares, strict=True)}
     return Gradient(loss=summed / n_targets, norm=sum(squares) ** 0.5, norms=norms)
+
+
+@torch.no_grad()
+def _joint_pulls(
+    objective: nn.Module, bare: Any, parts: Sequence[Any], world: World, seed: int, step: int
+) -> tuple[float, list[Tensor | None]]:
+    """The loss of a step whose rows look at each other, and for each part the gradient in its vectors."""
+    vectors, texts = [], []
+    for micro, part in enumerate(parts):  # the same random numbers as in the pass with gradients
+        torch.manual_seed(step_seed(seed, step, micro, world.rank))
+        made = objective(parts[0] if part is None else part, only_vectors=True)
+        if part is not None:
+            vectors.append(made)
+            texts.append(part.texts)
+    rows = [len(made) for made in vectors]
+    (all_vectors, all_texts), first = world.gather([torch.cat(vectors), torch.cat(texts)])
+    loss, gradient = bare.pulls(all_vectors, all_texts)
+    own = iter(gradient[first : first + sum(rows)].split(rows))
+    return loss.item(), [None if part is None else next(own) for part in parts]
 
 
 def clip(named: Mapping[str, Tensor], norm: float, limit: float) -> None:

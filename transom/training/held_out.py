@@ -116,22 +116,46 @@ def score(
 
 
 MEANINGS = {
-    "bigram": "it uses more context than the one token before",
+    "bigram": "it predicts better than knowing which token follows which",
     "unigram": "it has learned more than how frequent each token is",
     "class shares": "it has learned more than how frequent each class is",
     "uniform": "it has begun to learn what is frequent",
     "chance": "it tells texts that belong together from others",
 }
+"""What it says to be below a line, the hardest first."""
+RISEN = 1.01
+"""A held-out loss so many times the best one has risen: evaluations of one model differ by less."""
 
 
-def verdict(loss: float, references: dict[str, float]) -> str:
-    """What a held-out loss says, in plain words, against {'uniform': nats, 'unigram': nats, ...}."""
+@dataclass(frozen=True)
+class Best:
+    """The best held-out loss so far."""
+
+    loss: float
+    step: int
+
+
+def verdict(
+    loss: float, references: dict[str, float], best: Best | None = None, learned: float | None = None
+) -> str:
+    """What a held-out loss says, in plain words, against {'uniform': nats, 'unigram': nats, ...}.
+
+    best: the best one of the run before; learned: the loss, lately, on what is learned from. Where the first
+    has risen while the second is lower, the model memorises, whatever lines it is below.
+    """
+    if best is not None and learned is not None and loss > RISEN * best.loss and learned < best.loss:
+        return (
+            f"risen from {best.loss:.2f} at step {best.step:,}, while it is {learned:.2f} on what it learns "
+            "from: it memorises; more text, a shorter run or given weights (--model.weights) would help"
+        )
     if not references:
         return "nothing simpler was measured beside it"
-    meanings = MEANINGS
-    below = [name for name in meanings if name in references and loss < references[name]]
+    ranked = [name for name in MEANINGS if name in references]  # the hardest first
+    below = [name for name in ranked if loss < references[name]]
     if not below:
         highest = max(references, key=lambda name: references[name])
         return f"not yet below the {highest} line ({references[highest]:.2f}): it knows nothing so far"
     line = min(below, key=lambda name: references[name])
-    return f"below the {line} line ({references[line]:.2f}): {meanings[line]}"
+    above = [name for name in ranked if references[name] <= loss]
+    still = f"; still above the {above[-1]} line ({references[above[-1]]:.2f})" if above else ""
+    return f"below the {line} line ({references[line]:.2f}): {MEANINGS[line]}{still}"

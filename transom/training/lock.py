@@ -1,8 +1,10 @@
 """One run per folder: a lock file that names its owner and does not outlive it.
 
 The owner is a process id and the moment that process started, since ids are used again. A lock whose owner
-is gone (kill -9, power loss) is taken over. `parent` is the launcher: a run restarted by `torchrun
---max-restarts` finds its own folder by it.
+is gone (kill -9, power loss) is taken over. A container that is started again has another host name and its
+process ids mean nothing here, but the kernel is the same: it knows whether the owner still holds the file. Of
+an owner on another machine nothing can be known, so its lock stands until a person says otherwise. `parent`
+is the launcher: a run restarted by `torchrun --max-restarts` finds its own folder by it.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import subprocess
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from ..errors import Refused
 
@@ -46,13 +48,19 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def is_held(owner: dict[str, Any]) -> bool:
-    """Whether the process that a lock names is still there. Another host's is taken to be."""
+    """Whether the process that a lock names is still there, as far as its id tells; another host's may be."""
     if "pid" not in owner:
         return False
     if owner.get("host") != socket.gethostname():
         return True
     start = started(int(owner["pid"]))
     return start is not None and start == owner.get("started")
+
+
+def on_this_kernel(owner: dict[str, Any]) -> bool:
+    """Whether an owner ran under the kernel that runs here, if perhaps in another container."""
+    boot, mine = str(owner.get("started")).partition(":")[0], str(started(os.getpid())).partition(":")[0]
+    return boot == mine
 
 
 def launched_by_my_parent(owner: dict[str, Any]) -> bool:
@@ -69,24 +77,46 @@ class Lock:
 
     def __enter__(self) -> Lock:
         self.folder.mkdir(parents=True, exist_ok=True)
-        # The flock makes look-and-take one action; the lock itself is the content, which can be read.
-        with open(self.path, "a+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            owner = read(self.folder)
-            if is_held(owner):
-                raise Refused(
-                    f"{self.folder}: process {owner['pid']} on {owner['host']} is training in this folder; "
-                    f"wait for it or choose another --run.out"
-                )
-            file.truncate(0)
-            file.write(json.dumps(self._me()))
-            file.flush()
-            os.fsync(file.fileno())
+        self._file, free = self._taken()
+        owner = read(self.folder)
+        elsewhere = owner.get("host", socket.gethostname()) != socket.gethostname()
+        held = not free or is_held(owner) and not (elsewhere and on_this_kernel(owner))
+        if held:
+            self._file.close()
+            fix = f", or remove {self.path} if that machine is gone" if free and elsewhere else ""
+            raise Refused(
+                f"{self.folder}: process {owner.get('pid', '?')} on {owner.get('host', 'this machine')} is "
+                f"training in this folder; wait for it, choose another --out{fix}"
+            )
+        self._file.truncate(0)
+        self._file.write(json.dumps(self._me()))
+        self._file.flush()
+        os.fsync(self._file.fileno())
         return self
+
+    def _taken(self) -> tuple[TextIO, bool]:
+        """The lock file, and whether no process holds it.
+
+        It is held until this process ends, however it ends: so the kernel tells whether an owner is there.
+        """
+        while True:
+            file = open(self.path, "a+")  # noqa: SIM115 (closed by __exit__)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file, False
+            with suppress(FileNotFoundError):  # its owner may have taken the file away at this moment
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(self.path)):
+                    return file, True
+            file.close()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with self._file:
+            self._leave(error)
+
+    def _leave(self, error: BaseException | None) -> None:
         if read(self.folder).get("pid") != os.getpid():
             return
         if error is not None and not isinstance(error, Refused):

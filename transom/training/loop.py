@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -129,11 +130,16 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
         named, routed = dict(model.named_parameters()), routers(model)
         model.train()
         stack.enter_context(no_collector())
+        if not checkpoint:  # the schedule begins now, however long the data took
+            position.began = world.first(clock.elapsed)
+            position.step_seconds = share * (micro.seconds_per_window or 0.0)
+        budget = replace(budget, began=position.began)
         while True:
             # All ranks agree on the targets of the step, on the time (rank 0's), and on whether to go on.
             batch = feed.batch(position.step, world.rank, world.size)
             own = between.clocks() if world.is_first else [0.0, 0.0, 0.0]
-            n_targets, asked, *clocks = world.sum([batch.n_targets, float(stopping.requested), *own])
+            said = [batch.n_targets, len(batch.tokens), float(stopping.requested), *own]
+            n_targets, n_rows, asked, *clocks = world.sum(said)
             position.elapsed, position.step_seconds, _ = clocks
             if asked or budget.over(position.step, *clocks):
                 break
@@ -141,8 +147,10 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
             started = time.perf_counter()
 
             # The gradient of the step's mean loss. Broken numbers are met before they can reach a weight.
-            rows = -(-len(batch.tokens) * micro.windows // share)  # rows may be more or fewer than usual
-            parts = [part.to(world.device) for part in batch.split(rows)]
+            most = -(-int(n_rows) // world.size)  # rows of a rank: may be more or fewer than usual
+            rows = -(-most * micro.windows // share)
+            parts: list[Any] = [part.to(world.device) for part in batch.split(rows)]
+            parts += [None] * (-(-most // rows) - len(parts))  # as many passes on every rank
             step = (spread, parts, int(n_targets), named, world, settings.seed, position.step)
             forget(routed)
             try:
@@ -156,7 +164,9 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
                 between.judge(broken, gradient, skips)
 
             # The update.
-            factor = schedule(place, settings.optim.warmup or 0.0, settings.optim.cooldown or 0.0)
+            optim = settings.optim
+            rise = budget.warmup(optim.warmup or 0.0, optim.warmup_steps or 0, *clocks[1:])
+            factor = schedule(place, rise, optim.cooldown or 0.0)
             if gradient.is_finite:
                 clip(named, gradient.norm, settings.optim.clip)
                 optimizers.set_factor(factor)

@@ -79,6 +79,8 @@ class Milestones:
     reserve: float = 0.0
     """Seconds to keep for the last evaluation and save, when time is the bound."""
     score: Score | None = None
+    sentence: str = ""
+    """What that says, in words."""
     written: tuple[str, str] = ("", "")
     """What the model was given last, and what it made of it."""
     unsaved: str | None = None
@@ -209,6 +211,8 @@ class Milestones:
         average = position.step_seconds
         position.step_seconds = 0.9 * average + 0.1 * took if average else took
         if gradient.is_finite:
+            before = gradient.loss if position.learned is None else position.learned
+            position.learned = 0.9 * before + 0.1 * gradient.loss
             elapsed, speed = position.elapsed + took, self.expected.tokens_per_step / position.step_seconds
             flops = speed * self.model.flops_per_token(self.task.feed.row_length)
             peak = self.hardware.peak_flops(self.choice.dtype) * self.world.size
@@ -245,14 +249,22 @@ class Milestones:
         score = held_out.score(self.objective, scored, self.world, lambda: self.stopping.requested)
         if score is None:  # a signal came: saving is more urgent
             return
-        self.score = score
+        self.score, self.sentence = score, self._verdict(score.loss)
         took = time.monotonic() - started
         self._evaluation_seconds = took * self.at_end.n_rows / scored.n_rows
         self._keep_in_reserve()
         self.report("held_out", self.position.step, **score.to_dict(), whole=scored.whole, seconds=took,
                     unit=self.task.unit,
-                    sentence=held_out.verdict(score.loss, self.lines),
+                    sentence=self.sentence,
                     tokens=self.position.tokens, elapsed=self.clock.elapsed())  # fmt: skip
+
+    def _verdict(self, loss: float) -> str:
+        """A held-out loss in words, beside the best one before; a better one is kept."""
+        position = self.position
+        best = held_out.Best(position.best[0], int(position.best[1])) if position.best else None
+        if best is None or loss < best.loss:
+            position.best = [loss, position.step]
+        return held_out.verdict(loss, self.lines, best, position.learned)
 
     def _look(self) -> None:
         """Note what goes on inside, over the same rows each time; under FSDP2 no rank holds a whole model."""
@@ -415,7 +427,7 @@ class Milestones:
             folder=self.folder.path, step=self.position.step, tokens=self.position.tokens,
             loss=score.loss if score else None, bits_per_byte=score.bits_per_byte if score else None,
             references=self.lines,
-            sentence=held_out.verdict(score.loss, self.lines) if score else "",
+            sentence=self.sentence,
             prompt=self.written[0], sample=self.written[1], task=self.task.name, unit=self.task.unit,
             seconds=self.clock.elapsed(),
             weights_sha256=self.fingerprint, interrupted=interrupted,

@@ -97,6 +97,22 @@ class World:
         self.store.set(key, json.dumps({"result": result}))
         return result
 
+    def gather(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], int]:
+        """The rows of all ranks, one rank's behind another's, and where this rank's begin; each rank gives as
+        many rows of every tensor.
+        """
+        n = len(tensors[0])
+        if self.size == 1:
+            return list(tensors), 0
+        counts = [int(count) for count in self.sum([n * (rank == self.rank) for rank in range(self.size)])]
+        first, whole = sum(counts[: self.rank]), []
+        for tensor in tensors:
+            rows = tensor.new_zeros(sum(counts), *tensor.shape[1:])
+            rows[first : first + n] = tensor
+            dist.all_reduce(rows)
+            whole.append(rows)
+        return whole, first
+
     # ---- spreading a model
 
     def wrap(self, objective: nn.Module, layers: Sequence[nn.Module]) -> nn.Module:

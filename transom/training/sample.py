@@ -53,8 +53,7 @@ def sample(
         return int(torch.multinomial(scores.softmax(-1), 1, generator=generator))
 
     written = _written(model, tokenizer, ids, min(max_tokens, room), dtype, pick)
-    text = tokenizer.decode(written)
-    return text if first is None else text.removeprefix(" ")
+    return tokenizer.decode(written, after=ids, spaced=first is not None)
 
 
 def translated(model: Model, *, tokenizer: Tokenizer, source: str, dtype: torch.dtype = torch.float32) -> str:

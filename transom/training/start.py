@@ -12,6 +12,14 @@ from ..model.build import Model
 from ..model.config import ModelConfig
 from ..settings import EXPERTS, TrainSettings
 
+FIELD_OF: dict[str, str] = {
+    "experts": "n_experts",
+    "active_experts": "n_active",
+    "shared_experts": "n_shared",
+    "expert_dim": "ffn_dim",
+    "balance": "balance",
+}
+"""What the settings of experts are called in a config."""
 MAY_CHANGE = ("dropout", "pooling")
 """What of a given model may be set anew: its weights do not depend on it."""
 
@@ -30,10 +38,12 @@ def given_config(settings: TrainSettings, tokenizer: Tokenizer, **head: Any) -> 
     asked = {name: value for name, value in settings.model.given().items() if value is not None}
     if asked.get("max_len", config.max_len) <= config.max_len:  # of the texts; the model's own stays
         asked.pop("max_len", None)
-    fixed = [n for n in asked if n not in (*MAY_CHANGE, "weights", "kind", "size") or n in EXPERTS]
-    for name in fixed:
-        if getattr(config, name, None) != asked[name]:
-            stands = getattr(config, name, "not there")
+    experts = config.experts
+    if experts is None and not settings.model.experts:  # how they would be is then no question
+        asked = {name: value for name, value in asked.items() if name not in EXPERTS}
+    for name in asked.keys() - {*MAY_CHANGE, "weights", "kind", "size"}:
+        stands = getattr(experts, FIELD_OF[name], 0) if name in FIELD_OF else getattr(config, name)
+        if stands != asked[name]:
             raise Refused(
                 f"model.{name} is {asked[name]}, and in {settings.model.weights} it is {stands}; "
                 "the shape of given weights stays as it is"

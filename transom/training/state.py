@@ -38,8 +38,14 @@ class Position:
     """Trained on so far, over all ranks."""
     elapsed: float = 0.0
     """Seconds spent, those before earlier resumes included."""
+    began: float = 0.0
+    """Seconds that had been spent before the first step."""
     step_seconds: float = 0.0
     """A running average of the time of a step."""
+    best: list[float] = field(default_factory=list)
+    """The best held-out loss and its step, where there was an evaluation."""
+    learned: float | None = None
+    """A running average of the loss on what is learned from."""
     joules: float = 0.0
     micro: int = 0
     """Windows per micro-batch: kept, because it decides how sums are rounded."""

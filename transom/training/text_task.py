@@ -16,7 +16,7 @@ from ..data.sources import open_source
 from ..errors import Refused
 from ..model.build import build
 from ..settings import TrainSettings
-from .architecture import model_config, windows_per_step
+from .architecture import longest_row, model_config, windows_per_step
 from .folder import RunFolder
 from .held_out import ScoredWindows
 from .objectives import LanguageModelling
@@ -44,8 +44,9 @@ def text_task(settings: TrainSettings, folder: RunFolder, world: World, report: 
         )
         config = model_config(settings.model, tokenizer.vocab_size, settings.task, (), **ids)
         first = partial(build, config)
-    learned = Windows(corpus.train, config.max_len, settings.seed, name=f"{name} (to learn from)")
-    held_out = Windows(corpus.held_out, config.max_len, settings.seed, name=f"{name} (held out)")
+    length = longest_row(settings, config)
+    learned = Windows(corpus.train, length, settings.seed, name=f"{name} (to learn from)")
+    held_out = Windows(corpus.held_out, length, settings.seed, name=f"{name} (held out)")
     both = [
         Masking(windows, tokenizer, settings.seed) if masked else windows for windows in (learned, held_out)
     ]

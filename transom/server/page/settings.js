@@ -16,10 +16,10 @@ export function drawer(dialog, title, ...children) {
 }
 
 const NUMBERS = [
-  { name: "temperature", label: "Temperature", min: 0, max: 2, step: 0.05, slider: true,
-    hint: "0 always takes the likeliest token; higher is freer." },
-  { name: "topP", label: "Top-p", min: 0.05, max: 1, step: 0.05, slider: true,
-    hint: "Draw only from the likeliest tokens that make up this share." },
+  { name: "temperature", label: "Temperature", min: 0, max: 2, step: 0.05, slider: true, empty: "the model's",
+    hint: "0 always takes the likeliest token; higher is freer. Empty: as the model's folder says, else 1." },
+  { name: "topP", label: "Top-p", min: 0.05, max: 1, step: 0.05, slider: true, empty: "the model's",
+    hint: "Draw only from the likeliest tokens that make up this share. Empty: as the model's folder says, else 1." },
   { name: "maxTokens", label: "Longest answer", unit: "tokens", min: 1, max: 1000000, step: 1, empty: "automatic",
     hint: "Kept free in the context. Automatic: 256, or a quarter of what the model reads." },
   { name: "seed", label: "Seed", min: 0, max: 2147483647, step: 1, empty: "a new one each time",
@@ -41,7 +41,7 @@ function numberField({ name, label, unit, min, max, step, slider, empty, hint })
   };
   const show = () => {
     if (document.activeElement !== input) input.value = settings[name] ?? "";
-    if (range) range.value = settings[name];
+    if (range) range.value = settings[name] ?? 1;
   };
   onSettings((changed) => changed === name && show());
   show();

@@ -34,10 +34,10 @@ export function drop(name) {
   }
 }
 
-// Settings
+// Settings; null leaves it to what the model's folder says.
 
 export const DEFAULTS = {
-  temperature: 0.8, topP: 1, maxTokens: null, seed: null, system: "", tint: false, beam: 4, threshold: 0.5,
+  temperature: null, topP: null, maxTokens: null, seed: null, system: "", tint: false, beam: null, threshold: 0.5,
 };
 
 export const settings = { ...DEFAULTS, ...read("settings", {}) };

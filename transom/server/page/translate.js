@@ -39,17 +39,17 @@ export class Translate {
   }
 
   beams() {
-    const choice = BEAMS.map((beam) => {
-      const input = h("input", { type: "radio", name: "beam", value: beam, onchange: () => store.set("beam", beam) });
-      input.checked = store.settings.beam === beam;
-      return h("label", {}, input, h("span", {}, beam));
-    });
+    this.widths = BEAMS.map((beam) =>
+      h("input", { type: "radio", name: "beam", value: beam, onchange: () => store.set("beam", beam) }));
+    const choice = this.widths.map((input) => h("label", {}, input, h("span", {}, input.value)));
     return h("fieldset", { class: "choice", title: "How many beginnings are kept at every step; 1 is greedy" },
       h("legend", {}, "Beams"), choice);
   }
 
   use(model) {
     this.model = model;
+    const beam = store.settings.beam ?? model?.beam;
+    for (const input of this.widths) input.checked = Number(input.value) === beam;
     this.ready();
   }
 

@@ -1,0 +1,93 @@
+"""JSON as rows, each with its line: one value a line, or the items of one array.
+
+The one idea: neither is held whole, so a corpus larger than memory works. Read next: rows.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from transom.data.findings import MAX_RECORD_BYTES, Findings
+from transom.data.textfile import head_of, read_lines, read_text, skip_record
+from transom.errors import Refused
+
+_ARRAY_START = re.compile(r"\s*\[\s*")
+_BETWEEN_ITEMS = re.compile(r"\s*,?\s*")
+
+
+def begins_an_array(path: Path, where: str) -> bool:
+    """Whether a JSON file is one array; any other is read as JSON lines."""
+    return head_of(path, where).lstrip().startswith(b"[")
+
+
+def json_rows(stream: BinaryIO, where: str, findings: Findings) -> Iterator[tuple[int, Any]]:
+    """Yield (line number, value) of one JSON value a line."""
+    for line, text in read_lines(stream, where, findings):
+        if not text.strip():
+            continue
+        try:
+            yield line, json.loads(text)
+        except (ValueError, RecursionError) as error:
+            says = f"not a JSON object on one line ({json_fault(error)})"
+            skip_record(findings, "broken JSON", where, line, says)
+
+
+def json_fault(error: Exception) -> str:
+    """What is wrong with a piece of JSON, in words."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at column {error.colno}"
+    return "nested too deeply" if isinstance(error, RecursionError) else "a number is too long"
+
+
+def array_items(stream: BinaryIO, where: str, findings: Findings) -> Iterator[tuple[int, Any]]:
+    """Yield (line, value) of the items of a JSON array, holding little more than the longest item."""
+    scan = json.JSONDecoder().raw_decode
+    held, line, begun, ended = "", 1, False, False
+    fault: Exception | None = None
+    pieces = read_text(stream, where, findings)
+    for piece in pieces:
+        held, at = held + piece, 0
+        while True:
+            separators = _BETWEEN_ITEMS.match(held, at) if begun else _ARRAY_START.match(held, at)
+            if separators is not None:
+                line += separators[0].count("\n")
+                at, begun = separators.end(), True
+            ended = held.startswith("]", at)
+            if at >= len(held) or ended:
+                break
+            try:
+                value, end = scan(held, at)
+            except (ValueError, RecursionError) as error:
+                fault = error
+                break
+            yield line, value
+            line += held.count("\n", at, end)
+            at = end
+        held = held[at:]
+        if ended or len(held) > MAX_RECORD_BYTES or isinstance(fault, RecursionError):
+            break
+    if ended:
+        _refuse_more(itertools.chain([held[1:]], pieces), where, line)
+    else:
+        why = f" ({json_fault(fault)})" if fault is not None and held else ""
+        says = (
+            "no whole JSON value within 8 MB"
+            if len(held) > MAX_RECORD_BYTES
+            else "the JSON array breaks off here"
+        )
+        raise Refused(f"{where}:{line}: {says}{why}; mend it, or write one object a line (.jsonl)")
+
+
+def _refuse_more(pieces: Iterable[str], where: str, line: int) -> None:
+    """Raise Refused where anything but white space follows the end of an array."""
+    for piece in pieces:
+        rest = piece.lstrip()
+        line += piece.count("\n", 0, len(piece) - len(rest))
+        if rest:
+            fix = "make one array of all, or write one object a line (.jsonl)"
+            raise Refused(f"{where}:{line}: the JSON array ends before the file does; {fix}")

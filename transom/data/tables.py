@@ -1,0 +1,186 @@
+"""Rows of a table, CSV or TSV: what stands between its cells, and how they are quoted.
+
+The one idea: CSV follows RFC 4180 with the separator that is seen, since a spreadsheet writes `;` where a
+comma is a decimal point. In TSV a tab is a border and a quote a letter, unless a row makes sense with quoting
+only: a cell that holds a tab, a line break or a doubled quote in quotes, or a file of which every cell is
+quoted. Blank lines are not rows. Read next: rows.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import itertools
+import re
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from transom.data.findings import MAX_RECORD_BYTES, Findings
+from transom.data.textfile import head_of, plain_lines, read_lines, skip_record
+from transom.errors import Refused
+
+TABLES = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
+"""Files of tables by extension, and what stands between their cells unless another is seen."""
+
+_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+_NAMED = re.compile(r"sep=(.)\r?\n?")
+"""The first line of a table that a spreadsheet wrote, which names the separator and is no row."""
+_QUOTED = re.compile(r'"((?:[^"]|"")*)"', re.DOTALL)
+_OPEN = re.compile(r'(?:"(?:[^"]|"")*)?')
+_ALL_QUOTED = re.compile(r'(?:"(?:[^"]|"")*"(?:\t|\r?\n|\Z)|\r?\n)+')
+_SEEN_BYTES, _SEEN_ROWS = 1 << 16, 200
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a table is written."""
+
+    separator: str
+    quoted: bool = True
+    """Whether quotes mean what RFC 4180 says; in TSV they mostly are letters."""
+    named: bool = False
+    """Whether the first line says `sep=;`."""
+    unusual: bool = False
+    """Whether the extension suggests another separator."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know."""
+        name = _SEPARATORS.get(self.separator, repr(self.separator))
+        return (f"the cells are separated by {name}",) if self.unusual else ()
+
+
+def layout_of(path: Path, kind: str, where: str) -> Layout:
+    """The layout of a table: what it names, else the separator that divides its first rows evenly."""
+    usual = TABLES.get(kind, "\t")
+    data = head_of(path, where, _SEEN_BYTES)
+    text = data.decode("utf-8", "replace")
+    if usual == "\t":
+        whole = _ALL_QUOTED.match(text)
+        return Layout(usual, quoted=whole is not None and _OPEN.fullmatch(text, whole.end()) is not None)
+    lines = re.findall(r"[^\n]*\n|[^\n]+", text)
+    named = _NAMED.fullmatch(lines[0]) if lines else None
+    if named:
+        return Layout(named[1], named=True, unusual=named[1] != usual)
+    whole = len(data) < _SEEN_BYTES - len(codecs.BOM_UTF8)
+    lines = lines if whole or len(lines) < 2 else lines[:-1]
+    even = [separator for separator in _SEPARATORS if _divides(lines, separator, whole)]
+    found = usual if usual in even or not even else even[0]
+    return Layout(found, unusual=found != usual)
+
+
+def _divides(lines: list[str], separator: str, whole: bool) -> bool:
+    """Whether a separator makes rows of one width of these lines, and that more than 1."""
+    widths: set[int] = set()
+    try:
+        for row in itertools.islice(csv.reader(lines, delimiter=separator, strict=True), _SEEN_ROWS):
+            widths.add(len(row) or max(widths, default=0))
+    except csv.Error:
+        if whole:
+            return False
+    widths.discard(0)
+    return len(widths) == 1 and max(widths) > 1
+
+
+def table_rows(
+    stream: BinaryIO, where: str, layout: Layout, findings: Findings
+) -> Iterator[tuple[int, list[str]]]:
+    """Yield (first line, cells) of every row of a table; all are as wide as the first, a header like any."""
+    if layout.quoted:
+        rows = _quoted_rows(stream, where, layout, findings)
+    else:
+        rows = _tab_rows(stream, where, findings)
+    width = 0
+    for line, row in rows:
+        width = width or len(row)
+        if len(row) == width:
+            yield line, row
+        else:
+            says = f"the row has {len(row)} columns where the first has {width}"
+            skip_record(findings, "rows of another width", where, line, says)
+
+
+def _quoted_rows(
+    stream: BinaryIO, where: str, layout: Layout, findings: Findings
+) -> Iterator[tuple[int, list[str]]]:
+    csv.field_size_limit(MAX_RECORD_BYTES)
+    source = read_lines(stream, where, findings)
+    line = 0
+    if layout.named:
+        line, _ = next(source)
+
+    def lines() -> Iterator[str]:
+        nonlocal line
+        for number, text in source:
+            line = number
+            yield text
+
+    reader = csv.reader(lines(), delimiter=layout.separator, strict=True)
+    while True:
+        start = line + 1
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise Refused(f"{where}:{start}: not valid CSV ({error}); is a quote left open?") from None
+        if row:
+            yield start, row
+
+
+def _tab_rows(stream: BinaryIO, where: str, findings: Findings) -> Iterator[tuple[int, list[str]]]:
+    csv.field_size_limit(MAX_RECORD_BYTES)
+    source = plain_lines(stream, where, findings)
+    ahead: deque[tuple[int, str]] = deque()
+    """Lines that were looked at before their turn."""
+    width = 0
+    while one := ahead.popleft() if ahead else next(source, None):
+        line, text = one
+        if not text:
+            continue
+        row = text.split("\t")
+        width = width or len(row)
+        if '"' in text:
+            joined = None
+            if len(row) != width or row[-1] and _OPEN.fullmatch(row[-1]):
+                joined = _joined(row, width, source, ahead)
+            row = joined or [_unquoted(cell) for cell in row]
+        yield line, row
+
+
+def _joined(
+    row: list[str], width: int, source: Iterator[tuple[int, str]], ahead: deque[tuple[int, str]]
+) -> list[str] | None:
+    """The row of a line with quoted tabs or line breaks, and of the lines after it that belong to it.
+
+    None where quoting makes no row of the right width, and where two lines are rows each by itself.
+    """
+    taken: list[tuple[int, str]] = []
+
+    def lines() -> Iterator[str]:
+        yield "\t".join(row) + "\n"
+        while one := ahead.popleft() if ahead else next(source, None):
+            taken.append(one)
+            if len(one[1].split("\t")) == width == len(row) or len(taken) > _SEEN_ROWS:
+                return
+            yield f"{one[1]}\n"
+
+    try:
+        whole = next(csv.reader(lines(), delimiter="\t", strict=True))
+    except (csv.Error, StopIteration):
+        whole = []
+    if len(whole) == width:
+        return whole
+    ahead.extendleft(reversed(taken))
+    return None
+
+
+def _unquoted(cell: str) -> str:
+    """A cell without the quotes that a writer of tables put around it; a quote of the text stays."""
+    quoted = _QUOTED.fullmatch(cell)
+    if quoted and ('""' in quoted[1] or not quoted[1]):
+        return quoted[1].replace('""', '"')
+    return cell

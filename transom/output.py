@@ -1,0 +1,50 @@
+"""Files that a verb leaves: asked about before the work, and written whole or not at all.
+
+Where a file cannot be written is known before an hour is spent on what was to stand in it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from .errors import Refused, nearest
+
+
+def writable(path: str | os.PathLike[str], option: str = "--out") -> Path:
+    """The path of a file to be written, which `option` names.
+
+    Raises Refused where there can be none, before any work is done.
+    """
+    path = Path(path)
+    name, folder = _shown(path), path.parent
+    if path.is_dir():
+        raise Refused(f"{name} is a folder; {option} names a file")
+    if not folder.is_dir():
+        beside = [one.name for one in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        fix = f"{option} names a file in a folder that exists{nearest(folder.name, beside)}"
+        raise Refused(f"{name}: there is no folder {_shown(folder)}; {fix}")
+    if not os.access(folder, os.W_OK):
+        raise Refused(f"{name}: no permission to write in {_shown(folder)}")
+    return path
+
+
+def write_whole(path: str | os.PathLike[str], content: str | bytes, option: str = "--out") -> Path:
+    """Write a file so that there is either all of it or what was there before. Raises Refused if it fails."""
+    path = writable(path, option)
+    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content if isinstance(content, bytes) else content.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise Refused(f"{_shown(path)}: cannot be written ({error.strerror or error})") from None
+    return path
+
+
+def _shown(path: Path) -> str:
+    """A name that can be printed, whatever bytes it is made of."""
+    return ascii(str(path))[1:-1] if not str(path).isprintable() else str(path)
