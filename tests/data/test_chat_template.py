@@ -361,6 +361,16 @@ ATTACKS = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("answer", [" Hello", "Hello", "\nHello", ""])
+def test_a_transcript_repeats_an_answer_as_it_was_written(templates, tokenizers, answer):
+    tokenizer, talk = tokenizers["byte-level"], [{"role": "user", "content": "Hi"}]
+    prompt = templates["plain"].render(talk, tokenizer).tokens
+    said = [*talk, {"role": "assistant", "content": answer}]
+    history = tokenizer.decode(templates["plain"].render(said, tokenizer, add_generation_prompt=False).tokens)
+    whole = answer if answer[:1].isspace() else f" {answer}"
+    assert history.endswith(f"Assistant:{whole}\n") and history.startswith(tokenizer.decode(prompt))
+
+
 def test_attacks_are_refused_in_time_and_the_next_prompt_is_written(tokenizers):
     tokenizer = tokenizers["byte-level"]
     template = ChatTemplate(TEMPLATES["zephyr"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-import warnings
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -180,7 +182,7 @@ def test_a_strict_tool_gets_what_its_schema_says(client: OpenAI):
     strict["function"] |= {"strict": True}
     strict["function"]["parameters"]["properties"] = {"city": {"const": "Wien"}, "days": {"enum": [5]}}
     for model in ("caller", "both", "hidden"):
-        message = ask(client, model, tools=[strict]).choices[0].message
+        message = ask(client, model, tools=[strict], max_tokens=300).choices[0].message
         (call,) = message.tool_calls
         assert json.loads(call.function.arguments) == {"city": "Wien", "days": 5}
     assert ask(client, "thinker", tools=[strict]).choices[0].message.content == "It rains."
@@ -284,33 +286,33 @@ def test_langchain_has_structured_output(langchain: Any, method: str):
     assert isinstance(model.invoke("Who?"), Person)
 
 
-@pytest.fixture
-def litellm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # or it asks a server of its own
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its own deprecations
-        import litellm
+LITELLM = """
+import json, sys
+import litellm
 
-        yield litellm
+url, tools, hello = json.loads(sys.argv[1])
+asked = {"api_base": url, "api_key": "none", "temperature": 0, "tools": tools}
+said = litellm.completion(model="openai/both", messages=hello, **asked).choices[0].message
+assert (said.reasoning_content, said.content) == ("I look it up.", "Well."), said
+chunks = list(litellm.completion(model="openai/both", messages=hello, stream=True, **asked))
+streamed = litellm.stream_chunk_builder(chunks, messages=hello).choices[0].message
+for message in (said, streamed):
+    result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "rain"}
+    for sent in (message, message.model_dump()):
+        again = litellm.completion(model="openai/thinker", messages=[*hello, sent, result], **asked)
+        assert again.choices[0].message.content == "It rains.", again
+    print(message.tool_calls[0].function.arguments)
+"""
 
 
-def test_litellm_calls_tools_and_goes_on(talkers: Running, litellm: Any):
-    asked: dict[str, Any] = {
-        "api_base": f"{talkers.url}/v1",
-        "api_key": "none",
-        "temperature": 0,
-        "tools": TOOLS,
-    }
-    said = litellm.completion(model="openai/both", messages=HELLO, **asked).choices[0].message
-    assert said.reasoning_content == "I look it up." and said.content == "Well."
-    assert json.loads(said.tool_calls[0].function.arguments) == ARGUMENTS
-    chunks = list(litellm.completion(model="openai/both", messages=HELLO, stream=True, **asked))
-    streamed = litellm.stream_chunk_builder(chunks, messages=HELLO).choices[0].message
-    for message in (said, streamed):
-        result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "rain"}
-        for sent in (message, message.model_dump()):
-            again = litellm.completion(model="openai/thinker", messages=[*HELLO, sent, result], **asked)
-            assert again.choices[0].message.content == "It rains."
+def test_litellm_calls_tools_and_goes_on(talkers: Running):
+    """In a process of its own, since it leaves sockets and an event loop open."""
+    given = json.dumps([f"{talkers.url}/v1", TOOLS, HELLO])
+    local = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}  # or it asks a server for prices
+    command = [sys.executable, "-c", LITELLM, given]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, env=local)
+    assert ran.returncode == 0, ran.stderr
+    assert [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("{")] == [ARGUMENTS] * 2
 
 
 @pytest.mark.parametrize("mode", ["TOOLS", "JSON_SCHEMA"])

@@ -298,6 +298,27 @@ def test_edit_and_regenerate(visit: Visit):
     assert page.locator(".message.user .plain").inner_text() == "Uno"
 
 
+def test_enter_that_ends_a_composition_sends_nothing(visit: Visit):
+    """Safari says only by keyCode 229 that Enter chose a word."""
+    page = visit.page
+    store(page, settings=dict(maxTokens=8))
+    say(page, "One")
+    page.locator(".message.user").first.hover()
+    page.locator(".message.user").first.get_by_role("button", name="Edit").click()
+    visit.asked.clear()
+    for label in ("Message", "Your message, to be changed"):
+        page.get_by_label(label, exact=True).fill("にほん")
+        page.get_by_label(label, exact=True).evaluate(
+            """box => ["Enter", "Escape"].forEach(key => box.dispatchEvent(
+                new KeyboardEvent("keydown", { key, keyCode: 229, bubbles: true, cancelable: true })))"""
+        )
+    assert page.get_by_label("Your message, to be changed").input_value() == "にほん"
+    assert not [url for url in visit.asked if url.endswith("/v1/chat/completions")]
+    page.get_by_label("Your message, to be changed").press("Enter")
+    finished(page)
+    assert page.locator(".message.user .plain").inner_text() == "にほん"
+
+
 def test_the_context_meter_says_what_is_dropped_and_a_refusal_loses_nothing(visit: Visit):
     page = visit.page
     store(page, settings=dict(maxTokens=100))
