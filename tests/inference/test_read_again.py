@@ -1,4 +1,4 @@
-"""What is served in bfloat16 is what a plain pass reads again: alone, beside others, in pieces, by blocks."""
+"""What is served in bfloat16 is what a plain pass reads again: alone, beside others, in pieces."""
 
 from __future__ import annotations
 

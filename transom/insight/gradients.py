@@ -122,17 +122,18 @@ def token_gradients(model: nn.Module, tokens: Tensor | Sequence[int], *, rows: i
     found = []
     for some in chunks(len(ids) - 1, rows):
         losses = lambda logits, some=some: F.cross_entropy(  # noqa: E731
-            torch.stack([logits[row, t] for row, t in enumerate(some)]), ids[some.start + 1 : some.stop + 1],
-            reduction="sum",
+            logits.diagonal(dim1=0, dim2=1).T, ids[some.start + 1 : some.stop + 1], reduction="sum"
         )  # fmt: skip
-        found.append(_embedding_gradient(parts, ids[None, :-1].expand(len(some), -1), losses))
+        found.append(_embedding_gradient(parts, ids[None, :-1].expand(len(some), -1), losses, some))
     return TokenGradients(tuple(ids.tolist()), torch.cat(found).double().norm(dim=-1).cpu())
 
 
-def _embedding_gradient(parts: Anatomy, rows: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
-    """The gradient (B, L, D) of a loss of the logits of rows (B, L) with respect to their embeddings."""
+def _embedding_gradient(
+    parts: Anatomy, rows: Tensor, loss: Callable[[Tensor], Tensor], at: Sequence[int]
+) -> Tensor:
+    """The gradient (B, L, D) of a loss of some logits (B, n, V) of rows (B, L) with respect to embeddings."""
     with differentiable():
-        value, leaf = embedded(parts, lambda: loss(logits_at(parts.model, rows)))
+        value, leaf = embedded(parts, lambda: loss(logits_at(parts.model, rows, at)))
         return torch.autograd.grad(value, leaf)[0]
 
 
@@ -163,8 +164,8 @@ class DistanceCurve(View):
 def distance_curve(model: nn.Module, texts: Tensor, *, last_only: bool = False) -> DistanceCurve:
     """Gradient norm against distance over texts (B, L). `last_only`: of the loss of the last token alone."""
     if last_only:
-        losses = lambda logits: F.cross_entropy(logits[:, -1], texts[:, -1], reduction="sum")  # noqa: E731
-        grads = _embedding_gradient(anatomy(model), texts[:, :-1], losses)
+        losses = lambda logits: F.cross_entropy(logits[:, 0], texts[:, -1], reduction="sum")  # noqa: E731
+        grads = _embedding_gradient(anatomy(model), texts[:, :-1], losses, [-1])
         norms = grads.double().norm(dim=-1).flip(1).cpu()
     else:
         norms = torch.stack([token_gradients(model, text).over_distance() for text in texts])

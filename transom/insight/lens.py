@@ -14,9 +14,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .anatomy import anatomy, stream
+from .anatomy import Anatomy, anatomy, stream
 from .question import device_of, hidden_of, logits_at
 from .view import View
+
+POSITIONS = 64
+"""Positions whose scores over the whole vocabulary are held at once."""
 
 
 @dataclass(frozen=True)
@@ -62,15 +65,20 @@ def logit_lens(
     ours = hasattr(model, "encode") or hasattr(model, "blocks")
     run = (lambda: hidden_of(model, ids[None], read)) if ours else (lambda: logits_at(model, ids[None]))  # type: ignore[arg-type]
     places = torch.tensor(chosen, device=ids.device)
-    logs = [parts.unembed(x[0, places]).double().log_softmax(-1) for x in stream(parts, run)]
-    final = logs[-1]
+    states = [x[0, places] for x in stream(parts, run)]
+    read_some = [_read(parts, some, top) for some in zip(*(x.split(POSITIONS) for x in states), strict=True)]
+    found = [torch.cat(each, dim=1).cpu() for each in zip(*read_some, strict=True)]
+    return LogitLens(tuple(ids.tolist()), chosen, *found)
+
+
+def _read(parts: Anatomy, states: Sequence[Tensor], top: int) -> tuple[Tensor, ...]:
+    """Streams (n, D) a layer -> top tokens, their log p, divergence and log p of the answer, a layer each."""
+    final = parts.unembed(states[-1]).double().log_softmax(-1)
     first = final.argmax(-1, keepdim=True)
-    best = [layer.topk(min(top, layer.shape[-1]), dim=-1) for layer in logs]
-    return LogitLens(
-        tokens=tuple(ids.tolist()),
-        positions=chosen,
-        top=torch.stack([b.indices for b in best]).cpu(),
-        logprob=torch.stack([b.values for b in best]).cpu(),
-        divergence=torch.stack([(final.exp() * (final - layer)).sum(-1) for layer in logs]).cpu(),
-        answer=torch.stack([layer.gather(-1, first)[:, 0] for layer in logs]).cpu(),
-    )
+    told = []
+    for x in states:  # the scores of one layer at a time are held
+        layer = parts.unembed(x).double().log_softmax(-1)
+        best = layer.topk(min(top, layer.shape[-1]), dim=-1)
+        divergence = (final.exp() * (final - layer)).sum(-1)
+        told.append((best.indices, best.values, divergence, layer.gather(-1, first)[:, 0]))
+    return tuple(torch.stack(each) for each in zip(*told, strict=True))

@@ -19,7 +19,7 @@ from ..model.transformer import Transformer
 from .question import device_of, hidden_of, logits_at
 from .view import View
 
-POSITIONS = 256
+POSITIONS = 64
 """Positions whose scores over the whole vocabulary are held at once."""
 
 
