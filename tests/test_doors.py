@@ -20,6 +20,10 @@ from transom import cli
 from transom.__main__ import run
 from transom.errors import Refused
 from transom.inference.load import load
+from transom.server.keys import read_keys
+from transom.server_settings import ServerSettings
+from transom.settings import TrainSettings
+from transom.settings import load as load_settings
 
 MAKERS: dict[str, Callable[[Path], object]] = {
     "translate": models.translator,
@@ -178,3 +182,20 @@ def test_texts_of_several_lines_stay_on_one_line_beside_their_class(
 def test_a_field_needs_a_file_of_records(door: Door, folders: dict[str, str]) -> None:
     said = door.refused("classify", folders["classify"], "a", "--field", "text")
     assert said == "--field names a field of the records in a file; add --input FILE"
+
+
+@pytest.mark.parametrize("verb", MAKERS)
+def test_a_verb_of_another_kind_says_which_is_meant(verb: str, folders: dict[str, str], door: Door) -> None:
+    for kind, folder in folders.items():
+        if kind != verb:
+            said = door.refused(verb, folder, "a")
+            assert said.startswith(f"{folder} is a ") and said.endswith(f"; use transom {kind}")
+
+
+def test_a_byte_order_mark_is_no_part_of_settings_or_keys(tmp_path: Path) -> None:
+    settings, file = tmp_path / "a.toml", tmp_path / "keys.txt"
+    settings.write_bytes("\ufeffsteps = 3\n".encode())
+    assert load_settings(TrainSettings, {}, settings).steps == 3
+    file.write_bytes(f"\ufeff{'a' * 16}\r\n# a word\r\n{'b' * 16}\r\n".encode())
+    keys, _ = read_keys(ServerSettings(api_key_file=file), {})
+    assert keys.scope(b"a" * 16) and keys.scope(b"b" * 16) and keys.scope(b"c" * 16) is None

@@ -157,14 +157,13 @@ def generate(
     if flags.logprobs is not None and not json:
         raise Refused("--logprobs is shown with --json only; add --json")
     from .data.lines import whole_input
-    from .inference.load import load as load_model
 
     texts = _said(prompts, "its text can be piped in: transom generate MODEL < FILE") or [whole_input()]
     settings = flags.given()
     if "stop" in settings:
         settings["stop"] = [_unescaped(stop) for stop in settings["stop"]]
     with _answer(json) as show:
-        generator = load_model(model, dtype=dtype, device=device)
+        generator = _loaded(model, "Generator", dtype, device)
         if json or len(texts) > 1 or flags.n > 1:
             show(Completions(texts, flags.n, generator.generate(texts, **settings)))
         else:

@@ -123,3 +123,14 @@ def test_what_cannot_run_is_refused_and_a_full_queue_says_when_to_come_again():
         engine.submit(engine.requests(["c"])[0])
     assert busy.value.retry_after >= 1
     assert len(drain(engine)) == 2
+
+
+def test_a_full_queue_of_one_scope_keeps_no_other_out():
+    engine = EncoderEngine(EMBEDDER, settings=EngineSettings(max_queue=2, max_queue_tokens=12))
+    for text in ("a", "b"):
+        engine.submit(engine.requests([text], scope="busy")[0])
+    with pytest.raises(Busy, match="2 texts wait already"):
+        engine.submit(engine.requests(["c"], scope="busy")[0])
+    for text in ("aaaa", "b"):
+        engine.submit(engine.requests([text], scope="other")[0])
+    assert engine.load()["queued"] == 4 and len(drain(engine)) == 4 and not engine.busy

@@ -19,6 +19,7 @@ from os.path import commonprefix
 import torch
 from torch import Tensor
 
+from transom.model.aligned_attention import aligns, reach
 from transom.model.attention import Rule, attend
 from transom.model.cache import Memory
 from transom.model.config import ModelConfig
@@ -55,6 +56,8 @@ class PagedCache:
         )
         """The tokens of a short row from which on it is read in place."""
         self.short, self.shared_from = SHORT, SHARED
+        self.aligned = aligns(device, dtype) and config.position != "relative" and config.attn_softcap is None
+        """Whether a row's bits are those of the row alone (`model.aligned_attention`), but for a fan's."""
         self.blocks = list(self.pool)
         self.slots = [blocks.flatten(0, 1) for blocks in self.blocks]
 
@@ -123,7 +126,18 @@ class PagedCache:
         """Whether a row is read where it lies: its blocks are consecutive, and it pays."""
         if gather or not self.consecutive(span):
             return False
-        return span.n > self.short or (self.device.type == "cpu" and span.stop >= self.in_place_from)
+        if span.n > self.short:
+            return True
+        # What is computed over more slots than a row has is gathered, with zeros behind.
+        return self.device.type == "cpu" and span.stop >= self.in_place_from and not self.aligned
+
+    def alike(self, one: Span, other: Span, gather: bool = False) -> bool:
+        """Whether a short row can be read beside a shorter one."""
+        if other.n != one.n or self.in_place(other, gather):
+            return False
+        if self.aligned:
+            return reach(one.start) == reach(one.stop - 1) == reach(other.start) == reach(other.stop - 1)
+        return other.stop <= 2 * one.stop + self.size  # padded to the longest: at most to the double
 
     def consecutive(self, span: Span) -> bool:
         """Whether the blocks that hold a row up to the end of the span lie one behind the other."""
@@ -186,11 +200,7 @@ class PagedStep:
         while begin < len(spans):
             first, end = spans[begin], begin + 1
             if first.n <= self.cache.short and not self.cache.in_place(first, gather):
-                # Shorter rows are padded to the longest: at most to the double.
-                most = 2 * first.stop + self.cache.size
-                while end < len(spans) and spans[end].n == first.n and spans[end].stop <= most:
-                    if self.cache.in_place(spans[end], gather):
-                        break
+                while end < len(spans) and self.cache.alike(first, spans[end], gather):
                     end += 1
             of = slice(at, at + first.n * (end - begin))
             groups.append(_Group(self.cache, spans[begin:end], of, gather))
@@ -205,9 +215,12 @@ class _Group:
         self.of, self.n, self.rows = of, spans[0].n, len(spans)
         """of: which tokens of the pass."""
         self.length = max(span.stop for span in spans)
+        padded = cache.aligned and (self.n == 1 or self.rows > 1)
+        if padded:
+            self.length = reach(self.length - 1)
         self._rules: dict[Rule, Rule] = {}
         self._in_place: slice | None = None
-        if len(spans) == 1 and not gather and cache.consecutive(spans[0]):
+        if len(spans) == 1 and not gather and not padded and cache.consecutive(spans[0]):
             first = spans[0].blocks[0] * cache.size
             self._in_place = slice(first, first + self.length)
         else:
@@ -215,7 +228,7 @@ class _Group:
             tables = [[*span.blocks[:used], *[0] * (used - len(span.blocks))] for span in spans]
             self._table = torch.tensor(tables, device=cache.device).flatten()
         self._starts = torch.tensor([span.start for span in spans], device=cache.device)[:, None]
-        self._uneven = any(span.stop != self.length for span in spans)
+        self._uneven = padded or any(span.stop != self.length for span in spans)
 
     def attend(self, cache: PagedCache, layer: int, query: Tensor, rule: Rule) -> Tensor:
         """query (B * n, 1, H, K) of the group's tokens -> the same shape."""

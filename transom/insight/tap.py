@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from transom.model.aligned_attention import aligned_attention
 from transom.model.attention import attend_plain
 
 from .kernel import Asked, Given, Kept, Recurred, apart, bound, four, of_kernel, prove
@@ -71,6 +72,8 @@ class Tap(TorchFunctionMode):
         self.recurred: list[Recurred] = []
         self.read: list[tuple[str, Tensor]] = []
         """(module, ids) of the texts that were looked up in an embedding."""
+        self._pieces: list[tuple[tuple[Any, ...], dict[str, Any], tuple[Any, ...]]] = []
+        """What the kernel ran for the call of `aligned_attention` that is not over."""
         self._softmax: weakref.ref[Tensor] | None = None
         """What may become the map of a model that writes its attention out."""
 
@@ -84,6 +87,8 @@ class Tap(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if func is torch.einsum:
             self._by_our_rule(sys._getframe(1), out)
+        elif func is torch.cat:
+            self._in_pieces(sys._getframe(1), out)
         elif func is F.embedding:
             place, _ = self._place(sys._getframe(1))
             if args[0].dim() == 2 and not NO_TEXT.search(place):
@@ -116,6 +121,9 @@ class Tap(TorchFunctionMode):
     def _attention(self, func: Any, args: Any, kwargs: Any) -> Tensor:
         with _Kernels() as kernels:
             out = func(*args, **kwargs)
+        if sys._getframe(2).f_code is aligned_attention.__code__:
+            self._pieces += kernels.ran
+            return out
         name, module = self._place(sys._getframe(2))
         if self.wanted("attention", name):
             given = bound(*args, **kwargs)
@@ -156,22 +164,46 @@ class Tap(TorchFunctionMode):
         if frame is None or "pattern" not in frame.f_locals:
             return
         name, module = self._place(frame)
-        if not self.wanted("attention", name):
+        if self.wanted("attention", name):
+            self._keep_ours(name, module, frame.f_locals, None, out.transpose(1, 2))
+
+    def _in_pieces(self, frame: FrameType, out: Tensor) -> None:
+        """Our attention that asks the kernel for some queries at a time: one call, kept when it ends."""
+        if frame.f_code is not aligned_attention.__code__:
             return
-        seen = frame.f_locals
+        ran, self._pieces = self._pieces, []
+        name, module = self._place(frame)
+        if self.wanted("attention", name):
+            counts = [piece.shape[2] for piece in frame.f_locals["mixed"]]
+            parts = [answers[1][..., :n] for n, (*_, answers) in zip(counts, ran, strict=True)]
+            self._keep_ours(name, module, frame.f_locals, torch.cat(parts, dim=-1), out)
+
+    def _keep_ours(
+        self,
+        name: str,
+        module: nn.Module | None,
+        seen: dict[str, Any],
+        normaliser: Tensor | None,
+        out: Tensor,
+    ) -> None:
+        """What a function of ours was called with, by the names there, and its output (B, H, L, K)."""
         query, key, value, rule = (seen[part] for part in ("query", "key", "value", "rule"))
         n_queries, n_keys = query.shape[1], key.shape[1]
         plain = rule.is_plainly_causal(n_queries, n_keys)
+        mask = None if plain else rule.mask(n_queries, n_keys, query.device)
+        if mask is not None and rule.positions is not None:  # slots behind the last query fill up a row
+            n_keys = int(rule.positions.max()) + 1
+            key, value, mask = key[:, :n_keys], value[:, :n_keys], mask[..., :n_keys]
         asked = Asked(
             scale=rule.scale_of(query),
             causal=plain,
-            mask=None if plain else seen["mask"],
+            mask=mask,
             bias=rule.bias,
             softcap=rule.softcap,
         )
-        query, key, value, out = (x.transpose(1, 2) for x in (query, key, value, out))
+        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
         given, out = apart(module, Given(query, key, value, asked), out)
-        self._keep(name, given, None, out)
+        self._keep(name, given, normaliser, out)
 
     def _keep(
         self,

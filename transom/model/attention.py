@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .aligned_attention import aligned_attention, aligns
 from .blocked_attention import blocked_attention, pays
 from .config import ModelConfig
 from .feedforward import Linear
@@ -48,11 +49,15 @@ class Rule:
     """Squash scores to cap * tanh(score / cap)."""
     scale: float | None = None
     """Factor of the dot products; None: 1 / sqrt(K)."""
-    _masks: dict[tuple[int, int], Tensor | None] = field(default_factory=dict, repr=False)
+    _masks: dict[tuple[int, ...], Tensor | None] = field(default_factory=dict, repr=False)
 
     def scale_of(self, query: Tensor) -> float:
         """The factor of the dot products of queries (..., K)."""
         return 1 / math.sqrt(query.shape[-1]) if self.scale is None else self.scale
+
+    def aligns(self) -> bool:
+        """Whether `aligned_attention` knows all it says, given that scores have no cap."""
+        return self.causal and self.documents is None and self.bias is None
 
     def is_plainly_causal(self, n_queries: int, n_keys: int) -> bool:
         """Whether the fused kernel's own causal flag says all there is to say."""
@@ -98,6 +103,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
         key, value = (_one_per_query(x, query.shape[2]) for x in (key, value))
         mask = rule.mask(n_queries, n_keys, query.device)
         return blocked_attention(query, key, value, mask, causal, rule.scale_of(query))
+    wants_gradient = torch.is_grad_enabled() and query.requires_grad
+    if rule.aligns() and aligns(query.device, query.dtype) and not wants_gradient:
+        return aligned_attention(query, key, value, rule)
     mask = None if causal else rule.mask(n_queries, n_keys, query.device)
     if rule.bias is not None:
         bias = rule.bias.to(query.dtype)

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .scores import scores
+
 IGNORE = -100
 """The target of a position that carries no loss."""
 
@@ -49,8 +51,7 @@ def cross_entropy_plain(
     smoothing: float = 0.0,
 ) -> Tensor:
     """The same, with all logits at once."""
-    bias = None if bias is None else bias.to(hidden.dtype)
-    logits = cap(F.linear(hidden, weight.to(hidden.dtype), bias).float(), softcap)
+    logits = cap(scores(hidden, weight, bias), softcap)
     return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum", label_smoothing=smoothing)
 
 
@@ -75,7 +76,7 @@ class _Chunked(torch.autograd.Function):
         learns = hidden.requires_grad or weight.requires_grad
         n_tokens = weight.shape[0]
         cast = weight.detach().to(hidden.dtype)
-        offset = None if bias is None else bias.detach().to(hidden.dtype)
+        offset = None if bias is None else bias.detach()
         rows = max(1, RUN_BYTES // (4 * n_tokens))
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if learns else None
@@ -83,7 +84,7 @@ class _Chunked(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if learns and bias is not None else None
         for start in range(0, len(targets), rows):
             part, wanted = hidden[start : start + rows], targets[start : start + rows, None]
-            logits = cap(F.linear(part, cast, offset).float(), softcap)
+            logits = cap(scores(part, cast, offset), softcap)
             log_total = logits.logsumexp(-1, keepdim=True)
             if smoothing:
                 total += smoothing * (log_total - logits.mean(-1, keepdim=True)).sum()

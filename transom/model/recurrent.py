@@ -23,6 +23,7 @@ from .feedforward import Linear
 from .heads import TokenHead
 from .initialize import initialize
 from .losses import cap, cross_entropy
+from .scores import scores
 from .transformer import Batch, Table
 
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
@@ -276,9 +277,7 @@ class Recurrent(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every token, in float32: (..., D) -> (..., V)."""
-        bias = None if self.head.bias is None else self.head.bias.to(hidden.dtype)
-        scores = F.linear(self.head(hidden), self.output_weight.to(hidden.dtype), bias)
-        return cap(scores.float(), self.config.logit_softcap)
+        return cap(scores(self.head(hidden), self.output_weight, self.head.bias), self.config.logit_softcap)
 
     def loss(self, batch: Batch, *, dtype: torch.dtype | None = None, smoothing: float = 0.0) -> Tensor:
         """The sum of -log p(target) over the batch, in nats: a float32 scalar (`Transformer.loss`)."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .cache import DecodeState, KVCache, Memory
@@ -23,6 +22,7 @@ from .initialize import initialize
 from .losses import IGNORE, cap, cross_entropy
 from .norms import NORMS
 from .positions import sinusoids
+from .scores import scores
 from .stack import Stack
 
 
@@ -138,10 +138,8 @@ class Transformer(Stack):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every token, in float32: (..., D) -> (..., V)."""
-        hidden, bias = self.head(hidden), self.head.bias
-        bias = None if bias is None else bias.to(hidden.dtype)  # type: ignore[union-attr]
-        scores = F.linear(hidden, self.output_weight.to(hidden.dtype), bias)  # type: ignore[arg-type]
-        return cap(scores.float(), self.config.logit_softcap)
+        found = scores(self.head(hidden), self.output_weight, self.head.bias)  # type: ignore[arg-type]
+        return cap(found, self.config.logit_softcap)
 
     def label_logits(self, hidden: Tensor, documents: Tensor | None = None) -> Tensor:
         """Scores of the classes, in float32: (B, C) of whole texts, or (B, L, C) of their tokens."""

@@ -1,0 +1,96 @@
+"""What is served in bfloat16 is what a plain pass reads again: alone, beside others, in pieces, from blocks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import transom
+from transom.inference.packed import packs
+from transom.inference.runner import Chunk, TorchRunner
+from transom.insight.replay import AGREES, replay
+from transom.model.build import Model, build
+from transom.model.config import ModelConfig
+
+CONFIG = ModelConfig(256, 32, 3, 4, 2, head_dim=8, ffn_dim=1100, max_len=640)
+MEMBERS = {
+    "decoder": {},
+    "biases": {
+        "qkv_bias": True, "out_bias": True, "ffn_bias": True, "gated": False, "activation": "gelu_tanh",
+        "position": "learned", "norm": "layer",
+    },
+    "window, normed queries": {"window": 50, "qk_norm": True, "n_kv_heads": 4},
+}  # fmt: skip
+
+
+@pytest.fixture(params=MEMBERS)
+def model(request: pytest.FixtureRequest) -> Model:
+    model = build(CONFIG.with_(**MEMBERS[request.param]), 0).eval().to(torch.bfloat16)
+    if not packs(model):
+        pytest.skip("this machine does not multiply bfloat16")
+    with torch.no_grad():
+        model.embed.weight.mul_(20)
+    return model
+
+
+@pytest.mark.parametrize("n_rows", [1, 5])
+def test_rows_are_read_as_one_plain_pass_reads_them(model: Model, n_rows: int) -> None:
+    runner = TorchRunner(model, n_tokens=n_rows * 600, reuse=False)
+    texts = torch.randint(256, (n_rows, 600), generator=torch.Generator().manual_seed(0)).tolist()
+    starts = [30 + 112 * i for i in range(n_rows)]
+    rows = [runner.open(text) for text in texts]
+    made = [[runner.run([Chunk(row, n, n)])] for row, n in zip(rows, starts, strict=True)]
+    for n in (*[1] * 40, 2, 3, 33):
+        found = runner.run([Chunk(row, n, n) for row in rows]).split(n)
+        for one, part in zip(made, found, strict=True):
+            one.append(part)
+    for text, one in zip(texts, made, strict=True):
+        served = torch.cat(one)
+        with torch.inference_mode():
+            again = model.logits(model(torch.tensor([text])))[0, : len(served)]
+        assert again.std() > 1  # or nothing was at stake
+        # In float32 the order of a sum shows in the last digits; one step of bfloat16 would be 0.03 and more.
+        assert float((served - again).abs().max()) < 1e-3
+
+
+def served_and_replayed(folder: Path, n_answers: int, n_tokens: int, beside: int) -> float:
+    """The largest difference in nats, of answers that were written beside so many others."""
+    loaded = transom.load(folder, dtype="bfloat16")
+    questions = [
+        f"<|im_start|>user\nGive me {i + 2} facts about {thing}.<|im_end|>\n<|im_start|>assistant\n"
+        for i in range(-(-n_answers // len(THINGS)))
+        for thing in THINGS
+    ][:n_answers]
+    prompts = [loaded.tokenizer.backend.encode(question).ids for question in questions]
+    worst = 0.0
+    for start in range(0, n_answers, beside + 1):
+        some = prompts[start : start + beside + 1]
+        settings = {
+            "max_tokens": n_tokens,
+            "temperature": 1.0,
+            "seed": start,
+            "logprobs": 0,
+            "ignore_eos": True,
+        }
+        for prompt, answer in zip(some, loaded.generate(some, **settings), strict=True):
+            generated = [token.logprob for token in answer.logprobs]
+            text = [*prompt, *answer.tokens]
+            found = replay(loaded, text, n_prompt=len(prompt), generated=generated, layers=())
+            assert len(generated) == n_tokens and found.difference is not None
+            worst = max(worst, found.difference)
+    return worst
+
+
+THINGS = ("rain", "the moon", "a fox and a crow", "pancakes", "Lisbon", "steam engines", "bees", "old age")
+
+
+def test_a_real_model_says_again_what_was_served(smollm2: Path) -> None:
+    assert served_and_replayed(smollm2, 3, 24, beside=2) <= AGREES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("beside", [0, 15])
+def test_fifty_answers_of_a_real_model_are_what_was_served(smollm2: Path, beside: int) -> None:
+    assert served_and_replayed(smollm2, 50, 200, beside) <= AGREES
