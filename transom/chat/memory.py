@@ -31,8 +31,8 @@ QUERY_WORDS = 64
 """Words of a message that are looked for, at most."""
 VERSION = 1
 HEADING = "What you know about the user, in their words:"
-"""Above the facts. Of 30 asked for, 10 kept at a time, SmolLM2-135M says 13 so (each went along), and 8 where
-the newest six went along in place of the template's own system text.
+"""Above the facts. Of 30 that were asked for, 10 kept at a time, SmolLM2-135M says 13 so (each went along), 8
+where the newest six went along with everything in place of the template's own system text.
 """
 
 _SCHEMA = (
