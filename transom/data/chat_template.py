@@ -88,6 +88,11 @@ class ChatTemplate:
         self._worker = Resident(Path(__file__).with_name("template_worker.py"), seconds=WALL_SECONDS)
         self._spellings: dict[str, _Spelling] = {}
 
+    @property
+    def all_text(self) -> str:
+        """All that it is made of: the template, and the one for conversations with tools."""
+        return self.text + (self._tool_text or "")
+
     @classmethod
     def builtin(cls, name: str) -> ChatTemplate:
         """`plain` or `chatml`."""

@@ -23,6 +23,7 @@ from .errors import ApiError
 from .output_parser import OutputParser
 from .schema import Sampling, at_most
 from .served import Served
+from .tools_in_words import in_words, writes_tools
 
 DEFAULT_COMPLETION = 16
 """Tokens of a completion for which no number was given, as in OpenAI's interface."""
@@ -69,11 +70,13 @@ def for_chat(
 
 def render(
     served: Served,
-    messages: list[dict[str, Any]],
+    messages: Sequence[Mapping[str, Any]],
     tools: list[dict[str, Any]] | None = None,
     variables: Mapping[str, Any] | None = None,
 ) -> Rendered:
-    """Messages as the model's template writes them; raises ApiError where it has none."""
+    """Messages as the model's template writes them, tools in words where it writes none; raises ApiError
+    where the model has no template.
+    """
     if served.template is None:
         raise ApiError(
             400,
@@ -82,6 +85,9 @@ def render(
             param="model",
             code="no_chat_template",
         )
+    calls = any(message["role"] == "tool" or message.get("tool_calls") for message in messages)
+    if (tools or calls) and not writes_tools(served.template.all_text):
+        messages, tools = in_words(messages, tools, served.default_system), None
     try:
         return served.template.render(
             messages, served.model.tokenizer, tools=tools, add_generation_prompt=True, variables=variables
