@@ -11,6 +11,7 @@ from transom.hardware import tune_libraries
 tune_libraries()  # before any test imports torch
 
 SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
+SHARED_CASES = SHARED_DATA.with_name("cases")
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +33,12 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "smollm2"
     write_smollm2(source, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def shared_cases() -> Path | None:
+    """The folder of files that gave others trouble, where it is beside this repository."""
+    return SHARED_CASES if SHARED_CASES.is_dir() else None
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -157,14 +157,13 @@ def generate(
     if flags.logprobs is not None and not json:
         raise Refused("--logprobs is shown with --json only; add --json")
     from .data.lines import whole_input
-    from .inference.load import load as load_model
 
     texts = _said(prompts, "its text can be piped in: transom generate MODEL < FILE") or [whole_input()]
     settings = flags.given()
     if "stop" in settings:
         settings["stop"] = [_unescaped(stop) for stop in settings["stop"]]
     with _answer(json) as show:
-        generator = load_model(model, dtype=dtype, device=device)
+        generator = _loaded(model, "Generator", dtype, device)
         if json or len(texts) > 1 or flags.n > 1:
             show(Completions(texts, flags.n, generator.generate(texts, **settings)))
         else:
@@ -362,11 +361,12 @@ def chat(
     from .server.served import model_folder, template_of
 
     template = template_of(model_folder(model), chat_template)
+    generator = _loaded(str(model_folder(model)), "Generator", dtype, device)
     if template is None:
         raise Refused(
-            f"{model}: no chat template in this folder; add --chat-template plain, chatml or a file"
+            f"{model} has no chat template: it goes on with a text and was not taught to answer; use transom"
+            " generate, or add --chat-template plain, chatml or a file to try"
         )
-    generator = _loaded(str(model_folder(model)), "Generator", dtype, device)
     kept = None if no_memory else Memory(memory or default_path())
     given = {"temperature": temperature, "top_p": top_p, "seed": seed}
     with _answer(json) as show:

@@ -23,8 +23,14 @@ class LimitSettings(Settings):
     """Bytes of a request."""
     json_depth: Size = 64
     """Brackets within brackets in a request."""
+    json_values: Size = 200_000
+    """Values of a request: texts, numbers, lists and objects together."""
+    json_names: Size = 1000
+    """Names of one object in a request."""
     messages: Size = 1000
     """Messages of a chat."""
+    parts: Size = 1000
+    """Parts of one message."""
     prompts: Size = 32
     """Prompts of one completion request, and texts to translate."""
     texts: Size = 1024
@@ -40,7 +46,7 @@ class LimitSettings(Settings):
     schema_bytes: Bytes = 64_000
     """Bytes of a JSON schema for the answer."""
     tools: Size = 128
-    """Tools of one request."""
+    """Tools of one request, and calls in one message."""
     beam: Annotated[int, Field(ge=1, le=64)] = 16
     """Beams of one translation."""
     header_bytes: Bytes = 16_384
@@ -54,11 +60,11 @@ class LimitSettings(Settings):
     look_tokens: Size = 2048
     """Tokens of an answer that is looked into, prompt and answer together."""
     looks: Size = 8
-    """Looks that wait for their turn, one model at a time; above it the answer is 429."""
+    """Looks of one API key that wait for their turn, one model at a time; above it the answer is 429."""
     queue: Size = 64
-    """Requests that wait for their turn; above it the answer is 429 with Retry-After."""
+    """Requests of one API key that wait for their turn; above it the answer is 429 with Retry-After."""
     queue_tokens: Count = 16_000_000
-    """Tokens that those who wait may come to hold, prompts and answers together."""
+    """Tokens that those of one API key that wait may come to hold, prompts and answers together."""
 
 
 class DeadlineSettings(Settings):
@@ -100,7 +106,8 @@ class ServerSettings(Settings):
     """`plain`, `chatml` or a file, for models whose folder has none."""
     memory: Path | None = None
     """The file of what the page remembers [default: this user's own, where only this machine can reach the
-    server; else none]; with API keys each has one of its own beside it."""
+    server; else none]; with API keys each has one of its own beside it, without them it opens to the page
+    whose address is printed at the start, and to nobody else."""
     no_memory: Flag = False
     """Remember nothing."""
     lenient: Flag = False

@@ -606,7 +606,7 @@ def _nearest_setting(name: str, known: list[str]) -> str:
 def _from_file(kind: type[S], file: Path) -> S:
     """The settings that a TOML file gives, checked by themselves so that a mistake names its line."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")  # an editor may have begun it with a byte-order mark
         return check(kind, _nested(tomllib.loads(text)), str(file), text)
     except OSError as error:
         raise Refused(

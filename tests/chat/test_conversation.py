@@ -118,6 +118,44 @@ def test_what_is_saved_comes_back(tmp_path_factory: pytest.TempPathFactory, said
     assert (again.system, again.messages) == (conversation.system, conversation.messages)
 
 
+def test_saving_replaces_a_conversation_and_nothing_else(tmp_path: Path):
+    notes = tmp_path / "notes.txt"
+    notes.write_text("my only copy")
+    with pytest.raises(Refused, match="holds no conversation; name another file"):
+        talk("one").save(notes)
+    assert notes.read_text() == "my only copy"
+    talk("one").save(tmp_path / "talk.json")
+    talk("one", "1", "two").save(tmp_path / "talk.json")
+    assert Conversation.load(tmp_path / "talk.json").messages == talk("one", "1", "two").messages
+    with pytest.raises(Refused, match="cannot be written|no folder"):
+        talk("a\ud800").save(tmp_path / "talk.json")  # half of a pair, that UTF-8 does not have
+    assert Conversation.load(tmp_path / "talk.json").messages == talk("one", "1", "two").messages
+    with pytest.raises(Refused, match="cannot be written|no folder"):
+        talk("one").save(tmp_path / "nowhere" / "talk.json")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "talk.json"]
+
+
+def test_a_note_goes_below_the_system_text_and_the_templates_own(plain: ChatTemplate):
+    kind = (
+        "{{ 'Be kind.' if messages[0].role != 'system' }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    strict = "{{ raise_exception('no') if messages[0].role == 'system' }}{{ messages[-1].content }}"
+    for text, system, said in [
+        (kind, "", ["Be kind.\n\nNOTE", "one"]),
+        (kind, "Be brief.", ["Be brief.\n\nNOTE", "one"]),
+        (None, "", ["NOTE", "one"]),
+        (strict, "", ["NOTE\n\none"]),
+    ]:
+        template = plain if text is None else ChatTemplate(text)
+        conversation = talk("one", system=system)
+        kept = conversation.fits(template, BYTES, 500, 8, note="NOTE")
+        assert [message.content for message in kept.messages] == said
+        assert conversation.messages == talk("one").messages  # what was said stays as it was
+        assert [m.content for m in conversation.fits(template, BYTES, 500, 8).messages][-1] == "one"
+        if template is not plain:
+            template.close()
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -11,7 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transom.chat.memory import MAX_CHARACTERS, MAX_FACTS, Memory, asked_to_keep, note
+from transom.chat.memory import (
+    IN_PROMPT,
+    MAX_CHARACTERS,
+    MAX_FACTS,
+    Heard,
+    Memory,
+    asked_to_keep,
+    note,
+    used_here,
+)
 from transom.errors import Refused
 
 HOSTILE = [
@@ -72,26 +81,60 @@ def test_any_text_can_be_kept_and_asked_for(texts: list[str], query: str):
     assert all("\n" not in fact.text for fact in facts)
     found = memory.relevant(query)
     assert set(found) <= set(facts) and len(found) == len(set(found))
-    assert set(found) <= set(memory.for_prompt(query, 6)) and len(memory.for_prompt(query, 3)) == min(
-        3, len(facts)
-    )
+    assert len(found) <= 3 and memory.hear(f"{query}?").facts == memory.relevant(f"{query}?")
     for fact in facts:
         memory.forget(fact.id)
-    assert memory.relevant(query) == [] and memory.for_prompt(query) == []
+    assert memory.relevant(query) == []
 
 
-def test_the_fact_that_bears_on_the_question_comes_first(memory: Memory):
-    for text in [
-        "my sister lives in Porto",
-        "I am allergic to peanuts",
-        "I work as a carpenter",
-        "call me Ada",
-    ]:
-        memory.remember(text)
+TEN = [
+    ("my cat is called Minka", "What is my cat called?"),
+    ("I live in Riga", "Where do I live?"),
+    ("I am allergic to peanuts", "What am I allergic to?"),
+    ("my sister works as a nurse", "What is my sister's job?"),
+    ("my favourite colour is green", "Tell me my favourite colour."),
+    ("I was born in 1984", "When was I born?"),
+    ("my car is a blue Volvo", "WHAT CAR DO I HAVE?"),
+    ("I play the cello", "Which instruments am I playing?"),
+    ("Ilze is our neighbour", "Who is Ilze?"),
+    ("the meeting is on Thursday", "When is the meeting?"),
+]
+ASIDE = [
+    "What is the capital of France?", "How many days has a week?", "Name three fruits.", "hello", "2 + 2",
+    "Write a poem about the sea.", "Explain how a colour film works.", "Can you help me with Python?",
+    "How do I sort a list?", "Which is the best instrument for a child?", "thank you", "", "?",
+]  # fmt: skip
+
+
+def test_only_a_fact_that_bears_on_a_message_goes_along(memory: Memory):
+    memory.remember("my name is Ada")
+    for fact, _ in TEN:
+        memory.remember(fact)
+    for fact, question in TEN:
+        assert [one.text for one in memory.relevant(question)] == [fact], question
+    for message in ASIDE:
+        assert memory.relevant(message) == [], message
     assert memory.relevant("Can I eat this cake? It has peanut butter.")[0].text == "I am allergic to peanuts"
-    assert memory.relevant("What do CARPENTERS earn?")[0].text == "I work as a carpenter"
-    assert memory.for_prompt("tell me a joke", 2)[0].text == "call me Ada"  # nothing shared: the newest
-    assert note(memory.for_prompt("peanuts", 1)).splitlines()[1:] == ["- I am allergic to peanuts"]
+    newest = [fact for fact, _ in TEN[: -IN_PROMPT - 1 : -1]]
+    assert [one.text for one in memory.relevant("And who am I?")] == newest  # names nothing: the newest
+    assert memory.hear("remember that my cat is called Minka").facts == []  # it says so itself
+    assert note(memory.relevant("peanuts", 1)).splitlines()[1:] == ["- I am allergic to peanuts"]
+
+
+def test_what_cannot_be_kept_is_said_and_refuses_no_message(memory: Memory):
+    heard = memory.hear("remember that " + "x" * 1001)
+    assert heard.kept is None and "at most 1000 characters, this one has 1001" in heard.not_kept
+    assert memory.count() == 0 and memory.hear("remember that I like tea").not_kept == ""
+
+
+def test_a_conversation_begins_with_how_much_is_remembered(memory: Memory):
+    assert used_here(memory) == ""
+    memory.remember("I like tea")
+    assert used_here(memory).startswith("1 fact from earlier conversations is used where it bears")
+    memory.remember("call me Ada")
+    assert used_here(memory).startswith("2 facts from earlier conversations are used where they bear")
+    memory.enabled = False
+    assert used_here(memory) == ""
 
 
 @pytest.mark.parametrize(
@@ -112,7 +155,7 @@ def test_the_fact_that_bears_on_the_question_comes_first(memory: Memory):
 )
 def test_only_what_was_asked_for_is_kept(memory: Memory, said: str, fact: str | None):
     assert asked_to_keep(said) == fact
-    kept = memory.hear(said)
+    kept = memory.hear(said).kept
     assert [one.text for one in memory.facts()] == ([] if fact is None else [" ".join(fact.split())])
     assert (kept is None) == (fact is None)
 
@@ -138,15 +181,15 @@ def test_what_is_forgotten_or_replaced_is_gone_from_the_file(memory: Memory):
 def test_switched_off_it_keeps_nothing_and_says_nothing(memory: Memory):
     memory.remember("call me Ada")
     memory.enabled = False
-    assert memory.hear("remember that I like tea") is None
-    assert memory.relevant("Ada") == [] == memory.for_prompt("Ada")
+    assert memory.hear("remember that I like tea") == Heard([], None, "")
+    assert memory.relevant("Ada") == []
     with pytest.raises(Refused, match="switched off"):
         memory.remember("I like tea")
     memory.close()
     again = Memory(memory.path)
     assert not again.enabled and [fact.text for fact in again.facts()] == ["call me Ada"]
     again.enabled = True
-    assert again.for_prompt("who am I") == again.facts()
+    assert again.relevant("who am I") == again.facts()
 
 
 def test_limits_are_said_with_their_numbers(memory: Memory):

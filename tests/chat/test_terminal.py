@@ -138,3 +138,27 @@ def test_commands(run, tmp_path):
 
 def test_a_model_cannot_steer_the_terminal():
     assert shown("a\x1b[2Jb\x07\u202ec\r\n\té") == "a\\x1b[2Jb\\x07\\u202ec\\r\n\té"
+
+
+def test_a_script_is_read_as_utf8_and_other_bytes_are_named(generator: Generator, plain: ChatTemplate):
+    def said(script: bytes) -> Conversation:
+        stdin = io.TextIOWrapper(io.BytesIO(script), encoding="ascii")  # whatever the locale says
+        settings = {"max_tokens": 2, "temperature": 0.0}
+        return chat(generator, plain, stdin=stdin, stdout=io.StringIO(), stderr=io.StringIO(), **settings)
+
+    done = said("\ufeffhello\r\nc\u2028d\n".encode())
+    assert [message.content for message in done.messages[::2]] == ["hello", "c\u2028d"]
+    with pytest.raises(Refused, match=r"standard input:2: byte 3 \(0xe9\) is not UTF-8"):
+        said(b"hello\ncaf\xe9\n")
+
+
+def test_save_writes_over_its_own_files_only(run, tmp_path):
+    own, others = tmp_path / "talk.json", tmp_path / "notes.txt"
+    others.write_text("mine")
+    done, _, _ = run("hello", f"/save {own}", "and you?", f"/save {own}")
+    assert Conversation.load(own).messages == done.messages
+    with pytest.raises(Refused, match="notes.txt is there already; /save under another name"):
+        run("hello", f"/save {others}")
+    with pytest.raises(Refused, match="/save names a file in a folder that exists"):
+        run("hello", f"/save {tmp_path}/nowhere/talk.json")
+    assert others.read_text() == "mine" and sorted(tmp_path.iterdir()) == [others, own]

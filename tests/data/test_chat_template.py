@@ -361,6 +361,16 @@ ATTACKS = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("answer", [" Hello", "Hello", "\nHello", ""])
+def test_a_transcript_repeats_an_answer_as_it_was_written(templates, tokenizers, answer):
+    tokenizer, talk = tokenizers["byte-level"], [{"role": "user", "content": "Hi"}]
+    prompt = templates["plain"].render(talk, tokenizer).tokens
+    said = [*talk, {"role": "assistant", "content": answer}]
+    history = tokenizer.decode(templates["plain"].render(said, tokenizer, add_generation_prompt=False).tokens)
+    whole = answer if answer[:1].isspace() else f" {answer}"
+    assert history.endswith(f"Assistant:{whole}\n") and history.startswith(tokenizer.decode(prompt))
+
+
 def test_attacks_are_refused_in_time_and_the_next_prompt_is_written(tokenizers):
     tokenizer = tokenizers["byte-level"]
     template = ChatTemplate(TEMPLATES["zephyr"])
@@ -483,3 +493,34 @@ def test_the_template_of_a_folder(tmp_path, tokenizers):
         ChatTemplate.from_folder(tmp_path)
     with pytest.raises(Refused, match="did you mean 'chatml'"):
         ChatTemplate.builtin("chat-ml")
+
+
+DEFAULTS = {
+    "qwen2": "You are a helpful assistant.",
+    "llama3": "",
+    "mistral": "",
+    "qwen3": "",
+    "zephyr": "",
+    "chatml": "",
+    "plain": "",
+    "gemma": None,  # turns a system text down
+}
+OWN_DEFAULTS = {
+    "{% for m in messages %}{% if loop.first and m.role != 'system' %}<|system|>Be kind.<|im_end|>{% endif %}"
+    "<|{{ m.role }}|>{{ m.content | trim }}<|im_end|>{% endfor %}": "Be kind.",
+    "<|system|>Today is Monday. {% if messages[0].role == 'system' %}{{ messages[0].content }}{% endif %}"
+    "<|im_end|>{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}": "",
+    "{% for m in messages if m.role != 'system' %}<|user|>{{ m.content }}{% endfor %}": None,  # leaves it out
+    "{% if messages[0].role != 'system' %}<|system|>A<|im_end|><|user|>B<|im_end|>{% endif %}"
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|im_end|>{% endfor %}": "",  # two messages: none
+}
+
+
+def test_the_system_text_that_a_template_writes_unasked(templates, tokenizers):
+    tokenizer = tokenizers["byte-level"]
+    for name, default in DEFAULTS.items():
+        assert templates[name].default_system(tokenizer) == default, name
+    for text, default in OWN_DEFAULTS.items():
+        template = ChatTemplate(text)
+        assert template.default_system(tokenizer) == default, text
+        template.close()

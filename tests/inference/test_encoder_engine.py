@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -123,3 +125,38 @@ def test_what_cannot_run_is_refused_and_a_full_queue_says_when_to_come_again():
         engine.submit(engine.requests(["c"])[0])
     assert busy.value.retry_after >= 1
     assert len(drain(engine)) == 2
+
+
+def test_a_full_queue_of_one_scope_keeps_no_other_out():
+    engine = EncoderEngine(EMBEDDER, settings=EngineSettings(max_queue=2, max_queue_tokens=12))
+    for text in ("a", "b"):
+        engine.submit(engine.requests([text], scope="busy")[0])
+    with pytest.raises(Busy, match="2 texts wait already"):
+        engine.submit(engine.requests(["c"], scope="busy")[0])
+    for text in ("aaaa", "b"):
+        engine.submit(engine.requests([text], scope="other")[0])
+    assert engine.load()["queued"] == 4 and len(drain(engine)) == 4 and not engine.busy
+
+
+def test_callers_at_once_get_the_answers_of_their_own_texts():
+    """Texts of so many different words that they are encoded word by word, in three threads."""
+    drawn = random.Random(0)
+    words = ["".join(drawn.choices("abcdefghijklmnopqrstuvwxyz", k=7)) for _ in range(9_000)]
+    tokenizer = train_tokenizer("bpe", iter([" ".join(words[:50]) * 5]), 300, frame="text")
+
+    def reader(kind: Any, **head: Any) -> Any:
+        return kind(model_of(vocab_size=tokenizer.vocab_size, pad_id=tokenizer.pad_id, **head), tokenizer)
+
+    embedder = reader(Embedder, head="embed", pooling="mean", normalize=True)
+    classifier = reader(Classifier, head="classify", labels=("ham", "spam"))
+    own = [words[at : at + 3_000] for at in (0, 3_000, 6_000)]
+    texts = [[" ".join(drawn.sample(some, 4)) for _ in range(2_200)] for some in own]
+    alone = [
+        reader(Embedder, head="embed", pooling="mean", normalize=True).embed(some[:40]) for some in texts
+    ]
+    classes = [classifier.classify(some[:40]) for some in texts]
+    with ThreadPoolExecutor(3) as threads:
+        for vectors, right in zip(threads.map(embedder.embed, texts), alone, strict=True):
+            np.testing.assert_allclose(vectors[:40], right, atol=1e-5)
+        for found, right in zip(threads.map(classifier.classify, texts), classes, strict=True):
+            assert [one.label for one in found[:40]] == [one.label for one in right]

@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.data.test_chat_template import sentencepiece_like
+from tests.inference.scripted import scripted
 from transom.data.tokenizer import Tokenizer, train_tokenizer
 from transom.inference.generator import Generator
+from transom.inference.load import load
 from transom.model.config import ModelConfig
 from transom.model.transformer import Transformer
 from transom.training.sample import sample
@@ -68,3 +71,15 @@ def test_the_samples_of_training_do_the_same(generator: Generator) -> None:
     ]
     assert len(set(texts)) > 1
     assert all(b" " + text.encode() in spelled for text in texts)
+
+
+def test_sentencepiece_takes_a_lone_space_back_too(tmp_path):
+    tokenizer = sentencepiece_like(legacy=False)
+    ids, first = tokenizer.encode_prompt("Once upon a ")
+    assert ids == tokenizer.encode("Once upon a") and first is not None
+    number = tokenizer.backend.get_vocab()
+    assert {number["▁return"], number["▁"]} <= first and number["n"] not in first
+    script = [number["▁return"], number["n"], number["▁return"]]
+    model = load(scripted(tmp_path, tokenizer, len(ids), script))
+    assert model.generate("Once upon a ", temperature=0).text == "returnn return"
+    assert model.generate("Once upon a", temperature=0).text == " returnn return"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.inference.plain_runner import PlainRunner, chain
 from tests.inference.workloads import request_of
 from transom.data.tokenizer import Tokenizer, train_tokenizer
-from transom.inference.engine import Engine, EngineSettings
+from transom.inference.engine import Busy, Engine, EngineSettings
 from transom.inference.request import Event, Request
 
 LETTERS: Tokenizer = train_tokenizer("chars", iter(["abcdefghij"]), 16)
@@ -159,3 +159,37 @@ def test_nothing_to_do_is_no_work(n: int):
         engine.submit(ask(3))
         steps(engine)
     assert not engine.busy and engine.step() == []
+
+
+def test_a_full_queue_of_one_scope_lets_another_in_and_it_takes_a_place_at_once():
+    engine = engine_of(max_rows=3, max_queue=2)
+    long = [ask(5 + i, "a", first=3 + i % 4, most=60) for i in range(5)]
+    for i, request in enumerate(long):
+        engine.submit(request)
+        if i < 3:
+            engine.step()
+    with pytest.raises(Busy, match="2 requests wait already"):
+        engine.submit(ask(9, "a"))
+    others = [ask(7, "b", first=4, most=5), ask(8, "c", first=5, most=5)]
+    for request in others:
+        engine.submit(request)
+    told = steps(engine)
+    assert set(finished(told[:8])) == set(others), "they waited for no end"
+    assert engine.load()["put_back"] == 2 and finished(told)[2] is long[0]
+    alone = engine_of()
+    again = [ask(5 + i, "a", first=3 + i % 4, most=60) for i in range(5)]
+    for request in again:
+        alone.submit(request)
+    steps(alone)
+    assert [request.tokens for request in long] == [request.tokens for request in again]
+
+
+def test_a_search_that_cannot_fit_puts_nobody_back():
+    engine = engine_of(max_rows=4)
+    for i in range(4):
+        engine.submit(ask(5, "a", first=3 + i, most=30))
+    engine.step()
+    engine.submit(ask(5, "b", most=4, beam=4))
+    engine.step()
+    assert engine.load()["put_back"] == 0 and engine.load()["running"] == 4
+    assert len(finished(steps(engine))) == 5

@@ -42,10 +42,22 @@ class Running:
     def client(self, **more: Any) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=30, **more)
 
+    @property
+    def own(self) -> dict[str, str]:
+        """The header of whoever opened the page by the address that was printed."""
+        return {"x-transom-memory": self.app.state.memory.token}
+
+    @property
+    def page(self) -> str:
+        """That address."""
+        memory = self.app.state.memory
+        return self.url if memory is None else f"{self.url}/#memory={memory.token}"
+
     def in_flight(self) -> int:
         """Sequences that some engine works on, or that wait for one."""
         workers = [model.worker for model in self.app.state.models.values()]
-        return sum(worker.in_flight + int(worker.engine.busy) for worker in workers)
+        engines = [worker.engine for worker in workers if worker.engine is not None]
+        return sum(worker.in_flight for worker in workers) + sum(engine.busy for engine in engines)
 
 
 @pytest.fixture(scope="session")
@@ -109,5 +121,5 @@ def server(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="session")
 def http(server: Running) -> Iterator[httpx.Client]:
-    with server.client() as client:
+    with server.client(headers=server.own) as client:
         yield client

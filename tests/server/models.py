@@ -44,7 +44,8 @@ def chat_tokenizer() -> Tokenizer:
 def chain(folder: Path, pieces: list[str], *, template: str = CHATML, special: tuple[str, ...] = ()) -> Path:
     """A decoder that answers everything with these pieces, which are added tokens, all different, and an end.
 
-    Each piece leads to the next and every other token to the first, whatever stands before.
+    Each piece leads to the next and every other token to the first, whatever stands before; where it may not,
+    to any that may.
     """
     base = chat_tokenizer()
     spec = json.loads(base.json_text)
@@ -70,6 +71,7 @@ def chain(folder: Path, pieces: list[str], *, template: str = CHATML, special: t
             if "norm" not in name:
                 weight.zero_()
         model.embed.weight[:, 0] = 1.0
+        model.head.weight.normal_(generator=torch.Generator().manual_seed(0))  # type: ignore[union-attr, operator]
         for place, (token, following) in enumerate(zip(script, [*script[1:], end], strict=True), start=1):
             model.embed.weight[token] = torch.eye(32)[place]
             model.head.weight[following, place] = 60.0  # type: ignore[union-attr, operator]

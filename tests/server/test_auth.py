@@ -193,6 +193,76 @@ def test_nothing_is_offered_to_other_sites(locked: Running):
             assert not [name for name in response.headers if name.startswith("access-control")]
 
 
+@pytest.fixture(scope="module")
+def behind(folders: dict[str, Path]) -> Iterator[Running]:
+    """A server behind a proxy, called ex.org, that pages of another site may ask."""
+    named = {"allow_host": ("ex.org",), "allow_origin": ("https://notes.example", "http://localhost:3000")}
+    with serving(folders, "crow", keys=(ANN,), **named) as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "status"),
+    [
+        ("ex.org", "https://ex.org:8443", 200),
+        ("127.0.0.1:PORT", "https://ex.org", 200),
+        ("ex.org:443", "https://ex.org", 200),
+        ("EX.org", "https://ex.org", 200),
+        ("ex.org", "https://EX.org", 200),
+        ("127.0.0.1:PORT", "https://notes.example", 200),
+        ("127.0.0.1:PORT", "http://localhost:3000", 200),
+        ("127.0.0.1:PORT", "http://localhost:3001", 403),
+        ("127.0.0.1:PORT", "http://notes.example", 403),
+        ("127.0.0.1:PORT", "https://notes.example.evil.test", 403),
+        ("127.0.0.1:PORT", "https://ex.org.evil.test", 403),
+        ("ex.org", "https://evil.test", 403),
+        ("127.0.0.1:PORT", "null", 403),
+        ("127.0.0.1:PORT", "file://ex.org", 403),
+    ],
+)
+def test_pages_of_named_sites_may_ask(behind: Running, host: str, origin: str, status: int):
+    headers = {"Content-Type": "application/json", "Origin": origin, **bearer(ANN)}
+    headers["Host"] = host.replace("PORT", str(behind.port))
+    body = json.dumps({"model": "crow", "prompt": "x", "max_tokens": 1}).encode()
+    assert raw(behind, "POST", "/v1/completions", headers, body) == status
+
+
+def test_a_page_is_told_which_setting_lets_it_in(behind: Running):
+    with behind.client(headers={**bearer(ANN), "origin": "https://evil.test"}) as client:
+        told = client.post("/v1/completions", json={"prompt": "x"}).json()["error"]
+    assert told["code"] == "origin_not_allowed"
+    for part in ("https://evil.test", f"127.0.0.1:{behind.port}", "--allow-origin", "--allow-host"):
+        assert part in told["message"]
+
+
+def test_the_browser_of_a_named_site_is_told_so(behind: Running):
+    site = {"origin": "https://notes.example"}
+    asks = {
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization, content-type",
+    }
+    with behind.client() as client:
+        ahead = client.options("/v1/chat/completions", headers={**site, **asks})
+        assert ahead.status_code == 204 and ahead.headers["access-control-allow-origin"] == site["origin"]
+        assert ahead.headers["access-control-allow-headers"] == "authorization, content-type"
+        assert "POST" in ahead.headers["access-control-allow-methods"]
+        told = client.get("/v1/models", headers={**site, **bearer(ANN)})
+        assert (
+            told.headers["access-control-allow-origin"] == site["origin"] and told.headers["vary"] == "Origin"
+        )
+        assert "access-control-allow-credentials" not in told.headers
+        locked_out = client.get("/v1/models", headers=site)  # a page may read why
+        assert locked_out.status_code == 401 and "access-control-allow-origin" in locked_out.headers
+        evil = client.options("/v1/chat/completions", headers={**asks, "origin": "https://evil.test"})
+        assert not [name for name in evil.headers if name.startswith("access-control")]
+
+
+@pytest.mark.parametrize("origin", ["*", "notes.example", "file://x", "https://", "https://a b"])
+def test_an_origin_that_is_none_is_refused(folders: dict[str, Path], origin: str):
+    with pytest.raises(Refused, match="--allow-origin"), serving(folders, "crow", allow_origin=(origin,)):
+        pass
+
+
 def test_the_page_comes_with_its_policy(locked: Running):
     with locked.client() as client:
         headers = client.get("/").headers

@@ -52,7 +52,8 @@ def test_a_talk_as_json(
 
 @pytest.mark.parametrize(
     ("model", "more", "said"),
-    [("plain", [], "no chat template"), ("plain", ["--chat-template", "palin"], "did you mean 'plain'"),
+    [("plain", [], "use transom generate, or add --chat-template"), ("sorter", [], "use transom classify"),
+     ("vector", [], "use transom embed"), ("plain", ["--chat-template", "palin"], "did you mean 'plain'"),
      ("moses", ["--chat-template", "plain"], "use transom translate")],
 )  # fmt: skip
 def test_what_cannot_talk_is_one_line(

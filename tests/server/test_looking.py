@@ -206,7 +206,7 @@ def test_looks_wait_for_each_other_and_an_answer_is_written_meanwhile(
     for thread in threads:
         thread.join()
     assert answer.status_code == 200 and codes == [200] * 6
-    assert server.app.state.models["crow"].worker.beside == 0
+    assert server.app.state.models["crow"].worker.beside.held.total() == 0
 
 
 def test_more_looks_than_may_wait_are_told_to_come_again(folders: Any, chat: dict[str, Any]):
@@ -222,7 +222,7 @@ def test_more_looks_than_may_wait_are_told_to_come_again(folders: Any, chat: dic
         worker._post(lambda _: held.wait(20))  # the engine's thread is busy
         thread = threading.Thread(target=slow)
         thread.start()
-        while worker.beside == 0:
+        while not worker.beside.held:
             time.sleep(0.01)
         with running.client() as client:
             answer = client.post("/look", json={**chat, "view": "tokens"})

@@ -37,6 +37,21 @@ def test_translations_are_the_translators(http: httpx.Client, server: Running, b
     assert told["usage"]["prompt_tokens"] == sum(one.n_source_tokens for one in own)
 
 
+def test_a_text_is_translated_line_by_line(http: httpx.Client, server: Running):
+    def post(text: object) -> httpx.Response:
+        return http.post("/translate", json={"model": "moses", "text": text})
+
+    one, other = (made["text"] for made in post(["ab", "c\u2028d"]).json()["translations"])
+    (whole,) = post("ab\n\nc\u2028d\r\n").json()["translations"]
+    assert whole["text"] == f"{one}\n\n{other}\n"
+    for text, says in (
+        ("a\n" * 33, "text is 33 lines; the limit is 32"),
+        (" \n", "the text is empty; leave it out"),
+    ):
+        refused = post(text)
+        assert (refused.status_code, refused.json()["error"]["message"]) == (400, says)
+
+
 def test_classes_are_the_classifiers(http: httpx.Client, server: Running):
     texts = ["The crow", "One two three", "'Cheese', said he"]
     own = server.app.state.models["sorter"].model.classify(texts)
@@ -141,7 +156,7 @@ def test_a_template_that_goes_off_hurts_nobody(folders: dict[str, Path], tmp_pat
 
 
 def test_a_fact_is_kept_seen_edited_and_forgotten(http: httpx.Client):
-    assert http.get("/memory").json() == {"enabled": True, "facts": []}
+    assert http.get("/memory").json() == {"enabled": True, "facts": [], "used": ""}
     fact = http.post("/memory", json={"text": "The dog is called Rex"}).json()
     assert (
         http.patch(f"/memory/{fact['id']}", json={"text": "The dog is called Max"}).json()["text"]
@@ -158,11 +173,47 @@ def test_a_fact_is_kept_seen_edited_and_forgotten(http: httpx.Client):
         "note": "",
         "facts": [],
         "kept": None,
+        "not_kept": None,
     }
     assert http.post("/memory", json={"text": "x"}).status_code == 400
     assert http.patch("/memory", json={"enabled": True}).json()["facts"]
     assert http.delete(f"/memory/{fact['id']}").status_code == 200
     assert http.delete("/memory").json() == {"forgotten": 1} and http.get("/memory").json()["facts"] == []
+
+
+def test_a_fact_that_cannot_be_kept_holds_no_message_up(http: httpx.Client):
+    told = http.post("/memory/recall", json={"text": "remember that " + "x" * 1500})
+    assert told.status_code == 200 and told.json()["kept"] is None
+    assert "at most 1000 characters, this one has 1500" in told.json()["not_kept"]
+    assert http.get("/memory").json()["facts"] == []
+
+
+def test_without_keys_only_the_page_of_whoever_started_the_server_remembers(server: Running):
+    with server.client() as stranger, server.client(headers=server.own) as owner:
+        fact = owner.post("/memory", json={"text": "the combination is 4711"}).json()
+        guessed = {"x-transom-memory": "guessed"}
+        for headers in ({}, guessed, {"authorization": f"Bearer {server.app.state.memory.token}"}):
+            for method, path, body in [
+                ("GET", "/memory", None),
+                ("POST", "/memory", {"text": "x"}),
+                ("PATCH", "/memory", {"enabled": False}),
+                ("DELETE", "/memory", None),
+                ("POST", "/memory/recall", {"text": "what is the combination?"}),
+                ("PATCH", f"/memory/{fact['id']}", {"text": "x"}),
+                ("DELETE", f"/memory/{fact['id']}", None),
+            ]:
+                answer = stranger.request(method, path, json=body, headers=headers)
+                assert answer.status_code == 403 and "4711" not in answer.text, (method, path)
+                assert "ends in #memory=" in answer.json()["error"]["message"]
+        assert (
+            server.app.state.memory.token
+            not in stranger.get("/").text + stranger.get("/props?model=crow").text
+        )
+        assert stranger.get("/v1/models").status_code == 200  # the models are for everybody here
+        evil = owner.post("/memory", json={"text": "x"}, headers={"origin": "http://evil.test"})
+        assert evil.status_code == 403  # the token does not open it to pages of others
+        assert [fact["text"] for fact in owner.get("/memory").json()["facts"]] == ["the combination is 4711"]
+        assert owner.delete("/memory").json() == {"forgotten": 1}
 
 
 @pytest.mark.parametrize(

@@ -135,8 +135,8 @@ class Visit:
         ):  # a refusal of the server is no fault
             self.complaints.append(message.text)
 
-    def open(self) -> Any:
-        self.page.goto(self.url)
+    def open(self, address: str = "") -> Any:
+        self.page.goto(address or self.url)
         self.page.wait_for_selector("html[data-ready]")
         return self.page
 
@@ -152,7 +152,7 @@ class Visit:
 def desk(browser: Any, served: Running) -> Iterator[Visit]:
     """One browser window for all tests at a desk: a new one costs a second each."""
     visit = Visit(browser, served.url, viewport={"width": 1280, "height": 800})
-    visit.open()
+    visit.open(served.page)
     yield visit
     visit.context.close()
 
@@ -298,6 +298,27 @@ def test_edit_and_regenerate(visit: Visit):
     assert page.locator(".message.user .plain").inner_text() == "Uno"
 
 
+def test_enter_that_ends_a_composition_sends_nothing(visit: Visit):
+    """Safari says only by keyCode 229 that Enter chose a word."""
+    page = visit.page
+    store(page, settings=dict(maxTokens=8))
+    say(page, "One")
+    page.locator(".message.user").first.hover()
+    page.locator(".message.user").first.get_by_role("button", name="Edit").click()
+    visit.asked.clear()
+    for label in ("Message", "Your message, to be changed"):
+        page.get_by_label(label, exact=True).fill("にほん")
+        page.get_by_label(label, exact=True).evaluate(
+            """box => ["Enter", "Escape"].forEach(key => box.dispatchEvent(
+                new KeyboardEvent("keydown", { key, keyCode: 229, bubbles: true, cancelable: true })))"""
+        )
+    assert page.get_by_label("Your message, to be changed").input_value() == "にほん"
+    assert not [url for url in visit.asked if url.endswith("/v1/chat/completions")]
+    page.get_by_label("Your message, to be changed").press("Enter")
+    finished(page)
+    assert page.locator(".message.user .plain").inner_text() == "にほん"
+
+
 def test_the_context_meter_says_what_is_dropped_and_a_refusal_loses_nothing(visit: Visit):
     page = visit.page
     store(page, settings=dict(maxTokens=100))
@@ -327,6 +348,10 @@ def test_what_was_asked_to_be_kept_can_be_seen_edited_and_forgotten(visit: Visit
     assert (
         "1 remembered fact went along: I like <b>tea</b>" in page.locator(".message.user").last.inner_text()
     )
+    say(page, "What is a window?")
+    assert "went along" not in page.locator(".message.user").last.inner_text()
+    page.get_by_role("button", name="New conversation").click()
+    page.get_by_text("1 fact from earlier conversations is used where it bears on a message.").wait_for()
     page.get_by_role("button", name="Memory").click()
     panel = page.locator("#memory")
     assert panel.locator(".fact-text").all_inner_texts() == ["I like <b>tea</b>"]
@@ -339,6 +364,27 @@ def test_what_was_asked_to_be_kept_can_be_seen_edited_and_forgotten(visit: Visit
     panel.get_by_role("switch").check()
     panel.get_by_role("button", name="Forget: I like coffee").click()
     panel.get_by_text("0 facts kept").wait_for()
+
+
+def test_the_memory_opens_to_the_address_that_was_printed_and_to_no_other(browser: Any, served: Running):
+    stranger = Visit(browser, served.url)
+    page = stranger.open()
+    page.get_by_role("button", name="Memory").click()
+    assert "ends in #memory=" in page.locator("#memory").inner_text()
+    assert page.locator("#memory").get_by_role("switch").count() == 0
+    page.keyboard.press("Escape")
+    store(page, settings=dict(maxTokens=4))
+    say(page, "remember that I like tea")
+    assert page.get_by_text("Kept in memory.").count() == 0
+    token = served.app.state.memory.token
+    page.evaluate(f"location.hash = 'memory={token}'")  # pasted where the page is open already
+    page.wait_for_function("sessionStorage.getItem('transom.memory')")
+    page.wait_for_selector("html[data-ready]")
+    assert token not in page.url
+    page.get_by_role("button", name="Memory").click()
+    page.locator("#memory").get_by_text("0 facts kept").wait_for()
+    stranger.check()
+    stranger.context.close()
 
 
 def test_complete(visit: Visit):

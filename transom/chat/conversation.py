@@ -100,17 +100,27 @@ class Conversation:
     ) -> Kept:
         """The prompt for the next answer: the system text and note, and as many of the newest turns as fit.
 
-        A turn is a user's message with what was answered to it. max_len: what the model reads and writes
-        together; max_tokens of it stay free. Refused where even the newest turn does not fit.
+        A turn is a user's message with what was answered to it. The note goes below the system text, or below
+        the template's own where none is given (a small model that loses that answers nonsense); where the
+        template takes none, above the last message. max_len: what the model reads and writes together;
+        max_tokens of it stay free. Refused where even the newest turn does not fit.
         """
-        system = "\n\n".join(text for text in (self.system, note) if text)
-        head = [Message("system", system)] if system else []
         starts = [i for i, message in enumerate(self.messages) if message.role == "user"]
         if not starts:
             raise Refused("nothing was said yet; say something first")
+        system, messages = self.system, self.messages
+        if note:
+            default = template.default_system(tokenizer)
+            if default is None and not system:
+                last = starts[-1]
+                asked = Message("user", f"{note}\n\n{messages[last].content}")
+                messages = [*messages[:last], asked, *messages[last + 1 :]]
+            else:
+                system = "\n\n".join(text for text in (system or default, note) if text)
+        head = [Message("system", system)] if system else []
 
         def prompt(start: int) -> list[int]:
-            said = [asdict(message) for message in head + self.messages[start:]]
+            said = [asdict(message) for message in head + messages[start:]]
             return template.render(said, tokenizer, add_generation_prompt=True).tokens
 
         # Fewer turns make a shorter prompt, so the first start that fits is found by halving.
@@ -119,13 +129,24 @@ class Conversation:
         if first == len(starts):
             raise Refused(_too_long(len(prompt(starts[-1])), max_tokens, max_len))
         start = starts[first]
-        return Kept(prompt(start), head + self.messages[start:], start, max_tokens, max_len)
+        return Kept(prompt(start), head + messages[start:], start, max_tokens, max_len)
 
     # On disk
 
     def save(self, path: str | Path) -> None:
-        """Write it as JSON, for `load` and for people. Raises Refused where it cannot be written."""
+        """Write it as JSON, for `load` and for people; the file is there whole or as it was before.
+
+        Refused where a file lies there that is no conversation of ours: it would be lost.
+        """
+        path = Path(path)
         value = {"system": self.system, "messages": [asdict(message) for message in self.messages]}
+        if path.exists():
+            try:
+                self.load(path)
+            except Refused:
+                raise Refused(
+                    f"{printable(path)}: is there already and holds no conversation; name another file"
+                ) from None
         try:
             content = (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
         except UnicodeEncodeError as error:

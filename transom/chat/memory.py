@@ -1,9 +1,10 @@
 """Memory across conversations: facts that the user asked to keep, in one SQLite file.
 
 The one idea: nothing is kept that nobody asked for, and everything kept can be seen, edited, forgotten and
-switched off. Facts that bear on a message are found by FTS5 (bm25; a message's words are quoted, so none of
-them is ever query syntax) and put beside the system text. What is forgotten is overwritten in the file, in
-its index too. One file is one person's memory: whoever serves several opens several. Read next: conversation.
+switched off. Only facts that bear on a message go along with it (`Memory.relevant`), since a small model that
+is told of a cat answers everything else worse. Words are found by FTS5 (a message's words are quoted, so none
+of them is ever query syntax). What is forgotten is overwritten in the file, in its index too. One file is one
+person's memory: whoever serves several opens several. Read next: conversation.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import re
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -23,12 +25,15 @@ from transom.data.documents import printable
 from transom.errors import Refused
 
 MAX_FACTS, MAX_CHARACTERS = 1000, 1000
-IN_PROMPT = 6
+IN_PROMPT = 3
 """Facts that go into one prompt, at most."""
 QUERY_WORDS = 64
 """Words of a message that are looked for, at most."""
 VERSION = 1
-HEADING = "What the user asked you to remember:"
+HEADING = "What you know about the user, in their words:"
+"""Above the facts. Of 30 that were asked for, 10 kept at a time, SmolLM2-135M says 13 so (each went along), 8
+where the newest six went along with everything in place of the template's own system text.
+"""
 
 _SCHEMA = (
     "CREATE TABLE facts"
@@ -43,6 +48,24 @@ _ASKED = re.compile(
     r"(?:(?:please|also|and)[\s,]+)*remember\s*(?:that\b|this\s*:|:)[\s,:]*(?P<fact>.+)", re.I | re.S
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
+_ABOUT_THE_USER = re.compile(
+    r"\b(?:my|mine|myself|ours?|i(?:['’]m| am)|(?:about|for) me"
+    r"|(?:am|can|could|did|do|had|have|may|should|was|were) (?:i|we))\b",
+    re.I,
+)
+_FUNCTION_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        a about after again all also am an and any anything are as at be because been before being but by
+        can could d did do does doing don each else for from give had has have having he help her here hers
+        him his how i if in into is isn it its just know ll m may me might mine more most much must my
+        myself no not now of off on one or our ours out over please re s shall she should show so some
+        something such t tell than that the their them then there these they this those to too up us ve very
+        was we were what when where which while who whom whose why will with would yes you your yours
+        """,
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -57,6 +80,18 @@ class Fact:
     def to_dict(self) -> dict[str, Any]:
         """The same as plain values, ready for JSON."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What a memory makes of a message."""
+
+    facts: list[Fact]
+    """What bears on it."""
+    kept: Fact | None
+    """What it asked to be kept."""
+    not_kept: str
+    """Why what it asked to be kept was not, in one line; empty where nothing went wrong."""
 
 
 def default_path() -> Path:
@@ -158,31 +193,40 @@ class Memory:
 
     # What a conversation asks of it
 
-    def hear(self, said: str) -> Fact | None:
-        """Keep what a message asks to be remembered; None where it asks nothing, or memory is off."""
+    def hear(self, said: str, k: int = IN_PROMPT) -> Heard:
+        """Keep what a message asks to be kept, and find what bears on it; no message is refused."""
         fact = asked_to_keep(said) if self.enabled else None
-        return self.remember(fact) if fact else None
+        try:
+            kept, not_kept = (self.remember(fact) if fact else None), ""
+        except Refused as refused:
+            kept, not_kept = None, str(refused)
+        return Heard(self.relevant(said, k), kept, not_kept)
 
-    def relevant(self, query: str, k: int = IN_PROMPT) -> list[Fact]:
-        """The facts that share words with a text, best first by bm25, at most k; none while memory is off."""
-        words = list(dict.fromkeys(re.findall(r"[^\W_]+", _encodable(query).casefold())))[:QUERY_WORDS]
-        if not words or not self.enabled:
-            return []
-        match = " OR ".join(f'"{word}"' for word in words)
-        with self._transaction() as db:
-            rows = db.execute(
-                "SELECT facts.id, facts.text, facts.created FROM facts_index JOIN facts"
-                " ON facts.id = facts_index.rowid WHERE facts_index MATCH ? ORDER BY rank LIMIT ?",
-                (match, k),
-            ).fetchall()
-        return [Fact(*row) for row in rows]
+    def relevant(self, said: str, k: int = IN_PROMPT) -> list[Fact]:
+        """The facts that bear on a message, without those it states itself, at most k; none while off.
 
-    def for_prompt(self, query: str, k: int = IN_PROMPT) -> list[Fact]:
-        """Relevant facts, then the newest others, at most k: few facts are known always."""
+        Those that share the most of its words, the function words of English aside. Where it speaks of the
+        user ("my", "do I") one word is enough, and where it then names nothing ("who am I?") the newest facts
+        are meant; of any other message ("name three fruits") a fact must hold more than half of the words.
+        """
         if not self.enabled:
             return []
-        found = self.relevant(query, k)
-        return (found + [fact for fact in reversed(self.facts()) if fact not in found])[:k]
+        words = list(dict.fromkeys(re.findall(r"[^\W_]+", _encodable(said).casefold())))
+        words = [word for word in words if word not in _FUNCTION_WORDS][:QUERY_WORDS]
+        of_the_user = bool(_ABOUT_THE_USER.search(said))
+        with self._transaction() as db:
+            if of_the_user and not words:
+                return self.facts()[: -k - 1 : -1]
+            stated = " ".join(said.split()).casefold()
+            shared: Counter[int] = Counter()
+            for word in words:
+                found = db.execute("SELECT rowid FROM facts_index WHERE facts_index MATCH ?", (f'"{word}"',))
+                shared.update(id for (id,) in found)
+            most = max(shared.values(), default=0)
+            if most < (1 if of_the_user else len(words) // 2 + 1):
+                return []
+            best = [self._fact(id) for id in sorted(shared, reverse=True) if shared[id] == most]
+            return [fact for fact in best if fact.text.casefold() not in stated][:k]
 
     # Inside
 
@@ -211,6 +255,14 @@ class Memory:
                     f"{printable(self.path)}: the memory cannot be used ({printable(str(error))});"
                     " name another file for it, or move this one away"
                 ) from None
+
+
+def used_here(memory: Memory) -> str:
+    """What to say of a memory when a conversation begins; empty where it has nothing to add."""
+    n = memory.count() if memory.enabled else 0
+    if n == 1:
+        return "1 fact from earlier conversations is used where it bears on a message"
+    return f"{n:,} facts from earlier conversations are used where they bear on a message" if n else ""
 
 
 def note(facts: list[Fact]) -> str:

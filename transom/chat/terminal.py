@@ -21,7 +21,7 @@ from transom.errors import Refused, nearest
 from transom.inference.generator import Generator
 
 from .conversation import Conversation, Kept
-from .memory import Fact, Memory, note
+from .memory import Fact, Memory, note, used_here
 
 MAX_TOKENS = 256
 """Room for an answer unless told otherwise, or a quarter of what the model reads if that is less."""
@@ -93,6 +93,8 @@ class Talk:
         """Line after line until the input ends or a command says so."""
         if self.interactive:
             self.say(f"{self.generator!r}\n/help lists the commands; an empty line is skipped.")
+        if self.memory is not None and (used := used_here(self.memory)):
+            self.say(f"{used} (/memory lists, /memory off leaves out)")
         for line in self._lines():
             try:
                 if line.startswith("/"):
@@ -140,9 +142,12 @@ class Talk:
             yield line.strip()
 
     def _hear(self, text: str) -> None:
-        fact = self.memory.hear(text) if self.memory is not None else None
-        if fact:
-            self.say(f"kept as fact {fact.id}: {printable(fact.text)} (/forget {fact.id} takes it back)")
+        if self.memory is not None:
+            heard = self.memory.hear(text)
+            if fact := heard.kept:
+                self.say(f"kept as fact {fact.id}: {printable(fact.text)} (/forget {fact.id} takes it back)")
+            if heard.not_kept:
+                self.say(f"not kept: {heard.not_kept}")
         with self._unless_refused():
             self.conversation.say(text)
             self._answer()
@@ -173,16 +178,18 @@ class Talk:
         self.out.write("\n")
         self.out.flush()
         self.conversation.answer("".join(pieces))
+        if facts:
+            told = " · ".join(printable(fact.text) for fact in facts)
+            self.say(f"{len(facts)} remembered fact{'s' * (len(facts) != 1)} went along: {told}")
         if self.interactive or kept.n_dropped:
-            known = f"; {len(facts)} of your facts in the prompt" if facts else ""
-            self.say(f"{kept}{known}")
+            self.say(str(kept))
         if stream.completion and stream.completion.finish_reason == "length":
             self.say(f"cut at {self.max_tokens} tokens; --max-tokens allows more")
 
     def _kept(self) -> tuple[Kept, list[Fact]]:
         """What the model will read now, and the facts in it."""
         asked = next((m.content for m in reversed(self.conversation.messages) if m.role == "user"), "")
-        facts = self.memory.for_prompt(asked) if self.memory is not None else []
+        facts = self.memory.relevant(asked) if self.memory is not None else []
         limit = self.generator.model.config.max_len
         fitting = self.conversation.fits(
             self.template, self.generator.tokenizer, limit, self.max_tokens, note=note(facts)

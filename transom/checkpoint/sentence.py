@@ -92,15 +92,13 @@ def _pooling(keys: ConfigKeys) -> Literal["first", "mean"]:
 
 
 def _check_nothing_is_added(folder: Path) -> None:
-    """Text that the library would change before the tokenizer sees it is not changed here."""
-    for name, key, means in (
-        (LIMITS[0][0], "do_lower_case", "text would be lower-cased first, and here it is not"),
-        (PROMPTS, "default_prompt_name", "text would get a prompt in front, and here it gets none"),
-    ):
-        if (folder / name).exists():
-            keys = ConfigKeys(read_json(inside(folder, name)), str(folder / name))
-            if keys.get(key):
-                raise keys.refuse(key, means)
+    """Text that the library would put more before is not changed here; lower case is the tokenizer's."""
+    if (folder / PROMPTS).exists():
+        keys = ConfigKeys(read_json(inside(folder, PROMPTS)), str(folder / PROMPTS))
+        if keys.get("default_prompt_name"):
+            raise keys.refuse(
+                "default_prompt_name", "text would get a prompt in front, and here it gets none"
+            )
 
 
 def load_max_tokens(folder: str | Path, config: ModelConfig) -> int:

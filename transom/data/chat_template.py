@@ -159,6 +159,40 @@ class ChatTemplate:
         said = [i for i, token in enumerate(own) if token not in control and "b" in tokenizer.token(token)]
         return frozenset([token for token in own[max(said, default=0) :] if token in control][:1])
 
+    def default_system(self, tokenizer: Tokenizer) -> str | None:
+        """The system text that this template writes where none is given, '' for none; None: it takes none.
+
+        It is what stands in the place of one that is given, and believed where giving it changes no token.
+        """
+        mark = "<the system text>"
+
+        def talk(*system: str) -> list[dict[str, str]]:
+            first = [{"role": "system", "content": text} for text in system]
+            return [*first, {"role": "user", "content": "a"}]
+
+        def written(messages: list[dict[str, str]]) -> str:
+            variables = {
+                "messages": messages,
+                "tools": None,
+                "documents": None,
+                "add_generation_prompt": True,
+            }
+            names = self._spelling(tokenizer).token_names
+            return self._ask({"template": self.text, "names": names, "variables": variables})[0]
+
+        try:
+            own = written(talk())
+            before, found, after = written(talk(mark)).partition(mark)
+            if not found:
+                return None
+            if not (own.startswith(before) and own.endswith(after) and len(own) > len(before + after)):
+                return ""
+            default = own[len(before) : len(own) - len(after)]
+            same = self.render(talk(default), tokenizer).tokens == self.render(talk(), tokenizer).tokens
+            return default if same else ""
+        except Refused:
+            return None
+
     def close(self) -> None:
         """End the process; the next conversation starts another."""
         self._worker.close()

@@ -29,7 +29,8 @@ _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical ba
 _NAMED = re.compile(r"sep=(.)\r?\n?")
 """The first line of a table that a spreadsheet wrote, which names the separator and is no row."""
 _QUOTED = re.compile(r'"((?:[^"]|"")*)"', re.DOTALL)
-_OPEN = re.compile(r'"(?:[^"]|"")*')
+_OPEN = re.compile(r'(?:"(?:[^"]|"")*)?')
+_ALL_QUOTED = re.compile(r'(?:"(?:[^"]|"")*"(?:\t|\r?\n|\Z)|\r?\n)+')
 _SEEN_BYTES, _SEEN_ROWS = 1 << 16, 200
 
 
@@ -38,6 +39,8 @@ class Layout:
     """How a table is written."""
 
     separator: str
+    quoted: bool = True
+    """Whether quotes mean what RFC 4180 says; in TSV they mostly are letters."""
     named: bool = False
     """Whether the first line says `sep=;`."""
     unusual: bool = False
@@ -53,10 +56,12 @@ class Layout:
 def layout_of(path: Path, kind: str, where: str) -> Layout:
     """The layout of a table: what it names, else the separator that divides its first rows evenly."""
     usual = TABLES.get(kind, "\t")
-    if usual == "\t":
-        return Layout(usual)
     data = head_of(path, where, _SEEN_BYTES)
-    lines = re.findall(r"[^\n]*\n|[^\n]+", data.decode("utf-8", "replace"))
+    text = data.decode("utf-8", "replace")
+    if usual == "\t":
+        whole = _ALL_QUOTED.match(text)
+        return Layout(usual, quoted=whole is not None and _OPEN.fullmatch(text, whole.end()) is not None)
+    lines = re.findall(r"[^\n]*\n|[^\n]+", text)
     named = _NAMED.fullmatch(lines[0]) if lines else None
     if named:
         return Layout(named[1], named=True, unusual=named[1] != usual)
@@ -84,8 +89,10 @@ def table_rows(
     stream: BinaryIO, where: str, layout: Layout, findings: Findings
 ) -> Iterator[tuple[int, list[str]]]:
     """Yield (first line, cells) of every row of a table; all are as wide as the first, a header like any."""
-    tabs = layout.separator == "\t"
-    rows = _tab_rows(stream, where, findings) if tabs else _quoted_rows(stream, where, layout, findings)
+    if layout.quoted:
+        rows = _quoted_rows(stream, where, layout, findings)
+    else:
+        rows = _tab_rows(stream, where, findings)
     width = 0
     for line, row in rows:
         width = width or len(row)
@@ -127,9 +134,8 @@ def _quoted_rows(
 def _tab_rows(stream: BinaryIO, where: str, findings: Findings) -> Iterator[tuple[int, list[str]]]:
     csv.field_size_limit(MAX_RECORD_BYTES)
     source = plain_lines(stream, where, findings)
-    ahead = deque(itertools.islice(source, _SEEN_ROWS))
-    cells = [cell for _, text in ahead if text for cell in text.split("\t")]
-    always = len(cells) > 1 and all(map(_QUOTED.fullmatch, cells))
+    ahead: deque[tuple[int, str]] = deque()
+    """Lines that were looked at before their turn."""
     width = 0
     while one := ahead.popleft() if ahead else next(source, None):
         line, text = one
@@ -139,42 +145,42 @@ def _tab_rows(stream: BinaryIO, where: str, findings: Findings) -> Iterator[tupl
         width = width or len(row)
         if '"' in text:
             joined = None
-            if len(row) != width or _OPEN.fullmatch(row[-1]):
-                joined = _joined(text, width, source, ahead)
-            row = joined or [_unquoted(cell, always) for cell in row]
+            if len(row) != width or row[-1] and _OPEN.fullmatch(row[-1]):
+                joined = _joined(row, width, source, ahead)
+            row = joined or [_unquoted(cell) for cell in row]
         yield line, row
 
 
 def _joined(
-    text: str, width: int, source: Iterator[tuple[int, str]], ahead: deque[tuple[int, str]]
+    row: list[str], width: int, source: Iterator[tuple[int, str]], ahead: deque[tuple[int, str]]
 ) -> list[str] | None:
     """The row of a line with quoted tabs or line breaks, and of the lines after it that belong to it.
 
-    None where quoting makes no row of the right width; a line that is one by itself is never taken along.
+    None where quoting makes no row of the right width, and where two lines are rows each by itself.
     """
     taken: list[tuple[int, str]] = []
 
     def lines() -> Iterator[str]:
-        yield f"{text}\n"
+        yield "\t".join(row) + "\n"
         while one := ahead.popleft() if ahead else next(source, None):
             taken.append(one)
-            if len(one[1].split("\t")) == width > 1 or len(taken) > _SEEN_ROWS:
+            if len(one[1].split("\t")) == width == len(row) or len(taken) > _SEEN_ROWS:
                 return
             yield f"{one[1]}\n"
 
     try:
-        row = next(csv.reader(lines(), delimiter="\t", strict=True))
+        whole = next(csv.reader(lines(), delimiter="\t", strict=True))
     except (csv.Error, StopIteration):
-        row = []
-    if len(row) == width:
-        return row
+        whole = []
+    if len(whole) == width:
+        return whole
     ahead.extendleft(reversed(taken))
     return None
 
 
-def _unquoted(cell: str, always: bool) -> str:
+def _unquoted(cell: str) -> str:
     """A cell without the quotes that a writer of tables put around it; a quote of the text stays."""
     quoted = _QUOTED.fullmatch(cell)
-    if quoted and (always or '""' in quoted[1] or not quoted[1]):
+    if quoted and ('""' in quoted[1] or not quoted[1]):
         return quoted[1].replace('""', '"')
     return cell

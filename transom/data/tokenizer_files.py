@@ -18,6 +18,7 @@ from tokenizers import Tokenizer as Backend
 
 from transom.data.documents import printable
 from transom.data.in_folder import read_text
+from transom.data.marian_files import read_marian
 from transom.errors import Refused
 
 TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
@@ -51,12 +52,14 @@ def read_tokenizer(folder: Path) -> tuple[str, dict[str, Any]]:
     where = printable(folder / TOKENIZER)
     too_long = f"larger than {MOST_BYTES >> 20} MB; this is no tokenizer"
     text = read_text(folder, TOKENIZER, MOST_BYTES, too_long)
+    config, late = special_tokens(folder), late_tokens(folder)
+    if text is None:
+        text, late = read_marian(folder, config, json_object(folder, "vocab.json")), {}
     if text is None:
         raise Refused(
             f"{where}: no such file; a model folder needs one (transformers writes it with "
             "AutoTokenizer.from_pretrained(...).save_pretrained(...))"
         )
-    config, late = special_tokens(folder), late_tokens(folder)
     try:
         spec = json.loads(text)
         known = {token["content"] for token in spec.get("added_tokens") or []}
@@ -64,7 +67,9 @@ def read_tokenizer(folder: Path) -> tuple[str, dict[str, Any]]:
         if late:
             text = _with_tokens(text, late, where)
             spec = json.loads(text)
-        if obey_class(spec, config, json_object(folder, "config.json").get("model_type")):
+        lower = json_object(folder, "sentence_bert_config.json").get("do_lower_case") is True
+        changed = obey_class(spec, config, json_object(folder, "config.json").get("model_type"))
+        if changed | (lower and lower_case(spec)):
             text = json.dumps(spec, ensure_ascii=False)
     except Refused:
         raise
@@ -177,6 +182,16 @@ def obey_class(spec: dict[str, Any], config: dict[str, Any], model_type: Any) ->
     if spec.get("post_processor") is None and name in FRAMES:
         spec["post_processor"] = _frame(spec, config, *FRAMES[name])
     return before != json.dumps([spec.get(part) for part in CHANGED])
+
+
+def lower_case(spec: dict[str, Any]) -> bool:
+    """Have text lower-cased first, as sentence-transformers does where its folder says so; False: it is."""
+    normalizer: dict[str, Any] = spec.get("normalizer") or {}
+    steps = normalizer.get("normalizers", [normalizer] if normalizer else [])
+    if any(step["type"] == "Lowercase" or step.get("lowercase") is True for step in steps):
+        return False
+    spec["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *steps]}
+    return True
 
 
 def _frame(

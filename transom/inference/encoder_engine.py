@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -56,7 +56,9 @@ class EncoderEngine:
         self.reader, self.settings, self.budget = reader, settings or EngineSettings(), budget
         self._waiting: dict[str, deque[TextRequest]] = {}
         self._events: list[Event] = []
-        self._n_waiting = self._waiting_tokens = self._n_steps = self._n_read = self._n_answered = 0
+        self._waiting_tokens: Counter[str] = Counter()
+        """Of each scope."""
+        self._n_steps = self._n_read = self._n_answered = 0
         self._rate = 0.0  # tokens per second, the last steps counting most
 
     def requests(
@@ -80,19 +82,19 @@ class EncoderEngine:
     @property
     def busy(self) -> bool:
         """Whether a step would do anything."""
-        return bool(self._n_waiting or self._events)
+        return bool(self._waiting or self._events)
 
     def submit(self, request: TextRequest) -> None:
         """Let a text wait its turn; raises Refused if it is too long, and Busy if the queue is full."""
         settings, length, limit = self.settings, len(request.tokens), self.reader.max_tokens
         if length > limit:
             raise Refused(f"the text has {length} tokens; this model reads at most {limit}: shorten it")
-        full = self._n_waiting >= settings.max_queue
-        if full or self._waiting_tokens + length > settings.max_queue_tokens:
-            wait = math.ceil(self._waiting_tokens / self._rate) if self._rate else 1
+        n_waiting, tokens = len(self._waiting.get(request.scope, ())), self._waiting_tokens[request.scope]
+        if n_waiting >= settings.max_queue or tokens + length > settings.max_queue_tokens:
+            wait = math.ceil(self._waiting_tokens.total() / self._rate) if self._rate else 1
             seconds = min(MOST_WAIT, max(1, wait))
             raise Busy(
-                f"{self._n_waiting} texts wait already (at most {settings.max_queue}, and"
+                f"{n_waiting} texts wait already (at most {settings.max_queue}, and"
                 f" {settings.max_queue_tokens:,} tokens); come again in {seconds} s",
                 seconds,
             )
@@ -184,13 +186,14 @@ class EncoderEngine:
         self._count(request, -1)
 
     def _count(self, request: TextRequest, sign: int) -> None:
-        self._n_waiting += sign
-        self._waiting_tokens += sign * len(request.tokens)
+        self._waiting_tokens[request.scope] += sign * len(request.tokens)
+        if request.scope not in self._waiting:
+            del self._waiting_tokens[request.scope]
 
     def load(self) -> dict[str, float]:
         """Figures of now (queued, running) and totals since the engine was made."""
         return {
-            "queued": self._n_waiting,
+            "queued": sum(map(len, self._waiting.values())),
             "running": 0,
             "tokens_read": self._n_read,
             "answers": self._n_answered,

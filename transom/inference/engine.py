@@ -42,9 +42,9 @@ class EngineSettings:
     chunk_tokens: int = 512
     """Tokens of prompts that are read in one step, beside the rows that write."""
     max_queue: int = 64
-    """Requests that may wait."""
+    """Requests of one scope that may wait: what one has waiting keeps no other out."""
     max_queue_tokens: int = 1 << 20
-    """Tokens that they may come to hold, prompts and answers together."""
+    """Tokens that those of one scope may come to hold, prompts and answers together."""
     draft: int = 0
     """Tokens guessed ahead by n-grams and checked in one pass; 0: none. The text is the same."""
 
@@ -93,15 +93,18 @@ class Engine:
         return bool(self._jobs or self._events)
 
     def submit(self, request: Request) -> None:
-        """Let a request wait its turn; raises Refused if it can never run, and Busy if the queue is full."""
+        """Let a request wait its turn; raises Refused if it can never run, and Busy if the queue of its scope
+        is full.
+        """
         self.check(request)
-        scheduler, settings = self.scheduler, self.settings
+        scheduler, settings, scope = self.scheduler, self.settings, request.scope
         job = Job(request, self._n_submitted, self._sampling(request))
-        too_many = scheduler.n_waiting >= settings.max_queue
-        if too_many or scheduler.waiting_tokens + job.n_tokens > settings.max_queue_tokens:
+        n_waiting = scheduler.n_waiting[scope]
+        tokens = scheduler.waiting_tokens[scope] + job.n_tokens
+        if n_waiting >= settings.max_queue or tokens > settings.max_queue_tokens:
             seconds = self._wait()
             raise Busy(
-                f"{scheduler.n_waiting} requests wait already (at most {settings.max_queue}, and"
+                f"{n_waiting} requests wait already (at most {settings.max_queue}, and"
                 f" {settings.max_queue_tokens:,} tokens); come again in {seconds} s",
                 seconds,
             )
@@ -153,7 +156,7 @@ class Engine:
         """Seconds until about as much is done as waits now."""
         if not self._rate:
             return 1
-        return min(MOST_WAIT, max(1, math.ceil(self.scheduler.waiting_tokens / self._rate)))
+        return min(MOST_WAIT, max(1, math.ceil(self.scheduler.waiting_tokens.total() / self._rate)))
 
     def abort(self, request: Request) -> None:
         """End a request now, wherever it is, and free what it holds; does nothing if it has ended."""
@@ -367,7 +370,7 @@ class Engine:
         """Figures of now (queued, running, rows, free tokens) and totals since the engine was made."""
         scheduler = self.scheduler
         return {
-            "queued": scheduler.n_waiting,
+            "queued": scheduler.n_waiting.total(),
             "running": len(scheduler.running),
             "rows": sum(len(job.rows) for job in scheduler.running),
             "free_tokens": self.runner.free_tokens(),

@@ -6,9 +6,11 @@ classifier, embedder, fill_mask.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +47,8 @@ HOMES = {
 }
 """Kind and head of a model -> the file and the class of its job."""
 
+log = logging.getLogger(__name__)
+
 
 def load(
     folder_or_id: str | Path,
@@ -66,8 +70,32 @@ def load(
         n_parameters = build(config).n_parameters
     chosen, reason = choose(dtype, n_parameters, hardware, batched=config.kind != "decoder")
     tokenizer = Tokenizer.load(folder)
+    _check_fits(tokenizer, config, folder)
     model: Any = load_model(folder, dtype=chosen, device=hardware.device).eval()
     return made(model, tokenizer, reason=reason)
+
+
+def _check_fits(tokenizer: Tokenizer, config: ModelConfig, folder: Path) -> None:
+    """Raise Refused where a text could become a token that the model does not have.
+
+    Control tokens beyond the model (a padding token that was added, say) are let be: no text becomes one.
+    """
+    if tokenizer.vocab_size <= config.vocab_size:
+        return
+    written = {*chain(*tokenizer.frame), tokenizer.eos_id, tokenizer.bos_id, tokenizer.mask_id}
+    spare = tokenizer.control_ids - written
+    beyond = {
+        number: token
+        for token, number in tokenizer.backend.get_vocab(with_added_tokens=True).items()
+        if number >= config.vocab_size
+    }
+    if unfit := sorted(beyond.keys() - spare):
+        raise Refused(
+            f"{folder}: {beyond[unfit[0]]!r} is token {unfit[0]} of the tokenizer, but the model has"
+            f" {config.vocab_size} (0 to {config.vocab_size - 1}); they were not made for each other"
+        )
+    named = ", ".join(repr(beyond[number]) for number in sorted(beyond))
+    log.warning("%s: the model has no row for %s; what needs it is refused", folder, named[:200])
 
 
 def _job(config: ModelConfig, folder: Path) -> Callable[..., Loaded]:

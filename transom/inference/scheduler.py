@@ -2,7 +2,8 @@
 
 The one idea: a request is a row of tokens of which some are not read yet. Rows with one such token write, and
 go every step; longer ones read their prompts in chunks beside them, each scope (an API key) its fair share.
-What finds no room waits; when nothing can move the latest request is put back, so the oldest always moves.
+What finds no room waits; when nothing can move the latest request is put back, so the oldest always moves. A
+scope of which nothing runs takes the place of the latest request of the scope that has most.
 Sources: Yu et al. 2022 (Orca); Agrawal et al. 2023 (chunked prefill). Read next: runner, engine.
 """
 
@@ -92,8 +93,10 @@ class Scheduler:
         self.refuse = refuse
         self.waiting: dict[str, deque[Job]] = {}
         self.running: list[Job] = []
-        self.n_waiting = self.waiting_tokens = 0
-        """Requests in all queues, and the tokens that they may come to hold."""
+        self.n_waiting: Counter[str] = Counter()
+        """Of each scope, the requests in its queue,"""
+        self.waiting_tokens: Counter[str] = Counter()
+        """and the tokens that they may come to hold."""
         self.n_put_back = self.n_reused = 0
         self._taken = 0
 
@@ -122,8 +125,11 @@ class Scheduler:
         self._count(job, -1)
 
     def _count(self, job: Job, sign: int) -> None:
-        self.n_waiting += sign
-        self.waiting_tokens += sign * job.n_tokens
+        scope = job.request.scope
+        self.n_waiting[scope] += sign
+        self.waiting_tokens[scope] += sign * job.n_tokens
+        if not self.n_waiting[scope]:
+            del self.n_waiting[scope], self.waiting_tokens[scope]
 
     def _close(self, job: Job) -> None:
         rows, job.rows = job.rows, []
@@ -235,8 +241,9 @@ class Scheduler:
     def _admit(self) -> None:
         """Open rows for those that wait while there is room for all that they have to read."""
         while self.waiting and (job := self._next()) is not None:
-            held = sum(other.request.beam for other in self.running)
-            if self.running and (held + job.request.beam > self.max_rows or not self._has_room(job)):
+            for other in self._in_the_way(job):
+                self._put_back(other)
+            if self.running and not self._fits(job, self.running):
                 return  # and nobody overtakes it
             try:
                 source, scope = job.request.source, job.request.scope
@@ -255,11 +262,34 @@ class Scheduler:
         heads = [queue[0] for queue in self.waiting.values() if not self._read_by_another(queue[0])]
         return min(heads, key=lambda job: (running[job.request.scope], job.number), default=None)
 
-    def _has_room(self, job: Job) -> bool:
-        """Whether its texts fit beside what others have to read, with some room for all to grow."""
-        rows = [row for other in self.running for row in other.rows]
+    def _in_the_way(self, job: Job) -> list[Job]:
+        """What is put back for a job, the latest first, of whichever scope runs most: so much that the job
+        fits, and nothing where its own scope runs already. Each scope keeps one, so that all go on.
+        """
+        n_running = Counter(other.request.scope for other in self.running)
+        staying, leaving = list(self.running), list[Job]()
+        if n_running[job.request.scope]:
+            return []
+        freed = 0
+        while staying and not self._fits(job, staying, freed):
+            ((scope, most),) = n_running.most_common(1)
+            if most < 2:
+                return []
+            n_running[scope] -= 1
+            leaving.append(next(one for one in reversed(staying) if one.request.scope == scope))
+            staying.remove(leaving[-1])
+            freed += sum(row.n_read for row in leaving[-1].rows)
+        return leaving
+
+    def _fits(self, job: Job, others: list[Job], freed: int = 0) -> bool:
+        """Whether there is a row for it, and room for its texts beside what others have to read, with some
+        for all to grow; freed: tokens of room besides.
+        """
+        rows = [row for other in others for row in other.rows]
         owed = sum(self.runner.needs(row, unread(row) + HEADROOM) for row in rows)
-        return owed + sum(len(tokens) + HEADROOM for tokens in job.texts) <= self.runner.free_tokens()
+        owed += sum(len(tokens) + HEADROOM for tokens in job.texts)
+        n_rows = job.request.beam + sum(other.request.beam for other in others)
+        return n_rows <= self.max_rows and owed <= self.runner.free_tokens() + freed
 
     def _read_by_another(self, job: Job) -> bool:
         """Whether a running request is just reading what this one begins with: soon it can be reused."""

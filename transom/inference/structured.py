@@ -12,8 +12,9 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -124,7 +125,8 @@ class GrammarCompiler:
             raise Refused("structured output needs an end token, and this tokenizer names none")
         self.tokenizer = tokenizer
         self._spelled = _Vocabulary(tokenizer, sorted(self.end_ids))
-        self._control = {tokenizer.token(id): id for id in tokenizer.control_ids}
+        self._reserved = {name: id for id, name in tokenizer.reserved.items()}
+        self._markers = tokenizer.reserved.keys() - tokenizer.control_ids - self.end_ids
         if missing := [sign for sign in _SIGNS if not self._spells(sign)]:
             raise Refused(f"this tokenizer cannot write JSON: it has no {', '.join(missing)}")
         self._tokens = LLTokenizer(
@@ -153,7 +155,7 @@ class GrammarCompiler:
         it is empty, an answer that begins with a brace is one. Raises Refused as `compile` does.
         """
         checked = [Stretch(one.begin, kept_to(checked_schema(one.schema, regex)), one.end) for one in choice]
-        source = _source(checked, after, self._control)
+        source = _source(checked, after, self._reserved, self._markers)
         with self._lock:
             if source in self._kept:
                 self._kept.move_to_end(source)
@@ -165,7 +167,7 @@ class GrammarCompiler:
                 for sign in word:
                     if not self._spells(sign):
                         raise Refused(f"schema: this tokenizer cannot write {sign!r}, which {word!r} needs")
-        self._try_out(_source(checked, after, {}))
+        self._try_out(_source(checked, after))
         start = LLMatcher(self._tokens, source, limits=LLParserLimits(**LIMITS), log_level=0)
         if start.is_error():
             raise Refused(f"schema: {printable(start.get_error()[:300])}")
@@ -225,37 +227,56 @@ class _Vocabulary:
         return self._tokenizer.encode(text.decode("utf-8", "ignore") if isinstance(text, bytes) else text)
 
 
-def _source(choice: Sequence[Stretch], after: str | None, control: Mapping[str, int]) -> str:
+def _source(
+    choice: Sequence[Stretch],
+    after: str | None,
+    reserved: Mapping[str, int] = MappingProxyType({}),
+    markers: Collection[int] = (),
+) -> str:
     """The grammar as llguidance reads it.
 
     Without no_forcing it would put the tokenizer's own tokens where the text is certain, which narrows the
-    model's choice, and for SentencePiece begins every name with a space.
+    model's choice, and for SentencePiece begins every name with a space. reserved: tokens by name that no
+    text spells; markers: those of them that free text may hold.
     """
     names = [f"stretch_{place}" for place in range(len(choice))]
-    rules, one = [], " | ".join(names)
+    one = " | ".join(names)
+    others = ",".join(str(id) for id in sorted(markers) if id != reserved.get(after or ""))
+    free = f"(TEXT <[{others}]>)*" if others else ""
+    anything = r"TEXT: /(.|\n)*/"
     if after is None:
-        rules.append(f"start: {one}")
+        rules = [f"start: {one}"]
     elif not after:
-        rules += [f"start: {one} | TEXT?", r"TEXT: /\s*[^{\s](.|\n)*/"]
-    elif after in control:
-        rules += ["start: (marked)* TEXT", f"marked: TEXT <[{control[after]}]> ({one})", r"TEXT: /(.|\n)*/"]
+        rules = [f"start: {one} | TEXT?", r"TEXT: /\s*[^{\s](.|\n)*/"]
+    elif after in reserved:
+        rules = [
+            f"start: (marked)* {free} TEXT",
+            f"marked: {free} TEXT <[{reserved[after]}]> ({one})",
+            anything,
+        ]
     else:
-        rules += ["start: (marked)* tail", f"marked: marker ({one})", "tail: TEXT",
-                  f"marker[lazy]: TEXT {_literal(after, {})}", r"TEXT: /(.|\n)*/"]  # fmt: skip
+        marker = f"marker[lazy]: TEXT {_literal(after, {})}"
+        rules = [
+            f"start: (marked)* {free} tail",
+            f"marked: {free} marker ({one})",
+            "tail: TEXT",
+            marker,
+            anything,
+        ]
     for name, stretch in zip(names, choice, strict=True):
         begin = stretch.begin.removeprefix(after or "")
         whole = json.dumps({**stretch.schema, "x-guidance": OPTIONS})
-        parts = [_literal(begin, control), f"%json {whole}", _literal(stretch.end, control)]
+        parts = [_literal(begin, reserved), f"%json {whole}", _literal(stretch.end, reserved)]
         rules.append(f"{name}: {' '.join(part for part in parts if part)}")
     return LLMatcher.grammar_from_lark("\n".join(['%llguidance {"no_forcing": true}', *rules, ""]))
 
 
-def _literal(text: str, control: Mapping[str, int]) -> str:
-    """A text as the grammar has it: strings, and control tokens by their numbers."""
-    names = "|".join(map(re.escape, sorted(control, key=len, reverse=True)))
+def _literal(text: str, reserved: Mapping[str, int]) -> str:
+    """A text as the grammar has it: strings, and reserved tokens by their numbers."""
+    names = "|".join(map(re.escape, sorted(reserved, key=len, reverse=True)))
     parts = re.split(f"({names})", text) if names else [text]
     said = (
-        f"<[{control[part]}]>" if part in control else json.dumps(part, ensure_ascii=False)
+        f"<[{reserved[part]}]>" if part in reserved else json.dumps(part, ensure_ascii=False)
         for part in parts
         if part
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.lines import split_lines
 from ..errors import Refused
 
 PRONOUNS = ("it", "he", "she", "they", "him", "them")
@@ -97,7 +98,7 @@ def half_of(animal: int, thing: int) -> int:
 def definite_pronouns(path: str | Path) -> tuple[list[Item], str]:
     """The pairs of a file of five lines an item, and what was left out and why, in one sentence."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = split_lines(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "not UTF-8 text"
         raise Refused(f"{path}: {why}; it must hold items of sentence, pronoun, two candidates, answer and "

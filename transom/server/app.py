@@ -35,6 +35,8 @@ from .served import Served
 from .state import State
 
 WRITES = ("generate", "chat")
+GONE = 499
+"""The status that an answer is counted under whose client left before it began, as nginx has it."""
 POSTS = {
     "/v1/chat/completions": (ChatBody, WRITES, chat),
     "/v1/responses": (ResponseBody, WRITES, responses),
@@ -74,7 +76,7 @@ class App:
         """Count what is answered, by route and status; a path that is no route has no name of its own."""
         if scope["type"] != "http":
             return await self.router(scope, receive, send)
-        route, began, code = scope["path"] if scope["path"] in self.paths else "other", perf_counter(), 500
+        route, began, code = scope["path"] if scope["path"] in self.paths else "other", perf_counter(), GONE
 
         async def counted(message: Any) -> None:
             nonlocal code
@@ -91,6 +93,9 @@ class App:
             code = error.status_code
             message = f"{scope['method'][:20]} is not for this path"
             raise ApiError(code, message, headers=dict(error.headers or {})) from None
+        except Exception:
+            code = 500
+            raise
         finally:
             metrics = self.state.metrics
             metrics.answers.labels(route, str(code)).inc()

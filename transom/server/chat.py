@@ -12,20 +12,20 @@ from .endpoint import DONE, Answer, Call, Frames, frame
 from .logprobs import chat_entries
 from .output_parser import OutputParser, Said, parsed
 from .prompts import for_chat, grammar_for, parser_of, plain_tools
-from .writing import Part, Step, all_parts, prompt_tokens, usage, writing
+from .writing import Part, Step, all_parts, n_values, prompt_tokens, usage, writing
 
 
 async def chat(call: Call) -> Answer:
     """The assistant's message, whole or as a stream."""
     asked: ChatBody = call.asked
-    requests = await call.state.text_work(_requests, call)
+    requests = await call.text_work(_requests, call)
     n_prompt = prompt_tokens(requests, asked.n or 1)
     if asked.stream:
         return _stream(call, requests, n_prompt)
     parts = await all_parts(call, requests)
-    return _object(
+    return await call.whole(n_values(parts), lambda: _object(
         call, "chat.completion", [_choice(call, part) for part in parts], usage=usage(parts, n_prompt)
-    )
+    ))  # fmt: skip
 
 
 def _requests(call: Call) -> list[Request]:

@@ -16,11 +16,13 @@ from transom.server_settings import LimitSettings
 
 from .errors import ApiError
 from .schema import (
+    AtMost,
     Body,
     Few,
     Format,
     Many,
     Name,
+    Quick,
     Sampling,
     SchemaFormat,
     Share,
@@ -43,7 +45,7 @@ class TextPart(Strict):
     logprobs: list[Any] | None = None
 
 
-Content = str | list[TextPart]
+Content = Annotated[str | Annotated[list[TextPart], Quick], AtMost("parts", "parts")]
 
 
 class CalledFunction(Strict):
@@ -71,7 +73,7 @@ class Assistant(Strict):
     role: Literal["assistant"]
     content: Content | None = None
     name: Name | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Annotated[list[ToolCall] | None, Quick, AtMost("tools", "calls")] = None
     reasoning_content: str | None = None
     reasoning: str | None = None
     """Another name of the same."""
@@ -93,6 +95,7 @@ class ToolResult(Strict):
 
 
 AnyMessage = Annotated[Plain | Assistant | ToolResult, Field(discriminator="role")]
+Messages = Annotated[list[AnyMessage], Quick, AtMost("messages", "messages")]
 
 
 class Function(Strict):
@@ -138,12 +141,12 @@ class ChatBody(Sampling):
         "function_call": ("none",), "functions": ([],),
     }  # fmt: skip
 
-    messages: list[AnyMessage]
+    messages: Messages
     max_completion_tokens: Many | None = None
     logprobs: bool | None = None
     top_logprobs: Few | None = None
     response_format: Format | None = None
-    tools: list[Tool] | None = None
+    tools: Annotated[list[Tool] | None, Quick, AtMost("tools", "tools")] = None
     tool_choice: Literal["auto", "none", "required"] | NamedTool = "auto"
     parallel_tool_calls: bool = True
     chat_template_kwargs: TemplateVariables = {}
@@ -155,8 +158,6 @@ class ChatBody(Sampling):
         _check_choice(self.tool_choice, self.tools)
         if not self.messages:
             raise ApiError(400, "messages: the list is empty", param="messages")
-        at_most("messages", len(self.messages), limits.messages, "messages")
-        at_most("tools", len(self.tools or ()), limits.tools, "tools")
         at_most("top_logprobs", self.top_logprobs or 0, limits.logprobs)
         if self.top_logprobs and not self.logprobs:
             raise ApiError(400, "top_logprobs goes with logprobs: true", param="top_logprobs")
@@ -179,13 +180,12 @@ class TokenizeBody(Body):
     """`POST /tokenize`: a text, or the messages of a chat as its template writes them."""
 
     text: str | None = None
-    messages: list[AnyMessage] | None = None
+    messages: Messages | None = None
     chat_template_kwargs: TemplateVariables = {}
 
     def check(self, limits: LimitSettings) -> None:
         if (self.text is None) == (self.messages is None):
             raise ApiError(400, "give text or messages, one of the two", param="text")
-        at_most("messages", len(self.messages or ()), limits.messages, "messages")
 
 
 def for_template(messages: list[Any]) -> list[Message]:
@@ -268,15 +268,21 @@ class ReasoningPart(Strict):
     text: str
 
 
+ReasoningParts = Annotated[list[ReasoningPart], Quick, AtMost("parts", "parts")]
+
+
 class InputReasoning(Strict):
     """What a model thought, as its response told it."""
 
     type: Literal["reasoning"]
     id: Name | None = None
-    summary: list[ReasoningPart] = []
-    content: list[ReasoningPart] = []
+    summary: ReasoningParts = []
+    content: ReasoningParts = []
     encrypted_content: str | None = None
     status: str | None = None
+
+
+InputItem = InputMessage | InputCall | InputResult | InputReasoning
 
 
 class FlatName(ToolName):
@@ -308,6 +314,9 @@ class TextOptions(Strict):
     verbosity: str | None = None
 
 
+Included = Literal["message.output_text.logprobs", "reasoning.encrypted_content"]
+
+
 class ResponseBody(Body):
     """`POST /v1/responses`, in its text form: nothing is stored, so nothing can be referred to."""
 
@@ -322,15 +331,15 @@ class ResponseBody(Body):
         "truncation": ("disabled",),
     }  # fmt: skip
 
-    input: str | list[InputMessage | InputCall | InputResult | InputReasoning]
+    input: Annotated[str | Annotated[list[InputItem], Quick], AtMost("messages", "items")]
     instructions: str | None = None
     max_output_tokens: Many | None = None
     temperature: Temperature | None = None
     top_p: Share | None = None
     top_logprobs: Few | None = None
-    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = None
+    include: Annotated[list[Included] | None, Quick, AtMost("parts", "names")] = None
     text: TextOptions | None = None
-    tools: list[FlatFunction] | None = None
+    tools: Annotated[list[FlatFunction] | None, Quick, AtMost("tools", "tools")] = None
     tool_choice: Literal["auto", "none", "required"] | FlatName = "auto"
     parallel_tool_calls: bool = True
     chat_template_kwargs: TemplateVariables = {}
@@ -341,9 +350,6 @@ class ResponseBody(Body):
         if not self.input:
             raise ApiError(400, "input is empty", param="input")
         _check_choice(self.tool_choice, self.tools)
-        if isinstance(self.input, list):
-            at_most("input", len(self.input), limits.messages, "items")
-        at_most("tools", len(self.tools or ()), limits.tools, "tools")
         at_most("top_logprobs", self.top_logprobs or 0, limits.logprobs)
 
     @property

@@ -11,7 +11,7 @@ from .endpoint import DONE, Answer, Call, Frames, frame
 from .logprobs import completion_entries
 from .prompts import for_completion
 from .schema import CompletionBody
-from .writing import Part, Step, all_parts, prompt_tokens, usage, writing
+from .writing import Part, Step, all_parts, n_values, prompt_tokens, usage, writing
 
 FINGERPRINT = f"transom-{__version__}"
 
@@ -19,28 +19,30 @@ FINGERPRINT = f"transom-{__version__}"
 async def completions(call: Call) -> Answer:
     """The completions of each prompt, whole or as a stream."""
     asked: CompletionBody = call.asked
-    requests = await call.state.text_work(for_completion, call)
+    requests = await call.text_work(for_completion, call)
     n_prompt = prompt_tokens(requests, asked.n or 1)
-    echoes = _echoes(call, len(requests))
+    echoes = await call.text_work(_echoes, call, len(requests)) if asked.echo else [""] * len(requests)
     if asked.stream:
         return _stream(call, requests, n_prompt, echoes)
     parts = await all_parts(call, requests)
-    choices = [
-        {
-            "index": part.index,
-            "text": echo + part.text,
-            "logprobs": _logprobs(call, part, part.tokens),
-            "finish_reason": part.finish_reason,
-        }
-        for part, echo in zip(parts, echoes, strict=True)
-    ]
-    return _object(call, choices, usage=usage(parts, n_prompt))
+
+    def made() -> dict[str, Any]:
+        choices = [
+            {
+                "index": part.index,
+                "text": echo + part.text,
+                "logprobs": _logprobs(call, part, part.tokens),
+                "finish_reason": part.finish_reason,
+            }
+            for part, echo in zip(parts, echoes, strict=True)
+        ]
+        return _object(call, choices, usage=usage(parts, n_prompt))
+
+    return await call.whole(n_values(parts), made)
 
 
 def _echoes(call: Call, count: int) -> list[str]:
-    """What stands before each answer: its prompt, where the client wants it back."""
-    if not call.asked.echo:
-        return [""] * count
+    """What stands before each of so many answers, for a client that wants it back: its prompt."""
     tokenizer, n = call.served.model.tokenizer, call.asked.n or 1
     texts = [prompt if isinstance(prompt, str) else tokenizer.decode(prompt) for prompt in call.asked.prompts]
     return [text for text in texts for _ in range(n)]

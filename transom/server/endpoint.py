@@ -12,21 +12,24 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from transom.errors import Refused
 
-from .body import read_object
+from .body import read_body
 from .errors import ApiError, from_refused, unavailable
-from .schema import Body, read
+from .schema import Body
 from .served import Served
 from .state import State
 
 Frames = AsyncGenerator[bytes, None]
 DONE = b"data: [DONE]\n\n"
+PIECE = 256
+"""Items of a list above which it is written by itself, of a large answer."""
+T = TypeVar("T")
 
 
 @dataclass
@@ -43,8 +46,16 @@ class Call:
     created: int = field(default_factory=lambda: int(time.time()))
     began: float = field(default_factory=time.perf_counter)
 
+    async def text_work(self, work: Callable[..., T], *arguments: Any) -> T:
+        """See `State.text_work`."""
+        return await self.state.text_work(self.scope, work, *arguments)
 
-Answer = dict[str, Any] | Frames
+    async def whole(self, n_values: int, make: Callable[[], dict[str, Any]]) -> bytes:
+        """The answer that `make` makes, of so many values, as JSON; a large one beside the event loop."""
+        return await self.state.answer_work(n_values, lambda: b"".join(pieces(make())))
+
+
+Answer = dict[str, Any] | bytes | Frames
 Handler = Callable[[Call], Awaitable[Answer]]
 
 
@@ -55,9 +66,7 @@ class Endpoint:
         self.state, self.body, self.tasks, self.handler = state, body, tasks, handler
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        settings = self.state.settings
-        given = await read_object(scope, receive, settings.limits)
-        asked, left_out = read(self.body, given, settings.limits, lenient=settings.lenient)
+        asked, left_out = await read_body(self.body, scope, receive, self.state)
         call = Call(asked, self.state.find(asked.model, self.tasks), self.state, scope["transom.scope"])
         headers = {"x-request-id": call.id}
         if left_out:
@@ -71,7 +80,7 @@ class Endpoint:
         try:
             async with self.state.clock():
                 answer = await self.handler(call)
-                if isinstance(answer, dict):
+                if isinstance(answer, dict | bytes):
                     return await out.whole(answer)
                 return await out.frames(answer)
         except TimeoutError:
@@ -96,9 +105,9 @@ class Sender:
     def __init__(self, send: Any, headers: dict[str, str]) -> None:
         self.send, self.headers, self.started = send, headers, False
 
-    async def whole(self, answer: dict[str, Any]) -> None:
+    async def whole(self, answer: dict[str, Any] | bytes) -> None:
         """One JSON object."""
-        data = to_json(answer)
+        data = answer if isinstance(answer, bytes) else to_json(answer)
         await self._start("application/json", {"content-length": str(len(data))})
         await self.send({"type": "http.response.body", "body": data})
 
@@ -149,7 +158,37 @@ def to_json(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
+def pieces(value: Any) -> Iterator[bytes]:
+    """What `to_json` gives, in pieces of about `PIECE` values; other threads have their turn in between."""
+    if not _is_large(value):
+        yield to_json(value)
+    elif isinstance(value, dict):
+        for at, (name, held) in enumerate(value.items()):
+            yield b"," if at else b"{"
+            yield to_json(name) + b":"
+            yield from pieces(held)
+        yield b"}"
+    elif any(isinstance(held, list | dict) for held in value[:PIECE]):
+        for at, held in enumerate(value):
+            yield b"," if at else b"["
+            yield from pieces(held)
+        yield b"]"
+    else:
+        for at in range(0, len(value), PIECE):
+            yield b"," if at else b"["
+            yield to_json(value[at : at + PIECE])[1:-1]
+        yield b"]"
+
+
+def _is_large(value: Any) -> bool:
+    """Whether a value, or any in it, has more than a piece's worth of items."""
+    if not isinstance(value, list | dict):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return len(value) > PIECE or any(map(_is_large, inner))
+
+
 def frame(value: Any, event: str = "") -> bytes:
     """One server-sent event."""
     named = f"event: {event}\n".encode() if event else b""
-    return named + b"data: " + to_json(value) + b"\n\n"
+    return b"".join([named, b"data: ", *pieces(value), b"\n\n"])

@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
+from transom.data.lines import split_lines
 from transom.errors import Refused
 from transom.server_settings import ServerSettings
 
@@ -68,7 +69,7 @@ def read_keys(settings: ServerSettings, environment: Mapping[str, str] = os.envi
 
 def _from_file(file: Path) -> list[str]:
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = split_lines(file.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "not UTF-8 text"
         raise Refused(f"--api-key-file {file}: {why.lower()}") from None

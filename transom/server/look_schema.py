@@ -11,9 +11,9 @@ from pydantic import Field
 
 from transom.server_settings import LimitSettings
 
-from .chat_schema import AnyMessage
+from .chat_schema import Messages
 from .errors import ApiError
-from .schema import Body, Few, Filled, TokenId, at_most
+from .schema import AtMost, Body, Few, Filled, Quick, TokenId, Tokens
 
 Logprob = Annotated[float, Field(ge=-9999, le=0)]
 ViewName = Literal["tokens", "heads", "attention", "lens", "gradient", "experts", "ablate"]
@@ -30,15 +30,15 @@ class LookBody(Body):
     """`POST /look`."""
 
     view: ViewName
-    messages: list[AnyMessage] | None = None
+    messages: Messages | None = None
     """What was answered: the messages of a chat,"""
-    prompt: str | list[TokenId] | None = None
+    prompt: str | Tokens | None = None
     """or a text that went on,"""
     source: Filled | None = None
     """or a text that was translated."""
-    answer: Annotated[list[TokenId], Field(min_length=1)]
+    answer: Annotated[list[TokenId], Field(min_length=1), Quick, AtMost("look_tokens", "tokens")]
     """The tokens that were written."""
-    logprobs: list[Logprob] | None = None
+    logprobs: Annotated[list[Logprob] | None, Quick, AtMost("look_tokens", "numbers")] = None
     """How likely each was when it was written."""
     logprob: float | None = None
     """The same of the whole answer, where it is not known of each token."""
@@ -53,8 +53,6 @@ class LookBody(Body):
         given = [name for name in ("messages", "prompt", "source") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ApiError(400, "give messages, prompt or source, one of the three", param="messages")
-        at_most("messages", len(self.messages or ()), limits.messages, "messages")
-        at_most("answer", len(self.answer), limits.look_tokens, "tokens")
         if self.logprobs is not None and len(self.logprobs) != len(self.answer):
             raise ApiError(400, f"logprobs has {len(self.logprobs)} numbers for {len(self.answer)} tokens of"
                            " answer; give one for each, or none", param="logprobs")  # fmt: skip

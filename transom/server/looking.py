@@ -34,11 +34,12 @@ from transom.insight.without import without_head
 
 from .chat_schema import for_template
 from .endpoint import Answer, Call
-from .errors import ApiError, busy
+from .errors import ApiError
 from .look_schema import LookBody
 from .prompts import render
 from .schema import at_most
 from .served import Served
+from .state import LARGE
 
 PANE = 24
 """Side of a head's thumbnail, in pixels."""
@@ -79,14 +80,13 @@ class Told:
 async def look(call: Call) -> Answer:
     """One view of an answer."""
     worker, limits = call.served.worker, call.state.settings.limits
-    if worker.beside >= limits.looks:
-        raise busy(f"{limits.looks} looks into {call.served.name} are waiting; try again in a moment")
-    told = await call.state.text_work(told_of, call)
+    told = await call.text_work(told_of, call)
     at_most("prompt and answer together", len(told.tokens) + told.offset, limits.look_tokens, "tokens")
     call.state.metrics.tokens.labels(call.served.name, "read").inc(len(told.tokens) + told.offset)
     view = VIEWS[call.asked.view]
-    found = await worker.between_steps(lambda: view(told))
-    return {"object": "look", "view": call.asked.view, "model": call.served.name, **_finite(found)}
+    found = await worker.between_steps(lambda: view(told), call.scope)
+    what = {"object": "look", "view": call.asked.view, "model": call.served.name}
+    return await call.whole(LARGE, lambda: {**what, **_finite(found)})
 
 
 def told_of(call: Call) -> Told:

@@ -13,7 +13,7 @@ import numpy as np
 
 from .chat_schema import TokenizeBody, for_template
 from .endpoint import Answer, Call
-from .errors import ApiError
+from .errors import ApiError, unavailable
 from .prompts import render
 from .schema import ClassifyBody, EmbeddingBody, TranslateBody, as_list
 from .writing import all_parts, failure
@@ -30,25 +30,24 @@ async def translate(call: Call) -> Answer:
             max_tokens=asked.max_tokens, scope=call.scope, id=call.id,
         )  # fmt: skip
 
-    made = await call.state.text_work(requests)
+    made = await call.text_work(requests)
     parts = await all_parts(call, made)
-    found = translator.answers(as_list(asked.text), [part.request for part in parts])
-    n_source, n_made = sum(one.n_source_tokens for one in found), sum(part.n_made for part in parts)
-    return {
-        "object": "list",
-        "model": call.served.name,
-        "translations": [
-            {
-                "text": one.text,
-                "tokens": one.tokens,
-                "logprob": one.logprob,
-                "n_source_tokens": one.n_source_tokens,
-                "finished": one.finished,
-            }
-            for one in found
-        ],
-        "usage": {"prompt_tokens": n_source, "completion_tokens": n_made, "total_tokens": n_source + n_made},
-    }
+    n_made = sum(part.n_made for part in parts)
+
+    def made_of_them() -> dict[str, Any]:
+        found = translator.answers(as_list(asked.text), [part.request for part in parts])
+        n_source = sum(one.n_source_tokens for one in found)
+        shown = ("text", "tokens", "logprob", "n_source_tokens", "finished")
+        return {
+            "object": "list",
+            "model": call.served.name,
+            "translations": [{name: getattr(one, name) for name in shown} for one in found],
+            "usage": {
+                "prompt_tokens": n_source, "completion_tokens": n_made, "total_tokens": n_source + n_made,
+            },
+        }  # fmt: skip
+
+    return await call.whole(n_made, made_of_them)
 
 
 async def classify(call: Call) -> Answer:
@@ -56,7 +55,8 @@ async def classify(call: Call) -> Answer:
     asked: ClassifyBody = call.asked
     answers, n_tokens = await _read(call, as_list(asked.text))
     rejected = [asked.reject_below is not None and one.confidence < asked.reject_below for one in answers]
-    return {
+    n_labels = len(call.served.model.labels)
+    return await call.whole(len(answers) * n_labels, lambda: {
         "object": "list",
         "model": call.served.name,
         "classifications": [
@@ -68,7 +68,7 @@ async def classify(call: Call) -> Answer:
             for one, no in zip(answers, rejected, strict=True)
         ],
         "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
-    }
+    })  # fmt: skip
 
 
 async def embeddings(call: Call) -> Answer:
@@ -79,14 +79,14 @@ async def embeddings(call: Call) -> Answer:
         raise ApiError(400, f"dimensions: the vectors of {call.served.name} have {dim} numbers; leave it out",
                        param="dimensions", code="unsupported_parameter")  # fmt: skip
     vectors, n_tokens = await _read(call, as_list(asked.input), blank=True)
-    return {
+    return await call.whole(len(vectors) * dim, lambda: {
         "object": "list", "model": call.served.name,
         "data": [
             {"object": "embedding", "index": at, "embedding": _written(vector, asked.encoding_format)}
             for at, vector in enumerate(vectors)
         ],
         "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
-    }  # fmt: skip
+    })  # fmt: skip
 
 
 def _written(vector: Any, encoding: str) -> list[float] | str:
@@ -97,6 +97,8 @@ def _written(vector: Any, encoding: str) -> list[float] | str:
 async def _read(call: Call, texts: Sequence[str], *, blank: bool = False) -> tuple[list[Any], int]:
     """The encoder's answer to each text, and how many tokens were read."""
     engine = call.served.worker.engine
+    if engine is None:
+        raise unavailable(f"the engine of {call.served.name} is not running; it is being started again", 5)
     cut = call.asked.truncate_prompt_tokens
 
     def made() -> list[Any]:
@@ -105,7 +107,7 @@ async def _read(call: Call, texts: Sequence[str], *, blank: bool = False) -> tup
             scope=call.scope, id=call.id,
         )  # fmt: skip
 
-    requests = await call.state.text_work(made)
+    requests = await call.text_work(made)
     n_tokens = sum(len(request.tokens) for request in requests)
     call.state.metrics.tokens.labels(call.served.name, "read").inc(n_tokens)
     answers: dict[int, Any] = {}
@@ -122,12 +124,14 @@ async def tokenize(call: Call) -> Answer:
     asked: TokenizeBody = call.asked
     served = call.served
     if asked.messages is None:
-        tokens = await call.state.text_work(served.model.tokenizer.encode, asked.text)
-        return {"model": served.name, "n_tokens": len(tokens), "tokens": tokens}
-    rendered = await call.state.text_work(
-        render, served, for_template(asked.messages), None, asked.chat_template_kwargs
+        tokens = await call.text_work(served.model.tokenizer.encode, asked.text)
+        counted = {"model": served.name, "n_tokens": len(tokens), "tokens": tokens}
+        return await call.whole(len(tokens), lambda: counted)
+    messages = asked.messages
+    rendered = await call.text_work(
+        lambda: render(served, for_template(messages), None, asked.chat_template_kwargs)
     )
-    return {
+    return await call.whole(len(rendered.tokens), lambda: {
         "model": served.name, "n_tokens": len(rendered.tokens), "tokens": rendered.tokens,
         "message_spans": rendered.message_spans, "max_len": served.max_len,
-    }  # fmt: skip
+    })  # fmt: skip

@@ -16,6 +16,8 @@ from .tool_calls import Call, CallSyntax, calls_in
 THINK, END_THINK = "<think>", "</think>"
 HEAD = 32
 """Characters of an answer in braces by which it shows whether it may be a call."""
+PIECE = 4096
+"""Characters of a whole answer that are taken at a time, since what follows a marker is copied."""
 _BARE = re.compile(r'\{\s{0,16}"(?:name|type|function|parameters)"')
 
 
@@ -191,7 +193,9 @@ class OutputParser:
 
 def parsed(parser: OutputParser, text: str) -> Said:
     """A whole answer taken apart."""
-    said = parser.push(text)
+    said = Said()
+    for at in range(0, len(text), PIECE):
+        said.add(parser.push(text[at : at + PIECE]))
     said.add(parser.finish())
     return said
 

@@ -2,7 +2,8 @@
 
 uvicorn waits for ever for a header or a body that comes one byte a minute, and for a reader that does not
 read. Each of the three gets a timer here that no trickle of bytes can postpone. Connections above the limit
-are answered 429 without asking the application. Read next: guard.
+are answered 429 without asking the application, and a body in crumbs 400, since each costs as much time as a
+large piece. Read next: guard.
 """
 
 from __future__ import annotations
@@ -21,12 +22,34 @@ from .errors import answer_error, busy
 
 FLOOD = 4
 """Times the limit of connections at which a connection is dropped without an answer."""
+CRUMB, MOST_CRUMBS = 64, 1000
+"""Bytes below which a piece of a body is a crumb, and how many of them a body may have."""
+
+
+class Connection(h11.Connection):
+    """h11's own, which counts the crumbs of a body."""
+
+    n_crumbs = 0
+
+    def next_event(self) -> Any:
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self.n_crumbs = 0
+        elif isinstance(event, h11.Data) and len(event.data) < CRUMB:
+            self.n_crumbs += 1
+            if self.n_crumbs > MOST_CRUMBS:
+                raise h11.RemoteProtocolError("a body in crumbs")
+        return event
 
 
 class DeadlineProtocol(H11Protocol):
     """One connection, with a deadline for its header, its body and its reader."""
 
     settings: ServerSettings  # set by `protocol`, since uvicorn makes the objects
+
+    def __init__(self, *given: Any, **more: Any) -> None:
+        super().__init__(*given, **more)
+        self.conn = Connection(h11.SERVER, self.settings.limits.header_bytes)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -65,6 +88,15 @@ class DeadlineProtocol(H11Protocol):
             self._start("body", self.settings.deadlines.body)
         else:
             self._stop("body")
+
+    def send_400_response(self, msg: str) -> None:
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # it has been answered already
+            self.transport.close()
+        elif self.conn.n_crumbs > MOST_CRUMBS:
+            size = f"more than {MOST_CRUMBS:,} pieces of less than {CRUMB} bytes"
+            super().send_400_response(f"the body comes in {size}; send larger pieces, or a Content-Length")
+        else:
+            super().send_400_response(msg)
 
     def on_response_complete(self) -> None:
         self._stop("body")  # answered before all of it came: uvicorn closes, or reads on for the next request

@@ -1,12 +1,15 @@
 """`/memory`: what a person asked to be remembered, to see, edit, forget and switch off.
 
-One file is one person's: with API keys each key has its own, named after its digest.
-Read next: transom.chat.memory.
+One file is one person's. With API keys each key has its own, named after its digest; without, it is the
+owner's, and only the page that was opened by the address which `serve` printed may ask: that carries a token
+of this start, where others on the machine reach no more than the models. Read next: transom.chat.memory.
 """
 
 from __future__ import annotations
 
+import hmac
 import logging
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,16 +17,18 @@ from typing import Annotated, Any
 from pydantic import Field
 from starlette.routing import Route
 
-from transom.chat.memory import IN_PROMPT, Memory, note
+from transom.chat.memory import IN_PROMPT, Memory, note, used_here
 from transom.errors import Refused
 
-from .body import read_object
+from .body import read_body
 from .endpoint import to_json
 from .errors import INTERNAL, ApiError, from_refused
-from .schema import Body, read
+from .schema import Body
 from .state import State
 
 logger = logging.getLogger("transom.server")
+TOKEN = b"x-transom-memory"
+"""The header in which the page says by which address it was opened."""
 Words = Annotated[str, Field(min_length=1, max_length=8000)]
 
 
@@ -50,11 +55,19 @@ class Memories:
     """The memory of whoever asks."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path.expanduser().absolute()
+        self.path, self.token = path.expanduser().absolute(), secrets.token_urlsafe(24)
         self._open: dict[str, Memory] = {}
 
+    def check(self, scope: str, headers: list[tuple[bytes, bytes]]) -> None:
+        """Raises ApiError 403 for whoever has neither an API key nor the token of this start."""
+        given = dict(headers).get(TOKEN, b"")
+        if not scope and not hmac.compare_digest(given, self.token.encode()):
+            raise ApiError(403, "this memory is for the page of whoever started the server: open it by the"
+                           " address that `transom serve` printed, which ends in #memory=...",
+                           code="memory_locked")  # fmt: skip
+
     def of(self, scope: str) -> Memory:
-        """The memory of one API key; '' is everybody's where there are none."""
+        """The memory of one API key; '' is its owner's where there are none."""
         if scope not in self._open:
             path = self.path.with_name(f"{self.path.stem}-{scope}{self.path.suffix}") if scope else self.path
             self._open[scope] = Memory(path)
@@ -77,12 +90,12 @@ def routes(state: State) -> list[Route]:
         route("/memory", "DELETE", None, lambda memory, _, __: {"forgotten": memory.forget_all()}),
         route("/memory/recall", "POST", RecallBody, _recall),
         route(
-            "/memory/{id:int}",
+            "/memory/{id}",
             "PATCH",
             FactBody,
             lambda memory, asked, id: memory.edit(id, asked.text).to_dict(),
         ),
-        route("/memory/{id:int}", "DELETE", None, _forget),
+        route("/memory/{id}", "DELETE", None, _forget),
     ]
 
 
@@ -97,18 +110,17 @@ class Remembering:
             raise ApiError(
                 404, "this server remembers nothing; start it with --memory FILE", code="no_memory"
             )
+        self.state.memory.check(scope["transom.scope"], scope["headers"])
         asked = None
         if self.body is not None:
-            settings = self.state.settings
-            given = await read_object(scope, receive, settings.limits)
-            asked, _ = read(self.body, given, settings.limits, lenient=settings.lenient)
-        id = scope["path_params"].get("id", 0)
+            asked, _ = await read_body(self.body, scope, receive, self.state)
+        id = number_of(scope["path_params"].get("id", "0"))
 
         def work() -> Any:
             return self.work(self.state.memory.of(scope["transom.scope"]), asked, id)
 
         try:
-            data = to_json(await self.state.text_work(work))
+            data = await self.state.text_work(scope["transom.scope"], lambda: to_json(work()))
         except Refused as refused:
             if str(self.state.memory.path.parent) in str(
                 refused
@@ -121,8 +133,16 @@ class Remembering:
         await send({"type": "http.response.body", "body": data})
 
 
+def number_of(id: str) -> int:
+    """The number of a fact in a path; raises ApiError 404 for what is none."""
+    if not (id.isascii() and id.isdigit() and len(id) < 20):
+        raise ApiError(404, "facts have numbers: /memory/3; list the facts to see theirs")
+    return int(id)
+
+
 def _all(memory: Memory) -> dict[str, Any]:
-    return {"enabled": memory.enabled, "facts": [fact.to_dict() for fact in memory.facts()]}
+    facts = [fact.to_dict() for fact in memory.facts()]
+    return {"enabled": memory.enabled, "facts": facts, "used": used_here(memory)}
 
 
 def _switch(memory: Memory, asked: SwitchBody, _: int) -> dict[str, Any]:
@@ -136,10 +156,10 @@ def _forget(memory: Memory, _: Any, id: int) -> dict[str, Any]:
 
 
 def _recall(memory: Memory, asked: RecallBody, _: int) -> dict[str, Any]:
-    kept = memory.hear(asked.text)
-    facts = memory.for_prompt(asked.text, asked.k)
+    heard = memory.hear(asked.text, asked.k)
     return {
-        "note": note(facts),
-        "facts": [fact.to_dict() for fact in facts],
-        "kept": None if kept is None else kept.to_dict(),
+        "note": note(heard.facts),
+        "facts": [fact.to_dict() for fact in heard.facts],
+        "kept": None if heard.kept is None else heard.kept.to_dict(),
+        "not_kept": heard.not_kept or None,
     }

@@ -17,18 +17,22 @@ from .logprobs import chat_entries
 from .output_parser import Said, parsed
 from .prompts import for_chat, grammar_for, parser_of, plain_tools
 from .schema import Sampling
-from .writing import Part, all_parts, writing
+from .writing import Part, all_parts, n_values, writing
 
 
 async def responses(call: Call) -> Answer:
     """The response, whole or as a stream of events."""
-    requests = await call.state.text_work(_requests, call)
+    requests = await call.text_work(_requests, call)
     if call.asked.stream:
         return _stream(call, requests)
     parts = await all_parts(call, requests)
     part = parts[0]
-    said = parsed(parser_of(call, part.request), part.text)
-    return _response(call, _output(call, said, part), part)
+
+    def made() -> dict[str, Any]:
+        said = parsed(parser_of(call, part.request), part.text)
+        return _response(call, _output(call, said, part), part)
+
+    return await call.whole(n_values(parts), made)
 
 
 def _requests(call: Call) -> list[Request]:
@@ -146,12 +150,17 @@ async def _stream(call: Call, requests: list[Request]) -> Frames:
             for data in events.grown(said, told, step.tokens):
                 yield data
     assert part is not None
-    output = _output(call, told, part)
-    for data in events.ended(output):
+    for data in await call.state.answer_work(n_values([part]), _ending, call, events, told, part):
         yield data
+
+
+def _ending(call: Call, events: _Events, told: Said, part: Part) -> list[bytes]:
+    """All that is told once more when a response has ended."""
+    output = _output(call, told, part)
+    ends = events.ended(output)
     done = _response(call, output, part)
     kind = "response.incomplete" if done["status"] == "incomplete" else "response.completed"
-    yield events.event(kind, response=done)
+    return [*ends, events.event(kind, response=done)]
 
 
 class _Events:

@@ -2,15 +2,26 @@
 
 Each field that OpenAI documents is known: obeyed, or ignored and named in a header where it changes nothing
 about the answer (`ignored`), or refused where it would (`fixed` tells the values that change nothing). Any
-other name is refused with the nearest one. Read next: chat_schema, prompts.
+other name is refused with the nearest one. A list is counted before its items are looked at, and the first
+bad item ends the look. Read next: chat_schema, prompts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+from pydantic_core import CoreSchema, core_schema
 
 from transom.errors import nearest
 from transom.server_settings import LimitSettings
@@ -21,6 +32,7 @@ MOST_STOP_BYTES = 256
 SAID = {
     "missing": "this field is needed",
     "model_type": "input should be an object",
+    "model_attributes_type": "input should be an object",
     "union_tag_not_found": "input should be an object that says which kind it is (role or type)",
 }
 """What pydantic says in terms of Python, in terms of JSON."""
@@ -28,6 +40,7 @@ Name = Annotated[str, Field(min_length=1, max_length=256)]
 Temperature = Annotated[float, Field(ge=0, le=100)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Many = Annotated[int, Field(ge=1, lt=2**31)]
 Few = Annotated[int, Field(ge=0, lt=2**31)]
@@ -35,6 +48,35 @@ TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Truncation = Annotated[int, Field(ge=-1, lt=2**31)]
 """How many tokens of a longer text are read; -1: as many as the model reads."""
 Filled = Annotated[str, Field(min_length=1)]
+Quick = Field(fail_fast=True)
+"""Of a list: its first bad item is complaint enough."""
+Tokens = Annotated[list[TokenId], Quick]
+
+
+@dataclass(frozen=True)
+class AtMost:
+    """How many items a list or names an object may have, before any of them is looked at.
+
+    Its lists are `Quick` besides. Text in place of a list is nobody's concern here.
+    """
+
+    limit: str
+    """The field of LimitSettings; the server's own come as the context of the validation."""
+    unit: str
+    one: tuple[type, ...] = ()
+    """Where a list of these stands for one item, and not for many."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.with_info_before_validator_function(self._counted, handler(source))
+
+    def _counted(self, given: Any, info: ValidationInfo) -> Any:
+        if isinstance(given, list | dict) and not self._is_one(given):
+            limits = info.context or LimitSettings()
+            at_most(info.field_name or "", len(given), getattr(limits, self.limit), self.unit, self.limit)
+        return given
+
+    def _is_one(self, given: Any) -> bool:
+        return isinstance(given, list) and bool(given) and isinstance(given[0], self.one)
 
 
 class Strict(BaseModel):
@@ -94,14 +136,11 @@ def read(
         name: value for name, value in given.items() if name not in kind.ignored and name not in kind.fixed
     }
     try:
-        asked = kind.model_validate(known)
+        asked = kind.model_validate(known, context=limits, extra="ignore" if lenient else None)
     except ValidationError as error:
-        unknown = [_place(known, one["loc"]) for one in error.errors() if one["type"] == "extra_forbidden"]
-        if not (lenient and len(unknown) == error.error_count()):
-            raise _complaint(error, kind, known) from None
-        asked, more = read(kind, _without(known, unknown), limits)
-        return asked, left_out + [".".join(map(str, path)) for path in unknown] + more
+        raise _complaint(error, kind, known) from None
     asked.check(limits)
+    left_out += _left_out(known, asked) if lenient else ()
     return asked, left_out + asked.unheeded
 
 
@@ -113,19 +152,18 @@ def _with(harmless: tuple[Any, ...]) -> str:
     return f" other than as {harmless[0]!r}" if harmless else ""
 
 
-def _without(given: Mapping[str, Any], paths: list[tuple[int | str, ...]]) -> dict[str, Any]:
-    """A copy with some places left out."""
-
-    def copied(value: Any, paths: list[tuple[int | str, ...]]) -> Any:
-        gone = {path[0] for path in paths if len(path) == 1}
-        inner = {key: [path[1:] for path in paths if path[0] == key] for key, *_ in paths}
-        if isinstance(value, dict):
-            return {key: copied(held, inner.get(key, [])) for key, held in value.items() if key not in gone}
-        if isinstance(value, list):
-            return [copied(held, inner.get(at, [])) for at, held in enumerate(value)]
-        return value
-
-    return copied(given, [path for path in paths if path])
+def _left_out(given: Any, asked: Any, where: str = "") -> Iterator[str]:
+    """The names in the JSON of a client that the checked request does not have, each with its place."""
+    if isinstance(asked, Strict) and isinstance(given, dict):
+        fields = {field.alias or name: name for name, field in type(asked).model_fields.items()}
+        for name, value in given.items():
+            if name in fields:
+                yield from _left_out(value, getattr(asked, fields[name]), f"{where}{name}.")
+            elif value is not None:
+                yield where + name
+    elif isinstance(asked, list) and isinstance(given, list):
+        for at, (one, checked) in enumerate(zip(given, asked, strict=True)):
+            yield from _left_out(one, checked, f"{where}{at}.")
 
 
 def _place(given: Any, loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
@@ -204,14 +242,14 @@ class Sampling(Body):
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: Annotated[dict[str, Bias] | None, AtMost("logit_bias", "tokens")] = None
     seed: Seed | None = None
-    stop: Filled | list[Filled] | None = None
+    stop: Annotated[Filled | Annotated[list[Filled], Quick] | None, AtMost("stop", "strings")] = None
     ignore_eos: bool | None = None
     n: Many | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    prefix_tokens: list[TokenId] = []
+    prefix_tokens: Tokens = []
     """The answer goes on after these tokens as if they had been its beginning; it does not repeat them."""
 
     @property
@@ -224,10 +262,8 @@ class Sampling(Body):
 
     def check(self, limits: LimitSettings) -> None:
         at_most("n", self.n or 1, limits.n)
-        at_most("stop", len(self.stops), limits.stop, "strings")
         for text in self.stops:
             at_most("stop", len(text.encode()), MOST_STOP_BYTES, "bytes in one string")
-        at_most("logit_bias", len(self.logit_bias or ()), limits.logit_bias, "tokens")
         for token in self.logit_bias or ():
             if not (token.isascii() and token.isdigit() and len(token) < 10):
                 raise ApiError(400, 'logit_bias: the keys are token ids, such as "15"', param="logit_bias")
@@ -235,11 +271,13 @@ class Sampling(Body):
             raise ApiError(400, "stream_options goes with stream: true", param="stream_options")
 
 
-def at_most(name: str, value: int, limit: int, unit: str = "") -> None:
-    """Raises ApiError where a value is above its limit."""
+def at_most(name: str, value: int, limit: int, unit: str = "", setting: str = "") -> None:
+    """Raises ApiError where a value is above its limit, which an operator sets by the name of `setting`."""
     if value > limit:
         what = f"{value:,} {unit}".strip()
-        raise ApiError(400, f"{name} is {what}; the limit is {limit:,}", param=name, code="above_limit")
+        where = f" (--limits.{setting.replace('_', '-')})" if setting else ""
+        message = f"{name} is {what}; the limit is {limit:,}{where}"
+        raise ApiError(400, message, param=name, code="above_limit")
 
 
 class CompletionBody(Sampling):
@@ -248,7 +286,10 @@ class CompletionBody(Sampling):
     ignored: ClassVar = ("user",)
     fixed: ClassVar = {"suffix": ("",), "best_of": (1,)}
 
-    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
+    prompt: Annotated[
+        str | Annotated[list[str], Quick] | Tokens | Annotated[list[Tokens], Quick],
+        AtMost("prompts", "prompts", one=(int, float)),
+    ]
     logprobs: Few | None = None
     echo: bool = False
 
@@ -262,7 +303,6 @@ class CompletionBody(Sampling):
         super().check(limits)
         if not self.prompts:
             raise ApiError(400, "prompt: the list is empty", param="prompt")
-        at_most("prompt", len(self.prompts), limits.prompts, "prompts")
         at_most("logprobs", self.logprobs or 0, limits.logprobs)
         if self.echo and self.logprobs is not None:
             raise ApiError(400, "echo with logprobs is not supported here; leave one out", param="echo")
@@ -273,7 +313,7 @@ class EmbeddingBody(Body):
 
     ignored: ClassVar = ("user",)
 
-    input: str | list[str]
+    input: Annotated[str | Annotated[list[str], Quick], AtMost("texts", "texts")]
     """Blank texts too have a vector, as OpenAI gives them one."""
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Many | None = None
@@ -281,7 +321,7 @@ class EmbeddingBody(Body):
 
     def check(self, limits: LimitSettings) -> None:
         if self.input != "":
-            _some_texts("input", self.input, limits.texts)
+            _some_texts("input", self.input)
 
     @classmethod
     def model_validate(cls, obj: Any, **options: Any) -> Self:
@@ -299,13 +339,13 @@ class EmbeddingBody(Body):
 class TranslateBody(Body):
     """`POST /translate`."""
 
-    text: Filled | list[Filled]
+    text: Annotated[Filled | Annotated[list[Filled], Quick], AtMost("prompts", "texts")]
     beam: Many | None = None
     length_penalty: Annotated[float, Field(ge=0, le=10)] | None = None
     max_tokens: Many | None = None
 
     def check(self, limits: LimitSettings) -> None:
-        _some_texts("text", self.text, limits.prompts)
+        _some_texts("text", self.text)
         lines = sum(bool(line.strip()) for text in as_list(self.text) for line in text.split("\n"))
         at_most("text", lines, limits.prompts, "lines")
         at_most("beam", self.beam or 1, limits.beam)
@@ -314,19 +354,18 @@ class TranslateBody(Body):
 class ClassifyBody(Body):
     """`POST /classify`."""
 
-    text: Filled | list[Filled]
+    text: Annotated[Filled | Annotated[list[Filled], Quick], AtMost("texts", "texts")]
     truncate_prompt_tokens: Truncation | None = None
     reject_below: Annotated[float, Field(ge=0, le=1)] | None = None
 
     def check(self, limits: LimitSettings) -> None:
-        _some_texts("text", self.text, limits.texts)
+        _some_texts("text", self.text)
 
 
 def as_list(texts: str | list[str]) -> list[str]:
     return [texts] if isinstance(texts, str) else texts
 
 
-def _some_texts(name: str, texts: str | list[str], limit: int) -> None:
+def _some_texts(name: str, texts: str | list[str]) -> None:
     if not texts:
         raise ApiError(400, f"{name}: the list is empty", param=name)
-    at_most(name, len(as_list(texts)), limit, "texts")

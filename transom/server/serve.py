@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -37,13 +38,16 @@ def serve(folders: Sequence[str], settings: ServerSettings, tell: Callable[[List
     """Serve models until a signal, and tell where once they can be asked; the exit code. Raises Refused."""
     keys, made = read_keys(settings)
     with listening(settings) as bound:
-        models = serve_folders(folders, settings)
-        server = DrainingServer(App(models, settings, keys, memories(settings)), settings)
+        models, memory = serve_folders(folders, settings), memories(settings)
+        server = DrainingServer(App(models, settings, keys, memory), settings)
         host, port = bound.getsockname()[:2]
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        page = f"{url}/#memory={memory.token}" if memory and not keys else f"{url}/"
         server.when_up = lambda: tell(
-            Listening(url, list(models.values()), made, not keys and not settings.loopback)
+            Listening(url, page, list(models.values()), made, not keys and not settings.loopback)
         )
+        gc.collect()
+        gc.freeze()  # else what is loaded is gone through whenever a large body is parsed, for 0.1 s
         server.run(sockets=[bound])
     return ABORTED if server.force_exit else 0
 
@@ -83,6 +87,8 @@ class Listening:
     """What an operator is told once a server is up."""
 
     url: str
+    page: str
+    """The address of the page; without API keys it ends in the token that opens the memory."""
     models: list[Served]
     made_key: str
     """The key that was made just now, which is never shown again."""
@@ -98,11 +104,13 @@ class Listening:
         ]
         lines += [f"API key, shown this once: {self.made_key}"] * bool(self.made_key)
         lines += ["warning: whoever reaches this address can use these models"] * self.public
+        if "#" in self.page:
+            lines += [f"{self.page}  the page with your memory; keep this address to yourself"]
         return "\n".join([*lines, f"{self.url}  API at /v1, page at /; Ctrl-C to stop"])
 
     def to_dict(self) -> dict[str, Any]:
         models = [model.to_dict() for model in self.models]
-        return {"url": self.url, "models": models, "api_key": self.made_key or None}
+        return {"url": self.url, "page": self.page, "models": models, "api_key": self.made_key or None}
 
 
 class DrainingServer(uvicorn.Server):

@@ -31,7 +31,7 @@ SAMPLED = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 SPARE = 64
 """Tokens of the cache that no one request gets: it is cut into blocks."""
 LISTS = 4
-"""Requests with as many texts as one may have that wait together at most."""
+"""Requests of one API key, with as many texts as one may have, that wait together at most."""
 
 
 @dataclass
@@ -47,6 +47,8 @@ class Served:
     template: ChatTemplate | None = None
     ends: frozenset[int] = frozenset()
     """Tokens that end an answer in a chat, besides the model's own."""
+    default_system: str | None = None
+    """What the template says where no system text is given; None where it takes none."""
     aliases: frozenset[str] = frozenset()
     """What else a client may call it, where no other model is called so too."""
     folder: Path | None = None
@@ -98,6 +100,7 @@ class Served:
             "id": self.name, "object": "model", "created": self.created, "owned_by": "transom",
             "task": self.task, "max_len": self.max_len, "chat": self.template is not None,
             **self._usual(),
+            "default_system": self.default_system,
         }  # fmt: skip
 
     def _usual(self) -> dict[str, Any]:
@@ -155,10 +158,13 @@ def serve_model(
             f"{folder or name}: a {kind} has no route here; fine-tune it to classify or embed first"
         )
     template = template_of(folder, settings.chat_template) if kind == "Generator" else None
+    if template is not None:
+        template.name = f"the chat template of {name}"  # clients hear of it: no path of the operator
     ends = frozenset() if template is None else template.end_ids(model.tokenizer)
+    system = None if template is None else template.default_system(model.tokenizer)
     task = TASKS.get(kind, "chat" if template is not None else "generate")
-    worker = Worker(ENGINES[kind](model, settings), name)
-    return Served(name, task, model, worker, template, ends, frozenset(aliases), folder)
+    worker = Worker(ENGINES[kind](model, settings), name, settings.limits.looks)
+    return Served(name, task, model, worker, template, ends, system, frozenset(aliases), folder)
 
 
 def template_of(folder: Path | None, given: str | None) -> ChatTemplate | None:

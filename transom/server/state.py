@@ -1,6 +1,6 @@
-"""What all requests of one server share: its models, its settings, the pool for text work, the clocks.
+"""What all requests of one server share: its models, its settings, threads for text and answers, the clocks.
 
-Read next: served, endpoint.
+Read next: turns, served, endpoint.
 """
 
 from __future__ import annotations
@@ -8,19 +8,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 from transom.errors import nearest
 from transom.server_settings import ServerSettings
 
-from .errors import ApiError, busy
+from .errors import ApiError
 from .metrics import Metrics
 from .served import Served
+from .turns import Turns
 
 TEXT_THREADS = 2
-MOST_WAITING = 128
-"""Texts that wait for a thread; above it the answer is 429."""
+MOST_TEXTS = 128
+"""Texts of one API key that wait for a thread; above it the answer is 429."""
+LARGE = 5000
+"""Values of an answer above which it is made beside the event loop."""
 T = TypeVar("T")
 
 
@@ -34,7 +37,8 @@ class State:
         self.stopping = False
         self._clocks: set[asyncio.Timeout] = set()
         self._pool = ThreadPoolExecutor(TEXT_THREADS, thread_name_prefix="text")
-        self._waiting = 0
+        self._texts = Turns(TEXT_THREADS, MOST_TEXTS, "texts")
+        self._writers = ThreadPoolExecutor(TEXT_THREADS, thread_name_prefix="answer")
 
     def find(self, name: str | None, tasks: tuple[str, ...] = ()) -> Served:
         """The model of this name, which must do one of these tasks; raises ApiError 404 or 400."""
@@ -59,15 +63,25 @@ class State:
             )
         return found
 
-    async def text_work(self, work: Callable[..., T], *arguments: Any) -> T:
-        """Tokenising and templates, beside the event loop and never more than so much at a time."""
-        if self._waiting >= MOST_WAITING:
-            raise busy("too many texts are waiting to be read; try again in a moment")
-        self._waiting += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
-        finally:
-            self._waiting -= 1
+    async def text_work(self, scope: str, work: Callable[..., T], *arguments: Any) -> T:
+        """Reading, tokenising and templates: beside the event loop, never more than so much at a time, each
+        scope in its turn. Raises ApiError 429 where too much of this one's waits.
+        """
+        await self._texts.take(scope)
+        loop, thread = asyncio.get_running_loop(), self._pool.submit(work, *arguments)
+
+        def done(_: Any) -> None:  # whoever leaves before has the place until the thread is free
+            with suppress(RuntimeError):  # the loop has closed
+                loop.call_soon_threadsafe(self._texts.give_back, scope)
+
+        thread.add_done_callback(done)
+        return await asyncio.wrap_future(thread)
+
+    async def answer_work(self, n_values: int, work: Callable[..., T], *arguments: Any) -> T:
+        """The making of an answer of so many values; a large one beside the event loop."""
+        if n_values < LARGE:
+            return work(*arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._writers, work, *arguments)
 
     @asynccontextmanager
     async def clock(self) -> AsyncIterator[None]:
@@ -94,7 +108,8 @@ class State:
 
     def close(self) -> None:
         """End the threads."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._writers):
+            pool.shutdown(wait=False, cancel_futures=True)
         for model in self.models.values():
             model.worker.stop()
 

@@ -41,7 +41,8 @@ def routes(state: State, guard: list[Guard]) -> list[Route]:
         return _json(state.find(request.path_params["name"]).to_dict())
 
     async def props(request: Request) -> Response:
-        return _json(await state.text_work(_props, state.find(request.query_params.get("model")), state))
+        served = state.find(request.query_params.get("model"))
+        return _json(await state.text_work(request.scope["transom.scope"], _props, served, state))
 
     return [
         Route("/health", health, methods=["GET"]),

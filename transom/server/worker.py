@@ -3,12 +3,13 @@
 What the loop wants done lies in an inbox that the thread empties between two steps. Events of a step go back
 in one call. Whoever leaves, for whatever reason, leaves through `run`'s exit, and that aborts: so a slot is
 freed however a client goes. An engine that breaks is made anew; those it was working for are told that they
-may ask again. Read next: served, completions.
+may ask again. Read next: turns, served, completions.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import threading
 import time
@@ -21,6 +22,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from .errors import unavailable
+from .turns import Turns
 
 Call = Callable[[Any], None]
 T = TypeVar("T")
@@ -45,23 +47,30 @@ class Engine(Protocol):
 class Worker:
     """The engine of one model in its own thread."""
 
-    def __init__(self, make_engine: Callable[[], Engine], name: str) -> None:
+    def __init__(self, make_engine: Callable[[], Engine], name: str, looks: int = 8) -> None:
+        """looks: of one scope, how many may wait for `between_steps`."""
         self.make_engine, self.name = make_engine, name
-        self.engine = make_engine()
+        self.engine: Engine | None = make_engine()
+        """None while it is made anew."""
         self.failed = False
         """Whether there is no working engine now; requests get 503 until there is one again."""
         self.restarts = 0
-        self.figures: dict[str, float] = self.engine.load()
+        self.figures: dict[str, float] = self._whole.load()
         """What the engine said of itself after its last step."""
         self._inbox: deque[Call] = deque()
         self._wake = threading.Event()
-        self.beside = 0
+        self.beside = Turns(1, looks, f"looks into {name}")
         """Callers of `between_steps` that wait for their work, or for their turn."""
-        self._one_beside = asyncio.Lock()
         self._closing = False
         self._listeners: dict[int, asyncio.Queue[Any]] = {}
         self._n_threads = torch.get_num_threads()
         self._thread = threading.Thread(target=self._main, name=f"engine {name}", daemon=True)
+
+    @property
+    def _whole(self) -> Engine:
+        """The engine, which is there."""
+        assert self.engine is not None
+        return self.engine
 
     # On the event loop
 
@@ -105,22 +114,21 @@ class Worker:
             if left:
                 self._post(lambda engine: _abort(engine, left))
 
-    async def between_steps(self, work: Callable[[], T]) -> T:
-        """Have work that is not the engine's done in its thread, between two steps; raises what it raises.
+    async def between_steps(self, work: Callable[[], T], scope: str = "") -> T:
+        """Have work that is not the engine's done in its thread, between two steps; raises what it raises,
+        and ApiError 429 where too much of this scope waits.
 
-        One at a time, so that a step of the engine comes between any two. Work whose turn has not come when
-        the caller leaves is not done at all.
+        One at a time, each scope in its turn, so that a step of the engine comes between any two. Work whose
+        turn has not come when the caller leaves is not done at all.
         """
         if self.failed:
             raise unavailable(f"the engine of {self.name} is not running; it is being started again", 5)
         wanted: list[bool] = [True]
         answers: list[T] = []
-        self.beside += 1
         try:
-            async with self._one_beside:
+            async with self.beside.turn(scope):
                 await self._do(lambda _: answers.append(work()) if wanted else None)
         finally:
-            self.beside -= 1
             wanted.clear()
         return answers[0]
 
@@ -170,29 +178,39 @@ class Worker:
         torch.set_num_threads(self._n_threads)  # counted per thread
         began = deque([0.0] * MOST_RESTARTS, maxlen=MOST_RESTARTS)
         while not self._closing:
-            try:
-                self._work()
-            except Exception as error:
-                frames = "".join(traceback.format_tb(error.__traceback__))
-                logger.error("the engine of %s broke: %s\n%s", self.name, type(error).__name__, frames)
-                self.failed = True
-                self._to_loop(self._broken)
-                self._empty_inbox(None)
-                if time.monotonic() - began[0] < STEADY and began[0] > 0:
-                    logger.error("the engine of %s broke %d times; it stays down", self.name, MOST_RESTARTS)
-                    return self._refuse_for_ever()
-                began.append(time.monotonic())
-                self._start_again()
+            if self._ran_to_its_end():
+                return None
+            self._to_loop(self._broken)
+            self._empty_inbox(None)
+            self.engine = None
+            _collect()  # its parts know each other, and its cache must be gone before there is another
+            if time.monotonic() - began[0] < STEADY and began[0] > 0:
+                logger.error("the engine of %s broke %d times; it stays down", self.name, MOST_RESTARTS)
+                return self._refuse_for_ever()
+            began.append(time.monotonic())
+            self._start_again()
         return None
 
+    def _ran_to_its_end(self) -> bool:
+        """Work until the worker closes; False if the engine broke, of whose frames nothing is left then."""
+        try:
+            self._work()
+        except Exception as error:
+            frames = "".join(traceback.format_tb(error.__traceback__))
+            logger.error("the engine of %s broke: %s\n%s", self.name, type(error).__name__, frames)
+            self.failed = True
+            return False
+        return True
+
     def _work(self) -> None:
+        engine = self._whole
         while not self._closing:
-            self._empty_inbox(self.engine)
-            if self.engine.busy:
-                events = self.engine.step()
+            self._empty_inbox(engine)
+            if engine.busy:
+                events = engine.step()
                 if events:
                     self._to_loop(self._hand_out, events)
-                self.figures = self.engine.load()
+                self.figures = engine.load()
             elif not self._inbox:
                 self._wake.wait()
                 self._wake.clear()
@@ -225,6 +243,15 @@ class Worker:
     def _to_loop(self, call: Callable[..., Any], *arguments: Any) -> None:
         with suppress(RuntimeError):  # the loop has closed: nobody is left to hear it
             self._loop.call_soon_threadsafe(call, *arguments)
+
+
+def _collect() -> None:
+    """Free what only knows itself, that which `serve` has frozen included."""
+    frozen = gc.get_freeze_count() > 0
+    gc.unfreeze()
+    gc.collect()
+    if frozen:
+        gc.freeze()
 
 
 def _submit(engine: Engine, requests: Sequence[Any]) -> None:

@@ -26,7 +26,7 @@ class Part:
 
     index: int
     request: Request
-    text: str = ""
+    pieces: list[str] = field(default_factory=list)
     tokens: list[TokenLogprob] = field(default_factory=list)
     """As they count for a client: without the token that ends the text, and no further than the text."""
     n_made: int = 0
@@ -37,6 +37,11 @@ class Part:
     _n_certain: int = 0
     _waiting: list[TokenLogprob] = field(default_factory=list)
 
+    @property
+    def text(self) -> str:
+        """All that it says by now."""
+        return "".join(self.pieces)
+
     def take(self, event: Event) -> Step:
         """What an event brings to this part."""
         cut, told = event.piece[self.given_characters :], event.tokens[self.given_tokens :]
@@ -44,7 +49,7 @@ class Part:
         self.given_tokens -= len(event.tokens) - len(told)
         self._n_certain += len(event.piece)
         self._waiting += [token for token in told if token.token not in self.request.ends]
-        self.text += cut
+        self.pieces.append(cut)
         self.n_made += len(told)
         self.finish_reason = event.finish_reason
         shown = self._certain()
@@ -118,6 +123,12 @@ async def all_parts(call: Call, requests: Sequence[Request]) -> list[Part]:
         async for step in steps:
             parts[step.part.index] = step.part
     return [parts[index] for index in sorted(parts)]
+
+
+def n_values(parts: Sequence[Part]) -> int:
+    """About how many values the parts come to in an answer, log-probabilities with their bytes included."""
+    tokens = [token for part in parts for token in part.tokens]
+    return sum(8 + 8 * len(token.top) for token in tokens) + sum(len(part.text) for part in parts) // 64
 
 
 def usage(parts: Sequence[Part], n_prompt: int) -> dict[str, Any]:

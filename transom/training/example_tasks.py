@@ -52,6 +52,11 @@ def translate_task(settings: TrainSettings, folder: RunFolder, world: World, rep
         max_len=longest(settings),
     ))  # fmt: skip
     tokenizer = made.tokenizer
+    if tokenizer.config.get("sources_only"):
+        raise Refused(
+            f"{settings.model.weights or settings.data.tokenizer}: source and target are spelled by two"
+            " SentencePiece models there; it can translate, but learn only with one tokenizer for both"
+        )
     start = tokenizer.pad_id if tokenizer.pad_id is not None else tokenizer.eos_id
     ids = dict(pad_id=tokenizer.pad_id, bos_id=None, eos_id=tokenizer.eos_id, start_id=start)
     config, first = _model(settings, tokenizer, {"head": "tokens"}, (), ids)

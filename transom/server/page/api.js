@@ -1,6 +1,7 @@
 // The server, as this page sees it: JSON in and out, events as they come, every failure as one line.
 
 const KEY = "transom.key"; // in sessionStorage: gone with the tab
+const MEMORY = "transom.memory"; // the token that opens the memory where there are no keys; likewise
 
 export class ApiError extends Error {
   constructor(message, status = 0) {
@@ -16,20 +17,33 @@ export function onKeyWanted(ask) {
   askForKey = ask;
 }
 
-function storedKey() {
+function stored(name) {
   try {
-    return sessionStorage.getItem(KEY);
+    return sessionStorage.getItem(name);
   } catch {
     return null;
   }
 }
 
+/** Take the token out of the address by which the page was opened, so that no copy of that carries it on. */
+function takeToken() {
+  const token = /^#memory=([\w-]+)$/.exec(location.hash)?.[1];
+  if (!token) return false;
+  sessionStorage.setItem(MEMORY, token);
+  history.replaceState(null, "", location.pathname);
+  return true;
+}
+
+takeToken();
+addEventListener("hashchange", () => takeToken() && location.reload());
+
 /** One request. Asks for a key as long as the server wants one; raises ApiError for everything else. */
 async function send(path, { method = "GET", body, signal } = {}) {
   for (;;) {
     const headers = { accept: "application/json" };
-    const key = storedKey();
+    const key = stored(KEY);
     if (key) headers.authorization = `Bearer ${key}`;
+    if (path.startsWith("/memory")) headers["x-transom-memory"] = stored(MEMORY) ?? "";
     if (body !== undefined) headers["content-type"] = "application/json";
     let response;
     try {

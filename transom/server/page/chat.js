@@ -2,7 +2,7 @@
 
 import { $, announce, composing, count, growing, h, icon, later, showError } from "./dom.js";
 import { CHAT, branch, sampling, stream } from "./answer.js";
-import { Meter, fitting, roomFor, tooLong } from "./context.js";
+import { Meter, fitting, roomFor, tooLong, withNote } from "./context.js";
 import { recall } from "./memory.js";
 import { answered, empty, said } from "./message.js";
 import { tintSwitch } from "./settings.js";
@@ -176,9 +176,16 @@ export class Chat {
 
   // Asking and answering
 
-  head(note = "") {
-    const system = [store.settings.system.trim(), note].filter(Boolean).join("\n\n");
-    return system ? [{ role: "system", content: system }] : [];
+  /**
+   * Where the system text and what is remembered (`note`) go, by the rule of the terminal: { head, above }. The
+   * note stands below the system text, or the template's own; above the last message where that takes none.
+   */
+  told(note = "") {
+    const own = store.settings.system.trim();
+    const base = own || (note && this.model.default_system);
+    if (base === null) return { head: [], above: note };
+    const system = [base, note].filter(Boolean).join("\n\n");
+    return { head: system ? [{ role: "system", content: system }] : [], above: "" };
   }
 
   async count() {
@@ -192,7 +199,8 @@ export class Chat {
     try {
       const room = roomFor(model, store.settings.maxTokens);
       const note = this.conversation.messages.findLast((message) => message.role === "user")?.note;
-      const kept = await fitting(model, this.head(note), said, room, this.counting.signal);
+      const { head, above } = this.told(note);
+      const kept = await fitting(model, head, withNote(above, said), room, this.counting.signal);
       this.meter.show(kept, said.length);
       this.drop(Math.min(kept.first, this.conversation.messages.length));
     } catch (error) {
@@ -205,9 +213,10 @@ export class Chat {
     const before = structuredClone(this.conversation.messages);
     const message = { role: "user", text };
     const prepare = async () => {
-      const { note, facts, kept } = await recall(text);
+      const { note, facts, kept, not_kept: notKept } = await recall(text);
       if (note) Object.assign(message, { note, facts: facts.map((fact) => fact.text) });
       if (kept) message.kept = kept.id;
+      if (notKept) message.notKept = notKept;
     };
     this.conversation.messages.splice(place, Infinity, message);
     this.render();
@@ -270,14 +279,14 @@ export class Chat {
     try {
       await prepare?.();
       this.keep(conversation); // so that a reload in between loses no question
-      const head = this.head(messages[place].note);
-      const asked = plainly(messages.slice(0, place + 1));
+      const { head, above } = this.told(messages[place].note);
+      const asked = withNote(above, plainly(messages.slice(0, place + 1)));
       const kept = await fitting(model, head, asked, body.max_tokens, controller.signal);
       // The tokens it begins with come on top, as far as the model's length allows.
       body.max_tokens = Math.min(body.max_tokens, kept.limit - kept.nTokens - prefix.length);
       if (!kept.fits || body.max_tokens < 1) throw new Error(tooLong(kept));
       body.messages = [...head, ...asked.slice(kept.first)];
-      version.asked = { model: model.id, head, first: kept.first }; // for a look inside
+      version.asked = { model: model.id, head, above, first: kept.first }; // for a look inside
       const answer = messages[place + 1] ?? { role: "assistant", versions: [] };
       answer.versions.push(version);
       answer.shown = answer.versions.length - 1;

@@ -35,6 +35,13 @@ export async function fitting(model, head, said, room, signal) {
   return answer(starts[low], nTokens ?? (await size(starts[low])));
 }
 
+/** Messages with a note above the last of the user's, where there is a note. */
+export function withNote(note, said) {
+  const last = said.findLastIndex((message) => message.role === "user");
+  return said.map((message, place) =>
+    note && place === last ? { ...message, content: `${note}\n\n${message.content}` } : message);
+}
+
 /** What to say where even the newest message does not fit. */
 export const tooLong = ({ nTokens, room, limit }) =>
   `This message makes a prompt of ${nTokens.toLocaleString("en")} tokens and ${room.toLocaleString("en")} are kept free for the answer: ` +

@@ -1,36 +1,49 @@
 // The memory panel: what the server remembers of this person; to see, edit, forget and switch off.
 
 import { ApiError, call, get, post } from "./api.js";
-import { $, action, count, h, icon } from "./dom.js";
+import { $, action, count, h, icon, showError } from "./dom.js";
 import { drawer } from "./settings.js";
 
-let memory = null; // { enabled, facts } or null: this server remembers nothing
+let memory = null; // { enabled, facts, used } or null: this server remembers nothing, or not for this page
 
 const switchBox = h("input", { type: "checkbox", role: "switch", onchange: () => turn(switchBox.checked) });
 const list = h("ul", { class: "facts" });
 const state = h("p", { class: "hint" });
 const words = h("input", { type: "text", "aria-label": "Something to remember", placeholder: "Something to remember", maxlength: 1000 });
 const trouble = h("p", { class: "error", role: "alert", hidden: true });
+const used = h("p", { class: "quiet", id: "memory-used" }); // for the start of a conversation
+const locked = h("p", { class: "hint", hidden: true });
+const open = h("div", {});
 
 export async function memoryPanel() {
   const dialog = $("memory");
   const form = h("form", { class: "inline-form", onsubmit: (event) => (event.preventDefault(), add()) },
     words, h("button", { class: "button" }, "Keep"));
-  drawer(dialog, "Memory",
+  open.append(
     h("label", { class: "switch" }, switchBox, h("span", {}, "Remember across conversations"), state),
     trouble, list, form,
     h("p", { class: "hint" }, "Only what you ask to be kept is kept: here, or by saying “remember that …”. It lies on the server, and what you forget is overwritten there."));
+  drawer(dialog, "Memory", locked, open);
   $("memory-open").append(icon("memory"));
   $("memory-open").addEventListener("click", () => (dialog.showModal(), refresh()));
   await refresh();
 }
 
-/** What bears on a message: { note, facts, kept }. `note` goes beside the system text. */
+/** What stands where a conversation begins: how much is remembered from others. */
+export const remembered = () => used;
+
+/** What bears on a message: { note, facts, kept, not_kept }. A memory that fails holds no message up. */
 export async function recall(said) {
-  if (!memory?.enabled) return { note: "", facts: [], kept: null };
-  const heard = await post("/memory/recall", { text: said });
-  if (heard.kept) await refresh();
-  return heard;
+  if (!memory?.enabled) return {};
+  try {
+    const heard = await post("/memory/recall", { text: said });
+    if (heard.kept) await refresh();
+    return heard;
+  } catch (error) {
+    if (!(error instanceof ApiError)) throw error;
+    showError(`The memory was not asked: ${error.message}`);
+    return {};
+  }
 }
 
 export async function forget(id) {
@@ -39,13 +52,19 @@ export async function forget(id) {
 }
 
 async function refresh() {
+  let why = null;
   try {
     memory = await get("/memory");
   } catch (error) {
     memory = null;
-    if (!(error instanceof ApiError && error.status === 404)) throw error;
+    if (!(error instanceof ApiError && [403, 404].includes(error.status))) throw error;
+    if (error.status === 403) why = error.message;
   }
-  $("memory-open").hidden = !memory;
+  $("memory-open").hidden = !memory && !why;
+  locked.hidden = !why;
+  locked.textContent = why ?? "";
+  open.hidden = !memory;
+  used.textContent = memory?.used ? `${memory.used}.` : "";
   if (memory) show();
 }
 

@@ -2,7 +2,8 @@
 
 import { action, copy, count, h, icon } from "./dom.js";
 import { ending, lookInside, written as ofTokens } from "./answer.js";
-import { forget } from "./memory.js";
+import { withNote } from "./context.js";
+import { forget, remembered } from "./memory.js";
 import { Written } from "./tokens.js";
 
 /** What stands where nothing was said yet. */
@@ -11,11 +12,12 @@ export const empty = ({ name, max_len: limit }) =>
     h("div", { class: "panes", "aria-hidden": "true" }, [1, 3, 4, 2, 0].map((step) => h("i", { "data-doubt": step }))),
     h("h1", {}, "Say something."),
     h("p", {}, `${name} reads ${limit.toLocaleString("en")} tokens at a time. When a conversation grows past that, this page says what was dropped.`),
-    h("p", {}, "Every token it writes can be clicked: see how sure it was and what else it might have said, then continue from there."));
+    h("p", {}, "Every token it writes can be clicked: see how sure it was and what else it might have said, then continue from there."),
+    remembered());
 
 /** What the user said. */
 export function said(chat, message, place) {
-  const { facts, kept, text } = message;
+  const { facts, kept, notKept, text } = message;
   const waits = place === chat.conversation.messages.length - 1 && !chat.writing;
   return h("article", { class: "message user", "data-place": place, "aria-label": "You" },
     h("h2", { class: "who" }, "You"),
@@ -23,6 +25,7 @@ export function said(chat, message, place) {
       h("div", { class: "plain" }, text),
       facts?.length && h("p", { class: "quiet" }, `${count(facts.length, "remembered fact")} went along: ${facts.join(" · ")}`),
       kept && h("p", { class: "quiet" }, "Kept in memory. ", action("Undo", (event) => takeBack(chat, message, event.target.parentNode))),
+      notKept && h("p", { class: "quiet" }, `Not kept in memory: ${notKept}.`),
       h("div", { class: "actions" },
         action("Copy", (event) => copy(text, event.target)),
         action("Edit", () => chat.edit(place)),
@@ -67,8 +70,8 @@ function foot(chat, message, place) {
 }
 
 function look(chat, version, place) {
-  const { model, head, first } = version.asked;
-  const messages = [...head, ...chat.plainly(place).slice(first)];
+  const { model, head, above, first } = version.asked;
+  const messages = [...head, ...withNote(above, chat.plainly(place).slice(first))];
   return lookInside({ title: version.model, asked: { model, messages, ...ofTokens(version) } });
 }
 
