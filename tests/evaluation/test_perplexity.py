@@ -23,7 +23,7 @@ def perplexities(folder: Path, data: Path, dtype: str, n_tokens: int | None) -> 
     text = (data / "wikitext-2" / "valid.txt").read_text("utf-8")
     ids = loaded.tokenizer.backend.encode(text if n_tokens is None else text[: 8 * n_tokens]).ids
     ours = theirs = 0.0
-    windows = torch.tensor(ids)[:n_tokens].split(WINDOW)
+    windows = [some for some in torch.tensor(ids)[:n_tokens].split(WINDOW) if len(some) > 1]
     with torch.inference_mode():
         for window in windows:
             read, wanted = window[None, :-1], window[1:]
@@ -36,7 +36,7 @@ def perplexities(folder: Path, data: Path, dtype: str, n_tokens: int | None) -> 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_perplexity_is_that_of_transformers(smollm2: Path, shared_data: Path, dtype: str) -> None:
-    ours, theirs = perplexities(smollm2, shared_data, dtype, 1025)
+    ours, theirs = perplexities(smollm2, shared_data, dtype, 512)
     assert 10 < ours < 40 and abs(ours / theirs - 1) < (1e-3 if dtype == "float32" else 3e-3)
 
 
