@@ -1,12 +1,13 @@
 """Weights laid out once in the order in which a CPU's bfloat16 units read them.
 
 PyTorch lays a matrix out anew for every product; a text read alone or a step of decoding is so little work
-that this costs as much as the product itself. A packed model shares all with the model it was made of but for
-a second copy of its matrices. Measured on 2 cores with AMX (torch 2.13, 2026-11-23): 2048 x 512 with 4 rows
-0.064 ms against 0.101, with 1,024 rows 1.04 against 1.71; 58,101 x 512 with 32 rows 1.7 against 3.4; in
-float32 a tenth is gained, so that is left alone. A step of a decoder of 135M
-parameters, processor time of one thread: 36 ms against 48 for 1 row, 48 against 62 for 8. Source: oneDNN's
-blocked layouts. Read next: runner.
+that this costs as much as the product itself. A packed model shares all with the model it was made of but
+for a second copy of its matrices. Measured on 2 cores with AMX (torch 2.13, 2026-11-23): 2048 x 512 with 4
+rows 0.064 ms against 0.101, with 1,024 rows 1.04 against 1.71; 58,101 x 512 with 32 rows 1.7 against 3.4;
+in float32 a tenth is gained, so that is left alone. A step of a decoder of 135M parameters, processor time
+of one thread: 36 ms against 48 for 1 row, 48 against 62 for 8. Nothing is fused with a product: a sum that
+is rounded once where the plain model rounds twice is another number, and what was served could not be read
+again. Source: oneDNN's blocked layouts. Read next: runner.
 """
 
 from __future__ import annotations

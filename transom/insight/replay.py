@@ -1,8 +1,9 @@
 """A served answer read once more by the plain model, under `look`: the serving path carries no instrument.
 
-What is served is compiled, packed or batched with others, so its numbers differ a little from those of one
-plain pass. The log-probabilities of the replay are compared with those at generation, and the difference is
-said. Read next: look.
+What is served is packed and batched with others. In bfloat16 on a CPU each row has the bits that it has
+alone (`model.aligned_attention`), but for rows that look back at a long shared beginning together;
+elsewhere numbers may differ from those of one plain pass. So the log-probabilities of the replay are
+compared with those at generation, and the difference is said. Read next: look.
 """
 
 from __future__ import annotations
