@@ -239,8 +239,9 @@ class TorchRunner:
                 self.blocks.release(origin[-1:])  # at once: the last holder writes where it is
             more = -(-span.stop // size) - len(blocks)
             if more > 0:
-                blocks += self.blocks.take(more, blocks[-1] if blocks else 0)
-                new.append(blocks[-1])  # those before it are written as a whole
+                taken = self.blocks.take(more, blocks[-1] if blocks else 0)
+                blocks += taken
+                new += taken  # all: a span that is read in pieces looks at slots that are still to be written
         self._store.copy(origin, to)  # first: a block let go of may have a new owner by now
         self._store.clear(new)
 
