@@ -73,7 +73,8 @@ def _hidden(rule: Rule, rows: slice, query: Tensor, n_keys: int, end: int) -> Te
     found = rule._masks.get(place)
     if found is None:
         seen = rule.visible(torch.arange(rows.start, rows.stop), query.shape[1], n_keys)
-        assert seen is not None
+        if seen is None:  # the last query sees all
+            seen = torch.ones(1, 1, rows.stop - rows.start, n_keys, dtype=torch.bool)
         seen = F.pad(seen[..., :end], (0, max(0, end - n_keys)))
         filled = -(rows.stop - rows.start) % TOGETHER
         seen = torch.cat((seen, seen[:, :, -1:].expand(-1, -1, filled, -1)), dim=2)
