@@ -361,3 +361,16 @@ def test_a_pass_that_fails_leaves_rows_as_they_were(name, deterministic, monkeyp
     for one in (row, twin):  # the second finds what the first has read
         logits = runner.run([Chunk(one, 18 - one.n_read, 2)])
         torch.testing.assert_close(logits, expected[-2:], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("name", ["decoder", "experts"])
+def test_memory_that_was_never_written_is_never_read(name, deterministic):
+    """A slot behind a query has no weight, and 0 * NaN is NaN: so what it holds must be a number."""
+    runner = TorchRunner(member(name, torch.bfloat16), n_tokens=300, block=4, deterministic=deterministic)
+    runner._store.pool[:, 1:] = torch.nan
+    rows = [runner.open([*range(1, 12)]), runner.open([3, 1])]
+    assert runner.run([Chunk(rows[0], 11), Chunk(rows[1], 2)]).isfinite().all()
+    for row in rows:
+        row.tokens.append(5)
+    assert runner.run([Chunk(row, 1) for row in rows]).isfinite().all()

@@ -210,7 +210,7 @@ def test_logprobs_are_of_the_raw_distribution_and_best_first():
         ({"temperature": math.nan}, "temperature is nan"),
         ({"temperature": math.inf}, "temperature is inf"),
         ({"temperature": "hot"}, "temperature is 'hot'"),
-        ({"top_p": 0}, "top_p is 0; it must be above 0 and at most 1"),
+        ({"top_p": -1}, "top_p is -1; it must be between 0 (the likeliest token) and 1 (no limit)"),
         ({"top_p": 1.5}, "top_p is 1.5"),
         ({"top_k": 0}, "top_k is 0; it must be a whole number, at least 1"),
         ({"top_k": 2.5}, "top_k is 2.5"),

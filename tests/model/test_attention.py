@@ -97,3 +97,12 @@ def test_blocked_attention_without_a_mask():
     slope = torch.randn_like(mixed)
     ours, theirs = (torch.autograd.grad(x, exact, slope) for x in (mixed, plain))
     torch.testing.assert_close(ours, theirs)
+
+
+def test_one_query_of_bfloat16_that_sees_all_keys_has_a_mask():
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, n, 2, 16).bfloat16() for n in (1, 5, 5))
+    rule = Rule(causal=True)
+    with torch.no_grad():
+        found, right = attend(query, key, value, rule), attend_plain(query, key, value, rule)
+    torch.testing.assert_close(found, right, atol=0.02, rtol=0.02)

@@ -42,7 +42,7 @@ BAD: list[tuple[str, Any]] = [
     *[complete(top_k=value) for value in (0, -1, 1.5, "3", True)],
     *[complete(logprobs=value) for value in (-1, 21, 10**9, "3", True)],
     *[complete(temperature=value) for value in (-0.1, 101, "1", True, [])],
-    *[complete(top_p=value) for value in (0, 1.1, -1, "1")],
+    *[complete(top_p=value) for value in (1.1, -1, "1")],
     *[complete(min_p=value) for value in (-0.1, 1.1)],
     *[complete(presence_penalty=value) for value in (-2.1, 2.1, "1")],
     *[complete(frequency_penalty=value) for value in (-2.1, 2.1)],
@@ -167,7 +167,7 @@ BAD: list[tuple[str, Any]] = [
     ("/v1/responses", {"model": "crow", "input": "x", "tools": [{"type": "web_search"}]}),
     *[
         ("/v1/embeddings", {"model": "vector", "input": value})
-        for value in ("", [], [""], 5, [1], ["a"] * 1025, "word " * 200, " ")
+        for value in ([], 5, [1], ["a"] * 1025, "word " * 200)
     ],
     ("/v1/embeddings", {"model": "vector", "input": "x", "dimensions": 5}),
     ("/v1/embeddings", {"model": "vector", "input": "x", "encoding_format": "hex"}),

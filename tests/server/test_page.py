@@ -249,7 +249,8 @@ def test_tokens_can_be_walked_by_keyboard_alone(visit: Visit):
     for _ in range(3):
         page.keyboard.press("ArrowRight")
     third = page.locator(".t.here").inner_text()
-    assert page.locator("#live").inner_text().startswith(third.replace(" ", "␣"))
+    told = third.replace(" ", "␣").lstrip("\ufffd")  # of bytes before it that are no text, it has no part
+    assert page.locator("#live").inner_text().startswith(told)
     page.keyboard.press("Enter")
     assert page.locator("#peek").is_visible()
     assert page.evaluate("document.activeElement.classList.contains('option')")

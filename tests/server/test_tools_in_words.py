@@ -7,7 +7,7 @@ import json
 import pytest
 
 from transom.server.tool_calls import HERMES, calls_in
-from transom.server.tools_in_words import in_words, writes_tools
+from transom.server.tools_in_words import in_call_order, in_words, writes_tools
 
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
 CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 2, "b": "é"}'}}
@@ -41,3 +41,12 @@ def test_calls_and_results_are_written_and_read_back():
     for one in (first, second):
         (found,) = calls_in(one, HERMES)
         assert json.loads(found["function"]["arguments"]) == {"a": 2, "b": "é"}
+
+
+def test_results_stand_in_the_order_of_their_calls():
+    calls = [{**CALL, "id": name} for name in "abc"]
+    results = [{"role": "tool", "tool_call_id": name, "content": name} for name in "cab"]
+    talk = [TALK[0], {"role": "assistant", "tool_calls": calls}, *results, TALK[0], *TALK[1:]]
+    ordered = in_call_order(talk)
+    assert [message["content"] for message in ordered[2:5]] == ["a", "b", "c"]
+    assert ordered[:2] == talk[:2] and ordered[5:] == talk[5:]

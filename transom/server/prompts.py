@@ -23,7 +23,7 @@ from .errors import ApiError
 from .output_parser import OutputParser
 from .schema import Sampling, at_most
 from .served import Served
-from .tools_in_words import in_words, writes_tools
+from .tools_in_words import in_call_order, in_words, writes_tools
 
 DEFAULT_COMPLETION = 16
 """Tokens of a completion for which no number was given, as in OpenAI's interface."""
@@ -85,6 +85,7 @@ def render(
             param="model",
             code="no_chat_template",
         )
+    messages = in_call_order(messages)
     calls = any(message["role"] == "tool" or message.get("tool_calls") for message in messages)
     if (tools or calls) and not writes_tools(served.template.all_text):
         messages, tools = in_words(messages, tools, served.default_system), None

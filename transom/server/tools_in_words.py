@@ -34,6 +34,27 @@ def writes_tools(template: str) -> bool:
     return _NAMES_TOOLS.search(template) is not None
 
 
+def in_call_order(messages: Sequence[Message]) -> list[Message]:
+    """The same messages with the results of calls in the order of the calls: most templates, and the words
+    here, tell results apart by nothing else.
+    """
+    ordered: list[Message] = []
+    place: dict[Any, int] = {}
+    for message in messages:
+        if message["role"] != "tool":
+            place = {call.get("id"): n for n, call in enumerate(message.get("tool_calls") or ())}
+            ordered.append(message)
+            continue
+        at = len(ordered)
+        own = place.get(message.get("tool_call_id"), len(place))
+        while at and ordered[at - 1]["role"] == "tool":
+            if place.get(ordered[at - 1].get("tool_call_id"), len(place)) <= own:
+                break
+            at -= 1
+        ordered.insert(at, message)
+    return ordered
+
+
 def in_words(
     messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None, default_system: str | None
 ) -> list[Message]:
