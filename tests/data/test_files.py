@@ -291,6 +291,9 @@ def test_two_columns_of_one_name_are_refused_for_every_task(written: Written) ->
     says = f"{path}:1: 2 columns are named 'label'; rename one"
     assert refusal(lambda: labelled(path, text_field="text", label_field="label")) == says
     assert refusal(lambda: labelled(path, label_field="label")) == says
+    assert refusal(lambda: labelled(written("more.csv", "text,text,label\na,b,c\n"))).endswith(
+        "2 columns are named 'text'; rename one"
+    )
     sides = written("sides.csv", "source,source,target\na,b,c\n")
     assert (
         refusal(lambda: list(open_pairs(str(sides))))

@@ -30,7 +30,16 @@ from transom.data.columns import (
 from transom.data.documents import printable
 from transom.data.example_source import ExampleSource
 from transom.data.findings import Findings, Policy, as_policy
-from transom.data.rows import RECORDS, Row, file_kind, first_rows, layout_notes, readable_file, text_value
+from transom.data.rows import (
+    RECORDS,
+    Row,
+    file_kind,
+    first_rows,
+    layout_notes,
+    readable_file,
+    refuse_twins,
+    text_value,
+)
 from transom.data.stdlib_labels import STDLIB_LABELS, stdlib_labels
 from transom.data.textfile import opened, plain_lines, skip_record
 from transom.errors import Refused
@@ -195,6 +204,7 @@ def _header_columns(
     text = _named(names, TEXT_NAMES, label) if text is None else text
     if text is None or label is None:
         raise _unclear(first, where, line)
+    refuse_twins(names, (names[text], names[label]), where)
     return Columns(((text,), (label,)), (names[text], names[label]), header=True)
 
 
