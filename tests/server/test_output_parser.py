@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from transom.server.output_parser import OutputParser, Said, parsed
@@ -83,6 +83,7 @@ def test_pieces_are_the_whole(parts: list[str], size: int, syntax: CallSyntax | 
 
 
 @given(st.text(alphabet="<tool_ca/>{}[TOOL_S] \n", max_size=80), st.sampled_from([HERMES, MISTRAL, LLAMA]))
+@example(" {", LLAMA)
 def test_text_without_a_call_is_told_as_it_is(text: str, syntax: CallSyntax):
     assert parsed(OutputParser(syntax=syntax, names=("f",)), text) == Said(content=text)
 

@@ -117,6 +117,7 @@ class OutputParser:
         if self._syntax.bare and not (self._said or self._called):
             text = rest.lstrip()
             if text.startswith("{"):
+                self._space.append(rest[: len(rest) - len(text)])
                 self._begin_call("")
                 return text
         before, found, after = _cut(rest, self._syntax.opener)
