@@ -240,7 +240,8 @@ class TorchRunner:
             more = -(-span.stop // size) - len(blocks)
             if more > 0:
                 blocks += self.blocks.take(more, blocks[-1] if blocks else 0)
-                new.append(blocks[-1])  # those before it are written as a whole
+                # Those before the last are written as a whole, at once unless cell by cell.
+                new += blocks[-more:] if self.deterministic else blocks[-1:]
         self._store.copy(origin, to)  # first: a block let go of may have a new owner by now
         self._store.clear(new)
 
