@@ -12,7 +12,7 @@ from transom.inference.packed import packs
 from transom.inference.runner import Chunk, TorchRunner
 from transom.insight.replay import AGREES, replay
 from transom.model.build import Model, build
-from transom.model.config import ModelConfig
+from transom.model.config import Experts, ModelConfig
 
 CONFIG = ModelConfig(256, 32, 3, 4, 2, head_dim=8, ffn_dim=1100, max_len=640)
 MEMBERS = {
@@ -38,6 +38,7 @@ def model(request: pytest.FixtureRequest) -> Model:
 @pytest.mark.parametrize("n_rows", [1, 5])
 def test_rows_are_read_as_one_plain_pass_reads_them(model: Model, n_rows: int) -> None:
     runner = TorchRunner(model, n_tokens=n_rows * 600, reuse=False)
+    runner._store.pool[:, 1:] = torch.nan  # what was never written may hold anything
     texts = torch.randint(256, (n_rows, 600), generator=torch.Generator().manual_seed(0)).tolist()
     starts = [30 + 112 * i for i in range(n_rows)]
     rows = [runner.open(text) for text in texts]
@@ -53,6 +54,15 @@ def test_rows_are_read_as_one_plain_pass_reads_them(model: Model, n_rows: int) -
         assert again.std() > 1  # or nothing was at stake
         # In float32 the order of a sum shows in the last digits; one step of bfloat16 would be 0.03 and more.
         assert float((served - again).abs().max()) < 1e-3
+
+
+def test_what_was_never_written_takes_no_part_where_cells_are_read_one_by_one() -> None:
+    config = CONFIG.with_(experts=Experts(4, 2, 32))  # of experts a cell is one token
+    model = build(config, 0).eval().to(torch.bfloat16)
+    runner = TorchRunner(model, n_tokens=120, reuse=False, deterministic=True)
+    runner._store.pool[:, 1:] = torch.nan
+    row = runner.open([*range(3, 63)])
+    assert bool(runner.run([Chunk(row, 50, 50)]).isfinite().all())
 
 
 def served_and_replayed(folder: Path, n_answers: int, n_tokens: int, beside: int) -> float:

@@ -225,7 +225,8 @@ class _Group:
             self._in_place = slice(first, first + self.length)
         else:
             used = -(-self.length // cache.size)
-            tables = [[*span.blocks[:used], *[0] * (used - len(span.blocks))] for span in spans]
+            mine = [span.blocks[: -(-span.stop // cache.size)] for span in spans]
+            tables = [[*blocks, *[0] * (used - len(blocks))] for blocks in mine]
             self._table = torch.tensor(tables, device=cache.device).flatten()
         self._starts = torch.tensor([span.start for span in spans], device=cache.device)[:, None]
         self._uneven = padded or any(span.stop != self.length for span in spans)
