@@ -241,7 +241,8 @@ class TorchRunner:
             if more > 0:
                 taken = self.blocks.take(more, blocks[-1] if blocks else 0)
                 blocks += taken
-                new += taken  # all: a span that is read in pieces looks at slots that are still to be written
+                # Those before the last are written as a whole, and at once unless a span is read in pieces.
+                new += taken if self.deterministic else taken[-1:]
         self._store.copy(origin, to)  # first: a block let go of may have a new owner by now
         self._store.clear(new)
 

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import groupby
 from typing import Any
 
 Message = Mapping[str, Any]
@@ -39,19 +40,12 @@ def in_call_order(messages: Sequence[Message]) -> list[Message]:
     here, tell results apart by nothing else.
     """
     ordered: list[Message] = []
-    place: dict[Any, int] = {}
-    for message in messages:
-        if message["role"] != "tool":
-            place = {call.get("id"): n for n, call in enumerate(message.get("tool_calls") or ())}
-            ordered.append(message)
-            continue
-        at = len(ordered)
-        own = place.get(message.get("tool_call_id"), len(place))
-        while at and ordered[at - 1]["role"] == "tool":
-            if place.get(ordered[at - 1].get("tool_call_id"), len(place)) <= own:
-                break
-            at -= 1
-        ordered.insert(at, message)
+    for are_results, run in groupby(messages, key=lambda message: message["role"] == "tool"):
+        if are_results:
+            calls: Any = ordered[-1].get("tool_calls") or () if ordered else ()
+            place: dict[Any, int] = {call.get("id"): n for n, call in enumerate(calls)}
+            run = sorted(run, key=lambda result: place.get(result.get("tool_call_id"), len(place)))
+        ordered += run
     return ordered
 
 
