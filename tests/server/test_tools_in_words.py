@@ -13,7 +13,7 @@ TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "
 CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 2, "b": "é"}'}}
 TALK = [
     {"role": "user", "content": "2 and 2?"},
-    {"role": "assistant", "content": None, "tool_calls": [CALL, CALL]},
+    {"role": "assistant", "content": "", "tool_calls": [CALL, CALL]},
     {"role": "tool", "tool_call_id": "c1", "content": "4"},
 ]
 

@@ -52,7 +52,7 @@ def in_call_order(messages: Sequence[Message]) -> list[Message]:
 def in_words(
     messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None, default_system: str | None
 ) -> list[Message]:
-    """The same conversation in system, user and assistant messages of text alone.
+    """The same conversation in system, user and assistant messages; every content is a text already.
 
     default_system: what the template writes where no system text is given, which must not be lost by giving
     one; None where it takes none, and the tools are described above the first other message.
@@ -64,7 +64,7 @@ def in_words(
     description = DESCRIPTION.format(signatures=signatures)
     system = bool(said) and said[0]["role"] in ("system", "developer")
     if system or default_system is None:
-        own = _text(said[0].get("content")) if said else ""
+        own = said[0]["content"] if said else ""
         parts = [own, description] if system else [description, own]
         role = said[0]["role"] if said else "user"
         return [{"role": role, "content": "\n\n".join(filter(None, parts))}, *said[1:]]
@@ -74,16 +74,14 @@ def in_words(
 
 def _in_words(message: Message) -> Message:
     if message["role"] == "tool":
-        return {
-            "role": "user",
-            "content": f"<tool_response>\n{_text(message.get('content'))}\n</tool_response>",
-        }
+        result = message["content"]
+        return {"role": "user", "content": f"<tool_response>\n{result}\n</tool_response>"}
     if message.get("tool_calls"):
         calls = [
             f"<tool_call>\n{json.dumps(_called(call), ensure_ascii=False)}\n</tool_call>"
             for call in message["tool_calls"]
         ]
-        content = "\n".join(filter(None, [_text(message.get("content")), *calls]))
+        content = "\n".join(filter(None, [message["content"], *calls]))
         return {"role": "assistant", "content": content}
     return message
 
@@ -95,10 +93,3 @@ def _called(call: Mapping[str, Any]) -> dict[str, Any]:
         with suppress(ValueError):  # what is no JSON goes on as what it is: a text
             arguments = json.loads(arguments or "{}")
     return {"name": function["name"], "arguments": arguments}
-
-
-def _text(content: Any) -> str:
-    """The text of a content, which may come in parts."""
-    if isinstance(content, list):
-        return "".join(part.get("text", "") for part in content if isinstance(part, Mapping))
-    return content or ""
