@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.inference.bfloat16 import PLAIN_FEED_FORWARD, in_bfloat16
 from transom.inference.packed import PackedLinear, packed, packs
 from transom.inference.runner import Chunk, TorchRunner
 from transom.model.build import Model, build
@@ -14,10 +15,7 @@ CONFIG = ModelConfig(96, 64, 2, 4, 2, head_dim=16, ffn_dim=96, max_len=64)
 TWO = {"kind": "encoder-decoder", "n_encoder_layers": 2, "n_kv_heads": 4}
 MEMBERS = {
     "decoder": {},
-    "biases, plain feed-forward": {
-        "qkv_bias": True, "out_bias": True, "ffn_bias": True, "gated": False, "activation": "gelu_tanh",
-        "position": "learned", "norm": "layer",
-    },
+    "biases, plain feed-forward": PLAIN_FEED_FORWARD,
     "squared relu, soft-cap, own head": {
         "activation": "relu2", "gated": False, "logit_softcap": 9.0, "tie_embeddings": False,
     },
@@ -31,12 +29,7 @@ MEMBERS = {
 
 @pytest.fixture(params=MEMBERS)
 def model(request: pytest.FixtureRequest) -> Model:
-    model = build(CONFIG.with_(**MEMBERS[request.param]), 0).eval().to(torch.bfloat16)
-    if not packs(model):
-        pytest.skip("this machine does not multiply bfloat16")
-    with torch.no_grad():
-        model.embed.weight.mul_(20)
-    return model
+    return in_bfloat16(CONFIG.with_(**MEMBERS[request.param]))
 
 
 def test_a_packed_model_computes_the_same(model: Model):

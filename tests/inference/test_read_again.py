@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import transom
-from transom.inference.packed import packs
+from tests.inference.bfloat16 import PLAIN_FEED_FORWARD, in_bfloat16
 from transom.inference.runner import Chunk, TorchRunner
 from transom.insight.replay import AGREES, replay
 from transom.model.build import Model, build
@@ -17,22 +17,14 @@ from transom.model.config import Experts, ModelConfig
 CONFIG = ModelConfig(256, 32, 3, 4, 2, head_dim=8, ffn_dim=1100, max_len=640)
 MEMBERS = {
     "decoder": {},
-    "biases": {
-        "qkv_bias": True, "out_bias": True, "ffn_bias": True, "gated": False, "activation": "gelu_tanh",
-        "position": "learned", "norm": "layer",
-    },
+    "biases": PLAIN_FEED_FORWARD,
     "window, normed queries": {"window": 50, "qk_norm": True, "n_kv_heads": 4},
 }  # fmt: skip
 
 
 @pytest.fixture(params=MEMBERS)
 def model(request: pytest.FixtureRequest) -> Model:
-    model = build(CONFIG.with_(**MEMBERS[request.param]), 0).eval().to(torch.bfloat16)
-    if not packs(model):
-        pytest.skip("this machine does not multiply bfloat16")
-    with torch.no_grad():
-        model.embed.weight.mul_(20)
-    return model
+    return in_bfloat16(CONFIG.with_(**MEMBERS[request.param]))
 
 
 @pytest.mark.parametrize("n_rows", [1, 5])
