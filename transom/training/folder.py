@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from ..errors import Refused
@@ -41,12 +41,24 @@ class RunFolder:
         """Whether a run has begun here."""
         return any(p.exists() for p in (self.metrics, self.checkpoints, self.model, self.settings))
 
+    def leave(self) -> None:
+        """Remove a folder in which nothing came to be: what was refused leaves nothing behind."""
+        with suppress(OSError):
+            locks = list(self.data.glob(".*.lock"))
+            if len(locks) == len(list(self.data.glob("*"))):
+                for lock_file in locks:
+                    lock_file.unlink()
+                self.data.rmdir()
+        with suppress(OSError):
+            self.path.rmdir()
+
 
 def open_folder(settings: TrainSettings, world: World, stack: ExitStack) -> tuple[RunFolder, bool]:
     """The run's folder, locked by rank 0 until `stack` closes, and whether to resume what lies in it."""
 
     def choose() -> list[str | bool]:
         path, resuming = choose_folder(settings.out, settings.data.source, settings.resume)
+        stack.callback(RunFolder(path).leave)
         stack.enter_context(lock.Lock(path))
         return [str(path), resuming]
 
