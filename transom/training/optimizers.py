@@ -39,7 +39,7 @@ def default_rates(config: ModelConfig, name: str, given_weights: bool = False) -
     """
     if given_weights:
         return Rates(lr=5e-5, matrix_lr=5e-5)
-    narrow = (192 / config.dim) ** 0.5
+    narrow = min(1.0, (192 / config.dim) ** 0.5)  # nothing narrower was measured
     if config.norm_position == "after":
         # Post-norm breaks at the rates above. Dates, 300 steps of 2,048 tokens, held-out nats by (lr,
         # matrix_lr): (0.012, 0.02) 1.3 and not falling, (0.003, 0.005) 0.165, (0.002, 0.003) 0.147.
