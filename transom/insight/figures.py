@@ -52,8 +52,9 @@ def surprise(view: Numbers, texts: Sequence[str]) -> Picture:
     )
     brief = bars([texts[i + 1] for i in hardest], [shares[i] for i in hardest], [facts[i] for i in hardest])
     brief = f"  {mean:.2f} nats a token (perplexity {math.exp(mean):,.1f}); the least expected:\n{brief}"
-    return Picture("How likely each token was", tag("div", *words, class_="tokens"),
-                   bars(texts[1:], shares, facts), view["caveat"], note, finding=found, brief=brief)  # fmt: skip
+    text = bars(texts[1:], shares, facts)
+    return Picture("How likely each token was", tag("div", *words, class_="tokens"), text, view["caveat"],
+                   note, finding=found, brief=brief)  # fmt: skip
 
 
 def lens(view: Numbers, texts: Sequence[str], words: Callable[[int], str]) -> Picture:
@@ -165,40 +166,39 @@ def token_gradients(view: Numbers, texts: Sequence[str]) -> Picture:
 def attribution(view: Numbers, texts: Sequence[str]) -> Picture:
     """What each unit does for the answer, its grade first; scores that earned none are drawn in grey."""
     units = [_joined(texts, unit) for unit in view["units"]]
-    scores, method = view["scores"], view["method"].replace("_", " ")
-    exact, trusted = view["method"] == "leave_one_out", view["control"]["beats_random"]
+    scores, grade, method = view["scores"], view["control"], view["method"].replace("_", " ")
+    trusted = grade is None or grade["beats_random"]
     most = max((abs(score) for score in scores), default=0.0) or 1.0
     order = sorted(range(len(units)), key=lambda i: -abs(scores[i]))[:16]
-    grey = [scores[i] < 0 or not (exact or trusted) for i in order]
     rows = [
         tag("div", tag("code", visible(units[i])), tag("i", style=f"--p:{abs(scores[i]) / most:.4f}"),
-            tag("span", f"{scores[i]:+.3g} nats"), class_="row apart" if out else "row")
-        for i, out in zip(order, grey, strict=True)
+            tag("span", f"{scores[i]:+.3g} nats"),
+            class_="row" if trusted and scores[i] >= 0 else "row apart")
+        for i in order
     ]  # fmt: skip
-    best = max(range(len(units)), key=lambda i: scores[i])
-    if exact:
-        note = (
-            "Exact: each of these was taken away and the model asked again. The number is what its "
-            "log-probability loses without it, in nats (0.69 is a factor of 2); grey is a gain."
-        )
-        loss = scores[best]
-        found = f"Most of it hangs on {quoted(units[best])}: without that it loses {loss:.2f} nats"
-        found += f", a factor of {math.exp(loss):,.3g}." if loss < math.log(1000) else "."
-        if scores[best] <= 0:
-            found = "None of these makes it more likely by being there."
-    elif trusted:
-        note, found = (
-            _sentence(view["control"]["text"]),
-            f"By {method} it hangs most on {quoted(units[best])}.",
-        )
-    else:
-        note = _sentence(view["control"]["text"])
-        found = f"What it hangs on is not known: {method} is no better than chance here."
-    numbers = [f"{scores[i]:+.3g} nats" for i in order]
-    text = bars([units[i] for i in order], [abs(scores[i]) / most for i in order], numbers)
-    brief = "\n".join(text.split("\n")[:FEW]) if exact or trusted else f"  {found}"
+    text = bars([units[i] for i in order], [abs(scores[i]) / most for i in order],
+                [f"{scores[i]:+.3g} nats" for i in order])  # fmt: skip
+    note = _sentence(grade["text"]) if grade else (
+        "Exact: each was taken away and the model asked again. The number is what its "
+        "log-probability loses without it, in nats (0.69 is a factor of 2); grey is a gain."
+    )  # fmt: skip
+    found = _hangs_on(units, scores, grade, method)
+    brief = "\n".join(text.split("\n")[:FEW]) if trusted else f"  {found}"
     return Picture(f"What it hangs on, by {method}", tag("div", *rows, class_="rows"), text, view["caveat"],
                    note, finding=found, brief=brief)  # fmt: skip
+
+
+def _hangs_on(units: Sequence[str], scores: Sequence[float], grade: Numbers | None, method: str) -> str:
+    best = max(range(len(units)), key=lambda i: scores[i])
+    name, loss = quoted(units[best]), scores[best]
+    if grade is not None:
+        trusted = f"By {method} it hangs most on {name}."
+        doubted = f"What it hangs on is not known: {method} is no better than chance here."
+        return trusted if grade["beats_random"] else doubted
+    if loss <= 0:
+        return "None of these makes it more likely by being there."
+    factor = f", a factor of {math.exp(loss):,.3g}" if loss < math.log(1000) else ""
+    return f"Most of it hangs on {name}: without that it loses {loss:.2f} nats{factor}."
 
 
 def routing(view: Numbers) -> Picture:

@@ -224,8 +224,8 @@ color:inherit}
 .transom-look summary{cursor:pointer}.transom-look summary h2{display:inline}
 .transom-look .note{margin:0 0 12px;color:var(--soft);font-size:13px;max-width:48rem}
 .transom-look .finding{margin:0 0 4px;max-width:48rem}.transom-look .hint{display:none;margin:0;
-font-size:13px;color:var(--deep)}.transom-look .body details{margin-top:12px}.transom-look .body ul{margin:0 0 12px;
-padding-left:1.2em;font-size:13px}
+font-size:13px;color:var(--deep)}.transom-look .body details{margin-top:12px}
+.transom-look .body ul{margin:0 0 12px;padding-left:1.2em;font-size:13px}
 .transom-look .wide{container-type:inline-size;mask-image:linear-gradient(90deg,#000 calc(100% - 28px),#0000)}
 .transom-look .wide table{margin-right:28px}.transom-look .wide th:first-child{position:sticky;left:0;
 background:var(--paper)}

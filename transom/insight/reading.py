@@ -28,15 +28,15 @@ OF_RUN = (
 
 WORDS = {
     "token": "the piece of text that a model reads and writes at a time: a word, a part of one, a character",
-    "nats": "the unit of log-probabilities: a token of probability p costs -log p, 0.69 nats at 50%, 4.6 at 1%. "
+    "nats": "the unit of log-probabilities: a token of probability p costs -log p, 0.69 at 50%, 4.6 at 1%. "
     "0.69 nats less are a factor of 2",
     "perplexity": "e to the mean nats: as unsure as among so many equally likely tokens; 1 is perfect",
     "rank": "the place of a token when all are sorted by what the model gave them: 1 is its first choice",
     "entropy": "how open a choice is: 0 when all the weight is on one, 1 bit (0.69 nats) for two alike",
     "layer": "one of the steps that a model takes one after the other, over all tokens",
     "head": "a part of a layer that decides, for each token, which other tokens to take something from",
-    "weight": "how much of what a head takes comes from a token; a token's weights add up to 1. Much weight is "
-    "no proof of influence",
+    "weight": "how much of what a head takes comes from a token; a token's weights add up to 1. Much weight "
+    "is no proof of influence",
     "gradient": "how much the answer would move if something inside moved a little",
     "log-probability": "the logarithm of a probability, so that factors are sums: 0 is certain, -0.69 is 50%",
     "dead units": "parts of a layer that nothing in these texts switches on",
