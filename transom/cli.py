@@ -89,8 +89,8 @@ def compare(
     by
         Give each the same time, or the same tokens (--tokens, or as many as the slowest reads in the budget).
     equal
-        Choose widths so that all have as many parameters besides embeddings (or active ones) as the first,
-        or take the size as it is.
+        Choose widths so that all have as many parameters (or active ones) as the first, tables that are only
+        looked up left out, or take the size as it is.
     json
         Print one JSON document last.
     """

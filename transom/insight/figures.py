@@ -257,7 +257,8 @@ def attribution(view: Numbers, texts: Sequence[str]) -> Picture:
     ]  # fmt: skip
     text = bars([units[i] for i in order], [abs(scores[i]) / most for i in order],
                 [f"{scores[i]:+.3g}" for i in order])  # fmt: skip
-    note = _sentence(view["control"]["text"])
+    grade = view["control"]
+    note = _sentence(grade["text"] if grade else "exact: each was taken away and the model asked again")
     title = f"What it hangs on, by {view['method'].replace('_', ' ')}"
     return Picture(title, tag("div", *rows, class_="rows"),
                    text, view["caveat"], note)  # fmt: skip
