@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -41,16 +42,11 @@ class RunFolder:
         """Whether a run has begun here."""
         return any(p.exists() for p in (self.metrics, self.checkpoints, self.model, self.settings))
 
-    def leave(self) -> None:
-        """Remove a folder in which nothing came to be: what was refused leaves nothing behind."""
+    def leave_nothing(self) -> None:
+        """Take away what holds no run, if nothing but locks and beginnings of prepared data lies in it."""
         with suppress(OSError):
-            locks = list(self.data.glob(".*.lock"))
-            if len(locks) == len(list(self.data.glob("*"))):
-                for lock_file in locks:
-                    lock_file.unlink()
-                self.data.rmdir()
-        with suppress(OSError):
-            self.path.rmdir()
+            if not self.holds_a_run and all(path.name.startswith(".") for path in self.data.iterdir()):
+                shutil.rmtree(self.data)
 
 
 def open_folder(settings: TrainSettings, world: World, stack: ExitStack) -> tuple[RunFolder, bool]:
@@ -58,8 +54,8 @@ def open_folder(settings: TrainSettings, world: World, stack: ExitStack) -> tupl
 
     def choose() -> list[str | bool]:
         path, resuming = choose_folder(settings.out, settings.data.source, settings.resume)
-        stack.callback(RunFolder(path).leave)
         stack.enter_context(lock.Lock(path))
+        stack.callback(RunFolder(path).leave_nothing)
         return [str(path), resuming]
 
     path, resuming = world.first(choose)
