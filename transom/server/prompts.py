@@ -146,7 +146,8 @@ def _requests(
         )
     except Refused as refused:
         if "max_len" in str(refused):
-            raise ApiError(400, str(refused), param="messages", code="context_length_exceeded") from None
+            param = "prompt" if continues else "messages"
+            raise ApiError(400, str(refused), param=param, code="context_length_exceeded") from None
         raise
     return requests
 

@@ -8,6 +8,7 @@ held_out, state, ledger.
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from ..checkpoint.huggingface import save_model
 from ..errors import Refused
 from ..hardware import DtypeChoice, EnergyMeter, Hardware
 from ..model.build import Model
-from ..settings import Every, TrainSettings
+from ..settings import Every, TrainSettings, format_time
 from . import held_out, inside, ledger, memory, non_finite, state
 from .budget import Budget, Clock
 from .card import model_card
@@ -340,6 +341,12 @@ class Milestones:
 
     # ---- saving
 
+    def keep_full_rate(self) -> None:
+        """Save before the rate falls: from here the run can be given another limit."""
+        self.position.full_rate = self.position.step
+        weights = state.gather(self.model, self.optimizers, self.world)
+        self._commit(lambda: self._write_checkpoint(weights))
+
     def _save(self) -> None:
         """Commit a checkpoint and the model folder, so that a run killed later leaves a model that can be
         used."""
@@ -417,8 +424,10 @@ class Milestones:
             self._sample()
         if saved:
             self._commit(lambda: self._write_model(weights))
-        self.report("end", self.position.step, interrupted=interrupted, elapsed=self.clock.elapsed(),
-                    tokens=self.position.tokens, weights_sha256=self.fingerprint)  # fmt: skip
+        seconds = self.clock.elapsed()
+        self.report("end", self.position.step, interrupted=interrupted, elapsed=seconds,
+                    tokens=self.position.tokens, weights_sha256=self.fingerprint,
+                    unsaved=self.unsaved)  # fmt: skip
         self._draw()
         if self.unsaved:
             raise NotSaved(self.unsaved)
@@ -429,6 +438,17 @@ class Milestones:
             references=self.lines,
             sentence=self.sentence,
             prompt=self.written[0], sample=self.written[1], task=self.task.name, unit=self.task.unit,
-            seconds=self.clock.elapsed(),
-            weights_sha256=self.fingerprint, interrupted=interrupted,
+            seconds=seconds, weights_sha256=self.fingerprint, interrupted=interrupted,
+            soon=self._soon() if interrupted else "",
         )  # fmt: skip
+
+    def _soon(self) -> str:
+        """The limit that ends a run after a tenth more, where its rate has not fallen yet."""
+        position, budget = self.position, self.budget
+        if position.full_rate is not None or self.settings.optim.schedule != "wsd":
+            return ""
+        if budget.steps is not None:
+            steps = position.step + math.ceil(position.step / 10)
+            return f"--steps {steps}" if steps < budget.steps else ""
+        seconds = 5 * math.ceil((1.1 * position.elapsed + self.reserve) / 5)
+        return f"--budget {format_time(seconds)}" if seconds < (budget.time or 0) else ""

@@ -20,7 +20,7 @@ from ..checkpoint.folder import commit, latest, recover, retain, sweep
 from ..checkpoint.tensors import load_tensors, save_tensors
 from ..errors import Refused
 from ..model.build import Model
-from ..settings import TrainSettings
+from ..settings import LIMITS, TrainSettings
 from .non_finite import assert_finite
 from .optimizers import Optimizers, whole
 from .parallelism import World
@@ -42,6 +42,10 @@ class Position:
     """Seconds that had been spent before the first step."""
     step_seconds: float = 0.0
     """A running average of the time of a step."""
+    full_rate: int | None = None
+    """The step after which the rate began to fall; the checkpoint of that step is kept (`more_time`)."""
+    since: float = 0.0
+    """Of its budget."""
     best: list[float] = field(default_factory=list)
     """The best held-out loss and its step, where there was an evaluation."""
     learned: float | None = None
@@ -77,15 +81,23 @@ def gather(model: Model, optimizers: Optimizers, world: World) -> Weights:
     return Weights({name: whole(w) for name, w in model.state_dict().items()}, optimizers.state())
 
 
+def at_step(checkpoints: Path, step: int | None) -> Path:
+    """Where the checkpoint of a step lies."""
+    return checkpoints / f"step-{step or 0:06d}"
+
+
 def save(checkpoints: Path, weights: Weights, position: Position, keep: int) -> Path:
-    """Commit a checkpoint as step-NNNNNN and keep the newest `keep`. Raises `Refused`, `NotSaved`."""
+    """Commit a checkpoint as step-NNNNNN and keep the newest `keep`, among them the last at the full rate.
+
+    Raises `Refused`, `NotSaved`.
+    """
     assert_finite(weights.model)
-    path = checkpoints / f"step-{position.step:06d}"
+    path = at_step(checkpoints, position.step)
     with commit(path) as folder:
         save_tensors(folder / WEIGHTS, weights.model, {})
         save_tensors(folder / OPTIMIZER, weights.optimizer, {})
         (folder / POSITION).write_text(json.dumps(asdict(position), indent=1, sort_keys=True))
-    retain(checkpoints, keep)
+    retain(checkpoints, keep, spare=at_step(checkpoints, position.full_rate).name)
     return path
 
 
@@ -144,8 +156,8 @@ def load_optimizer(path: Path, optimizers: Optimizers) -> None:
     optimizers.load_state(load_tensors(path / OPTIMIZER))
 
 
-COMPARED_BY_CONTENT = frozenset({"data.source", "data.field", "batch.micro"})
-"""The data by its hash; the micro-batch is the checkpoint's own."""
+COMPARED_OTHERWISE = frozenset({"data.source", "data.field", "batch.micro", *LIMITS})
+"""The data by its hash; the micro-batch is the checkpoint's own; limits by `more_time`."""
 
 
 def check_unchanged(position: Position, settings: TrainSettings, data_hash: str, tokenizer_hash: str) -> None:
@@ -165,7 +177,7 @@ def check_unchanged(position: Position, settings: TrainSettings, data_hash: str,
             f"batch.micro is {settings.batch.micro}, but the run began with {position.micro}; leave it out"
         )
     now = settings.identity()
-    for name in sorted((now.keys() | position.settings.keys()) - COMPARED_BY_CONTENT):
+    for name in sorted((now.keys() | position.settings.keys()) - COMPARED_OTHERWISE):
         if now.get(name) != position.settings.get(name):
             raise Refused(
                 f"{name} is {now.get(name)}, but the run was begun with {position.settings.get(name)}; "
