@@ -26,7 +26,7 @@ from ..settings import TrainSettings
 from . import objectives
 from .architecture import model_config
 from .folder import RunFolder
-from .held_out import ScoredExamples
+from .held_out import LEAST_BATCHES, ScoredExamples
 from .parallelism import World
 from .report import Report
 from .sample import classified, translated
@@ -216,8 +216,9 @@ def _on_all(world: World, report: Report, make: Callable[[], Made]) -> Made:
 
 
 def _scored(held_out: Any) -> Callable[[int, bool], ScoredExamples]:
+    few = int(held_out.order.lengths.sum()) // LEAST_BATCHES
     return lambda wanted, on_gpu: ScoredExamples.about(
-        held_out.eval_batches(32768 if on_gpu else 4096), wanted
+        held_out.eval_batches(min(few, 32768 if on_gpu else 4096)), wanted
     )
 
 
