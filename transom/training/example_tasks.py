@@ -156,7 +156,9 @@ def pair_sources(settings: TrainSettings) -> tuple[PairSource, PairSource | None
     """The pairs to learn from, and those to measure with where they are named."""
     data = settings.data
     if (data.field is None) != (data.target_field is None):
-        raise Refused("data.field and data.target-field name the two sides of a pair; give both, or neither")
+        raise Refused(
+            "--data.field and --data.target-field name the two sides of a pair; give both, or neither"
+        )
     fields = None if data.field is None or data.target_field is None else (data.field, data.target_field)
     train = open_pairs(data.source, data.target, fields=fields, on_error=data.on_error)
     if data.validation is None:
@@ -240,7 +242,7 @@ def class_weights(counts: np.ndarray, asked: str) -> tuple[torch.Tensor | None, 
     weights = np.ones(len(counts))
     weights[there] = counts[there] ** (-1.0 if asked == "balanced" else -0.5)
     weights[there] *= counts.sum() / (weights * counts).sum()
-    spread = f"weights {weights[there].min():.2f} to {weights[there].max():.2f} (optim.class-weights)"
+    spread = f"weights {weights[there].min():.2f} to {weights[there].max():.2f} (--optim.class-weights)"
     return torch.tensor(
         weights, dtype=torch.float32
     ), f"{share}; examples of rare classes count more, {spread}"
