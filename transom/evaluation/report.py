@@ -59,6 +59,8 @@ class Report:
     """What the model's answers took."""
     model: str = "the model"
     test: str = "the test set"
+    remedy: str = ""
+    """What would help where the model is not better."""
 
     @property
     def verdict(self) -> str:
@@ -75,7 +77,8 @@ class Report:
             "task": self.task, "model": self.model, "test": self.test, "score": self.score.to_dict(),
             "baselines": [vars(rival) for rival in self.rivals],
             "differences": [difference.to_dict() for difference in self.differences],
-            "verdict": self.verdict, self.heading: list(self.samples), "seconds": self.seconds,
+            "verdict": self.verdict, "remedy": self.remedy or None,
+            self.heading: list(self.samples), "seconds": self.seconds,
             "texts_per_second": self.texts_per_second,
         }  # fmt: skip
 
@@ -87,7 +90,7 @@ class Report:
         if self.samples:
             lines += [self.heading, *self.samples, ""]
         also = [f"         {difference.verdict}" for difference in self.differences[1:]]
-        return "\n".join([*lines, f"verdict: {self.verdict}", *also])
+        return "\n".join([*lines, f"verdict: {self.verdict}", *also, *[self.remedy] * bool(self.remedy)])
 
 
 def cut(text: str) -> str:
