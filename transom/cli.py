@@ -89,8 +89,8 @@ def compare(
     by
         Give each the same time, or the same tokens (--tokens, or as many as the slowest reads in the budget).
     equal
-        Choose widths so that all have as many parameters besides embeddings (or active ones) as the first,
-        or take the size as it is.
+        Choose widths so that all have as many parameters (or active ones) as the first, tables that are only
+        looked up left out, or take the size as it is.
     json
         Print one JSON document last.
     """
@@ -406,6 +406,7 @@ def look(
     /,
     *,
     out: Path | None = None,
+    all: bool = False,
     dtype: str | None = None,
     device: str | None = None,
     json: Json = False,
@@ -421,6 +422,8 @@ def look(
         What the model reads; leave it out for a run.
     out
         Where the pictures go: one HTML file that needs no network [default: look.html].
+    all
+        Print every number here, not a screen of them.
     dtype
         `float32` or `bfloat16` [default: as the folder says, and as is fast here].
     device
@@ -433,7 +436,7 @@ def look(
         if text is None:
             from .training.inside import look_at_run
 
-            show(Looked(look_at_run(Path(model)).save(page)))
+            show(Looked(look_at_run(Path(model)).save(page), all))
         else:
             from .inference.inside import look_into
             from .inference.load import load as load_model
@@ -442,7 +445,7 @@ def look(
             _said((text,), "give its text in quotes")
             folder = model_folder(model)
             loaded = load_model(str(folder), dtype=dtype, device=device)
-            show(Looked(look_into(loaded, text, name_of(model)).save(page)))
+            show(Looked(look_into(loaded, text, name_of(model)).save(page), all))
 
 
 def evaluate(
@@ -628,11 +631,11 @@ class Answer(Protocol):
 class Looked:
     """A look inside; what a terminal shows of it cannot steer the terminal."""
 
-    def __init__(self, look: Look) -> None:
-        self.look = look
+    def __init__(self, look: Look, whole: bool) -> None:
+        self.look, self.whole = look, whole
 
     def __str__(self) -> str:
-        return _shown(str(self.look))
+        return _shown(self.look.whole() if self.whole else str(self.look))
 
     def to_dict(self) -> dict[str, Any]:
         return self.look.to_dict()

@@ -134,7 +134,6 @@ def test_leave_one_out_finds_all_that_is_needed(box: GlassBox) -> None:
         n = len(example.needs)
         assert {found.units[i][0] for i in found.ranked()[:n]} == set(example.needs)
         assert found.scores[found.ranked()[n - 1]] > 0.5 > abs(float(found.scores[found.ranked()[n]]))
-        assert found.control.correlation == pytest.approx(1.0)
 
     over_seeds(box, check)
 

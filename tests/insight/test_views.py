@@ -19,6 +19,7 @@ from transom.errors import Refused
 from transom.insight.ablation import ablate
 from transom.insight.anatomy import Edit, anatomy, edited
 from transom.insight.attribution import GRADED, METHODS, attribute, grade, leave_one_out, spearman
+from transom.insight.figures import attribution
 from transom.insight.gradients import chain_rule, distance_curve, gradient_flow, slope_of, token_gradients
 from transom.insight.lens import logit_lens
 from transom.insight.patching import patch
@@ -270,16 +271,30 @@ def test_leave_one_out_is_a_run_without_it_bit_for_bit(model: Any) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_attribution_carries_its_grade(model: Any, method: Any) -> None:
+def test_every_fast_attribution_carries_its_grade(model: Any, method: Any) -> None:
+    """A norm has no sign, so it is graded by the size of what exact removal changes."""
     found = attribute(model, TOKENS, method=method)
-    asked = ask(model, TOKENS)
-    exact = leave_one_out(model, asked, found.units)
+    exact = leave_one_out(model, ask(model, TOKENS), found.units)
+    exact = exact.abs() if method == "gradient" else exact
+    assert found.control is not None
     assert found.control.exact == pytest.approx(exact.tolist(), abs=1e-5)
     assert found.control.correlation == pytest.approx(spearmanr(found.scores, exact).statistic, abs=1e-3)
     assert abs(found.control.random) < 0.05 and 0.4 < found.control.random_95 < 0.8
     assert "rank correlation" in found.to_dict()["control"]["text"]
-    if method == "leave_one_out":
-        assert found.control.correlation == pytest.approx(1.0) and found.control.beats_random
+    assert ("the size of" in str(found.control)) == (method == "gradient")
+
+
+def test_what_is_exact_is_not_graded_by_itself(model: Any) -> None:
+    found = attribute(model, TOKENS, method="leave_one_out")
+    assert found.control is None and found.to_dict()["control"] is None
+    assert "exact: each was taken away" in attribution(found.to_dict(), [str(t) for t in TOKENS]).note.lower()
+
+
+def test_a_grade_beats_chance_by_chance_as_seldom_as_it_says() -> None:
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.randn(400, 2, 12, generator=generator, dtype=torch.float64)
+    lucky = sum(grade(a, b, tuple(range(12)), seed).beats_random for seed, (a, b) in enumerate(draws))
+    assert lucky <= 20  # 2.5% of 400 is 10, and 3 standard deviations are 9.4
 
 
 def test_integrated_gradients_add_up_to_the_difference_to_average_tokens() -> None:
@@ -379,6 +394,8 @@ REFUSALS = [
     (lambda m: patch(m, TOKENS, TOKENS.flip(0), "stream"), "resid, heads"),  # type: ignore[arg-type]
     (lambda m: attribute(m, TOKENS, method="attention"), "leave_one_out"),  # type: ignore[arg-type]
     (lambda m: attribute(m, TOKENS, units=[(10,)]), "0 to 9"),
+    (lambda m: attribute(m, TOKENS, at=0), "nothing is left to ask about"),
+    (lambda m: attribute(m, TOKENS, units=[range(10)]), "nothing is left to ask about"),
     (lambda m: chain_rule(m, TOKENS, ["identity"]), "needs 4"),
     (lambda m: routing(m, TOKENS), "routes nothing"),
     (lambda m: anatomy(torch.nn.Linear(2, 2)), "cannot be found"),

@@ -2,8 +2,9 @@
 
 Every row of a batch lacks another part, so a whole grid of heads is a few forward passes. A part is replaced
 by nothing, by its mean over the text, or by what it said at another place of it (resample): zero is a value
-that the model may never have met, the other two are not. Later layers make up for what is gone (McGrath et
-al. 2023, "The Hydra effect"), so an effect is a lower bound. Read next: patching.
+that the model may never have met, which can do harm of its own, the other two are not. Later layers make up
+for what is gone (McGrath et al. 2023, "The Hydra effect"), so an effect can be too large or too small.
+Read next: patching.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class Ablation(View):
     """The change in log p(answer) without each part."""
 
     caveat: ClassVar[str] = (
-        "a lower bound: later layers make up for what is gone, and two parts that do the same hide each other"
+        "not how much the part matters: later layers make up for what is gone and two parts that do the same "
+        "hide each other, while zero in its place is a value never met, which can do harm of its own"
     )
     what: str
     how: str

@@ -2,8 +2,9 @@
 
 The exact answer to "what if this token were not there" is to take it away and ask again, which costs one
 forward pass each; a gradient costs one backward pass for all. So every fast attribution is printed with its
-rank correlation with the exact one on this very text, and with what random scores reach. With a foil the
-question is contrastive: why this rather than that (Yin & Neubig 2022).
+rank correlation with the exact one on this very text, and with what random scores reach; `gradient`, a norm
+without a sign, with the size of the exact one. With a foil the question is contrastive: why this rather than
+that (Yin & Neubig 2022).
 Sources: Shrikumar et al. 2017 (gradient x input), Sundararajan et al. 2017 (integrated gradients).
 Read next: ablation.
 """
@@ -45,7 +46,8 @@ class Control:
     units: tuple[int, ...]
     """Which units were taken away."""
     exact: tuple[float, ...]
-    """log p(answer) with each of them minus without it, in nats."""
+    """log p(answer) with each of them minus without it, in nats; of a method without a sign its size."""
+    signed: bool = True
 
     @property
     def beats_random(self) -> bool:
@@ -53,7 +55,8 @@ class Control:
 
     def __str__(self) -> str:
         word = "agrees better than chance" if self.beats_random else "does NOT agree better than chance"
-        return (f"rank correlation with exact removal of {len(self.units)} units {self.correlation:.2f} "
+        removal = "exact removal" if self.signed else "the size of exact removal"
+        return (f"rank correlation with {removal} of {len(self.units)} units {self.correlation:.2f} "
                 f"(random scores: {self.random:.2f}, 95% within {self.random_95:.2f}): {word}")  # fmt: skip
 
     def to_dict(self) -> dict[str, object]:
@@ -81,7 +84,8 @@ class Attribution(View):
     """(units,) float64; above 0 speaks for the answer (of `gradient`, a norm, which has no sign)."""
     value: float
     """log p(answer), in nats; with a foil log p(target) - log p(foil)."""
-    control: Control
+    control: Control | None
+    """None where the scores are the exact ones, and nothing is left to grade them by."""
 
     def ranked(self) -> list[int]:
         """Units by their score, largest first."""
@@ -98,22 +102,22 @@ def attribute(
     units: positions that belong together (a word, a document); by default each token that the answer could
     see. Costs one backward pass (integrated: 32) and up to 32 forward passes for the grade. Raises `Refused`.
     """
-    if method not in METHODS:
-        raise Refused(f"method is '{method}'{nearest(method, METHODS)}; it can be {', '.join(METHODS)}")
+    known = (*METHODS, "leave_one_out")
+    if method not in known:
+        raise Refused(f"method is '{method}'{nearest(method, known)}; it can be {', '.join(known)}")
     parts = anatomy(model)
     question = ask(model, tokens, target=target, foil=foil, at=at, answer=answer, source=source)
     chosen = visible_units(parts, question) if units is None else _checked(question, units)
     with torch.no_grad():
         value = float(question.of(model))
-    graded = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed))[:GRADED].sort().values
     if method == "leave_one_out":
         scores = leave_one_out(model, question, chosen, value)
-        exact = scores[graded]
-    else:
-        exact = leave_one_out(model, question, [chosen[i] for i in graded.tolist()], value)
-        by_token = METHODS[method](parts, question)
-        scores = torch.stack([by_token[list(unit)].sum() for unit in chosen])
-    control = grade(scores[graded], exact, tuple(graded.tolist()), seed)
+        return Attribution(method, str(question), question.read, tuple(chosen), scores, value, None)
+    by_token = METHODS[method](parts, question)
+    scores = torch.stack([by_token[list(unit)].sum() for unit in chosen])
+    graded = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed))[:GRADED].sort().values
+    exact = leave_one_out(model, question, [chosen[i] for i in graded.tolist()], value)
+    control = grade(scores[graded], exact, tuple(graded.tolist()), seed, signed=method != "gradient")
     return Attribution(method, str(question), question.read, tuple(chosen), scores, value, control)
 
 
@@ -147,8 +151,6 @@ def leave_one_out(
     left = [question.without(unit) for unit in units]
     same: dict[tuple[int, tuple[tuple[int, int], ...]], list[int]] = {}
     for i, shorter in enumerate(left):  # equally long texts with the same question go through together
-        if not shorter.read:
-            raise Refused("a unit that is the whole text leaves nothing to ask about")
         same.setdefault((len(shorter.read), shorter.wanted), []).append(i)
     for group in same.values():
         for some in chunks(len(group)):
@@ -167,14 +169,17 @@ def _scores(model: nn.Module, questions: Sequence[Question]) -> Tensor:
     return first.score(logits_at(model, rows, first.positions, source)).cpu()
 
 
-def grade(scores: Tensor, exact: Tensor, units: tuple[int, ...], seed: int = 0) -> Control:
-    """Rank correlation of scores (n,) with the exact ones, beside that of random scores."""
+def grade(
+    scores: Tensor, exact: Tensor, units: tuple[int, ...], seed: int = 0, *, signed: bool = True
+) -> Control:
+    """Rank correlation of scores (n,) with the exact ones or their size, beside that of random scores."""
+    exact = exact if signed else exact.abs()
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.rand(RANDOM, len(exact), generator=generator).argsort(-1).double()
     by_chance = _correlation(drawn, ranks(exact))
     return Control(
         spearman(scores, exact), float(by_chance.mean()), float(by_chance.abs().quantile(0.95)), units,
-        tuple(exact.tolist()),
+        tuple(exact.tolist()), signed,
     )  # fmt: skip
 
 
@@ -244,8 +249,5 @@ METHODS: dict[str, Callable[[Anatomy, Question], Tensor]] = {
     "gradient_x_input": _gradient_x_input,
     "integrated": _integrated,
     "gradient": _gradient,
-    "leave_one_out": lambda parts, question: leave_one_out(
-        parts.model, question, [(place,) for place in range(len(question.read))]
-    ),
 }
-"""What each method gives: a score of every position of what is read, (L,) float64."""
+"""What each fast method gives: a score of every position of what is read, (L,) float64."""

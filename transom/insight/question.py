@@ -71,12 +71,20 @@ class Question:
         return torch.tensor([self.source], device=device_of(model)).expand(n, -1)
 
     def without(self, unit: Sequence[int]) -> Question:
-        """The same question of a text from which the tokens at some positions of `read` are taken away."""
+        """The same question of a text from which the tokens at some positions of `read` are taken away.
+
+        Raises `Refused` where nothing is left that the answer could come after.
+        """
         gone = set(unit)
         left = tuple(token for place, token in enumerate(self.read) if place not in gone)
+        moved = self.wanted
+        if self.source is None:
+            moved = tuple((place - sum(g <= place for g in gone), token) for place, token in self.wanted)
+        if not left or any(place < 0 for place, _ in moved):
+            raise Refused(f"without the tokens at {sorted(gone)} nothing is left to ask about ({self}); take "
+                          "fewer away, or ask about a later position (at)")  # fmt: skip
         if self.source is not None:
             return replace(self, source=left)
-        moved = tuple((place - sum(g <= place for g in gone), token) for place, token in self.wanted)
         return replace(self, tokens=left, wanted=moved)
 
 

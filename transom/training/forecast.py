@@ -18,6 +18,7 @@ from ..errors import Refused
 from ..hardware import DtypeChoice, Hardware
 from ..model.build import Model, build
 from ..model.config import ModelConfig
+from ..model.initialize import is_matrix
 from ..model.losses import RUN_BYTES
 from ..settings import TrainSettings
 from . import memory
@@ -25,7 +26,6 @@ from .architecture import ENOUGH, for_passes, longest_row, optimizer
 from .budget import Budget
 from .folder import RunFolder
 from .micro_batch import MicroBatch, find_micro_batch
-from .optimizers import is_matrix
 from .parallelism import World
 from .report import Report
 from .task import Feed

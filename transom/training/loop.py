@@ -33,6 +33,7 @@ from .gradient import clip, take_gradient
 from .metrics import Event, check_followers
 from .micro_batch import MicroBatch, find_micro_batch
 from .milestones import Milestones
+from .more_time import finished, go_on_from
 from .non_finite import Skips
 from .optimizers import Optimizers
 from .parallelism import World, together
@@ -69,6 +70,8 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
         if resuming:  # what is not said again is as it was
             settings = settings.with_({"out": str(folder.path), "resume": True})
         report = stack.enter_context(Report(world.is_first, on_event))
+        if resuming and (run := finished(folder, settings, report)):
+            return run
 
         # What is to be learned. Data becomes tokens, once; the other ranks open what rank 0 prepared.
         try:
@@ -93,6 +96,7 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
         settled = settle(settings, config, peak_rates, step_tokens, choice.name)
         if checkpoint:
             state.check_unchanged(position, settled, task.data_hash, task.tokenizer.hash)
+            checkpoint, position = go_on_from(folder, checkpoint, position, settled, feed, world, report)
             clock = Clock(position.elapsed)
         position.versions = ledger.versions()
         position.data_hash, position.tokenizer_hash = task.data_hash, task.tokenizer.hash
@@ -138,7 +142,7 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
         if not checkpoint:  # the schedule begins now, however long the data took
             position.began = world.first(clock.elapsed)
             position.step_seconds = share * (micro.seconds_per_window or 0.0)
-        budget = replace(budget, began=position.began)
+        budget = replace(budget, began=position.began, since=position.since)
         while True:
             # All ranks agree on the targets of the step, on the time (rank 0's), and on whether to go on.
             batch = feed.batch(position.step, world.rank, world.size)
@@ -149,6 +153,9 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
             if asked or budget.over(position.step, *clocks):
                 break
             place = budget.position(position.step, *clocks)
+            fall = budget.cooldown(settings.optim.cooldown or 0.0)
+            if place > 1 - fall and position.full_rate is None and settings.optim.schedule == "wsd":
+                between.keep_full_rate()
             started = time.perf_counter()
 
             # The gradient of the step's mean loss. Broken numbers are met before they can reach a weight.
@@ -171,7 +178,7 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
             # The update.
             optim = settings.optim
             rise = budget.warmup(optim.warmup or 0.0, optim.warmup_steps or 0, *clocks[1:])
-            factor = schedule(place, rise, optim.cooldown or 0.0)
+            factor = schedule(place, rise, fall)
             if gradient.is_finite:
                 clip(named, gradient.norm, settings.optim.clip)
                 optimizers.set_factor(factor)

@@ -9,23 +9,23 @@ from __future__ import annotations
 
 import gc
 import math
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..checkpoint.families import family_for
-from ..checkpoint.folder import NotSaved, commit, recover, sweep
+from ..checkpoint.folder import NotSaved, commit, recover, remove, sweep
 from ..checkpoint.huggingface import save_model
 from ..checkpoint.tensors import load_tensors
 from ..errors import Refused
 from ..hardware import DtypeChoice, EnergyMeter, Hardware
 from ..model.build import Model
-from ..settings import Every, TrainSettings
+from ..settings import Every, TrainSettings, format_time
 from . import held_out, inside, ledger, memory, non_finite, state
 from .budget import Budget, Clock
 from .card import model_card
@@ -389,6 +389,12 @@ class Milestones:
 
     # ---- saving
 
+    def keep_full_rate(self) -> None:
+        """Save before the rate falls: from here the run can be given another limit."""
+        self.position.full_rate = self.position.step
+        weights = state.gather(self.model, self.optimizers, self.world)
+        self._commit(lambda: self._write_checkpoint(weights))
+
     def _save(self) -> None:
         """Commit a checkpoint and the model folder, so that a run killed later leaves a model that can be
         used."""
@@ -466,25 +472,37 @@ class Milestones:
                 self._evaluate(self._along)  # whether the last weights are the best
             if self.chosen is None and not (self.best and self._along.whole):
                 self._evaluate(self.at_end)
-            if self.chosen is None and self.world.is_first:
-                shutil.rmtree(self.folder.best, ignore_errors=True)
+            if self.best is not None and self.chosen is None and self.world.is_first:
+                remove(self.folder.best)
         self._choose()
         if not interrupted:
             self._sample()
         if saved:
             self._commit(lambda: self._write_model(weights))
-        self.report("end", self.position.step, interrupted=interrupted, elapsed=self.clock.elapsed(),
-                    tokens=self.position.tokens, weights_sha256=self.fingerprint)  # fmt: skip
+        score, seconds = self.score, self.clock.elapsed()
+        result: dict[str, Any] = {
+            "loss": score.loss if score else None, "bits_per_byte": score.bits_per_byte if score else None,
+            "sentence": self.sentence, "tokens": self.position.tokens, "weights_sha256": self.fingerprint,
+        }  # fmt: skip
+        self.report("end", self.position.step, interrupted=interrupted, elapsed=seconds, unit=self.task.unit,
+                    unsaved=self.unsaved, **result)  # fmt: skip
         self._draw()
         if self.unsaved:
             raise NotSaved(self.unsaved)
-        score = self.score
         return Run(
-            folder=self.folder.path, step=self.position.step, tokens=self.position.tokens,
-            loss=score.loss if score else None, bits_per_byte=score.bits_per_byte if score else None,
-            references=self.lines,
-            sentence=self.sentence,
+            folder=self.folder.path, step=self.position.step, **result, references=self.lines,
             prompt=self.written[0], sample=self.written[1], task=self.task.name, unit=self.task.unit,
-            seconds=self.clock.elapsed(),
-            weights_sha256=self.fingerprint, interrupted=interrupted,
+            seconds=seconds, interrupted=interrupted,
+            soon=self._soon() if interrupted else "",
         )  # fmt: skip
+
+    def _soon(self) -> str:
+        """The limit that ends a run after a tenth more, where its rate has not fallen yet."""
+        position, budget = self.position, self.budget
+        if position.full_rate is not None or self.settings.optim.schedule != "wsd":
+            return ""
+        if budget.steps is not None:
+            steps = position.step + math.ceil(position.step / 10)
+            return f"--steps {steps}" if steps < budget.steps else ""
+        seconds = 5 * math.ceil((1.1 * position.elapsed + self.reserve) / 5)
+        return f"--budget {format_time(seconds)}" if seconds < (budget.time or 0) else ""

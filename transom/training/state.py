@@ -20,7 +20,7 @@ from ..checkpoint.folder import commit, latest, recover, retain, sweep, verify
 from ..checkpoint.tensors import load_tensors, save_tensors
 from ..errors import Refused
 from ..model.build import Model
-from ..settings import TrainSettings
+from ..settings import LIMITS, TrainSettings
 from .held_out import Best, Score
 from .non_finite import assert_finite
 from .optimizers import Optimizers, whole
@@ -44,6 +44,10 @@ class Position:
     """Seconds that had been spent before the first step."""
     step_seconds: float = 0.0
     """A running average of the time of a step."""
+    full_rate: int | None = None
+    """The step after which the rate began to fall; the checkpoint of that step is kept (`more_time`)."""
+    since: float = 0.0
+    """Of its budget."""
     learned: float | None = None
     """A running average of the loss on what is learned from."""
     joules: float = 0.0
@@ -84,15 +88,23 @@ def gather_model(model: Model, world: World) -> dict[str, Tensor]:
     return {name: whole(weight) for name, weight in model.state_dict().items()}
 
 
+def at_step(checkpoints: Path, step: int | None) -> Path:
+    """Where the checkpoint of a step lies."""
+    return checkpoints / f"step-{step or 0:06d}"
+
+
 def save(checkpoints: Path, weights: Weights, position: Position, keep: int) -> Path:
-    """Commit a checkpoint as step-NNNNNN and keep the newest `keep`. Raises `Refused`, `NotSaved`."""
+    """Commit a checkpoint as step-NNNNNN and keep the newest `keep`, among them the last at the full rate.
+
+    Raises `Refused`, `NotSaved`.
+    """
     assert_finite(weights.model)
-    path = checkpoints / f"step-{position.step:06d}"
+    path = at_step(checkpoints, position.step)
     with commit(path) as folder:
         save_tensors(folder / WEIGHTS, weights.model, {})
         save_tensors(folder / OPTIMIZER, weights.optimizer, {})
         (folder / POSITION).write_text(json.dumps(asdict(position), indent=1, sort_keys=True))
-    retain(checkpoints, keep)
+    retain(checkpoints, keep, spare=at_step(checkpoints, position.full_rate).name)
     return path
 
 
@@ -180,8 +192,8 @@ def load_optimizer(path: Path, optimizers: Optimizers) -> None:
     optimizers.load_state(load_tensors(path / OPTIMIZER))
 
 
-COMPARED_BY_CONTENT = frozenset({"data.source", "data.field", "batch.micro"})
-"""The data by its hash; the micro-batch is the checkpoint's own."""
+COMPARED_OTHERWISE = frozenset({"data.source", "data.field", "batch.micro", *LIMITS})
+"""The data by its hash; the micro-batch is the checkpoint's own; limits by `more_time`."""
 
 
 def check_unchanged(position: Position, settings: TrainSettings, data_hash: str, tokenizer_hash: str) -> None:
@@ -201,7 +213,7 @@ def check_unchanged(position: Position, settings: TrainSettings, data_hash: str,
             f"batch.micro is {settings.batch.micro}, but the run began with {position.micro}; leave it out"
         )
     now = settings.identity()
-    for name in sorted((now.keys() | position.settings.keys()) - COMPARED_BY_CONTENT):
+    for name in sorted((now.keys() | position.settings.keys()) - COMPARED_OTHERWISE):
         if now.get(name) != position.settings.get(name):
             raise Refused(
                 f"{name} is {now.get(name)}, but the run was begun with {position.settings.get(name)}; "
