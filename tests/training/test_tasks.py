@@ -117,7 +117,7 @@ def test_a_classifier_learns_its_classes_and_a_translator_of_them_can_begin_ther
 def test_the_load_of_experts_is_told_and_kept_even(tiny: Tiny) -> None:
     run = train(
         tiny(
-            steps=60,
+            steps=120,
             model__experts=4,
             model__max_len=32,
             model__dropout=0.0,
