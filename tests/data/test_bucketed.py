@@ -69,6 +69,7 @@ def test_epochs_differ_and_batches_are_even_and_little_is_padding() -> None:
     assert abs(np.corrcoef(longest, np.arange(200))[0, 1]) < 0.3, "short and long batches in turns"
 
 
+@pytest.mark.alone
 def test_a_million_examples_are_ordered_in_about_a_second() -> None:
     lengths = np.random.default_rng(0).integers(5, 80, (1_000_000, 2))
     order = Bucketed(lengths, 4096)

@@ -203,6 +203,7 @@ def test_to_and_split_keep_counts(file: TokenFile) -> None:
     assert [len(part.tokens) for part in batch.split(4)] == [4, 2]
 
 
+@pytest.mark.alone
 def test_a_batch_is_fast(tmp_path: Path) -> None:
     windows = Windows(corpus(tmp_path, [3000] * 500, vocab_size=4096), 256)
     windows.batch(0, 64)

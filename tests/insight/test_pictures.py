@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import re
 import struct
 import zlib
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 from transom.data.tokenizer import train_tokenizer
 from transom.errors import Refused
-from transom.insight import figures
+from transom.insight import attention_figures, figures
 from transom.insight.ablation import ablate
 from transom.insight.attribution import attribute
 from transom.insight.essentials import essentials
@@ -27,6 +28,7 @@ from transom.insight.gradients import gradient_flow, token_gradients
 from transom.insight.html import Markup, Picture, document, readable, tag, visible
 from transom.insight.lens import logit_lens
 from transom.insight.look import look
+from transom.insight.reading import WORDS
 from transom.insight.routing import routing
 from transom.insight.surprise import surprise
 from transom.insight.svg import arcs, curves, heat, panes, png, shrunk
@@ -191,9 +193,9 @@ def small(tokenizer: Any, **more: Any) -> Any:
 
 
 KINDS = {
-    "decoder": ({}, ["How likely", "Heads", "each layer", "Why", "gradient", "hangs on"]),
-    "experts": ({"experts": Experts(4, 2, 24)}, ["How likely", "Heads", "Which experts"]),
-    "lstm": ({"cell": "lstm"}, ["How likely", "each layer", "hangs on"]),
+    "decoder": ({}, ["How likely", "All 8 heads", "head 3", "each layer", "What “", "gradient", "hangs on"]),
+    "experts": ({"experts": Experts(4, 2, 24)}, ["How likely", "All 8 heads", "Which experts"]),
+    "lstm": ({"cell": "lstm"}, ["How likely", "each layer", "What “"]),
 }
 
 
@@ -211,15 +213,75 @@ def test_a_text_is_seen_from_every_side_that_its_model_has(kind: str, tokenizer:
     assert all(picture.caveat for picture in found.pictures)
     assert "<script>" in parts.text.replace("\n", "") or "<" in parts.text
     assert len(page.encode()) < 400_000
-    assert "keep in mind" in str(found) and "\x1b" not in str(found)
+    assert "keep in mind" in found.whole() and "\x1b" not in found.whole() + str(found)
     assert len(found.to_dict()["views"]) == len(found.pictures)
+    for sentence in [picture.finding for picture in found.pictures if picture.finding][:3]:
+        assert sentence in parts.text and parts.text.index(sentence) < parts.text.index("How to read it")
+
+
+def test_a_screen_of_a_large_model_fits_a_screen_and_the_rest_is_asked_for(tokenizer: Any):
+    model = small(tokenizer, n_layers=30, n_heads=9, n_kv_heads=3)
+    found = essentials(model, tokenizer.encode("A cat ate"), tokenizer)
+    screen, whole = str(found).splitlines(), found.whole()
+    assert len(screen) <= 45 and max(map(len, screen)) <= 110
+    assert "█" not in "".join(line for line in screen if "░" in line)  # no boxes without words
+    assert "░░ 0.25" in whole and len(whole.splitlines()) > 100
+
+
+def test_the_token_that_the_text_helped_most_is_explained_exactly(tokenizer: Any):
+    model = small(tokenizer)
+    tokens = tokenizer.encode("So <b> & naïve")
+    found = essentials(model, tokens, tokenizer)
+    view = next(view for view in found.to_dict()["views"] if view["view"] == "Attribution")
+
+    def p(read: list[int], said: int) -> float:
+        with torch.no_grad():
+            return float(model.logits(model(torch.tensor([read])))[0, -1].double().log_softmax(-1)[said])
+
+    raised = [
+        math.exp(p(tokens[:at], tokens[at])) - math.exp(p([tokens[0], tokens[at - 1]], tokens[at]))
+        for at in range(2, len(tokens))
+    ]
+    at = 2 + int(np.argmax(raised))
+    assert view["tokens"] == tokens[:at] and view["method"] == "leave_one_out"
+    without = [p(tokens[:gone] + tokens[gone + 1 : at], tokens[at]) for gone in range(at)]
+    np.testing.assert_allclose(view["scores"], p(tokens[:at], tokens[at]) - np.array(without), atol=1e-5)
+
+
+def test_scores_that_are_no_better_than_chance_are_said_first_and_drawn_grey():
+    view = {"method": "gradient_x_input", "units": [[0], [1]], "scores": [2.0, -1.0], "caveat": "c",
+            "control": {"beats_random": False, "text": "does NOT agree better than chance"}}  # fmt: skip
+    doubted = figures.attribution(view, ["a", "b"])
+    page = doubted.section()
+    assert page.count("row apart") == 2 and 'class="row"' not in page
+    assert 0 < page.index("is not known") < page.index("NOT agree") < page.index("row apart")
+    trusted = figures.attribution({**view, "control": {"beats_random": True, "text": "agrees"}}, ["a", "b"])
+    assert trusted.section().count("row apart") == 1 and "“a”" in trusted.finding
+
+
+def test_arcs_of_a_long_text_name_what_is_weighed_and_leave_out_the_rest():
+    n = 200
+    weights = np.full((n, n), 1e-4)
+    weights[150, 20], weights[150, 0] = 0.6, 0.3
+    view = {"weights": weights.tolist(), "layer": 0, "head": 0, "row": None, "kind": "self", "error": 0.0,
+            "caveat": "c"}  # fmt: skip
+    drawn = attention_figures.attention(view, [f"t{i}" for i in range(n)])
+    assert drawn.title == "Layer 0, head 0: “t150” gives “t20” 0.60 of its weight"
+    line = Parts(drawn.body.partition("<details")[0]).text
+    assert "t150 → t20: 0.600" in line and "t150 → t0: 0.300" in line and "t99" not in line
+
+
+def test_every_word_of_a_page_is_in_the_glossary():
+    glossary = (Path(__file__).parents[2] / "docs" / "glossary.md").read_text(encoding="utf-8")
+    known = {word for line in re.findall("^### (.*)$", glossary, re.M) for word in line.split(", ")}
+    assert not set(WORDS) - known
 
 
 def test_what_cannot_be_had_stands_there_with_the_reason(tokenizer: Any):
     model = small(tokenizer)
     found = essentials(model, [5], tokenizer)  # one token: there is nothing before it to take away
     titles = [picture.title for picture in found.pictures]
-    assert "Heads" in titles and not any("likely" in title or "Why" in title for title in titles)
+    assert "All 8 heads" in titles and not any("likely" in title or "hangs" in title for title in titles)
     wrong = essentials(model, [5] * 200, tokenizer)  # more than it reads
     reasons = [picture.text for picture in wrong.pictures if picture.note == "Not shown."]
     assert reasons and all("not shown: " in reason and "128" in reason for reason in reasons)
@@ -247,10 +309,10 @@ def test_a_picture_shows_itself_in_a_notebook_without_script():
 def test_a_head_is_drawn_with_its_check_and_all_heads_at_once_are_refused():
     view = {"weights": torch.eye(3).tolist(), "layer": 1, "head": 2, "row": None, "kind": "self",
             "error": 3e-7, "caveat": "c"}  # fmt: skip
-    picture = figures.attention(view, ["a", "b", "c"])
+    picture = attention_figures.attention(view, ["a", "b", "c"])
     assert "3e-7" in picture.note and isinstance(picture.body, Markup)
     with pytest.raises(Refused, match="one head"):
-        figures.attention({**view, "head": None}, ["a", "b", "c"])
+        attention_figures.attention({**view, "head": None}, ["a", "b", "c"])
 
 
 def test_every_view_shows_itself_in_a_notebook_without_script(tokenizer: Any):

@@ -19,6 +19,10 @@ from transom.lab.equal_size import TOLERANCE, count, equal_width
 from transom.model.build import build
 from transom.settings import TrainSettings, load
 from transom.training.architecture import model_config
+from transom.training.folder import RunFolder
+from transom.training.parallelism import World
+from transom.training.report import Report
+from transom.training.tasks import prepare_task
 
 
 @pytest.fixture(autouse=True)
@@ -54,15 +58,22 @@ def small_model() -> Any:
     return config_at
 
 
-def test_counting_leaves_out_the_tables_and_nothing_else(small_model: Any) -> None:
+def test_counted_is_what_multiplies_a_tied_head_too(small_model: Any) -> None:
     for kind in ("decoder", "lstm", "encoder-decoder"):
         config = small_model(kind, 64)
-        model = build(config)
-        tables = model.embed.weight.numel() + (config.vocab_size if config.head_bias else 0)
-        assert count(config) == model.n_parameters - tables
-        assert count(config) == count(config.with_(vocab_size=5000))
-    untied = small_model("decoder", 64).with_(tie_embeddings=False)
-    assert count(untied) == count(small_model("decoder", 64))
+        assert count(config) == build(config).n_parameters
+        assert count(config.with_(tie_embeddings=False)) == count(config)
+    learned = small_model("decoder", 64).with_(position="learned", qk_norm=False)
+    assert count(learned) == build(learned).n_parameters - 64 * learned.max_len
+
+
+def test_members_of_equal_size_have_equal_totals_whoever_is_first(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    names = ["rnn", "decoder", "lstm", "decoder+experts"]
+    plans, _ = plan_members(names, {**tiny, "model.dim": 256}, "tokens", "2k", tmp_path / "out", "parameters")
+    totals = [build(plan.config).n_parameters for plan in plans]
+    assert max(totals) <= (1 + TOLERANCE) * totals[0] and min(totals) >= (1 - TOLERANCE) * totals[0]
 
 
 @pytest.mark.parametrize("kind", ["rnn", "lstm", "gru", "encoder-decoder", "decoder"])
@@ -99,7 +110,7 @@ def test_members_are_trained_alike_and_stand_in_one_table(tiny: dict[str, Any], 
         score=lambda folder: {"letters": float(len(folder.name))},
     )  # fmt: skip
     assert [outcome.name for outcome in found.outcomes] == ["decoder", "lstm", "decoder+experts"]
-    sizes = [outcome.besides_embeddings for outcome in found.outcomes]
+    sizes = [outcome.multiplied for outcome in found.outcomes]
     assert max(sizes) <= (1 + TOLERANCE) * sizes[0] and min(sizes) >= (1 - TOLERANCE) * sizes[0]
     assert {outcome.tokens for outcome in found.outcomes} == {2048}
     assert {outcome.steps for outcome in found.outcomes} == {8}
@@ -130,6 +141,10 @@ def test_a_plan_shares_data_seed_and_steps(tiny: dict[str, Any], tmp_path: Path)
         assert plans[0].settings[name] == plans[1].settings[name] is not None
     assert plans[0].settings["budget"] == 60 and plans[0].settings["seed"] == 5
     assert [plan.config.cell for plan in plans] == ["gru", "rnn"]
+    feeds = [prepare_task(plan.settings, RunFolder(tmp_path / plan.name), World(), Report(False)).feed
+             for plan in plans]  # fmt: skip
+    for step in (0, 7):
+        assert torch.equal(feeds[0].batch(step).tokens, feeds[1].batch(step).tokens)
     again = config_of(plans[0].settings, plans[1].config)
     assert again == plans[0].config
 

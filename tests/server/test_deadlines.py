@@ -14,6 +14,8 @@ import pytest
 
 from tests.server.conftest import Running, serving
 
+pytestmark = pytest.mark.alone
+
 SHORT = {"deadlines.header": 0.6, "deadlines.body": 0.8, "deadlines.idle": 0.5, "deadlines.reader": 0.7}
 HEAD = (
     b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"

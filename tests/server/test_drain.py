@@ -19,6 +19,8 @@ from typing import Any
 import httpx
 import pytest
 
+pytestmark = pytest.mark.alone
+
 LONG = {
     "model": "crow",
     "prompt": "The crow",

@@ -35,6 +35,8 @@ from transom.server.remembering import FactBody, RecallBody, SwitchBody
 from transom.server.tool_calls import HERMES, LLAMA, MISTRAL
 from transom.server_settings import LimitSettings
 
+pytestmark = pytest.mark.alone
+
 BODIES = {path: body for path, (body, *_) in POSTS.items()} | {
     "/memory": FactBody, "/memory/recall": RecallBody, "/memory/switch": SwitchBody,
 }  # fmt: skip

@@ -310,7 +310,7 @@ def test_the_context_is_filled_to_the_last_token(http: httpx.Client, room: int):
     if room < 0:
         error = checked(response, 400)
         assert (
-            error["code"] == "context_length_exceeded"
+            (error["code"], error["param"]) == ("context_length_exceeded", "prompt")
             and "250" in error["message"]
             and "256" in error["message"]
         )

@@ -91,6 +91,8 @@ def test_a_crowd_is_answered_or_told_to_come_again(folders: dict[str, Path]):
 
 PROBE = """
 import http.client, json, select, sys, time
+
+pytestmark = pytest.mark.alone
 wire, times = http.client.HTTPConnection(sys.argv[1], timeout=60), []
 while not select.select([sys.stdin], [], [], 0.02)[0]:
     began = time.perf_counter()

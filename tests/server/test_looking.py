@@ -104,6 +104,7 @@ def test_what_a_token_hangs_on_is_graded(http: httpx.Client, chat: dict[str, Any
     found = ask(http, chat, "gradient", token=place)
     assert len(found["scores"]) == place and len(found["flow"]) == 3
     assert "rank correlation with exact removal" in found["control"] and "random" in found["control"]
+    assert found["trusted"] == ("does NOT agree" not in found["control"])
 
 
 def test_without_a_head_the_answer_is_less_or_more_likely(http: httpx.Client, chat: dict[str, Any]):

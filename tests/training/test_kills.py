@@ -18,6 +18,8 @@ from transom.training.loop import train
 
 from .conftest import Tiny
 
+pytestmark = pytest.mark.alone
+
 STEPS = 40
 
 

@@ -7,9 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from transom.model.build import build
 from transom.model.config import ModelConfig
 from transom.model.transformer import Transformer
-from transom.settings import OptimSettings
+from transom.settings import ModelSettings, OptimSettings
+from transom.training.architecture import CAN, model_config
 from transom.training.muon import Muon, orthogonalize, orthogonalize_plain
 from transom.training.optimizers import Optimizers, Rates
 
@@ -57,14 +59,47 @@ def test_a_step_of_muon_is_what_its_formula_says() -> None:
         torch.testing.assert_close(weight.detach(), expected, rtol=2e-3, atol=2e-3)
 
 
-def test_every_weight_has_one_optimizer() -> None:
-    net = model()
-    parts = Optimizers(net, OptimSettings(), Rates(1e-3, 1e-2)).parts
-    members = [id(w) for part in parts for group in part.param_groups for w in group["params"]]
-    assert sorted(members) == sorted(id(w) for w in net.parameters())
-    muon = {id(w) for group in parts[0].param_groups for w in group["params"]}
-    names = {name for name, w in net.named_parameters() if id(w) in muon}
-    assert names and all(name.startswith("layers.") and "proj" in name for name in names)
+ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+PLAIN, GATED = ATTENTION | {"up_proj", "down_proj"}, ATTENTION | {"gate_proj", "up_proj", "down_proj"}
+RECURRENT = {"weight_ih_l0", "weight_hh_l0"}
+LOOKS_BACK = RECURRENT | {"bridge", "q_proj", "k_proj", "mix_proj"}
+TABLES = {"embed", "position_embed", "segment_embed"}
+MOVED_BY: dict[tuple[str, str, int], tuple[set[str], set[str]]] = {
+    ("decoder", "lm", 0): (GATED, {"embed"}),
+    ("decoder", "lm", 4): (GATED, {"embed", "router"}),
+    ("encoder", "mlm", 0): (PLAIN | {"dense"}, TABLES),
+    ("encoder", "classify", 0): (PLAIN | {"dense"}, TABLES | {"out"}),
+    ("encoder", "embed", 0): (PLAIN, TABLES),
+    ("encoder-decoder", "translate", 0): (PLAIN, {"embed"}),
+} | {
+    (cell, task, 0): (LOOKS_BACK, {"embed", "score_proj"}) if task == "translate" else (RECURRENT, {"embed"})
+    for cell in ("rnn", "lstm", "gru")
+    for task in CAN[cell]
+}
+"""What Muon moves of each member, and what of two dimensions AdamW moves, by the part's name."""
+
+
+def test_the_table_names_every_member_and_task() -> None:
+    assert {(kind, task) for kind, task, _ in MOVED_BY} == {(k, task) for k in CAN for task in CAN[k]}
+
+
+@pytest.mark.parametrize(("kind", "task", "experts"), MOVED_BY)
+def test_muon_moves_every_matrix_and_adamw_the_rest(kind: str, task: str, experts: int) -> None:
+    asked = ModelSettings(kind=kind, dim=32, n_layers=2, max_len=8, experts=experts)  # type: ignore[arg-type]
+    labels = ("a", "b") if task == "classify" else ()
+    with torch.device("meta"):
+        net = build(model_config(asked, 50, task, labels, pad_id=0, eos_id=1, start_id=0))
+    muon, adamw = Optimizers(net, OptimSettings(), Rates(1e-3, 1e-2)).parts
+    of = {
+        part: [weight for group in part.param_groups for weight in group["params"]] for part in (muon, adamw)
+    }
+    assert sorted(map(id, of[muon] + of[adamw])) == sorted(map(id, net.parameters()))
+    names = {
+        id(weight): name.removesuffix(".weight").split(".")[-1] for name, weight in net.named_parameters()
+    }
+    matrices, tables = MOVED_BY[kind, task, experts]
+    assert {names[id(weight)] for weight in of[muon]} == matrices
+    assert {names[id(weight)] for weight in of[adamw] if weight.ndim > 1} == tables
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw"])

@@ -7,8 +7,10 @@ experts); a view that applies and cannot be had stands there with the reason. Re
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +19,27 @@ from torch import nn
 
 from ..errors import Refused
 from ..model.experts import routers
-from . import figures
+from . import attention_figures, figures
 from .attribution import attribute
 from .gradients import gradient_flow, token_gradients
-from .html import Markup, Picture, readable, tag, visible, write
+from .html import Picture, quoted, readable, tag, visible, write
 from .lens import logit_lens
 from .look import Seen, look
 from .question import device_of, hidden_of
+from .reading import OF_TEXT, found, opening
 from .routing import routing
-from .surprise import surprise
+from .surprise import Surprise, surprise, unaided
 from .view import plain
 
 MANY = 128
 """Of a longer text the map of gradients is left out: it costs a backward pass for every token."""
+READ, TRIED = 8192, 64
+"""To see what an answer hangs on, so many of the last tokens are taken away, a forward pass each, that no
+more than READ are read in all."""
+WIDTH = 98
+"""Characters of a line of a terminal that sentences take."""
 DRAWN = 3
-"""Heads that are drawn large."""
+"""Heads that are drawn large; of the second and third kind of attention one."""
 
 
 @dataclass
@@ -63,6 +71,11 @@ class Text:
         """Whether each token was predicted from those before it."""
         return getattr(self.config, "kind", "decoder") != "encoder" and len(self.tokens) > 1
 
+    @cached_property
+    def surprise(self) -> Surprise:
+        """How likely each token was."""
+        return surprise(self.model, self.tokens, source=self.source)
+
 
 @dataclass(frozen=True)
 class Look:
@@ -72,23 +85,34 @@ class Look:
     lead: str
     pictures: list[Picture]
     views: list[dict[str, Any]]
+    how: Sequence[str] = OF_TEXT
+    """How the pictures are read, a line each."""
     path: Path | None = None
 
     def __str__(self) -> str:
-        parts = [self.title, *(str(picture) for picture in self.pictures if not picture.folded)]
-        return "\n\n".join(parts + ([f"pictures: {self.path}"] if self.path else []))
+        """A screen of it."""
+        parts = [f"{picture.title}\n{picture.brief}" for picture in self.pictures if picture.brief]
+        return self._told(parts, "what each picture does not show, and all numbers: --all")
+
+    def whole(self) -> str:
+        """All of it, as text."""
+        return self._told([str(picture) for picture in self.pictures])
+
+    def _told(self, parts: list[str], more: str = "") -> str:
+        wrapped = partial(textwrap.fill, width=WIDTH, initial_indent="  ", subsequent_indent="  ")
+        findings = "\n".join(wrapped(sentence) for sentence in found(self.pictures))
+        end = [f"pictures: {self.path}"] if self.path else []
+        end += [more] if more else []
+        top = [self.title] + (["What it found\n" + findings] if findings else [])
+        return "\n\n".join([*top, *parts, "\n".join(end)]).rstrip()
 
     def to_dict(self) -> dict[str, Any]:
         return {"title": self.title, "file": str(self.path) if self.path else None, "views": self.views}
 
     def save(self, path: str | os.PathLike[str]) -> Look:
         """Write the page; the same look, that knows where it lies."""
-        return Look(
-            self.title,
-            self.lead,
-            self.pictures,
-            self.views,
-            write(path, self.title, self.pictures, self.lead),
+        return replace(
+            self, path=write(path, self.title, self.pictures, self.lead, opening(self.pictures, self.how))
         )
 
 
@@ -108,9 +132,8 @@ def essentials(
                 pictures.append(picture)
                 views.append(view)
         except Refused as refused:
-            pictures.append(
-                Picture(name, tag("p", str(refused)), f"  not shown: {refused}", "", "Not shown.")
-            )
+            reason = f"  not shown: {refused}"
+            pictures.append(Picture(name, tag("p", str(refused)), reason, "", "Not shown.", brief=reason))
     read = "".join(
         visible(word) if not word.isprintable() else word for word in text.words(text.source or text.tokens)
     )
@@ -122,7 +145,7 @@ Drawn = Iterator[tuple[Picture, dict[str, Any]]]
 
 def _surprise(text: Text) -> Drawn:
     if text.predicts:
-        view = surprise(text.model, text.tokens, source=text.source).to_dict()
+        view = text.surprise.to_dict()
         yield figures.surprise(view, text.words(text.tokens)), view
 
 
@@ -136,21 +159,23 @@ def _attention(text: Text) -> Drawn:
 
 
 def _heads(text: Text, seen: Seen, kind: str) -> Drawn:
-    """The grid, and the heads of it that say most."""
+    """The heads that say most, and the grid of all."""
     grid = seen.heads(kind=kind)
     view = grid.to_dict()
-    small = [seen.thumbnails(layer, 24, kind=kind).numpy() for layer in grid.layers]
-    which = {"self": "", "cross": ", from what is written to the source", "encoder": ", within the source"}[
-        kind
-    ]
-    drawn = figures.heads(view, small)
-    yield _called(drawn, f"{drawn.title}{which}"), view
+    which = {"self": "", "cross": " (from what is written to the source)", "encoder": " (within the source)"}
     queries = text.words(text.source or () if kind == "encoder" else text.tokens)
     keys = text.words(text.source or ()) if kind == "cross" else None
-    for layer, head in _telling(view)[:DRAWN]:
-        found = seen.attention(layer, head, kind=kind).to_dict()
-        picture = figures.attention(found, queries, keys)
-        yield _called(picture, f"{picture.title}{which if kind == 'encoder' else ''}", folded=True), found
+    titles = []
+    for layer, head in _telling(view)[: DRAWN if kind == text.kinds[0] else 1]:
+        looked = seen.attention(layer, head, kind=kind).to_dict()
+        picture = attention_figures.attention(looked, queries, keys)
+        titles.append(picture.title)
+        yield picture, looked
+    small = [seen.thumbnails(layer, 24, kind=kind).numpy() for layer in grid.layers]
+    drawn = attention_figures.heads(view, small)
+    said = "\n".join([*(f"  {title}" for title in titles), drawn.brief]).rstrip()
+    yield replace(drawn, title=f"{drawn.title}{which[kind]}", folded=True, brief=said,
+                  finding=f"{drawn.finding} Among the sharpest: l{titles[0][1:]}.".strip()), view  # fmt: skip
 
 
 def _telling(view: dict[str, Any]) -> list[tuple[int, int]]:
@@ -185,22 +210,32 @@ def _lens(text: Text) -> Drawn:
 
 
 def _why(text: Text) -> Drawn:
-    """What the model would say next, and what that hangs on."""
-    if not text.predicts:
+    """The token whose probability the text before it raised most, and what that hangs on."""
+    if not text.predicts or len(text.tokens) < 3:
         return
-    found = attribute(text.model, text.tokens, source=text.source)
-    view = found.to_dict()
-    picture = figures.attribution(view, text.words(found.tokens))
-    said = text.words([int(found.question.split()[1])])[0]
-    yield _called(picture, f"Why {visible(said)} comes next"), view
-    flow = gradient_flow(text.model, text.tokens, source=text.source).to_dict()
-    yield _called(figures.gradient_flow(flow, text.words(text.tokens)), folded=True), flow
+    whole = text.surprise.logprob[1:].exp()
+    alone = unaided(text.model, text.tokens, text.source).exp()
+    most = int((whole - alone).argmax())
+    read, target = text.tokens[: most + 2], text.tokens[most + 2]
+    n_read = len(text.source or read)
+    first = n_read - max(1, min(TRIED, READ // n_read, n_read))
+    view = attribute(text.model, read, target, method="leave_one_out", source=text.source,
+                     units=[(place,) for place in range(first, n_read)]).to_dict()  # fmt: skip
+    picture = figures.attribution(view, text.words(view["tokens"]))
+    word, start, last = (quoted(one) for one in text.words([target, read[0], read[-1]]))
+    rest = "The rest of the text before it" if text.source is None else "The source"
+    alone_p, whole_p = figures.percent(float(alone[most])), figures.percent(float(whole[most]))
+    helped = f"{rest} helped {word} most: {alone_p} after {start} and {last} alone, {whole_p} with it. "
+    asked = "" if not first else f", of the {n_read - first} tokens before it"
+    yield replace(picture, title=f"What {word} hangs on{asked}", finding=helped + picture.finding), view
+    flow = gradient_flow(text.model, read, target=target, source=text.source).to_dict()
+    yield replace(figures.gradient_flow(flow, text.words(read)), folded=True), flow
 
 
 def _between(text: Text) -> Drawn:
     if text.predicts and text.source is None and len(text.tokens) <= MANY:
         view = token_gradients(text.model, text.tokens).to_dict()
-        yield _called(figures.token_gradients(view, text.words(text.tokens)), folded=True), view
+        yield replace(figures.token_gradients(view, text.words(text.tokens)), folded=True), view
 
 
 def _experts(text: Text) -> Drawn:
@@ -211,29 +246,23 @@ def _experts(text: Text) -> Drawn:
 
 SIDES: tuple[tuple[str, Callable[[Text], Drawn]], ...] = (
     ("How likely each token was", _surprise),
+    ("What a token hangs on", _why),
     ("Heads", _attention),
     ("What each layer would have said", _lens),
-    ("Why the next token", _why),
     ("Which earlier tokens each token hangs on", _between),
     ("Which experts were asked", _experts),
 )
 """What a look is made of, in order."""
 
 
-def _called(picture: Picture, title: str | None = None, folded: bool = False) -> Picture:
-    return Picture(
-        title or picture.title, Markup(picture.body), picture.text, picture.caveat, picture.note, folded
-    )
-
-
 def _map_alone(view: dict[str, Any]) -> Picture:
     """A map that knows no tokens: by their places."""
     if view["head"] is None:
-        return figures.layer_of_heads(view)
+        return attention_figures.layer_of_heads(view)
     rows = view["weights"] if view["row"] is None else [view["weights"]]
     n_queries = len(rows) if view["row"] is None else 1 + view["row"]
     places = [str(i) for i in range(max(n_queries, len(rows[0])))]
-    return figures.attention(view, places[:n_queries] if view["kind"] == "cross" else places,
+    return attention_figures.attention(view, places[:n_queries] if view["kind"] == "cross" else places,
                              places[: len(rows[0])] if view["kind"] == "cross" else None)  # fmt: skip
 
 
@@ -254,7 +283,7 @@ ALONE: dict[str, Callable[[dict[str, Any], Callable[[Sequence[int]], list[str]]]
     "TokenGradients": lambda view, words: figures.token_gradients(view, words(view["tokens"])),
     "Attribution": lambda view, words: figures.attribution(view, words(view["tokens"])),
     "AttentionMap": lambda view, words: _map_alone(view),
-    "HeadGrid": lambda view, words: figures.grid_of_heads(view),
+    "HeadGrid": lambda view, words: attention_figures.grid_of_heads(view),
     "Routing": lambda view, words: figures.routing(view),
     "Ablation": lambda view, words: figures.ablation(view),
 }

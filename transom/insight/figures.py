@@ -1,7 +1,8 @@
 """What each view looks like: from its numbers to a picture, one function for each.
 
 A picture is drawn of a view's `to_dict()` and the texts of its tokens alone, so a page, a notebook and a
-terminal show the same numbers. `essentials` looks at one text from all sides. Read next: html, svg.
+terminal show the same numbers. `essentials` looks at one text from all sides; how attention looks is in
+`attention_figures`. Read next: html, svg.
 """
 
 from __future__ import annotations
@@ -12,18 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import Refused
-from .html import Markup, Picture, tag, visible
-from .svg import arcs, curves, heat, legend, panes
-from .text import bar, bars, fitted, grid, spark
+from .html import Markup, Picture, quoted, tag, visible
+from .svg import curves, heat, legend
+from .text import bar, bars, fitted, spark
 
 LN2 = math.log(2)
-LATE = 12
+LATE = 8
 """Positions that a table of layers shows: the last ones."""
-SINK = 0.5
-"""A head with more of its weight than this on the first token is set apart."""
-NEAR = 0.5
-"""A head that gives the token before more than this is one of the previous token."""
+LAYERS = 12
+"""Layers that such a table shows at first, evenly spread."""
+FEW = 6
+"""Lines of one view that a terminal shows at first."""
 Numbers = dict[str, Any]
 
 
@@ -31,138 +31,30 @@ def surprise(view: Numbers, texts: Sequence[str]) -> Picture:
     """Probability, rank and entropy of each token; texts: of `view["tokens"]`."""
     shares = [math.exp(value) for value in view["logprob"]]
     facts = [
-        f"{_percent(p)}, rank {rank + 1}, entropy {entropy / LN2:.1f} bits"
+        f"{percent(p)}, rank {rank + 1}, entropy {entropy / LN2:.1f} bits"
         for p, rank, entropy in zip(shares, view["rank"], view["entropy"], strict=True)
     ]
     words = [tag("span", visible(texts[0]), tag("i", style="--p:0"), tag("small", "given"), class_="tok")]
     words += [
-        tag("span", visible(text), tag("i", style=f"--p:{p:.4f}"), tag("small", _percent(p)), class_="tok",
+        tag("span", visible(text), tag("i", style=f"--p:{p:.4f}"), tag("small", percent(p)), class_="tok",
             title=f"{visible(text)}: {fact}")
         for text, p, fact in zip(texts[1:], shares, facts, strict=True)
     ]  # fmt: skip
     mean = -sum(view["logprob"]) / len(shares)
-    hardest = sorted(range(len(shares)), key=lambda i: shares[i])[:3]
-    note = (f"{mean:.2f} nats a token (perplexity {math.exp(mean):,.1f}); least expected: "
-            + ", ".join(f"{visible(texts[i + 1])} ({_percent(shares[i])})" for i in hardest))  # fmt: skip
+    hardest = sorted(range(len(shares)), key=lambda i: shares[i])[:FEW]
+    least = hardest[0]
+    note = (f"{mean:.2f} nats a token, a perplexity of {math.exp(mean):,.1f}: as unsure as among so many "
+            "equally likely tokens. Under each token: what the model gave it, before it saw it.")  # fmt: skip
+    found = (
+        f"Of {len(shares)} tokens {sum(not rank for rank in view['rank'])} were its first choice; the least "
+        f"expected was {quoted(texts[least + 1])}, its choice number {view['rank'][least] + 1:,} "
+        f"({percent(shares[least])})."
+    )
+    brief = bars([texts[i + 1] for i in hardest], [shares[i] for i in hardest], [facts[i] for i in hardest])
+    brief = f"  {mean:.2f} nats a token (perplexity {math.exp(mean):,.1f}); the least expected:\n{brief}"
     text = bars(texts[1:], shares, facts)
-    return Picture(
-        "How likely each token was", tag("div", *words, class_="tokens"), text, view["caveat"], note
-    )
-
-
-def attention(view: Numbers, texts: Sequence[str], keys: Sequence[str] | None = None) -> Picture:
-    """A head's map with the arcs of its last query, or one row as arcs; keys: the words of another text."""
-    weights = np.asarray(view["weights"], dtype=np.float64)
-    if weights.ndim == 3 or view["head"] is None:
-        raise Refused("a picture shows one head; give head=, or look at heads() for all of them")
-    name = f"Layer {view['layer']}, head {view['head']}"
-    note = f"Checked: these weights give the kernel's own output to {_tiny(view['error'])}."
-    texts, keys = _seen(texts), None if keys is None else _seen(keys)
-    query = view["row"] if weights.ndim == 1 else len(weights) - 1
-    row = weights if weights.ndim == 1 else weights[-1]
-    listed = _keys(row, keys or texts, query)
-    if keys is not None:  # two texts: no line to draw arcs over
-        body = heat(np.atleast_2d(weights), texts if weights.ndim == 2 else [texts[query]], keys, label=name,
-                    top=1.0, word="of the weight")  # fmt: skip
-        return Picture(f"{name}: weights on the source", body, listed, view["caveat"], note)
-    drawn = arcs(texts, query, row.tolist(), label=f"{name}, seen from token {query}")
-    if weights.ndim == 1:
-        return Picture(f"{name}, seen from {texts[query]}", drawn, listed, view["caveat"], note)
-    whole = heat(weights, texts, texts, label=name, top=1.0, word="of the weight")
-    body = Markup(drawn + tag("div", whole, style="margin-top:20px"))
-    return Picture(f"{name}: which tokens it weighs", body, listed, view["caveat"], note)
-
-
-def layer_of_heads(view: Numbers) -> Picture:
-    """All maps of one layer, (H, L, M), or one row of each, side by side."""
-    weights = np.asarray(view["weights"], dtype=np.float64)
-    maps = [np.atleast_2d(one) for one in weights]
-    titles = [[f"layer {view['layer']}, head {head}" for head in range(len(maps))]]
-    body = panes(
-        [maps], titles, [[False] * len(maps)], label=f"heads of layer {view['layer']}", first=view["layer"]
-    )
-    text = bars([f"head {h}" for h in range(len(maps))], [float(one.max()) for one in maps],
-                [f"largest weight {one.max():.2f}" for one in maps])  # fmt: skip
-    note = f"Checked: these weights give the kernel's own output to {_tiny(view['error'])}."
-    return Picture(f"Layer {view['layer']}, all heads", body, text, view["caveat"], note)
-
-
-def grid_of_heads(view: Numbers) -> Picture:
-    """The figures of all heads, each as a map of layers by heads."""
-    rows = [f"layer {layer}" for layer in view["layers"]]
-    maps = []
-    for name, values in view["figures"].items():
-        columns = [str(head) for head in range(len(values[0]))]
-        drawn = heat(np.asarray(values)[::-1], rows[::-1], columns, label=name,
-                     size=220, word=name)  # fmt: skip
-        maps.append(
-            tag("figure", tag("figcaption", f"{name}: {view['says'][name]}"), drawn, style="margin:0")
-        )
-    body = tag("div", *maps, style="display:flex;flex-wrap:wrap;gap:20px 32px;font-size:12.5px")
-    rests = [[value > SINK for value in layer] for layer in view["figures"]["sink"]]
-    return Picture("Heads", body, _heads_text(view, rests), view["caveat"])
-
-
-def _keys(row: np.ndarray, texts: Sequence[str], query: int) -> str:
-    order = [int(key) for key in np.argsort(-row)[:6] if row[key] >= 0.005]
-    names = [texts[key] for key in order]
-    return bars(names, [float(row[k]) for k in order], [f"{row[k]:.2f}  token {k}" for k in order])
-
-
-def heads(view: Numbers, thumbnails: Sequence[Any]) -> Picture:
-    """All heads as panes; thumbnails[layer] (H, r, c), any scale: each pane as bright as its own largest."""
-    figures = view["figures"]
-    n_layers, n_heads = np.asarray(figures["entropy"]).shape
-    cross = view["kind"] == "cross"
-
-    def said(at: int, head: int) -> str:
-        parts = [f"{name} {values[at][head]:.2f}" for name, values in figures.items()]
-        return f"layer {view['layers'][at]}, head {head}: {', '.join(parts)}"
-
-    rests = [[not cross and figures["sink"][at][h] > SINK for h in range(n_heads)] for at in range(n_layers)]
-    titles = [[said(at, head) for head in range(n_heads)] for at in range(n_layers)]
-    shown = [list(np.asarray(layer, dtype=np.float64)) for layer in thumbnails]
-    body = panes(shown, titles, rests, label=f"{n_layers} layers of {n_heads} heads")
-    table = tag("details", tag("summary", "All figures"), _figures_table(view), style="margin-top:12px")
-    n_rest = sum(map(sum, rests))
-    note = "Each pane is one head's map: rows are queries, columns what they weigh; the last layer is on top."
-    if n_rest:
-        note += f" {n_rest} of {n_layers * n_heads} rest mostly on the first token and are drawn dim."
-    return Picture("Heads", Markup(body + table), _heads_text(view, rests), view["caveat"], note)
-
-
-def _figures_table(view: Numbers) -> Markup:
-    names = list(view["figures"])
-    head = tag(
-        "thead", tag("tr", tag("th", "head"), [tag("th", n, title=view["says"].get(n, "")) for n in names])
-    )
-    rows = [
-        tag("tr", tag("th", f"{layer}.{head}"),
-            [tag("td", f"{view['figures'][name][at][head]:.3f}", class_="number") for name in names])
-        for at, layer in enumerate(view["layers"])
-        for head in range(len(view["figures"]["entropy"][at]))
-    ]  # fmt: skip
-    return tag("table", head, tag("tbody", *rows))
-
-
-def _heads_text(view: Numbers, rests: Sequence[Sequence[bool]]) -> str:
-    """Heads that do something that has a name, and a grid of how sharp each is."""
-    figures, lines = view["figures"], []
-    places = [(at, h) for at in range(len(rests)) for h in range(len(rests[at]))]
-    for name, what in (("previous", "on the token before"), ("duplicate", "on the same token elsewhere")):
-        if name in figures:
-            best = sorted(places, key=lambda place: -figures[name][place[0]][place[1]])[:3]
-            named = [f"{view['layers'][at]}.{h} {figures[name][at][h]:.2f}" for at, h in best]
-            lines.append(f"  most weight {what}: " + ", ".join(named))
-    peaks = np.asarray(figures["peak"])
-    rows = grid(peaks)
-    lines.append(
-        "  largest weight of each head (a row is a layer, the last on top; * rests on the first token):"
-    )
-    for at in reversed(range(len(rows))):
-        marks = "".join("* " if rest else "  " for rest in rests[at])
-        lines.append(f"  {view['layers'][at]:>3} {rows[at]}  {marks.rstrip()}")
-    return "\n".join(line.rstrip() for line in lines)
+    return Picture("How likely each token was", tag("div", *words, class_="tokens"), text, view["caveat"],
+                   note, finding=found, brief=brief)  # fmt: skip
 
 
 def lens(view: Numbers, texts: Sequence[str], words: Callable[[int], str]) -> Picture:
@@ -171,6 +63,7 @@ def lens(view: Numbers, texts: Sequence[str], words: Callable[[int], str]) -> Pi
     first = max(0, len(at) - LATE)
     places = range(first, len(at))
     n_layers = len(view["top"])
+    few = {round(i * (n_layers - 1) / (LAYERS - 1)) for i in range(LAYERS)}
     head = tag("tr", tag("th", "after layer"), [tag("th", visible(texts[at[i]])) for i in places])
     names = ["before any", *map(str, range(n_layers - 1))]
     rows = []
@@ -179,13 +72,18 @@ def lens(view: Numbers, texts: Sequence[str], words: Callable[[int], str]) -> Pi
         for i in places:
             p, word = math.exp(view["logprob"][layer][i][0]), visible(words(view["top"][layer][i][0]))
             far = view["divergence"][layer][i]
-            title = ", ".join(f"{visible(words(t))} {_percent(math.exp(lp))}" for t, lp in
+            title = ", ".join(f"{visible(words(t))} {percent(math.exp(lp))}" for t, lp in
                               zip(view["top"][layer][i], view["logprob"][layer][i], strict=True))  # fmt: skip
-            cells.append(tag("td", tag("code", word), tag("small", f"{_percent(p)} · {far:.1f}"),
+            cells.append(tag("td", tag("code", word), tag("small", f"{percent(p)} · {far:.1f}"),
                              style=f"--p:{p:.3f}", title=title))  # fmt: skip
         rows.append(tag("tr", tag("th", names[layer]), cells))
-    body = tag("table", tag("thead", head), tag("tbody", *rows))
+    shown = [row for layer, row in zip(reversed(range(n_layers)), rows, strict=True) if layer in few]
+    body = tag("table", tag("thead", head), tag("tbody", *shown))
+    if len(shown) < n_layers:
+        every = tag("table", tag("thead", head), tag("tbody", *rows))
+        body = Markup(body + tag("details", tag("summary", f"All {n_layers - 1} layers"), every))
     last = len(at) - 1
+    firsts = [words(view["top"][layer][last][0]) for layer in range(n_layers)]
     lines = [
         f"  {names[layer]:>10}  {fitted(words(view['top'][layer][last][0]), 14)} "
         f"{bar(math.exp(view['logprob'][layer][last][0]), 12)} {view['divergence'][layer][last]:6.2f}"
@@ -194,9 +92,30 @@ def lens(view: Numbers, texts: Sequence[str], words: Callable[[int], str]) -> Pi
     text = "\n".join([f"  after {visible(texts[at[last]])}: first choice, its probability, nats "
                       "from the end", *lines])  # fmt: skip
     note = (
-        "Under each first choice: its probability, and how far the reading is from the final answer in nats."
+        "A row is a layer, the last on top; under each token of the text stands what would come after it. "
+        "Below each first choice: its probability, and how far the reading is from the final answer in nats."
     )
-    return Picture("What each layer would have said", body, text, view["caveat"], note)
+    return Picture("What each layer would have said", body, text, view["caveat"], note, wide=True,
+                   finding=_settled(firsts, names), brief=f"  after {visible(texts[at[last]])}:\n"
+                   + _runs(firsts, names))  # fmt: skip
+
+
+def _settled(firsts: Sequence[str], names: Sequence[str]) -> str:
+    """From which layer on the first choice is the final one; firsts: of each layer, from below."""
+    since = next(i for i in range(len(firsts)) if len(set(firsts[i:])) == 1)
+    where = f"from layer {names[since]} on (of 0 to {names[-1]})" if since else "before any layer has worked"
+    return f"What it would say next, {quoted(firsts[-1])}, is the first choice {where}."
+
+
+def _runs(firsts: Sequence[str], names: Sequence[str]) -> str:
+    """Layers whose first choice is the same, as one line; the last on top."""
+    lines, end = [], len(firsts) - 1
+    while end >= 0 and len(lines) < FEW:
+        start = next(i for i in range(end + 1) if len(set(firsts[i : end + 1])) == 1)
+        layers = names[end] if start == end else f"{names[start]} to {names[end]}"
+        lines.append(f"  {'layer ' if start else '':<6}{layers:<10} {visible(firsts[end])}")
+        end = start - 1
+    return "\n".join(lines + ([f"  below: {end + 1} more"] if end >= 0 else []))
 
 
 def gradient_flow(view: Numbers, texts: Sequence[str]) -> Picture:
@@ -245,23 +164,41 @@ def token_gradients(view: Numbers, texts: Sequence[str]) -> Picture:
 
 
 def attribution(view: Numbers, texts: Sequence[str]) -> Picture:
-    """What each unit does for the answer, with the grade."""
+    """What each unit does for the answer, its grade first; scores that earned none are drawn in grey."""
     units = [_joined(texts, unit) for unit in view["units"]]
-    scores = view["scores"]
+    scores, grade, method = view["scores"], view["control"], view["method"].replace("_", " ")
+    trusted = grade is None or grade["beats_random"]
     most = max((abs(score) for score in scores), default=0.0) or 1.0
     order = sorted(range(len(units)), key=lambda i: -abs(scores[i]))[:16]
     rows = [
         tag("div", tag("code", visible(units[i])), tag("i", style=f"--p:{abs(scores[i]) / most:.4f}"),
-            tag("span", f"{scores[i]:+.3g}"), class_="row apart" if scores[i] < 0 else "row")
+            tag("span", f"{scores[i]:+.3g} nats"),
+            class_="row" if trusted and scores[i] >= 0 else "row apart")
         for i in order
     ]  # fmt: skip
     text = bars([units[i] for i in order], [abs(scores[i]) / most for i in order],
-                [f"{scores[i]:+.3g}" for i in order])  # fmt: skip
-    grade = view["control"]
-    note = _sentence(grade["text"] if grade else "exact: each was taken away and the model asked again")
-    title = f"What it hangs on, by {view['method'].replace('_', ' ')}"
-    return Picture(title, tag("div", *rows, class_="rows"),
-                   text, view["caveat"], note)  # fmt: skip
+                [f"{scores[i]:+.3g} nats" for i in order])  # fmt: skip
+    note = _sentence(grade["text"]) if grade else (
+        "Exact: each was taken away and the model asked again. The number is what its "
+        "log-probability loses without it, in nats (0.69 is a factor of 2); grey is a gain."
+    )  # fmt: skip
+    found = _hangs_on(units, scores, grade, method)
+    brief = "\n".join(text.split("\n")[:FEW]) if trusted else f"  {found}"
+    return Picture(f"What it hangs on, by {method}", tag("div", *rows, class_="rows"), text, view["caveat"],
+                   note, finding=found, brief=brief)  # fmt: skip
+
+
+def _hangs_on(units: Sequence[str], scores: Sequence[float], grade: Numbers | None, method: str) -> str:
+    best = max(range(len(units)), key=lambda i: scores[i])
+    name, loss = quoted(units[best]), scores[best]
+    if grade is not None:
+        trusted = f"By {method} it hangs most on {name}."
+        doubted = f"What it hangs on is not known: {method} is no better than chance here."
+        return trusted if grade["beats_random"] else doubted
+    if loss <= 0:
+        return "None of these makes it more likely by being there."
+    factor = f", a factor of {math.exp(loss):,.3g}" if loss < math.log(1000) else ""
+    return f"Most of it hangs on {name}: without that it loses {loss:.2f} nats{factor}."
 
 
 def routing(view: Numbers) -> Picture:
@@ -310,12 +247,9 @@ def _joined(texts: Sequence[str], places: Sequence[int]) -> str:
     return "".join(texts[place] for place in places)
 
 
-def _percent(p: float) -> str:
+def percent(p: float) -> str:
+    """A probability as a person writes it."""
     return "<0.1%" if 0 < p < 0.001 else f"{100 * p:.1f}%"
-
-
-def _tiny(value: float) -> str:
-    return f"{value:.0e}".replace("e-0", "e-")
 
 
 def _sentence(text: str) -> str:

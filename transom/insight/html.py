@@ -27,6 +27,8 @@ class Markup(str):
     """Text that is HTML or SVG already."""
 
 
+NOTHING = Markup("")
+
 Child = str | float | None | Iterable[Any]
 
 
@@ -65,6 +67,11 @@ def visible(text: str) -> str:
     """A token's text with its spaces to be seen, and nothing that could steer a terminal or turn the text."""
     shown = "".join(SEEN.get(c) or (c if c.isprintable() and not _turns(c) else _escaped(c)) for c in text)
     return shown or "∅"
+
+
+def quoted(text: str) -> str:
+    """A token inside a sentence: in quotes, without the space before it."""
+    return f"“{visible(text.strip(' ') or text)}”"
 
 
 def _turns(character: str) -> bool:
@@ -114,16 +121,25 @@ class Picture:
     """One line of facts: what was checked, how long it took."""
     folded: bool = False
     """Whether a page shows it closed at first."""
+    finding: str = ""
+    """One sentence: what its numbers say, and no more."""
+    brief: str = ""
+    """The few lines that a first screen of a terminal has room for."""
+    wide: bool = False
+    """Whether it may be wider than a page, which then says that it scrolls."""
 
     def __str__(self) -> str:
-        lines = [self.title, self.text, self.note, f"keep in mind: {self.caveat}" if self.caveat else ""]
+        caveat = f"keep in mind: {self.caveat}" if self.caveat else ""
+        lines = [self.title, self.finding, self.text, self.note, caveat]
         return "\n".join(line for line in lines if line)
 
     def section(self) -> Markup:
         """It as a part of a page."""
         inside = (
+            tag("p", self.finding, class_="finding") if self.finding else None,
             tag("p", self.note, class_="note") if self.note else None,
-            tag("div", self.body, class_="body"),
+            tag("p", "Scroll the table sideways for the rest of it →", class_="hint") if self.wide else None,
+            tag("div", self.body, class_="body wide" if self.wide else "body"),
             tag("p", tag("b", "Keep in mind: "), f"{self.caveat}.", class_="caveat") if self.caveat else None,
         )
         if self.folded:
@@ -147,8 +163,8 @@ def fragment(pictures: Sequence[Picture]) -> Markup:
     return tag("div", tag("style", Markup(STYLE)), *inside, class_="transom-look")
 
 
-def document(title: str, pictures: Sequence[Picture], lead: str = "") -> str:
-    """A whole page in one string; opens from disk with the network off."""
+def document(title: str, pictures: Sequence[Picture], lead: str = "", opening: Markup = NOTHING) -> str:
+    """A whole page in one string; opens from disk with the network off. opening: what stands before all."""
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -159,13 +175,17 @@ def document(title: str, pictures: Sequence[Picture], lead: str = "") -> str:
         tag("style", Markup(PAGE_STYLE + STYLE)),
     )
     top = tag("header", MARK, tag("h1", title), tag("p", lead, class_="lead") if lead else None)
-    body = tag("body", tag("main", top, [p.section() for p in pictures], class_="transom-look page"))
+    sections = [picture.section() for picture in pictures]
+    body = tag("body", tag("main", top, opening, sections, class_="transom-look page"))
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
 
 
-def write(path: str | os.PathLike[str], title: str, pictures: Sequence[Picture], lead: str = "") -> Path:
+def write(
+    path: str | os.PathLike[str], title: str, pictures: Sequence[Picture], lead: str = "",
+    opening: Markup = NOTHING,
+) -> Path:  # fmt: skip
     """Write pictures as one self-contained HTML file."""
-    return write_whole(path, document(title, pictures, lead))
+    return write_whole(path, document(title, pictures, lead, opening))
 
 
 MARK = Markup(
@@ -179,6 +199,11 @@ html{background:light-dark(#f4f5f5,#111315)}body{margin:0}
 .page header{display:grid;grid-template-columns:auto 1fr;gap:4px 14px;align-items:center;margin-bottom:8px}
 .page .mark{width:26px;height:30px}.page h1{font-size:24px;line-height:1.25;font-weight:650;margin:0;
 letter-spacing:-.02em;overflow-wrap:anywhere}.page .lead{grid-column:2;margin:0;color:var(--soft)}
+.page .opening{margin:20px 0 0;padding:4px 20px 16px;background:var(--sheet);border:1px solid var(--line);
+border-radius:8px}.page .opening h2{margin-top:12px}.page .opening ul{margin:4px 0 0;padding-left:1.2em}
+.page .opening .how,.page .opening dl,.page .opening summary{font-size:13px;color:var(--soft)}
+.page .opening details{margin-top:12px}.page .opening dt{font-weight:600;color:var(--ink)}
+.page .opening dd{margin:0 0 6px}
 .mark .frame{fill:none;stroke:var(--ink);stroke-width:1.5;stroke-linejoin:round}
 .mark .light{fill:var(--accent)}
 @media(max-width:40rem){.transom-look.page{padding:24px 16px 64px}.page h1{font-size:20px}}
@@ -197,7 +222,14 @@ background:var(--paper);padding:4px 20px 16px;border-radius:10px;font-variant-nu
 .transom-look h2{font-size:17px;font-weight:650;letter-spacing:-.01em;line-height:1.3;margin:0 0 4px;
 color:inherit}
 .transom-look summary{cursor:pointer}.transom-look summary h2{display:inline}
-.transom-look .note{margin:0 0 12px;color:var(--soft);font-size:13px}
+.transom-look .note{margin:0 0 12px;color:var(--soft);font-size:13px;max-width:48rem}
+.transom-look .finding{margin:0 0 4px;max-width:48rem}.transom-look .hint{display:none;margin:0;
+font-size:13px;color:var(--deep)}.transom-look .body details{margin-top:12px}
+.transom-look .body ul{margin:0 0 12px;padding-left:1.2em;font-size:13px}
+.transom-look .wide{container-type:inline-size;mask-image:linear-gradient(90deg,#000 calc(100% - 28px),#0000)}
+.transom-look .wide table{margin-right:28px}.transom-look .wide th:first-child{position:sticky;left:0;
+background:var(--paper)}
+@media(max-width:60rem){.transom-look .hint{display:block}}
 .transom-look .caveat{margin:12px 0 0;color:var(--faint);font-size:13px;max-width:48rem}
 .transom-look .caveat b{font-weight:600;color:var(--soft)}
 .transom-look .body{overflow-x:auto;padding-top:8px}
@@ -227,13 +259,13 @@ background:color-mix(in srgb,var(--glow) calc(72%*var(--p,0)),var(--pane))}
 .transom-look td small{display:block;font-size:10.5px;color:light-dark(#4f575d,#d3d8db)}
 .transom-look td.number{background:none;text-align:right;color:var(--soft)}
 .transom-look .rows{display:grid;gap:3px;max-width:40rem}
-.transom-look .row{display:grid;grid-template-columns:minmax(5rem,11rem) 1fr 5.5rem;gap:12px;
+.transom-look .row{display:grid;grid-template-columns:clamp(5rem,24vw,11rem) 1fr 7rem;gap:12px;
 align-items:center;
 font-size:13px}.transom-look .row code{overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
 .transom-look .row i{height:14px;border-radius:3px;background:var(--pane);overflow:hidden}
 .transom-look .row i::before{content:"";display:block;height:100%;width:calc(100%*var(--p));
 background:var(--accent)}.transom-look .row.apart i::before{background:var(--faint)}
-.transom-look .row span{text-align:right;color:var(--soft)}
+.transom-look .row span{text-align:right;white-space:nowrap;color:var(--soft)}
 .transom-look .legend{display:flex;flex-wrap:wrap;gap:4px 16px;margin:8px 0 0;font-size:12.5px;
 color:var(--soft)}
 .transom-look .legend i{display:inline-block;width:14px;height:3px;margin-right:6px;vertical-align:3px}

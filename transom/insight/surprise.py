@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import Refused
 from ..model.recurrent import Recurrent
 from ..model.transformer import Transformer
-from .question import device_of, hidden_of, logits_at
+from .question import chunks, device_of, hidden_of, logits_at
 from .view import View
 
 POSITIONS = 64
@@ -85,3 +85,21 @@ def _judge(logits: Tensor, said: Tensor, top: int) -> tuple[Tensor, ...]:
     entropy = -(logs.exp() * logs.clamp(min=-1e4)).sum(-1)
     best = logs.topk(min(top, logs.shape[-1]), dim=-1)
     return own[:, 0], (logs > own).sum(-1), entropy, best.indices, best.values
+
+
+@torch.no_grad()
+def unaided(model: nn.Module, tokens: Sequence[int], source: Sequence[int] | None = None) -> Tensor:
+    """log p of each token (L,) from the third on where only the first token and the one before it are read:
+    (L - 2,) float64.
+
+    The first stays, since many models rest on it. Of an encoder-decoder the source is its last token alone.
+    What `surprise` gives more is what the rest of the text told the model.
+    """
+    ids = torch.as_tensor(tokens, device=device_of(model))
+    found = []
+    for some in chunks(len(ids) - 2, POSITIONS):
+        before, said = (ids[some.start + step : some.stop + step] for step in (1, 2))
+        rows = torch.stack([ids[:1].expand(len(before)), before], 1)
+        read = None if source is None else ids.new_tensor([source[-1:]]).expand(len(rows), -1)
+        found.append(_judge(logits_at(model, rows, [1], read)[:, 0], said, 1)[0])
+    return torch.cat(found).cpu()

@@ -182,7 +182,7 @@ def panes(
     thumbnails[layer][head] (R, C) from 0 to 1; apart: whether it rests on the first token, drawn dim.
     """
     n_layers, n_heads = len(thumbnails), max(map(len, thumbnails))
-    cell = max(14.0, min(72.0, 720.0 / n_heads))
+    cell = max(14.0, min(72.0, 720.0 / n_heads, 1200.0 / n_layers))
     left, gap = 30.0, 2.0 if cell < 24 else 3.0
     parts: list[Markup] = []
     for layer in range(n_layers):

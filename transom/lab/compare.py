@@ -64,8 +64,8 @@ def compare(
     """Train each of `members` in OUT/MEMBER and return them side by side; writes compare.json, .md and .png.
 
     members: decoder, lstm, ..., or with `+experts`. settings: as for training, for all of them. budget: a
-    time (`5min`) or a number of tokens (`2M`), for each. equal: give all as many parameters besides
-    embeddings (or active ones) as the first has. Raises `Refused`.
+    time (`5min`) or a number of tokens (`2M`), for each. equal: give all as many parameters (or active
+    ones) as the first has, tables that are only looked up left out. Raises `Refused`.
     """
     plans, task = plan_members(members, settings, by, budget, out, equal)
     outcomes: list[Outcome] = []
@@ -133,8 +133,14 @@ def plan_members(
 
 
 def at(settings: TrainSettings, dim: int) -> TrainSettings:
-    """Settings of a model of another width, with heads of about 64 that together are as wide."""
-    shape = {"model.dim": dim}
+    """Settings of a model of another width, with heads of about 64 that together are as wide.
+
+    Experts are rounded to 2 and not to 8: nine of them would leap past a size.
+    """
+    shape, model = {"model.dim": dim}, settings.model
+    if model.experts and model.expert_dim is None:
+        through = model.active_experts + model.shared_experts
+        shape["model.expert_dim"] = max(8, 2 * round((model.ffn_dim or 8 / 3 * dim) / through / 2))
     if settings.model.kind not in CELLS and settings.model.head_dim is None:
         shape["model.head_dim"] = 2 * (dim // max(1, round(dim / 64)) // 2)
     return settings.with_(shape)
@@ -186,8 +192,8 @@ def protocol(first: Member, by: str, budget: str | float, equal: Equal | None) -
     each = format_time(settings.budget) if by == "time" and settings.budget else f"{settings.tokens:,} tokens"
     sizes = {
         None: "",
-        "parameters": ", as many parameters besides embeddings",
-        "active": ", as many active parameters besides embeddings",
+        "parameters": ", as many parameters that multiply",
+        "active": ", as many active parameters that multiply",
     }
     data = "/".join(Path(settings.data.source).parts[-2:])
     return (

@@ -31,7 +31,8 @@ class Outcome:
     """The task's own, such as BLEU or accuracy, by name."""
     parameters: int
     active_parameters: int
-    besides_embeddings: int
+    multiplied: int
+    """Parameters without tables that are only looked up."""
     flops_per_token: float
     """To learn from one token, forward and backward."""
     tokens_per_second: float
@@ -47,7 +48,7 @@ class Outcome:
 
     @classmethod
     def of(
-        cls, name: str, run: Run, besides_embeddings: int, score: Score | None, scores: dict[str, float]
+        cls, name: str, run: Run, multiplied: int, score: Score | None, scores: dict[str, float]
     ) -> Outcome:
         """From a run's own records and its score on the held-out rows that all members share."""
         model, cost = run.ledger["model"], run.ledger["cost"]
@@ -63,7 +64,7 @@ class Outcome:
             name=name, folder=str(run.folder), dim=model["dim"], n_layers=model["n_layers"],
             loss=score.loss if score else None, bits_per_byte=score.bits_per_byte if score else None,
             scores=scores, parameters=model["parameters"],
-            active_parameters=model["active_parameters"], besides_embeddings=besides_embeddings,
+            active_parameters=model["active_parameters"], multiplied=multiplied,
             flops_per_token=model["flops_per_token"],
             tokens_per_second=speeds[len(speeds) // 2] if speeds else 0.0, tokens=run.tokens, steps=run.step,
             seconds=run.seconds, peak_memory_bytes=cost["peak_memory_bytes"],
@@ -172,8 +173,9 @@ class Comparison:
             ("memory", lambda o: f"{o.peak_memory_bytes / 1e6:,.0f} MB"),
             ("width", lambda o: f"{o.dim}"),
             ("parameters", lambda o: f"{o.parameters:,}"),
-            ("w/o embeddings", lambda o: f"{o.besides_embeddings:,}"),
         ]
+        if any(outcome.multiplied != outcome.parameters for outcome in self.outcomes):
+            columns.append(("multiplied", lambda o: f"{o.multiplied:,}"))
         if any(outcome.active_parameters != outcome.parameters for outcome in self.outcomes):
             columns.append(("active", lambda o: f"{o.active_parameters:,}"))
         return [

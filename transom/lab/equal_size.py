@@ -1,7 +1,7 @@
-"""The width at which one kind of model has as many parameters as another, embeddings left out.
+"""The width at which one kind of model has as many parameters as another.
 
-Models are built on the meta device, where they have shapes and no numbers, so counting one is quick.
-Embeddings are left out because they depend on the vocabulary and not on what is compared. Read next: compare.
+Counted is what is multiplied with: all, a tied head's table included, but tables that are only looked up.
+Read next: compare.
 """
 
 from __future__ import annotations
@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-import torch
-
 from ..errors import Refused
-from ..model.build import build
 from ..model.config import ModelConfig
+from ..training.forecast import without_storage
 
 Equal = Literal["parameters", "active"]
 
@@ -24,15 +22,9 @@ WIDEST = 1 << 14
 
 
 def count(config: ModelConfig, equal: Equal = "parameters") -> int:
-    """Parameters besides the tables of embeddings and the output's; `active`: those that one token meets."""
-    with torch.device("meta"):
-        model = build(config)
-    tables = sum(
-        weight.numel()
-        for name, weight in model.named_parameters()
-        if name.split(".")[-2].endswith("embed") or name in ("head.weight", "head.bias")
-    )
-    return (model.n_parameters if equal == "parameters" else model.n_active_parameters) - tables
+    """Parameters that are multiplied with; `active`: those of them that one token meets."""
+    model = without_storage(config)
+    return (model.n_parameters if equal == "parameters" else model.n_active_parameters) - model.n_looked_up
 
 
 def equal_width(
@@ -48,8 +40,8 @@ def equal_width(
         if apart <= TOLERANCE:
             return best
     raise Refused(
-        f"{name}: no width gives {target:,} parameters besides embeddings within {TOLERANCE:.0%}; the "
-        f"nearest, {best}, is {apart:.0%} off. Give the first member a larger model.dim"
+        f"{name}: no width gives {target:,} parameters within {TOLERANCE:.0%}; the "
+        f"nearest, {best}, is {apart:.0%} off. Give the first member a larger --model.dim"
     )
 
 

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 SMALL = 0.02
-FROM_SMALL = ("embed", "position_embed", "segment_embed", "head", "out", "router", "relative")
+TABLES = ("embed", "position_embed", "segment_embed", "relative")
+SCORES = ("head", "out", "router")
 WRITE_BACK = ("o_proj", "down_proj")
 
 
@@ -34,6 +35,7 @@ def initialize(model: nn.Module, n_layers: int, seed: int, embedding: float = SM
         return  # a model without storage, made for its shapes
     for name, weight in model.named_parameters():
         *_, module, leaf = name.split(".")
+        role = role_of(name)
         if module.endswith("norm"):
             weight.fill_(1.0 if leaf == "weight" else 0.0)
         elif leaf.startswith("bias"):
@@ -41,13 +43,26 @@ def initialize(model: nn.Module, n_layers: int, seed: int, embedding: float = SM
             if leaf.startswith("bias_ih") and weight.shape[0] == 4 * _width(model, name):
                 weight[weight.shape[0] // 4 : weight.shape[0] // 2] = 1.0  # torch's order: i f g o
         else:
-            role = module if leaf == "weight" else leaf
             deviation = weight.shape[-1] ** -0.5
-            if role in FROM_SMALL:
+            if role in TABLES + SCORES:
                 deviation = embedding if role == "embed" else SMALL
             elif role in WRITE_BACK:
                 deviation *= (2 * n_layers) ** -0.5
             weight.copy_(_normal(weight, deviation, generator))
+
+
+def role_of(name: str) -> str:
+    """What a weight is for, told from its dotted name: `q_proj`, `embed`, `weight_ih_l0`."""
+    *_, module, leaf = name.split(".")
+    return module if leaf == "weight" else leaf
+
+
+def is_matrix(name: str, weight: Tensor) -> bool:
+    """Whether a weight, or each of a stack of one for each expert, turns hidden states into hidden states.
+
+    Tables do not, nor what makes scores (of tokens, classes, experts), nor a single row.
+    """
+    return weight.ndim >= 2 and min(weight.shape[-2:]) > 1 and role_of(name) not in TABLES + SCORES
 
 
 def _width(model: nn.Module, name: str) -> int:

@@ -317,13 +317,18 @@ class Recurrent(nn.Module):
         """All of them: every token meets every weight."""
         return self.n_parameters
 
+    @property
+    def n_looked_up(self) -> int:
+        """How many only stand in a table and multiply nothing; a tied head's do."""
+        return 0 if self.config.tie_embeddings else self.embed.weight.numel()
+
     def flops_per_token(self, length: int) -> float:
         """Floating-point operations to learn from one token, forward and backward; `length` adds attention.
 
         Two per weight that multiplies, forward, and four backward; of an encoder-decoder: for one token of
         either side, where both are equally long.
         """
-        multiplied = self.n_parameters - (0 if self.config.tie_embeddings else self.embed.weight.numel())
+        multiplied = self.n_parameters - self.n_looked_up
         if self.config.n_encoder_layers is None:
             return 6.0 * multiplied
         return (6.0 * multiplied + 18.0 * self.config.dim * length) / 2  # a token is read, or written

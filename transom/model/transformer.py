@@ -207,6 +207,14 @@ class Transformer(Stack):
                 idle += (experts.n_experts - experts.n_active) * matrices
         return self.n_parameters - idle
 
+    @property
+    def n_looked_up(self) -> int:
+        """How many only stand in tables and multiply nothing; a tied head's do."""
+        tables = {n: w.numel() for n, w in self.named_parameters() if n.split(".")[-2].endswith("embed")}
+        if self.config.tie_embeddings and self.config.head == "tokens":
+            tables.pop("embed.weight")
+        return sum(tables.values())
+
     def flops_per_token(self, length: int) -> float:
         """Floating-point operations to learn from one token, forward and backward, in rows of `length`.
 
@@ -214,11 +222,7 @@ class Transformer(Stack):
         a causal model computes. Lookups, norms and activations are left out. Of an encoder-decoder: for one
         token of either side, where both are equally long.
         """
-        config = self.config
-        tables = {n: w.numel() for n, w in self.named_parameters() if n.split(".")[-2].endswith("embed")}
-        if config.tie_embeddings and config.head == "tokens":
-            tables.pop("embed.weight")
-        multiplied = self.n_active_parameters - sum(tables.values())
+        config, multiplied = self.config, self.n_active_parameters - self.n_looked_up
         width = config.n_heads * config.head_dim
         whole = 1.0 if config.kind == "encoder" else 0.5
         seen = whole * sum(min(length, config.window_of(i) or length) for i in range(config.n_layers))

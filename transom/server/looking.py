@@ -269,6 +269,7 @@ def gradient_view(told: Told) -> dict[str, Any]:
     flow = gradient_flow(told.model, read, target=target, source=told.source)
     return {
         "scores": found.scores.tolist(), "control": str(found.control),
+        "trusted": found.control is None or found.control.beats_random,
         "flow": flow.total.square().sum(-1).sqrt().tolist(), "caveat": found.caveat,
     }  # fmt: skip
 

@@ -281,7 +281,10 @@ def at_most(name: str, value: int, limit: int, unit: str = "", setting: str = ""
 
 
 class CompletionBody(Sampling):
-    """`POST /v1/completions`."""
+    """`POST /v1/completions`.
+
+    A prompt that spells a control token is plain text, as all content is; control tokens are given as ids.
+    """
 
     ignored: ClassVar = ("user",)
     fixed: ClassVar = {"suffix": ("",), "best_of": (1,)}

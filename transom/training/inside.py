@@ -20,6 +20,7 @@ from ..errors import Refused
 from ..insight.essentials import Look
 from ..insight.gradients import gradient_flow
 from ..insight.html import Markup, Picture
+from ..insight.reading import OF_RUN
 from ..insight.svg import curves, legend
 from ..insight.tape import tape
 from ..insight.text import spark
@@ -107,7 +108,7 @@ def look_at_run(path: Path) -> Look:
         )
     pictures = [_picture(name, events) for name in FIGURES if any(name in event for event in events)]
     lead = f"{len(events)} looks in {events[-1]['step']:,} steps, always over the same rows."
-    return Look(f"How {path.resolve().name} moved", lead, pictures, events)
+    return Look(f"How {path.resolve().name} moved", lead, pictures, events, OF_RUN)
 
 
 def _picture(name: str, events: list[Event]) -> Picture:
@@ -126,7 +127,12 @@ def _picture(name: str, events: list[Event]) -> Picture:
     ]
     note = "" if len(shown) == len(moved) else f"{len(shown)} of {len(moved)} layers are drawn."
     body = Markup(drawn + legend([_layer(layer) for layer, _ in shown]))
-    return Picture(title, body, "\n".join([f"  {unit}", *lines]), caveat, note)
+    names = {_layer(layer) for layer, _ in shown}
+    few = [line for line, (layer, _) in zip(lines, moved, strict=True) if _layer(layer) in names]
+    text, brief = ("\n".join([f"  {unit}", *some]) for some in (lines, few))
+    fell = sum(values[-1] < values[0] for _, values in moved)
+    found = f"{title}: lower at the end than at the start in {fell} of {len(moved)} layers."
+    return Picture(title, body, text, caveat, note, finding=found, brief=brief)
 
 
 MOST = 8

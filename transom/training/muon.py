@@ -47,7 +47,7 @@ def orthogonalize_plain(matrix: Tensor, iterations: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon with Nesterov momentum and decoupled weight decay, for the matrices inside layers.
+    """Muon with Nesterov momentum and decoupled weight decay, for matrices (`model/initialize.is_matrix`).
 
     dtype: the arithmetic of the iterations. Under FSDP2 each momentum is a shard, like its weight; the full
     matrix is gathered for the iterations, and every rank computes the same update.

@@ -241,10 +241,10 @@ class Look {
     const most = Math.max(...found.scores.map(Math.abs), 1e-30);
     const order = found.scores.map((score, i) => [i, score]).sort((a, b) => Math.abs(b[1]) - Math.abs(a[1])).slice(0, 8);
     place.replaceChildren(
-      h("p", { class: "look-key" }, "What each token that was read does for the log-probability of ", h("code", {}, visible(this.first.tokens[at].text)), ", by gradient × input. Light speaks for it, grey against."),
-      h("ul", { class: "look-bars" }, order.map(([i, score]) =>
-        h("li", { "data-against": score < 0 }, h("code", {}, visible(this.first.tokens[i].text)), h("small", {}, this.first.n_source ? `place ${i}` : `${at - i} back`), meter(Math.abs(score) / most)))),
+      h("p", { class: "look-key" }, "What each token that was read does for the log-probability of ", h("code", {}, visible(this.first.tokens[at].text)), ", by gradient × input. ", found.trusted ? "Light speaks for it, grey against." : "All grey: here these bars are no better than chance, so they are not the answer."),
       h("p", { class: "quiet look-grade" }, `Graded: ${found.control}.`),
+      h("ul", { class: "look-bars" }, order.map(([i, score]) =>
+        h("li", { "data-against": score < 0 || !found.trusted }, h("code", {}, visible(this.first.tokens[i].text)), h("small", {}, this.first.n_source ? `place ${i}` : `${at - i} back`), meter(Math.abs(score) / most)))),
       h("p", { class: "quiet" }, "Its gradient layer by layer: ", h("span", { class: "look-steps" }, found.flow.map((norm) => step(norm, found.flow))), ` from ${found.flow[0].toExponential(1)} at the embeddings to ${found.flow.at(-1).toExponential(1)} at the end.`),
       say(found.caveat));
   }
