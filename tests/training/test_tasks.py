@@ -75,6 +75,7 @@ def test_a_run_learns_and_resumes_with_the_same_bits(
         settings_of(name, tiny, examples, steps=8, save_every=4, keep=9, out=str(tmp_path / "whole"))
     )
     assert whole.loss is not None and whole.loss < max(whole.references.values())
+    assert ("bigram" in whole.references) == (whole.task == "lm")  # what precedes a mask is not all there is
     stopped = tmp_path / "stopped"
 
     def stop(event: dict[str, Any]) -> None:

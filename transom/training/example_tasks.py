@@ -78,8 +78,9 @@ def translate_task(settings: TrainSettings, folder: RunFolder, world: World, rep
         objective=partial(objectives.LanguageModelling, smoothing=smoothing),
         write=lambda model, dtype: (
             f"{shown.source} -> ",
-            translated(model, tokenizer=tokenizer, source=shown.source, dtype=dtype)
-            + f" (wanted: {shown.target})",
+            "{} ({:.0%} sure of all of it; wanted: {})".format(
+                *translated(model, tokenizer=tokenizer, source=shown.source, dtype=dtype), shown.target
+            ),
         ),
         facts=_facts(made), generation={"num_beams": 4, "max_length": config.max_len},
     )  # fmt: skip
