@@ -122,6 +122,7 @@ def classify_task(settings: TrainSettings, folder: RunFolder, world: World, repo
             f"{shown.text} -> ",
             f"{classified(model, tokenizer=tokenizer, text=shown.text, dtype=dtype)}, labelled {shown.label}",
         ),
+        divisor=learned.n_examples / learned.steps_per_epoch,
         facts=_facts(made),
     )  # fmt: skip
 
