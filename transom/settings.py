@@ -354,8 +354,8 @@ class OptimSettings(Settings):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Share of each target that is spread over all others [default: 0.1 to translate, else 0]."""
     class_weights: Literal["auto", "none", "balanced"] = "auto"
-    """Weigh rare classes more: fully (balanced), by the square root of that where classes are uneven (auto),
-    or not."""
+    """Learn more from examples of rare classes: fully (balanced), by the square root of that where classes
+    are uneven (auto), or not. Probabilities are those of the data either way."""
 
 
 class BatchSettings(Settings):
@@ -385,13 +385,14 @@ class TrainSettings(Settings):
     out: Path | None = None
     """The run's folder [default: runs/ and the name of the data]."""
     resume: Flag = False
-    """Go on from the newest checkpoint in the run's folder, with its settings."""
+    """Go on from the newest checkpoint in the run's folder, with its settings. With another limit (`--resume
+    --budget 1h`) a run goes on from before its rate fell, as if it had been begun with that."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Decides the first weights, the order of the data and the dropout."""
     save_every: Interval = Every(seconds=120.0)
     """Write a checkpoint this often; one is always written at the end."""
     keep: Size = 2
-    """Newest checkpoints kept."""
+    """Checkpoints kept: the newest, and among them the last before the rate fell."""
     eval_every: Annotated[Interval | None, Parameter(show_default=False)] = None
     """Measure on held-out text this often [default: about ten times in a run]."""
     sample_every: Annotated[Interval | None, Parameter(show_default=False)] = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,15 @@ def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def until(folder: Path, step: int, to: Path) -> Path:
+    """A copy of a run as a kill after `step` would have left it."""
+    shutil.copytree(folder, to)
+    for path in (to / "checkpoints").iterdir():
+        if int(path.name.removeprefix("step-")) > step:
+            shutil.rmtree(path)
+    return to
+
+
 Tiny = Callable[..., TrainSettings]
 
 
@@ -76,7 +86,7 @@ def tiny(corpus_folder: Path, tmp_path: Path) -> Tiny:
             "prompt": "the ",
         }
         given = {name.replace("__", "."): value for name, value in changes.items()}
-        if not {"budget", "steps", "tokens"} & given.keys():
+        if not {"budget", "steps", "tokens", "epochs"} & given.keys():
             given["steps"] = 6
         return load(TrainSettings, {**values, **given})
 

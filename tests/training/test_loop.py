@@ -31,7 +31,7 @@ def test_a_run_leaves_what_the_design_says(tiny: Tiny) -> None:
     }  # fmt: skip
     verify(run.model_folder)
     assert [path.name for path in sorted((run.folder / "checkpoints").iterdir())] == [
-        "step-000008",
+        "step-000007",
         "step-000012",
     ]
     model, tokenizer = load_model(run.model_folder), Tokenizer.load(run.model_folder)
@@ -130,9 +130,11 @@ def test_resume_without_a_run_is_refused(tiny: Tiny) -> None:
 
 
 def test_a_refused_run_leaves_nothing_behind(tiny: Tiny, tmp_path: Path) -> None:
-    with pytest.raises(Refused):
-        train(tiny(data__source=str(tmp_path / "absent"), out=str(tmp_path / "x")))
-    assert not (tmp_path / "x").exists()
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
+    for name in ("absent", "latin.txt"):
+        with pytest.raises(Refused):
+            train(tiny(data__source=str(tmp_path / name), data__cache=None, out=str(tmp_path / "x")))
+        assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,7 @@ def chat(
     limit = generator.model.config.max_len
     usual = min(generator.generation.max_new_tokens or MAX_TOKENS, limit // 4)
     room = usual if max_tokens is None else max_tokens
+    settings = generator.generation.draws(settings, chat=True)
     settings["stop"] = [*template.stop, *settings.get("stop", ())]
     talk = Talk(generator, template, Conversation(system), memory, room, settings)
     talk.input, talk.out, talk.err = stdin or sys.stdin, stdout or sys.stdout, stderr or sys.stderr

@@ -85,21 +85,29 @@ def latest(parent: str | Path, pattern: str = "step-*") -> tuple[Path | None, li
     return None, refused
 
 
-def retain(parent: str | Path, keep: int, pattern: str = "step-*") -> list[Path]:
+def retain(parent: str | Path, keep: int, pattern: str = "step-*", spare: str = "") -> list[Path]:
     """Remove committed folders beyond the newest `keep`; returns what was removed.
 
-    Folders that are incomplete do not count and are left alone, so they never push out a good one. Sizes are
+    spare: the name of one that stays and is counted among them, though another one stays beside it. Folders
+    that are incomplete do not count and are left alone, so they never push out a good one. Sizes are
     compared, not hashes: this runs after every save.
     """
     if keep < 1:
         raise Refused(f"keep is {keep}; at least the newest checkpoint is kept")
     committed = [path for path in _newest_first(Path(parent), pattern) if _is_committed(path)]
-    for path in committed[keep:]:
-        garbage = _sibling(path, GARBAGE)  # renamed first: a half-removed folder never bears the name
-        os.rename(path, garbage)
-        sync(path.parent)
-        shutil.rmtree(garbage, ignore_errors=True)
-    return committed[keep:]
+    others = [path for path in committed if path.name != spare]
+    beyond = others[max(1, keep - (len(others) < len(committed))) :]
+    for path in beyond:
+        remove(path)
+    return beyond
+
+
+def remove(path: Path) -> None:
+    """Remove a committed folder; renamed first, so that a half-removed one never bears the name."""
+    garbage = _sibling(path, GARBAGE)
+    os.rename(path, garbage)
+    sync(path.parent)
+    shutil.rmtree(garbage, ignore_errors=True)
 
 
 def sweep(parent: str | Path) -> list[Path]:

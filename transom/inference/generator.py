@@ -122,9 +122,11 @@ class Generator:
         request = self._requests(prompts, params, continues=continues)[0]
         return Stream(request, self._local.run([request]))
 
-    def params(self, settings: Mapping[str, Any]) -> SamplingParams:
-        """Settings by name, those left out as the folder says; raises Refused for one out of its limits."""
-        return SamplingParams.of({**self.generation.sampling, **settings})
+    def params(self, settings: Mapping[str, Any], *, chat: bool = False) -> SamplingParams:
+        """Settings by name, those left out as the folder says (`GenerationConfig.draws`); raises Refused for
+        one out of its limits.
+        """
+        return SamplingParams.of(self.generation.draws(settings, chat=chat))
 
     def engine(
         self,

@@ -28,6 +28,8 @@ class Budget:
     time: float | None = None
     began: float = 0.0
     """With `time`: the seconds that had passed before the first step."""
+    since: float = 0.0
+    """Where in it a run stood that was given it in the place of another (`more_time`), its warm-up over."""
 
     @classmethod
     def of(cls, settings: TrainSettings, tokens_per_step: int, steps_per_epoch: float) -> Budget:
@@ -51,13 +53,18 @@ class Budget:
 
     def warmup(self, share: float, n_steps: int, step_seconds: float = 0.0, reserve: float = 0.0) -> float:
         """The share of the run in which the rate rises: `share`, but `n_steps` at least, for which a run that
-        is short of steps gives up to a tenth.
+        is short of steps gives up to a tenth. What has risen does not rise again.
         """
         if self.steps is not None:
             least = n_steps / self.steps
         else:
             least = n_steps * step_seconds / max(self._for_steps(reserve), 1e-9)
-        return max(share, min(least, SHORT_WARMUP))
+        rise = max(share, min(least, SHORT_WARMUP))
+        return min(rise, self.since) if self.since else rise
+
+    def cooldown(self, share: float) -> float:
+        """The share of the run in which the rate falls: `share`, but none of what was over before."""
+        return min(share, 1 - self.since)
 
     def _for_steps(self, reserve: float) -> float:
         """Seconds between the first step and what is kept for the end."""

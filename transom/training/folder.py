@@ -1,6 +1,7 @@
 """The folder of a run: which one it is, and what lies where in it (the layout of a run on disk).
 
-    settings.toml  ledger.json  metrics.jsonl  loss.png  checkpoints/step-000120/  model/  faults/  data/
+    settings.toml  ledger.json  metrics.jsonl  loss.png  checkpoints/step-000120/  best/  model/  faults/
+    data/
 
 A new run never writes into the folder of another: without a name it takes the next free one, with a name it
 refuses. Read next: lock, state.
@@ -10,8 +11,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from ..errors import Refused
@@ -32,6 +34,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.figure = path / "loss.png"
         self.checkpoints = path / "checkpoints"
+        self.best = path / "best"
         self.model = path / "model"
         self.faults = path / "faults"
         self.data = path / "data"
@@ -41,6 +44,12 @@ class RunFolder:
         """Whether a run has begun here."""
         return any(p.exists() for p in (self.metrics, self.checkpoints, self.model, self.settings))
 
+    def leave_nothing(self) -> None:
+        """Take away what holds no run, if nothing but locks and beginnings of prepared data lies in it."""
+        with suppress(OSError):
+            if not self.holds_a_run and all(path.name.startswith(".") for path in self.data.iterdir()):
+                shutil.rmtree(self.data)
+
 
 def open_folder(settings: TrainSettings, world: World, stack: ExitStack) -> tuple[RunFolder, bool]:
     """The run's folder, locked by rank 0 until `stack` closes, and whether to resume what lies in it."""
@@ -48,6 +57,7 @@ def open_folder(settings: TrainSettings, world: World, stack: ExitStack) -> tupl
     def choose() -> list[str | bool]:
         path, resuming = choose_folder(settings.out, settings.data.source, settings.resume)
         stack.enter_context(lock.Lock(path))
+        stack.callback(RunFolder(path).leave_nothing)
         return [str(path), resuming]
 
     path, resuming = world.first(choose)

@@ -21,17 +21,19 @@ from torch import nn
 
 from .. import hardware as machine
 from ..hardware import Hardware
+from ..model.dropout import set_dropout
 from ..model.experts import routers
 from ..settings import TrainSettings
 from . import ledger, memory, state
 from .architecture import optimizer, phases, rates, settle
-from .budget import Budget, Clock
+from .budget import Clock
 from .folder import open_folder
-from .forecast import activation_bytes, forecast, refuse_what_cannot_fit
+from .forecast import activation_bytes, expect, refuse_what_cannot_fit
 from .gradient import clip, take_gradient
 from .metrics import Event, check_followers
 from .micro_batch import MicroBatch, find_micro_batch
 from .milestones import Milestones
+from .more_time import finished, go_on_from
 from .non_finite import Skips
 from .optimizers import Optimizers
 from .parallelism import World, together
@@ -68,6 +70,8 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
         if resuming:  # what is not said again is as it was
             settings = settings.with_({"out": str(folder.path), "resume": True})
         report = stack.enter_context(Report(world.is_first, on_event))
+        if resuming and (run := finished(folder, settings, report)):
+            return run
 
         # What is to be learned. Data becomes tokens, once; the other ranks open what rank 0 prepared.
         try:
@@ -81,7 +85,6 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
         config, feed = task.config, task.feed
         by_rule = {"optim.name": optimizer(settings), **phases(settings, config)}
         settings = settings.with_(by_rule)
-        budget = Budget.of(settings, feed.tokens_per_step, feed.steps_per_epoch)
         peak_rates = rates(settings.optim, config, bool(settings.model.weights))
 
         # Where the run stands: at its beginning, or at its newest checkpoint that is whole.
@@ -93,8 +96,9 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
         settled = settle(settings, config, peak_rates, step_tokens, choice.name)
         if checkpoint:
             state.check_unchanged(position, settled, task.data_hash, task.tokenizer.hash)
+            checkpoint, position = go_on_from(folder, checkpoint, position, settled, feed, world, report)
             clock = Clock(position.elapsed)
-        position.settings, position.versions = settled.identity(), ledger.versions()
+        position.versions = ledger.versions()
         position.data_hash, position.tokenizer_hash = task.data_hash, task.tokenizer.hash
         position.world_size, position.dtype = world.size, choice.name
 
@@ -107,7 +111,12 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
         objective = task.objective(model, choice.dtype)
         share = max(1, feed.n_rows // world.size)
         micro = choose_micro_batch(objective, task, settings, position, share, hardware, world)
-        expected = forecast(settings, config, hardware, choice, feed, budget, micro, world.size, base_bytes)
+        settings, budget, expected = expect(
+            settings, config, hardware, choice, feed, micro, world, base_bytes
+        )
+        settled = settled.with_(expected.by_rule)
+        position.settings = settled.identity()
+        set_dropout(model, settled.model.dropout or 0.0)
         layers = model.blocks()
         if settings.compile == "on" or (settings.compile == "auto" and world.device.type == "cuda"):
             for layer in layers:  # one layer is compiled, the others share its code
@@ -133,7 +142,7 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
         if not checkpoint:  # the schedule begins now, however long the data took
             position.began = world.first(clock.elapsed)
             position.step_seconds = share * (micro.seconds_per_window or 0.0)
-        budget = replace(budget, began=position.began)
+        budget = replace(budget, began=position.began, since=position.since)
         while True:
             # All ranks agree on the targets of the step, on the time (rank 0's), and on whether to go on.
             batch = feed.batch(position.step, world.rank, world.size)
@@ -144,6 +153,9 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
             if asked or budget.over(position.step, *clocks):
                 break
             place = budget.position(position.step, *clocks)
+            fall = budget.cooldown(settings.optim.cooldown or 0.0)
+            if place > 1 - fall and position.full_rate is None and settings.optim.schedule == "wsd":
+                between.keep_full_rate()
             started = time.perf_counter()
 
             # The gradient of the step's mean loss. Broken numbers are met before they can reach a weight.
@@ -166,7 +178,7 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
             # The update.
             optim = settings.optim
             rise = budget.warmup(optim.warmup or 0.0, optim.warmup_steps or 0, *clocks[1:])
-            factor = schedule(place, rise, optim.cooldown or 0.0)
+            factor = schedule(place, rise, fall)
             if gradient.is_finite:
                 clip(named, gradient.norm, settings.optim.clip)
                 optimizers.set_factor(factor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,12 +43,27 @@ class Run:
     """What the loss is counted by."""
     interrupted: bool = False
     """Stopped early by a signal, and saved."""
+    soon: str = ""
+    """The limit that ends an interrupted run after a tenth more, where its rate has not fallen yet."""
 
     @classmethod
     def of_nothing(cls, folder: Path, prompt: str) -> Run:
         """A run that was stopped while its data was still being prepared."""
         return cls(folder=folder, step=0, tokens=0, loss=None, bits_per_byte=None, references={}, sentence="",
                    prompt=prompt, sample="", seconds=0.0, weights_sha256="", interrupted=True)  # fmt: skip
+
+    @classmethod
+    def of_events(cls, folder: Path, task: str, events: Sequence[metrics.Event]) -> Run:
+        """A finished run, from the events in its metrics.jsonl."""
+        last = {event["event"]: event for event in events}
+        end, score, sample = last["end"], last.get("held_out", {}), last.get("sample", {})
+        return cls(
+            folder=folder, step=end["step"], tokens=end["tokens"], loss=score.get("loss"),
+            bits_per_byte=score.get("bits_per_byte"), references=last["start"]["references"],
+            sentence=score.get("sentence", ""), prompt=sample.get("prompt", ""),
+            sample=sample.get("text", ""), seconds=end["elapsed"], weights_sha256=end["weights_sha256"],
+            task=task, unit=score.get("unit", "token"),
+        )  # fmt: skip
 
     @property
     def model_folder(self) -> Path:
@@ -95,4 +111,8 @@ class Run:
         lines.append(f"model: {self.model_folder}")
         if self.interrupted:
             lines.append(f"go on with: {self.resume_command}")
+        if self.soon:
+            lines.append(
+                f"or, since its rate has not fallen yet, end it soon: {self.resume_command} {self.soon}"
+            )
         return "\n".join(lines)

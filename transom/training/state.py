@@ -16,17 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint.folder import commit, latest, recover, retain, sweep
+from ..checkpoint.folder import commit, latest, recover, retain, sweep, verify
 from ..checkpoint.tensors import load_tensors, save_tensors
 from ..errors import Refused
 from ..model.build import Model
-from ..settings import TrainSettings
+from ..settings import LIMITS, TrainSettings
+from .held_out import Best, Score
 from .non_finite import assert_finite
 from .optimizers import Optimizers, whole
 from .parallelism import World
 from .report import Report
 
 WEIGHTS, OPTIMIZER, POSITION = "weights.safetensors", "optimizer.safetensors", "position.json"
+SCORE = "score.json"
 
 
 @dataclass
@@ -42,8 +44,10 @@ class Position:
     """Seconds that had been spent before the first step."""
     step_seconds: float = 0.0
     """A running average of the time of a step."""
-    best: list[float] = field(default_factory=list)
-    """The best held-out loss and its step, where there was an evaluation."""
+    full_rate: int | None = None
+    """The step after which the rate began to fall; the checkpoint of that step is kept (`more_time`)."""
+    since: float = 0.0
+    """Of its budget."""
     learned: float | None = None
     """A running average of the loss on what is learned from."""
     joules: float = 0.0
@@ -74,19 +78,63 @@ def gather(model: Model, optimizers: Optimizers, world: World) -> Weights:
     """Collect weights and optimizer state on rank 0; under FSDP2 every rank takes part."""
     if world.kind != "fsdp" and not world.is_first:
         return Weights({}, {})
-    return Weights({name: whole(w) for name, w in model.state_dict().items()}, optimizers.state())
+    return Weights(gather_model(model, world), optimizers.state())
+
+
+def gather_model(model: Model, world: World) -> dict[str, Tensor]:
+    """The weights alone, likewise."""
+    if world.kind != "fsdp" and not world.is_first:
+        return {}
+    return {name: whole(weight) for name, weight in model.state_dict().items()}
+
+
+def at_step(checkpoints: Path, step: int | None) -> Path:
+    """Where the checkpoint of a step lies."""
+    return checkpoints / f"step-{step or 0:06d}"
 
 
 def save(checkpoints: Path, weights: Weights, position: Position, keep: int) -> Path:
-    """Commit a checkpoint as step-NNNNNN and keep the newest `keep`. Raises `Refused`, `NotSaved`."""
+    """Commit a checkpoint as step-NNNNNN and keep the newest `keep`, among them the last at the full rate.
+
+    Raises `Refused`, `NotSaved`.
+    """
     assert_finite(weights.model)
-    path = checkpoints / f"step-{position.step:06d}"
+    path = at_step(checkpoints, position.step)
     with commit(path) as folder:
         save_tensors(folder / WEIGHTS, weights.model, {})
         save_tensors(folder / OPTIMIZER, weights.optimizer, {})
         (folder / POSITION).write_text(json.dumps(asdict(position), indent=1, sort_keys=True))
-    retain(checkpoints, keep)
+    retain(checkpoints, keep, spare=at_step(checkpoints, position.full_rate).name)
     return path
+
+
+def save_best(path: Path, weights: dict[str, Tensor], best: Best) -> Path:
+    """Commit the weights of the best held-out result, in place of those before. Raises as `save`."""
+    assert_finite(weights)
+    with commit(path) as folder:
+        save_tensors(folder / WEIGHTS, weights, {})
+        (folder / SCORE).write_text(json.dumps(asdict(best), indent=1))
+    return path
+
+
+def load_best(path: Path, world: World) -> Best | None:
+    """What `save_best` wrote, the same for all ranks: weights of this run, even where a resume begins before
+    them. None where there are none that are whole.
+    """
+
+    def look() -> dict[str, Any] | None:
+        recover(path)
+        try:
+            verify(path)
+            return json.loads((path / SCORE).read_text())
+        except (Refused, OSError, ValueError):
+            return None
+
+    said = world.first(look)
+    if said is None:
+        return None
+    score = said["score"]
+    return Best(**{**said, "score": Score(**{**score, "reporting": Score(**score["reporting"])})})
 
 
 def newest(checkpoints: Path, world: World, report: Report) -> Path | None:
@@ -144,8 +192,8 @@ def load_optimizer(path: Path, optimizers: Optimizers) -> None:
     optimizers.load_state(load_tensors(path / OPTIMIZER))
 
 
-COMPARED_BY_CONTENT = frozenset({"data.source", "data.field", "batch.micro"})
-"""The data by its hash; the micro-batch is the checkpoint's own."""
+COMPARED_OTHERWISE = frozenset({"data.source", "data.field", "batch.micro", *LIMITS})
+"""The data by its hash; the micro-batch is the checkpoint's own; limits by `more_time`."""
 
 
 def check_unchanged(position: Position, settings: TrainSettings, data_hash: str, tokenizer_hash: str) -> None:
@@ -165,7 +213,7 @@ def check_unchanged(position: Position, settings: TrainSettings, data_hash: str,
             f"batch.micro is {settings.batch.micro}, but the run began with {position.micro}; leave it out"
         )
     now = settings.identity()
-    for name in sorted((now.keys() | position.settings.keys()) - COMPARED_BY_CONTENT):
+    for name in sorted((now.keys() | position.settings.keys()) - COMPARED_OTHERWISE):
         if now.get(name) != position.settings.get(name):
             raise Refused(
                 f"{name} is {now.get(name)}, but the run was begun with {position.settings.get(name)}; "

@@ -1,0 +1,121 @@
+"""A run that is given another limit: from where it goes on; and one that has nothing left to do.
+
+Until its rate begins to fall, a run that warms up, stays and decays does not depend on its length (Hu et al.
+2024, MiniCPM). The checkpoint of that step is kept: from there a run goes on as if it had been begun with the
+other limit, and what it learned while its rate fell is taken back. Read next: budget, state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.folder import remove, verify
+from ..errors import Refused
+from ..settings import LIMITS, TrainSettings, load
+from .budget import Budget
+from .display import clock
+from .folder import RunFolder
+from .metrics import Event, history
+from .parallelism import World
+from .report import Report
+from .run import Run
+from .state import Position, at_step, load_position
+from .task import Feed
+
+
+def finished(folder: RunFolder, settings: TrainSettings, report: Report) -> Run | None:
+    """The run of a folder that has ended by itself, where nothing else is asked for; says what could be."""
+    try:
+        kept, events = load(TrainSettings, file=folder.settings), history(folder.metrics)
+    except (OSError, Refused):
+        return None
+    end: Event = events[-1] if events else {}
+    ended = end.get("event") == "end" and not (end["interrupted"] or end.get("unsaved"))
+    newest = at_step(folder.checkpoints, end.get("step"))
+    whole = newest.is_dir() and folder.model.is_dir()
+    if not (ended and whole) or kept.identity() != settings.identity():
+        return None
+    ((name, value),) = limit_of(kept.identity()).items()
+    more = another_run(folder, kept)
+    if start_of_more(folder, newest, load_position(newest)) is not None:
+        twice = kept.with_({name: 2 * kept[name]}).identity()[name]
+        more = f"transom train --out {folder.path} --resume --{name} {twice}"
+    text = f"nothing is left to do: {folder.path} ended by its {name} of {value}. More of it: {more}"
+    report("note", end["step"], text=text)
+    return Run.of_events(folder.path, kept.task, events)
+
+
+def go_on_from(
+    folder: RunFolder,
+    checkpoint: Path,
+    position: Position,
+    settings: TrainSettings,
+    feed: Feed,
+    world: World,
+    report: Report,
+) -> tuple[Path, Position]:
+    """The checkpoint to go on from, and where that stands: the newest; under another limit than the run was
+    begun with, the last before its rate fell. Raises `Refused`.
+    """
+    limit, before = limit_of(settings.identity()), limit_of(position.settings)
+    if limit == before:
+        return checkpoint, position
+    (name, value), (was, length) = *limit.items(), *before.items()
+    lengths = feed.tokens_per_step, feed.steps_per_epoch
+    asked, begun = (Budget.of(settings.with_(one), *lengths) for one in (limit, before))
+    asked = replace(asked, began=position.began)
+    begun = replace(begun, began=position.began, since=position.since)
+    done = ""
+    if asked.steps is not None and asked.steps <= position.step:
+        done = f"{position.step:,} steps are done already"
+    if asked.time is not None and asked.time <= position.elapsed:
+        done = f"the run has taken {clock(position.elapsed)} already"
+    if done:
+        raise Refused(f"{name} is {value}, but {done}; give it more, or start a new run with another --out")
+    optim = settings.optim
+    if (start := start_of_more(folder, checkpoint, position)) is None:
+        falls = "its rate falls from the start (optim.schedule)"
+        why = "no checkpoint is left from before its rate fell" if optim.schedule == "wsd" else falls
+        raise Refused(
+            f"{name} is {value}, but the run was begun with {was} {length}, and {why}; start a new one from "
+            f"its weights: {another_run(folder, settings)}"
+        )
+
+    text = f"{name} is {value} from now on, instead of {was} {length}"
+    if start != checkpoint:
+        taken_back, position = position.step, load_position(start)
+        text += (
+            f"; what was learned after step {position.step:,} of {taken_back:,}, while the rate fell, is "
+            f"taken back, and {folder.model} is replaced with the next save"
+        )
+        later = [path for path in folder.checkpoints.glob("step-*") if path.name > start.name]
+        world.first(lambda: [remove(path) for path in later][:0])
+    report("note", position.step, text=text)
+    stands = position.step, position.elapsed, position.step_seconds
+    place = asked.position(*stands)
+    risen = begun.position(*stands) >= begun.warmup(optim.warmup or 0, optim.warmup_steps or 0, stands[2])
+    marks = {what: [*mark[:2], place] for what, mark in position.marks.items()}
+    return start, replace(position, full_rate=None, since=place if risen else 0.0, marks=marks)
+
+
+def start_of_more(folder: RunFolder, checkpoint: Path, position: Position) -> Path | None:
+    """The checkpoint from which a run, at `position` in its newest, may get another limit, or None."""
+    start = checkpoint if position.full_rate is None else at_step(folder.checkpoints, position.full_rate)
+    try:
+        verify(start)
+    except Refused:
+        return None
+    return start if position.settings["optim.schedule"] == "wsd" else None
+
+
+def another_run(folder: RunFolder, settings: TrainSettings) -> str:
+    """The command that begins another run with the weights of this one."""
+    source = settings.data.source
+    return f"transom train {source} --model.weights {folder.model} --out {folder.path}-more"
+
+
+def limit_of(settings: dict[str, Any]) -> dict[str, Any]:
+    """The one limit among settings by dotted name."""
+    return {name: settings[name] for name in LIMITS if settings.get(name) is not None}
