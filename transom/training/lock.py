@@ -123,6 +123,8 @@ class Lock:
             self.path.write_text(json.dumps({"parent": self._me()["parent"]}))  # for a restart to find
         else:
             self.path.unlink(missing_ok=True)
+            with suppress(OSError):  # a run refused at once leaves no empty folder
+                self.folder.rmdir()
 
     @staticmethod
     def _me() -> dict[str, Any]:
