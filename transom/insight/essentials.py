@@ -221,27 +221,28 @@ def _why(text: Text) -> Drawn:
     if not text.predicts or len(text.tokens) < 3:
         return
     whole, source = text.surprise.logprob, text.source
-    alone = whole.clone()
     if source is None:
-        alone[1:] = unaided(text.model, text.tokens)
+        alone = torch.cat([whole[:1], unaided(text.model, text.tokens)])
     else:
         alone = surprise(text.model, text.tokens, source=source[-1:]).logprob
     raised = whole.exp() - alone.exp()
-    raised[[not text.writes(token) for token in text.tokens[1:]]] = -1.0
+    raised[[not text.writes(token) for token in text.tokens[1:]]] = 0.0
     most = int(raised.argmax())
+    if raised[most] <= 0:
+        raise Refused("what stands further back made no token of this text more likely")
     read, target = text.tokens[: most + 1], text.tokens[most + 1]
-    n_read = len(text.source or read)
+    n_read = len(source or read)
     first = n_read - max(1, min(TRIED, READ // n_read, n_read))
-    view = attribute(text.model, read, target, method="leave_one_out", source=text.source,
+    view = attribute(text.model, read, target, method="leave_one_out", source=source,
                      units=[(place,) for place in range(first, n_read)]).to_dict()  # fmt: skip
     picture = figures.attribution(view, text.words(view["tokens"]))
     word, start, last = (quoted(one) for one in text.words([target, read[0], read[-1]]))
     little, much = (figures.percent(float(logs[most].exp())) for logs in (alone, whole))
-    helped = f"The rest of the text before it helped {word} most: {little} after {start} and {last} alone, "
-    helped = (
-        helped if source is None else f"The source helped {word} most: {little} after its last token alone, "
-    )
-    helped += f"{much} with it. "
+    if source is None:
+        helped = f"The rest of the text before it helped {word} most: {little} after {start} and {last} alone"
+    else:
+        helped = f"The source helped {word} most: {little} after its last token alone"
+    helped += f", {much} with it. "
     asked = "" if not first else f", of the {n_read - first} tokens before it"
     yield replace(picture, title=f"What {word} hangs on{asked}", finding=helped + picture.finding), view
     flow = gradient_flow(text.model, read, target=target, source=text.source).to_dict()
