@@ -161,8 +161,7 @@ def epilogue(verb: str) -> str:
         examples = (*examples, (f"transom {verb} --help-all", "every flag"))
     width = max((len(command) for command, _ in examples), default=0)
     lines = [f"{command:{width}}  # {what}" if what else command for command, what in examples]
-    shown = ["```text", *lines, "```", ""] if lines else []
-    return "\n".join([*shown, GLOSSARY])
+    return "\n".join(["```text", *lines, GLOSSARY, "```"])
 
 
 @dataclass(frozen=True)
