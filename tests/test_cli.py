@@ -69,7 +69,7 @@ def test_help_fits_a_screen_and_its_examples_are_commands_that_exist(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     shown, whole = (run([verb, way]) or capsys.readouterr().out for way in ("--help", "--help-all"))
-    assert len(shown.splitlines()) <= 46
+    assert len(shown.splitlines()) <= 46 and shown.rstrip().endswith(usage.GLOSSARY)
     assert (f"transom {verb} --help-all" in shown) == (whole.count("--") > shown.count("--"))
     for flags in usage.FIRST.get(verb, ()):
         assert f"{flags} " in whole

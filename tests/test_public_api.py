@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +21,9 @@ def test_importing_transom_imports_nothing_else() -> None:
 
 
 def test_every_public_name_is_there() -> None:
-    assert set(transom.__all__) == {"Refused", "__version__", "load", "look", "train"} == set(dir(transom))
+    kinds = {"Generator", "Translator", "Classifier", "Embedder", "FillMask"}
+    verbs = {"train", "plan", "evaluate", "load", "look"}
+    assert set(transom.__all__) == {"Refused", "__version__", *kinds, *verbs} == set(dir(transom))
     for name in transom.__all__:
         assert getattr(transom, name) is not None
     assert transom.Refused is Refused
@@ -35,3 +40,21 @@ def test_train_takes_the_settings_of_the_command_line(monkeypatch: pytest.Monkey
     assert (str(settings.out), settings.optim.lr) == ("runs/notes", 1e-3)
     with pytest.raises(Refused, match="'modle' is not a setting; did you mean 'model'"):
         transom.train("notes/", modle="gpt")
+    with pytest.raises(Refused, match=r"model.kind is 'nano'; it can be decoder, .*; 'nano' is a model.size"):
+        transom.train("notes/", model="nano")
+
+
+def test_plan_takes_the_same(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("Once upon a time there were three cats on a mat.\n" * 400)
+    tiny = {"dim": 32, "n_layers": 1, "max_len": 32}
+    forecast = transom.plan(str(tmp_path / "notes.txt"), steps=7, model=tiny, data={"tokenizer": "bytes"})
+    assert forecast.steps == 7 and forecast.parameters > 0
+
+
+def test_help_names_the_keywords_of_generate() -> None:
+    from transom.inference.sampling import Sampling, SamplingParams
+
+    own = {field.name for field in fields(SamplingParams)} - {"n"}
+    assert set(Sampling.__annotations__) == own
+    for method in (transom.Generator.generate, transom.Generator.stream, transom.Generator.chat):
+        assert own <= set(inspect.signature(method).parameters)

@@ -10,37 +10,81 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Refused", "__version__", "load", "look", "train"]
+__all__ = [
+    "Classifier",
+    "Embedder",
+    "FillMask",
+    "Generator",
+    "Refused",
+    "Translator",
+    "__version__",
+    "evaluate",
+    "load",
+    "look",
+    "plan",
+    "train",
+]
 
 if TYPE_CHECKING:
     from .errors import Refused
+    from .evaluation.examine import examine as evaluate
+    from .inference.classifier import Classifier
+    from .inference.embedder import Embedder
+    from .inference.fill_mask import FillMask
+    from .inference.generator import Generator
     from .inference.load import load
+    from .inference.translator import Translator
     from .insight.look import look
-    from .training.loop import Run
+    from .settings import TrainSettings
+    from .training.forecast import Forecast
+    from .training.run import Run
 
 _HOMES = {
-    "Refused": "transom.errors",
-    "load": "transom.inference.load",
-    "look": "transom.insight.look",
+    "Classifier": "inference.classifier",
+    "Embedder": "inference.embedder",
+    "FillMask": "inference.fill_mask",
+    "Generator": "inference.generator",
+    "Refused": "errors",
+    "Translator": "inference.translator",
+    "evaluate": "evaluation.examine:examine",
+    "load": "inference.load",
+    "look": "insight.look",
 }
 
 
 def train(data: str = "stdlib", /, *, config: str | None = None, **settings: Any) -> Run:
-    """Train a model: the same settings as `transom train`, as keywords; returns the finished run.
+    """Train a model: the same settings as `transom train`, as keywords.
 
     A section is a dict, a dotted name or its short form: `train("notes/", model="gpt", budget="10min",
-    optim={"lr": 3e-4})`, `train(**{"model.n_layers": 6})`. Raises Refused for a setting that cannot be.
+    optim={"lr": 3e-4})`, `train(**{"model.n_layers": 6})`. Gives a Run: its `model_folder` (for `load`),
+    `loss`, `references` (the lines to beat), `sentence` (what the loss means), `sample`, `metrics`, `ledger`.
+    Raises Refused for a setting that cannot be.
     """
-    kept = importlib.import_module("transom.settings")
-    loop = importlib.import_module("transom.training.loop")
-    given = {"data.source": data, **settings} if data != "stdlib" else settings
-    return loop.train(kept.load(kept.TrainSettings, given, config))
+    from .training.loop import train as run_training
+
+    return run_training(_settings(data, config, settings))
+
+
+def plan(data: str = "stdlib", /, *, config: str | None = None, **settings: Any) -> Forecast:
+    """What the run would cost that `train` makes of the same words: a Forecast of parameters, memory, steps,
+    tokens, passes through the data, seconds and energy. Nothing is learned. Raises Refused as `train` does.
+    """
+    from .training.forecast import plan as forecast
+
+    return forecast(_settings(data, config, settings))
+
+
+def _settings(data: str, config: str | None, given: dict[str, Any]) -> TrainSettings:
+    from .settings import TrainSettings, load
+
+    return load(TrainSettings, {"data.source": data, **given} if data != "stdlib" else given, config)
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'transom' has no attribute '{name}'")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    home, _, called = _HOMES[name].partition(":")
+    return getattr(importlib.import_module(f"transom.{home}"), called or name)
 
 
 def __dir__() -> list[str]:

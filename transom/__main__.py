@@ -23,7 +23,7 @@ from cyclopts import (
 from . import __version__
 from .errors import Refused
 from .hardware import tune_libraries
-from .usage import epilogue, help_for, unknown_flag, unknown_verb
+from .usage import GLOSSARY, epilogue, help_for, unknown_flag, unknown_verb
 
 VERBS = {
     "train": "Train a model on text, pairs or classes, within a time budget.",
@@ -52,7 +52,7 @@ app = App(
     name="transom",
     help="Train it, run it and see through it: the Transformer family on the machine you have.",
     help_epilogue="`transom VERB --help` explains a verb. With no data named, train learns from Python's own "
-    "standard library.",
+    f"standard library. {GLOSSARY}",
     version=__version__,
     help_format="markdown",
     default_parameter=Parameter(negative_iterable=(), negative_none=()),

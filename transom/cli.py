@@ -432,7 +432,7 @@ def look(
     /,
     *,
     out: Path | None = None,
-    all: bool = False,
+    all: Switched = False,
     dtype: str | None = None,
     device: str | None = None,
     json: Json = False,

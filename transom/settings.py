@@ -16,7 +16,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 from cyclopts import Group, Parameter
 from pydantic import (
@@ -537,8 +537,19 @@ def explain(error: ValidationError, kind: type[Settings], file: str = "", toml: 
         return f"{place}{name}{': ' if name else ''}{context['error']}"
     if first["type"] == "literal_error":
         choices = re.findall("'([^']*)'", context["expected"])
-        return f"{place}{name} is {value!r}; it can be {', '.join(choices)}{nearest(str(value), choices)}"
+        others = [other for other in kind.names() if value in _choices(kind, other)]
+        meant = f"; {value!r} is a {others[0]}" if others else nearest(str(value), choices)
+        return f"{place}{name} is {value!r}; it can be {', '.join(choices)}{meant}"
     return f"{place}{name} is {value!r}; {_rule(first['type'], first['msg'])}"
+
+
+def _choices(kind: type[Settings], name: str) -> tuple[Any, ...]:
+    """The words that a setting can be, where it is one of some."""
+    *sections, leaf = name.split(".")
+    for section in sections:
+        kind = dict(kind.sections())[section]
+    wanted = kind.model_fields[leaf].annotation
+    return get_args(wanted) if get_origin(wanted) is Literal else ()
 
 
 def _rule(complaint: str, message: str) -> str:

@@ -63,6 +63,9 @@ EXAMPLES = {
 }
 """Verb -> commands that work, each with what it is for."""
 
+GLOSSARY = "What a word means: docs/glossary.md."
+"""The last line of every help."""
+
 VERBS_ELSEWHERE = {
     "finetune": "that is transom train DATA --model.weights FOLDER",
     "fit": "that is transom train DATA",
@@ -158,7 +161,7 @@ def epilogue(verb: str) -> str:
         examples = (*examples, (f"transom {verb} --help-all", "every flag"))
     width = max((len(command) for command, _ in examples), default=0)
     lines = [f"{command:{width}}  # {what}" if what else command for command, what in examples]
-    return "\n".join(["```text", *lines, "```"]) if lines else ""
+    return "\n".join(["```text", *lines, GLOSSARY, "```"])
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,6 @@ from transom.inference.generator import Generator
 from .conversation import Conversation, Kept
 from .memory import Fact, Memory, note, used_here
 
-MAX_TOKENS = 256
-"""Room for an answer unless told otherwise, or a quarter of what the model reads if that is less."""
-
 
 def chat(
     generator: Generator,
@@ -53,9 +50,7 @@ def chat(
         generation=generator.generation,
         reason=generator.reason,
     )
-    limit = generator.model.config.max_len
-    usual = min(generator.generation.max_new_tokens or MAX_TOKENS, limit // 4)
-    room = usual if max_tokens is None else max_tokens
+    room = generator.answer_tokens if max_tokens is None else max_tokens
     settings = generator.generation.draws(settings, chat=True)
     settings["stop"] = [*template.stop, *settings.get("stop", ())]
     talk = Talk(generator, template, Conversation(system), memory, room, settings)

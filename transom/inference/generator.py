@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Protocol, cast, overload
+from typing import Any, Literal, Protocol, Unpack, cast, overload
 
 import torch
 from torch import Tensor
 
 from transom.checkpoint.generation import UNSAID, GenerationConfig
+from transom.data.chat_template import ChatTemplate
 from transom.data.tokenizer import Tokenizer
 from transom.errors import Refused
 from transom.model.build import Model
@@ -26,10 +29,12 @@ from .engine import Engine, EngineSettings
 from .local import LocalEngine, cache_tokens, local_settings
 from .request import Completion, Event, Grammar, Request
 from .runner import TorchRunner
-from .sampling import SamplingParams
+from .sampling import Sampling, SamplingParams, by_name
 from .token_rules import TokenRules
 
 DEFAULT_MAX_TOKENS = 128
+ANSWER_TOKENS = 256
+"""Room for an answer unless told otherwise, or a quarter of what the model reads if that is less."""
 MAX_ROWS = 64
 """Completions that are written together; more than this wait their turn."""
 
@@ -70,13 +75,15 @@ class Generator:
         *,
         eos_ids: Sequence[int] = (),
         generation: GenerationConfig = UNSAID,
+        folder: Path | None = None,
         reason: str = "",
     ) -> None:
         """A model in eval mode. `eos_ids` end a completion, or else the tokenizer's own end token does.
 
-        generation: what its folder says of how it writes; a call's own settings come first.
+        generation: what its folder says of how it writes; a call's own settings come first. folder: where
+        its chat template lies, if it has one.
         """
-        self.model, self.tokenizer, self.reason = model, tokenizer, reason
+        self.model, self.tokenizer, self.folder, self.reason = model, tokenizer, folder, reason
         self.generation, self._rules = generation, TokenRules(generation)
         own_end = frozenset() if tokenizer.eos_id is None else frozenset([tokenizer.eos_id])
         self.eos_ids = frozenset(eos_ids) or own_end
@@ -89,20 +96,24 @@ class Generator:
         return describe(self.model, "Generator", self.reason)
 
     @overload
-    def generate(self, prompt: Prompt, *, n: Literal[1] = 1, **settings: Any) -> Completion: ...
+    def generate(
+        self, prompt: str | list[int], *, n: Literal[1] = 1, **settings: Unpack[Sampling]
+    ) -> Completion: ...
     @overload
     def generate(
-        self, prompt: Prompt | Sequence[Prompt], *, n: int = 1, **settings: Any
+        self, prompt: Prompt | Sequence[Prompt], *, n: int = 1, **settings: Unpack[Sampling]
     ) -> list[Completion]: ...
+    @by_name
     def generate(
-        self, prompt: Prompt | Sequence[Prompt], *, n: int = 1, **settings: Any
+        self, prompt: Prompt | Sequence[Prompt], *, n: int = 1, **settings: Unpack[Sampling]
     ) -> Completion | list[Completion]:
-        """Write on after one prompt, or after each of several; text or token ids.
+        """Write on after one prompt, or after each of several; text or token ids. A question to a model that
+        was taught to answer belongs into `chat`.
 
-        The settings are the fields of `SamplingParams`: max_tokens, temperature, top_k, top_p, min_p,
-        repetition_penalty, seed, stop, logprobs, ignore_eos and n; what is left out is as the folder's
-        generation_config.json says. One prompt with n = 1 gives a Completion, anything else a list, the n of
-        the first prompt first. Raises Refused for what cannot be run.
+        The settings are the fields of `SamplingParams`, which says what each means; what is left out is as
+        the folder's generation_config.json says. One prompt with n = 1 gives a Completion (its `text`,
+        `tokens`, `finish_reason`, `logprobs`), anything else a list of them, the n of the first prompt first.
+        Raises Refused for what cannot be run.
         """
         prompts, several = self._prompts(prompt)
         requests = self._requests(prompts, self.params({"n": n, **settings}))
@@ -111,9 +122,10 @@ class Generator:
         completions = [request.completion() for request in requests]
         return completions if several or len(completions) > 1 else completions[0]
 
-    def stream(self, prompt: Prompt, *, continues: bool = True, **settings: Any) -> Stream:
-        """The text that `generate` gives for one prompt and the same settings, piece by piece; `continues` as
-        for `request`.
+    @by_name
+    def stream(self, prompt: Prompt, *, continues: bool = True, **settings: Unpack[Sampling]) -> Stream:
+        """The text that `generate` gives for one prompt and the same settings, as an iterator of its pieces
+        (str); `continues` as for `request`. Its `completion` is the Completion, once all were taken.
         """
         prompts, several = self._prompts(prompt)
         params = self.params(settings)
@@ -121,6 +133,43 @@ class Generator:
             raise Refused("stream writes one completion of one prompt; generate writes several")
         request = self._requests(prompts, params, continues=continues)[0]
         return Stream(request, self._local.run([request]))
+
+    @by_name
+    def chat(self, messages: str | Sequence[Mapping[str, Any]], **settings: Unpack[Sampling]) -> Completion:
+        """The answer to what a user says, or to a conversation: [{"role": "user", "content": "Hello"}, ...],
+        by the chat template of the model's folder; a Completion, whose `text` is the answer.
+
+        Nothing is kept: to go on, give all messages again, with {"role": "assistant", "content": the answer}
+        and what the user says next. Settings as for `generate`; without max_tokens an answer has room for
+        `answer_tokens`. Raises Refused where the folder has no template, and for what does not fit.
+        """
+        if self.template is None:
+            raise Refused(
+                "this model's folder has no chat template: it goes on with a text and was not taught to"
+                " answer; use generate"
+            )
+        said = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        prompt = self.template.render(said, self.tokenizer).tokens
+        room = max(1, self.model.config.max_len - len(prompt))
+        stops = settings.get("stop", ())
+        settings["stop"] = [*self.template.stop, *([stops] if isinstance(stops, str) else stops)]
+        params = self.params({"max_tokens": min(self.answer_tokens, room), **settings}, chat=True)
+        (request,) = self._requests([(prompt, None)], params, continues=False)
+        if not params.ignore_eos:
+            request.ends |= self.template.end_ids(self.tokenizer)
+        for _ in self._local.run([request]):
+            pass
+        return request.completion()
+
+    @cached_property
+    def template(self) -> ChatTemplate | None:
+        """The chat template of the folder, if it has one."""
+        return None if self.folder is None else ChatTemplate.from_folder(self.folder)
+
+    @property
+    def answer_tokens(self) -> int:
+        """Most tokens of an answer in a conversation, where nobody says."""
+        return min(self.generation.max_new_tokens or ANSWER_TOKENS, self.model.config.max_len // 4)
 
     def params(self, settings: Mapping[str, Any], *, chat: bool = False) -> SamplingParams:
         """Settings by name, those left out as the folder says (`GenerationConfig.draws`); raises Refused for

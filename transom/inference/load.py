@@ -12,7 +12,7 @@ from functools import partial
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .translator import Translator
 
     Loaded = Generator | Translator | Classifier | Embedder | FillMask
+    Job = TypeVar("Job", bound=Loaded)
 
 HOMES = {
     ("decoder", "tokens"): ("generator", "Generator"),
@@ -50,22 +51,39 @@ HOMES = {
 log = logging.getLogger(__name__)
 
 
+@overload
+def load(
+    folder_or_id: str | Path,
+    kind: type[Job],
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+) -> Job: ...
+@overload
 def load(
     folder_or_id: str | Path,
     *,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
-) -> Any:
+) -> Loaded: ...
+def load(
+    folder_or_id: str | Path,
+    kind: type[Loaded] | None = None,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+) -> Loaded:
     """The model of a local folder or a hub id (`owner/name`), ready for its job; raises Refused.
 
     Gives a Generator (decoder), Translator (encoder-decoder), Classifier, Embedder or FillMask (encoder, by
-    its head). dtype: float32, bfloat16 or float16, the weights being cast once; None chooses, and the repr
-    of what is loaded tells why. device: as torch names it; None takes the GPU where there is one.
+    its head). kind: which of these it must be, so that an editor knows too. dtype: float32, bfloat16 or
+    float16, the weights being cast once; None chooses, and the repr of what is loaded tells why. device: as
+    torch names it; None takes the GPU where there is one.
     """
     folder = resolve(folder_or_id)
     hardware = Hardware.detect("auto" if device is None else str(device))
     config, _ = load_config(folder)
-    made = _job(config, folder)
+    made = _job(config, folder, kind)
     with torch.device("meta"):  # counted without memory
         n_parameters = build(config).n_parameters
     chosen, reason = choose(dtype, n_parameters, hardware, batched=config.kind != "decoder")
@@ -98,13 +116,15 @@ def _check_fits(tokenizer: Tokenizer, config: ModelConfig, folder: Path) -> None
     log.warning("%s: the model has no row for %s; what needs it is refused", folder, named[:200])
 
 
-def _job(config: ModelConfig, folder: Path) -> Callable[..., Loaded]:
-    """What is made of a model of this config."""
+def _job(config: ModelConfig, folder: Path, kind: type[Loaded] | None) -> Callable[..., Loaded]:
+    """What is made of a model of this config, which must be of a `kind` if there is one."""
     if (config.kind, config.head) not in HOMES:
         known = "transom.checkpoint.huggingface.load_model reads it"
         raise Refused(f"{folder}: a model whose head can {config.head} has no job here yet; {known}")
     home, name = HOMES[config.kind, config.head]
     job = getattr(import_module(f".{home}", __package__), name)
+    if kind is not None and kind is not job:
+        raise Refused(f"{folder} holds a {name}, not a {getattr(kind, '__name__', kind)}")
     if config.head == "embed":
         return partial(job, max_tokens=load_max_tokens(folder, config))
     if config.kind == "encoder":
@@ -114,4 +134,5 @@ def _job(config: ModelConfig, folder: Path) -> Callable[..., Loaded]:
         SamplingParams.of(dict(said.sampling))
     except Refused as refused:
         raise Refused(f"{folder / GENERATION}: {refused}") from None
-    return partial(job, eos_ids=said.eos_token_id, generation=said)
+    place = {"folder": folder} if config.kind == "decoder" else {}
+    return partial(job, eos_ids=said.eos_token_id, generation=said, **place)

@@ -10,13 +10,14 @@ with different settings in one batch.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 import reprlib
 import struct
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypedDict, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -93,6 +94,37 @@ class SamplingParams:
     def greedy(self) -> bool:
         """Whether the likeliest token is taken every time."""
         return self.temperature < GREEDY_BELOW
+
+
+class Sampling(TypedDict, total=False):
+    """The fields of `SamplingParams`, but n, as keywords; what is left out is as the folder says."""
+
+    max_tokens: int | None
+    temperature: float
+    top_k: int | None
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float] | Sequence[tuple[int, float]]
+    seed: int | None
+    stop: str | Sequence[str]
+    logprobs: int | None
+    ignore_eos: bool
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def by_name(method: Method) -> Method:
+    """Show `help` and notebooks the keywords of a method that takes **settings: Unpack[Sampling]."""
+    own = inspect.signature(method)
+    named = [one for one in own.parameters.values() if one.kind is not one.VAR_KEYWORD]
+    for name, kind in Sampling.__annotations__.items():
+        named.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=..., annotation=kind))
+    method.__signature__ = own.replace(parameters=named)  # type: ignore[attr-defined]
+    return method
 
 
 LIMITS: dict[str, tuple[Any, Callable[[Any], bool], str]] = {

@@ -79,8 +79,9 @@ def translate_task(settings: TrainSettings, folder: RunFolder, world: World, rep
         objective=partial(objectives.LanguageModelling, smoothing=smoothing),
         write=lambda model, dtype: (
             f"{shown.source}{ARROW}",
-            translated(model, tokenizer=tokenizer, source=shown.source, dtype=dtype)
-            + f" (wanted: {shown.target})",
+            "{} ({:.0%} sure of all of it; wanted: {})".format(
+                *translated(model, tokenizer=tokenizer, source=shown.source, dtype=dtype), shown.target
+            ),
         ),
         facts=_facts(made), generation={"num_beams": 4, "max_length": config.max_len},
     )  # fmt: skip
@@ -122,6 +123,7 @@ def classify_task(settings: TrainSettings, folder: RunFolder, world: World, repo
             f"{shown.text}{ARROW}",
             f"{classified(model, tokenizer=tokenizer, text=shown.text, dtype=dtype)}, labelled {shown.label}",
         ),
+        divisor=learned.n_examples / learned.steps_per_epoch,
         facts=_facts(made),
     )  # fmt: skip
 

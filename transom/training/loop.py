@@ -163,7 +163,7 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
             rows = -(-most * micro.windows // share)
             parts: list[Any] = [part.to(world.device) for part in batch.split(rows)]
             parts += [None] * (-(-most // rows) - len(parts))  # as many passes on every rank
-            step = (spread, parts, int(n_targets), named, world, settings.seed, position.step)
+            step = (spread, parts, int(n_targets), named, world, settings.seed, position.step, task.divisor)
             forget(routed)
             try:
                 gradient = take_gradient(*step)

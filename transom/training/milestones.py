@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import gc
 import math
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..checkpoint.families import family_for
-from ..checkpoint.folder import NotSaved, commit, recover, sweep
+from ..checkpoint.folder import NotSaved, commit, recover, remove, sweep
 from ..checkpoint.huggingface import save_model
 from ..checkpoint.tensors import load_tensors
 from ..errors import Refused
@@ -471,28 +471,27 @@ class Milestones:
                 self._evaluate(self._along)  # whether the last weights are the best
             if self.chosen is None and not (self.best and self._along.whole):
                 self._evaluate(self.at_end)
-            if self.chosen is None and self.world.is_first:
-                shutil.rmtree(self.folder.best, ignore_errors=True)
+            if self.best is not None and self.chosen is None and self.world.is_first:
+                remove(self.folder.best)
         self._choose()
         if not interrupted:
             self._sample()
         if saved:
             self._commit(lambda: self._write_model(weights))
-        seconds = self.clock.elapsed()
-        self.report("end", self.position.step, interrupted=interrupted, elapsed=seconds,
-                    tokens=self.position.tokens, weights_sha256=self.fingerprint,
-                    unsaved=self.unsaved)  # fmt: skip
+        score, seconds = self.score, self.clock.elapsed()
+        result: dict[str, Any] = {
+            "loss": score.loss if score else None, "bits_per_byte": score.bits_per_byte if score else None,
+            "sentence": self.sentence, "tokens": self.position.tokens, "weights_sha256": self.fingerprint,
+        }  # fmt: skip
+        self.report("end", self.position.step, interrupted=interrupted, elapsed=seconds, unit=self.task.unit,
+                    unsaved=self.unsaved, **result)  # fmt: skip
         self._draw()
         if self.unsaved:
             raise NotSaved(self.unsaved)
-        score = self.score
         return Run(
-            folder=self.folder.path, step=self.position.step, tokens=self.position.tokens,
-            loss=score.loss if score else None, bits_per_byte=score.bits_per_byte if score else None,
-            references=self.lines,
-            sentence=self.sentence,
+            folder=self.folder.path, step=self.position.step, **result, references=self.lines,
             prompt=self.written[0], sample=self.written[1], task=self.task.name, unit=self.task.unit,
-            seconds=seconds, weights_sha256=self.fingerprint, interrupted=interrupted,
+            seconds=seconds, interrupted=interrupted,
             soon=self._soon() if interrupted else "",
         )  # fmt: skip
 
