@@ -79,7 +79,7 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
                 settings = choose_task(settings, report)
                 task = prepare_task(settings, folder, world, report)
         except Interrupted:
-            return Run.of_nothing(folder.path, settings.prompt)
+            return Run.of_nothing(folder.path, settings.prompt or "")
 
         # How long, and how fast. What the settings leave to a rule is settled here.
         config, feed = task.config, task.feed

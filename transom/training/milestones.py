@@ -148,8 +148,7 @@ class Milestones:
             f"step: {self.expected.tokens_per_step:,} tokens, {self.micro.windows} rows at a time "
             f"({self.micro.reason})",
             f"expected: {self.expected.steps:,} steps, {self.expected.tokens / 1e6:,.1f}M tokens, "
-            f"{self.expected.seconds / 60:,.1f} min, {self.expected.memory_bytes / 1e6:,.0f} MB, "
-            f"{self.expected.watt_hours:,.2f} Wh",
+            f"{self.expected.seconds / 60:,.1f} min, {self.expected.memory_bytes / 1e6:,.0f} MB",
             f"data: {self.expected.says_passes}",
             "lines to beat: "
             + (", ".join(f"{name} {nats:.2f}" for name, nats in lines.items()) or "none")

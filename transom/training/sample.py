@@ -17,6 +17,9 @@ from ..data.tokenizer import Tokenizer
 from ..model.build import Model
 from ..model.cache import Memory
 
+DRAWN = {"temperature": 0.8, "top_p": 0.95}
+"""How running text is drawn, here and by whoever uses the model."""
+
 
 @contextmanager
 def resting(model: Model) -> Iterator[torch.device]:
@@ -36,7 +39,8 @@ def sample(
     tokenizer: Tokenizer,
     prompt: str,
     max_tokens: int = 48,
-    temperature: float = 0.7,
+    temperature: float = DRAWN["temperature"],
+    top_p: float = DRAWN["top_p"],
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> str:
@@ -50,8 +54,10 @@ def sample(
     generator = torch.Generator().manual_seed(seed)
 
     def pick(scores: Tensor, written: list[int]) -> int:
-        scores = tokenizer.only_first(scores / temperature, None if written else first)
-        return int(torch.multinomial(scores.softmax(-1), 1, generator=generator))
+        shares = tokenizer.only_first(scores / temperature, None if written else first).softmax(-1)
+        ranked, order = shares.sort(descending=True)
+        ranked[ranked.cumsum(-1) - ranked > top_p] = 0
+        return int(order[torch.multinomial(ranked, 1, generator=generator)])
 
     written = _written(model, tokenizer, ids, min(max_tokens, room), dtype, pick)
     return tokenizer.decode(written, after=ids, spaced=first is not None)
