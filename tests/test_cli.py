@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from transom import __main__ as door
-from transom import cli
+from transom import cli, usage
 from transom.__main__ import VERBS, run
 from transom.errors import Refused
 
@@ -62,8 +63,25 @@ def test_a_verb_explains_itself_and_knows_json(verb: str) -> None:
     assert max(map(len, shown.stdout.splitlines())) <= 100
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_fits_a_screen_and_its_examples_are_commands_that_exist(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    shown, whole = (run([verb, way]) or capsys.readouterr().out for way in ("--help", "--help-all"))
+    assert len(shown.splitlines()) <= 46 and shown.rstrip().endswith(usage.GLOSSARY)
+    assert (f"transom {verb} --help-all" in shown) == (whole.count("--") > shown.count("--"))
+    for flags in usage.FIRST.get(verb, ()):
+        assert f"{flags} " in whole
+    for command, _ in usage.EXAMPLES.get(verb, ()):
+        assert command in shown
+        words = door.spelled_out(shlex.split(command.partition("<")[0])[1:])
+        _, bound, unknown = door.app.parse_known_args(words)[:3]
+        assert bound.args and not unknown
+
+
 def test_help_for_train_is_in_sections_in_reading_order() -> None:
-    shown = transom("train", "--help").stdout
+    shown = transom("train", "--help-all").stdout
     titles = [line.split("─ ")[1].split(" ─")[0] for line in shown.splitlines() if line.startswith("╭─")]
     assert titles == ["Arguments", "Parameters", "Run", "Data", "Model", "Batch", "Optimizer"]
 
@@ -75,10 +93,11 @@ def test_version() -> None:
 
 
 WRONG = [
-    ("trian", 'unknown command "trian". Did you mean "train"? Available commands: train, compare'),
-    ("--verbose", 'unknown command "--verbose". Available commands: train, compare'),
-    ("train --model.nlayers 3", "unknown option: --model.nlayers. Did you mean --model.n-layers?"),
-    ("train --modle gpt", "unknown option: --modle. Did you mean --model?"),
+    ("trian", "unknown command: trian; did you mean 'train'? transom --help lists train, compare, generate, "
+     "chat, translate, classify, embed, look, serve, evaluate, plan, bench, doctor, lab\n"),
+    ("--verbose", "unknown command: --verbose; transom --help lists train, compare"),
+    ("train --model.nlayers 3", "unknown option: --model.nlayers; did you mean '--model.n-layers'?"),
+    ("train --modle gpt", "unknown option: --modle; did you mean '--model'?"),
     ("train --budget 10", "budget: '10' is not a time; write it with its unit, such as 90s, 10min or 2h"),
     ("train --budget 0s", "budget: '0s' is not a time; it must be above zero"),
     ("train --budget 1h --steps 5", "budget and steps are both given; a run ends by one of budget, steps"),
@@ -91,10 +110,22 @@ WRONG = [
     ("train --optim sgd", "optim.name is 'sgd'; it can be auto, muon, adamw"),
     ("train --model elman", "model.kind is 'elman'; it can be decoder, encoder, encoder-decoder, rnn, "),
     ("translate", 'command "translate" parameter MODEL requires an argument'),
-    ("lab backprob", 'unknown command "backprob"'),
+    ("lab backprob", "unknown command: backprob; did you mean 'backprop'? transom --help"),
+    ("export", "unknown command: export; nothing is left to do: a model folder (runs/NAME/model) is a"),
+    ("gguf m", "unknown command: gguf; nothing is left to do"),
+    ("finetune x.jsonl", "unknown command: finetune; that is transom train DATA --model.weights FOLDER"),
+    ("ask notes/", "unknown command: ask; nothing here searches documents"),
+    ("predict m x", "unknown command: predict; that is transom classify, translate or generate"),
+    ("quantize m", "unknown command: quantize; weights are kept in float32 or bfloat16 (--dtype)"),
+    ("train --lr 3e-4", "unknown option: --lr; did you mean '--optim.lr'?"),
+    ("train --learning-rate=3e-4", "unknown option: --learning-rate; here it is --optim.lr\n"),
+    ("train --batch-size 8", "unknown option: --batch-size; here it is --batch.tokens (tokens of one step)"),
+    ("train --epoch 2", "unknown option: --epoch; here it is --epochs"),
+    ("train --optim.warm_up 2", "unknown option: --optim.warm_up; did you mean '--optim.warmup'?"),
+    ("generate x --lr 3", "unknown option: --lr; --help-all lists every one"),
     ("train --model.size nanno", "model.size is 'nanno'; it can be nano, mini, small; did you mean 'nano'?"),
     ("train --model.dropout 1", "model.dropout is '1'; it must be less than 1"),
-    ("train --dtype fp16", "dtype is 'fp16'; it can be auto, float32, bfloat16; did you mean 'bfloat16'?"),
+    ("train --dtype fp16", "dtype is 'fp16'; it can be auto, float32, bfloat16"),
     ("train --log tensorbord", "log is 'tensorbord'; it can be tensorboard, wandb; did you mean 'tensor"),
     ("train --save-every 0", "save_every: '0' is not an interval; it must be at least one step"),
     ("train --data.val-fraction 1", "data.val_fraction is '1'; it must be less than 1"),
@@ -127,7 +158,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
 def test_a_mistake_in_a_process_of_its_own_shows_no_traceback() -> None:
     ran = transom("train", "--model.nlayers", "3")
     assert (ran.returncode, ran.stdout) == (2, "")
-    assert ran.stderr == "transom: unknown option: --model.nlayers. Did you mean --model.n-layers?\n"
+    assert ran.stderr == "transom: unknown option: --model.nlayers; did you mean '--model.n-layers'?\n"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ before the work.
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import sys
@@ -170,6 +171,57 @@ def test_vectors_are_written_whole(folders: dict[str, str], door: Door, tmp_path
     code, said, _ = door("embed", folders["embed"], "a", "b", "--out", str(out))
     assert code == 0 and said == f"2 vectors of 32 numbers: {out}\n"
     assert np.load(out).shape == (2, 32) and list(tmp_path.iterdir()) == [out]
+
+
+ROWS = [{"id": "7", "text": "one; two", "label": "x"}, {"id": "8", "text": 'three "four"', "label": "y"}]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize(("name", "out"), [("a.csv", "b.csv"), ("a.tsv", "b.jsonl"), ("a.jsonl", "b.tsv")])
+def test_rows_come_back_with_their_answers(
+    verb: str, name: str, out: str, folders: dict[str, str], door: Door, tmp_path: Path
+) -> None:
+    given, made = tmp_path / name, tmp_path / out
+    with open(given, "w", newline="") as file:
+        if name.endswith("jsonl"):
+            file.writelines(json.dumps(row) + "\n" for row in ROWS)
+        else:  # with the separator of a spreadsheet where a comma is a decimal point
+            table = csv.DictWriter(file, ROWS[0], delimiter=";" if name == "a.csv" else "\t")
+            table.writeheader()
+            table.writerows(ROWS)
+    answers = door.json(verb, folders[verb], "--input", str(given))
+    code, said, _ = door(verb, folders[verb], "--input", str(given), "--out", str(made))
+    assert code == 0 and str(made) in said
+    with open(made, newline="") as file:
+        rows = (
+            [json.loads(line) for line in file]
+            if out.endswith("jsonl")
+            else list(csv.DictReader(file, delimiter=";" if name == "a.csv" else "\t"))
+        )
+    for row, answer, before in zip(rows, answers, ROWS, strict=True):
+        assert {key: row.pop(key) for key in before} == before
+        if verb == "translate":
+            assert row == {"translation": answer["text"]}
+        elif verb == "classify":
+            assert row.pop("class") == answer["label"] and row.keys() == {"confidence"}
+            assert float(row["confidence"]) == pytest.approx(answer["confidence"], abs=1e-4)
+        else:
+            vector = row["embedding"] if out.endswith("jsonl") else json.loads(row["embedding"])
+            assert np.allclose(vector, answer["embedding"], atol=1e-6)
+
+
+def test_where_answers_cannot_go(door: Door, folders: dict[str, str], tmp_path: Path) -> None:
+    rows, model = tmp_path / "a.csv", folders["classify"]
+    rows.write_text("text,class\none,x\ntwo,y\n")
+    for out, says in {
+        rows: f"{rows} holds the rows to answer; --out names another file",
+        tmp_path
+        / "b.parquet": f"{tmp_path}/b.parquet: rows are written as .csv, .tsv, .tab, .jsonl; --out names "
+        "such a file",
+        tmp_path / "b.csv": "the rows have a field 'class' already; rename it, and the answer has room",
+    }.items():
+        assert door.refused("classify", model, "--input", str(rows), "--out", str(out)) == says
+    assert rows.read_text() == "text,class\none,x\ntwo,y\n" and list(tmp_path.iterdir()) == [rows]
 
 
 def test_texts_of_several_lines_stay_on_one_line_beside_their_class(

@@ -11,11 +11,19 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
+from cyclopts import (
+    App,
+    CycloptsError,
+    Parameter,
+    UnknownCommandError,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
 
 from . import __version__
 from .errors import Refused
 from .hardware import tune_libraries
+from .usage import GLOSSARY, epilogue, help_for, unknown_flag, unknown_verb
 
 VERBS = {
     "train": "Train a model on text, pairs or classes, within a time budget.",
@@ -44,13 +52,14 @@ app = App(
     name="transom",
     help="Train it, run it and see through it: the Transformer family on the machine you have.",
     help_epilogue="`transom VERB --help` explains a verb. With no data named, train learns from Python's own "
-    "standard library.",
+    f"standard library. {GLOSSARY}",
     version=__version__,
     help_format="markdown",
     default_parameter=Parameter(negative_iterable=(), negative_none=()),
 )
 for _place, (_verb, _help) in enumerate(VERBS.items()):
-    app.command(f"transom.cli:{_verb}", name=_verb, help=_help, help_epilogue="", sort_key=_place)
+    app.command(f"transom.cli:{_verb}", name=_verb, help=_help, help_epilogue=epilogue(_verb),
+                sort_key=_place)  # fmt: skip
 lab = App(name="lab", help="Experiments that print their numbers and draw them.", help_epilogue="",
           sort_key=len(VERBS))  # fmt: skip
 for _verb, _help in EXPERIMENTS.items():
@@ -67,9 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; returns the exit code."""
     try:
-        code = app(
-            spelled_out(arguments), exit_on_error=False, print_error=False, result_action="return_value"
-        )
+        words, app.help_formatter = help_for(spelled_out(arguments))
+        code = app(words, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
         return code or 0
     except CycloptsError as error:
@@ -88,7 +96,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def spelled_out(arguments: Sequence[str]) -> list[str]:
     """The short forms in full: `--model gpt` is `--model.kind gpt`, `-` as data is `--data.source=-`."""
-    short = {"--data": "--data.source", "--model": "--model.kind", "--optim": "--optim.name"}
+    short = {"--data": "--data.source", "--model": "--model.kind", "--optim": "--optim.name",
+             "--batch": "--batch.tokens"}  # fmt: skip
     read_stdin = {"-": "--data.source=-"} if arguments and arguments[0] in ("train", "plan") else {}
     words = [read_stdin.get(argument, argument).partition("=") for argument in arguments]
     return [short.get(name, name) + equals + value for name, equals, value in words]
@@ -103,6 +112,13 @@ def _plain(error: CycloptsError) -> str:
 
         kinds = {kind.__name__: kind for kind in settings.Settings.__subclasses__()}
         return settings.explain(error.__cause__, kinds[error.__cause__.title])
+    if isinstance(error, UnknownCommandError):
+        return unknown_verb(
+            (error.unused_tokens or [""])[0], EXPERIMENTS if error.app is lab else [*VERBS, "lab"]
+        )
+    if isinstance(error, UnknownOptionError):
+        names = [name for argument in error.argument_collection for name in argument.names]
+        return unknown_flag((error.token.keyword or error.token.value).partition("=")[0], names)
     if isinstance(error, UnusedCliTokensError):
         return f"unexpected {', '.join(map(repr, error.unused_tokens or ()))}"
     text = str(error).rstrip(".")

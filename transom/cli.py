@@ -180,6 +180,7 @@ def translate(
     *texts: str,
     input: Path | None = None,
     field: str | None = None,
+    out: Path | None = None,
     beam: int | None = None,
     length_penalty: float | None = None,
     max_tokens: int | None = None,
@@ -199,6 +200,8 @@ def translate(
         A file whose lines are translated, or a table or records of which one field is.
     field
         Which column or field holds the texts [default: `text`, or the only one with text].
+    out
+        Write the rows there with their answers in columns of their own (.csv, .tsv or .jsonl).
     beam
         Translations kept at a time while searching; 1 takes the likeliest token each time (greedy)
         [default: as the folder says, else 4].
@@ -214,11 +217,14 @@ def translate(
     json
         Print one JSON document last.
     """
-    sources = _texts(texts, input, field)
+    asked = Asked(texts, input, field, out)
     translator = _loaded(model, "Translator", dtype, device)
     with _answer(json) as show:
-        found = translator.translate(sources, beam=beam, length_penalty=length_penalty, max_tokens=max_tokens)
-        show(Answers("translations", sources, found, lambda source, answer: answer.text))
+        found = translator.translate(
+            asked.texts, beam=beam, length_penalty=length_penalty, max_tokens=max_tokens
+        )
+        lines = [answer.text for answer in found]
+        show(Answers("translations", asked, found, lines, [{"translation": line} for line in lines]))
 
 
 def classify(
@@ -227,6 +233,7 @@ def classify(
     *texts: str,
     input: Path | None = None,
     field: str | None = None,
+    out: Path | None = None,
     reject_below: float | None = None,
     cut: Annotated[bool, Parameter(negative=())] = False,
     dtype: str | None = None,
@@ -245,6 +252,8 @@ def classify(
         A file whose lines are classified, or a table or records of which one field is.
     field
         Which column or field holds the texts [default: `text`, or the only one with text].
+    out
+        Write the rows there with their answers in columns of their own (.csv, .tsv or .jsonl).
     reject_below
         Name no class when the likeliest has less than this probability.
     cut
@@ -258,13 +267,15 @@ def classify(
     """
     from .inference.classifier import Classification
 
-    sources = _texts(texts, input, field)
+    asked = Asked(texts, input, field, out)
     classifier = _loaded(model, "Classifier", dtype, device)
     with _answer(json) as show:
-        asked = [text for text in sources if text.strip()]
-        found = iter(classifier.classify(asked, reject_below=reject_below, cut=cut))
-        answers = [next(found) if text.strip() else Classification(None, {}, 0.0) for text in sources]
-        show(Answers("classifications", sources, answers, _class_line))
+        written = [text for text in asked.texts if text.strip()]
+        found = iter(classifier.classify(written, reject_below=reject_below, cut=cut))
+        answers = [next(found) if text.strip() else Classification(None, {}, 0.0) for text in asked.texts]
+        lines = [_class_line(text, answer) for text, answer in zip(asked.texts, answers, strict=True)]
+        columns = [{"class": one.label, "confidence": round(one.confidence, 4)} for one in answers]
+        show(Answers("classifications", asked, answers, lines, columns))
 
 
 def embed(
@@ -292,7 +303,8 @@ def embed(
     field
         Which column or field holds the texts [default: `text`, or the only one with text].
     out
-        Write the vectors there as a NumPy array (.npy); without it, print how near the texts are.
+        Write the vectors there: a NumPy array (.npy), or the rows with a column more (.csv, .tsv or .jsonl)
+        [default: print how near the texts are].
     cut
         Read only the beginning of a text that is longer than the model reads.
     dtype
@@ -302,12 +314,10 @@ def embed(
     json
         Print one JSON document last, with the vectors.
     """
-    if out is not None:
-        writable(out)
-    sources = _texts(texts, input, field)
+    asked = Asked(texts, input, field, out, also=".npy")
     embedder = _loaded(model, "Embedder", dtype, device)
     with _answer(json) as show:
-        show(Vectors(sources, embedder.embed(sources, cut=cut), out))
+        show(Vectors(asked, embedder.embed(asked.texts, cut=cut)))
 
 
 def chat(
@@ -344,9 +354,10 @@ def chat(
         Most tokens of an answer [default: 256, or a quarter of what the model reads if that is less].
     temperature
         0 always takes the likeliest token; 1 samples the model's own probabilities [default: as the folder
-        says, else 1].
+        says, else 0.7, or 1 where top-p is given].
     top_p
-        Only the fewest tokens that together have this probability [default: as the folder says, else 1].
+        Only the fewest tokens that together have this probability [default: as the folder says, else 0.9, or
+        1 where the temperature is given].
     seed
         Makes the answers repeatable.
     dtype
@@ -358,10 +369,11 @@ def chat(
     """
     from .chat.memory import Memory, default_path
     from .chat.terminal import chat as talk
-    from .server.served import model_folder, template_of
+    from .checkpoint.hub import resolve
+    from .server.served import template_of
 
-    template = template_of(model_folder(model), chat_template)
-    generator = _loaded(str(model_folder(model)), "Generator", dtype, device)
+    generator = _loaded(model, "Generator", dtype, device)
+    template = template_of(resolve(model), chat_template)
     if template is None:
         raise Refused(
             f"{model} has no chat template: it goes on with a text and was not taught to answer; use transom"
@@ -406,7 +418,7 @@ def look(
     /,
     *,
     out: Path | None = None,
-    all: bool = False,
+    all: Switched = False,
     dtype: str | None = None,
     device: str | None = None,
     json: Json = False,
@@ -440,11 +452,10 @@ def look(
         else:
             from .inference.inside import look_into
             from .inference.load import load as load_model
-            from .server.served import model_folder, name_of
+            from .server.served import name_of
 
             _said((text,), "give its text in quotes")
-            folder = model_folder(model)
-            loaded = load_model(str(folder), dtype=dtype, device=device)
+            loaded = load_model(model, dtype=dtype, device=device)
             show(Looked(look_into(loaded, text, name_of(model)).save(page), all))
 
 
@@ -652,17 +663,45 @@ class Talk:
         return {"system": said.system, "messages": [asdict(message) for message in said.messages]}
 
 
-class Answers:
-    """One answer for each text: `line` puts both into words."""
+class Asked:
+    """The texts of the command line, of a file, or of the lines of standard input, each in its row."""
 
     def __init__(
-        self, name: str, texts: list[str], answers: list[Any], line: Callable[[str, Any], str]
+        self, texts: tuple[str, ...], file: Path | None, field: str | None, out: Path | None, also: str = ""
     ) -> None:
-        self.name, self.texts, self.answers, self.line = name, texts, answers, line
+        """out: where rows with answers go, or what ends in `also`; asked about before any work is done."""
+        from .data.lines import answers_file, rows_to_answer
+
+        if texts and file is not None:
+            raise Refused(f"texts are given twice: on the command line and in {file}; leave one out")
+        if field is not None and file is None:
+            raise Refused("--field names a field of the records in a file; add --input FILE")
+        self.file, self.out = file, out
+        if out is not None:
+            writable(out) if also and out.suffix == also else answers_file(out, file)
+        given = [({"text": text}, text) for text in _said(texts, "--input reads it")]
+        rows = given or rows_to_answer(file, field)
+        self.rows, self.texts = [row for row, _ in rows], [text for _, text in rows]
+
+    def write(self, answers: list[dict[str, Any]]) -> str:
+        """Write the rows with these fields after their own; what was done, in words."""
+        from .data.lines import write_rows
+
+        assert self.out is not None
+        return f"{len(answers):,} rows: {write_rows(self.out, self.rows, answers, self.file)}"
+
+
+class Answers:
+    """One answer for each text, also as a line, and as columns of its row."""
+
+    def __init__(
+        self, name: str, asked: Asked, answers: list[Any], lines: list[str], columns: list[dict[str, Any]]
+    ) -> None:
+        self.name, self.texts, self.answers, self.lines = name, asked.texts, answers, lines
+        self.written = None if asked.out is None else asked.write(columns)
 
     def __str__(self) -> str:
-        pairs = zip(self.texts, self.answers, strict=True)
-        return "\n".join(_shown(self.line(text, answer)) for text, answer in pairs)
+        return self.written or "\n".join(map(_shown, self.lines))
 
     def to_dict(self) -> dict[str, Any]:
         pairs = zip(self.texts, self.answers, strict=True)
@@ -674,15 +713,17 @@ class Vectors:
 
     SHOWN = 12
 
-    def __init__(self, texts: list[str], vectors: Any, out: Path | None) -> None:
-        self.texts, self.vectors, self.out = texts, vectors, out
-        if out is not None:
+    def __init__(self, asked: Asked, vectors: Any) -> None:
+        self.texts, self.vectors, self.out = asked.texts, vectors, asked.out
+        if self.out is not None and self.out.suffix == ".npy":
             import io
 
             import numpy as np
 
             np.save(made := io.BytesIO(), vectors)
-            write_whole(out, made.getvalue())
+            write_whole(self.out, made.getvalue())
+        elif self.out is not None:
+            asked.write([{"embedding": vector} for vector in vectors.tolist()])
 
     def __str__(self) -> str:
         size = f"{len(self.texts):,} vectors of {self.vectors.shape[1]} numbers"
@@ -777,17 +818,6 @@ def _loaded(model: str, kind: str, dtype: str | None, device: str | None) -> Any
     if type(found).__name__ != kind:
         raise Refused(f"{model} is a {type(found).__name__}; {VERB_OF[type(found).__name__]}")
     return found
-
-
-def _texts(texts: tuple[str, ...], file: Path | None, field: str | None) -> list[str]:
-    """The texts of the command line, of a file, or of the lines of standard input."""
-    from .data.lines import texts_of
-
-    if texts and file is not None:
-        raise Refused(f"texts are given twice: on the command line and in {file}; leave one out")
-    if field is not None and file is None:
-        raise Refused("--field names a field of the records in a file; add --input FILE")
-    return _said(texts, "--input reads it") or texts_of(file, field)
 
 
 def _said(texts: tuple[str, ...], fix: str) -> list[str]:

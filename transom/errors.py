@@ -6,8 +6,12 @@ traceback and exits with 2; in Python it is a `ValueError`. Anything else that e
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from difflib import SequenceMatcher, get_close_matches
+from pathlib import Path
+
+ALIKE = 0.7
+"""From this ratio of difflib on, one name may be meant by another."""
 
 
 class Refused(ValueError):
@@ -19,5 +23,22 @@ class Refused(ValueError):
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for the closest of `names`, or an empty string when none is close."""
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    close = get_close_matches(name, list(names), n=1, cutoff=ALIKE)
     return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def nearest_path(path: Path, fits: Callable[[Path], bool] = Path.exists) -> str:
+    """The same for a path that is not there: the whole path of what stands beside it and is called alike.
+
+    Endings count only between names that are alike without them; `fits`: which paths would do.
+    """
+    beside = path.parent.iterdir() if path.parent.is_dir() else ()
+    alike = [
+        one.name
+        for one in beside
+        if SequenceMatcher(None, one.stem, path.stem).ratio() >= ALIKE
+        and one.name.isprintable()
+        and fits(one)
+    ]
+    close = get_close_matches(path.name, sorted(alike), n=1, cutoff=0)
+    return f"; did you mean '{path.parent / close[0]}'?" if close else ""

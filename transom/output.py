@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from .errors import Refused, nearest
+from .errors import Refused, nearest_path
 
 
 def writable(path: str | os.PathLike[str], option: str = "--out") -> Path:
@@ -21,8 +21,7 @@ def writable(path: str | os.PathLike[str], option: str = "--out") -> Path:
     if path.is_dir():
         raise Refused(f"{name} is a folder; {option} names a file")
     if not folder.is_dir():
-        beside = [one.name for one in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        fix = f"{option} names a file in a folder that exists{nearest(folder.name, beside)}"
+        fix = f"{option} names a file in a folder that exists{nearest_path(folder, Path.is_dir)}"
         raise Refused(f"{name}: there is no folder {_shown(folder)}; {fix}")
     if not os.access(folder, os.W_OK):
         raise Refused(f"{name}: no permission to write in {_shown(folder)}")

@@ -354,8 +354,8 @@ class OptimSettings(Settings):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Share of each target that is spread over all others [default: 0.1 to translate, else 0]."""
     class_weights: Literal["auto", "none", "balanced"] = "auto"
-    """Weigh rare classes more: fully (balanced), by the square root of that where classes are uneven (auto),
-    or not."""
+    """Learn more from examples of rare classes: fully (balanced), by the square root of that where classes
+    are uneven (auto), or not. Probabilities are those of the data either way."""
 
 
 class BatchSettings(Settings):

@@ -80,11 +80,23 @@ def test_what_is_neither_never_reaches_the_hub(name, hub, tmp_path, monkeypatch)
 def test_the_nearest_folder_is_named(tmp_path, hub, monkeypatch):
     (tmp_path / "runs" / "stdlib").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(Refused, match=r"runs/stdlb: no such folder; did you mean 'stdlib'\?"):
+    with pytest.raises(Refused, match=r"runs/stdlb: no such folder; did you mean 'runs/stdlib'\?$"):
         resolve("runs/stdlb")
+    with pytest.raises(Refused, match=r"runs/lib2: no such folder \(a model on the hub"):  # nothing alike
+        resolve("runs/lib2")
     with pytest.raises(Refused, match=r"rums: no such folder; did you mean 'runs'\?"):
         resolve("rums")
     assert hub == []
+
+
+def test_the_folder_of_a_run_stands_for_its_model(tmp_path):
+    model, begun = tmp_path / "runs" / "notes" / "model", tmp_path / "runs" / "begun"
+    model.mkdir(parents=True)
+    begun.mkdir()
+    (begun / "metrics.jsonl").touch()
+    assert resolve(tmp_path / "runs" / "notes") == resolve(model) == model
+    with pytest.raises(Refused, match="begun: this run has saved no model yet"):
+        resolve(begun)
 
 
 def test_a_file_is_no_model(tmp_path):

@@ -117,7 +117,7 @@ def test_a_byte_order_mark_is_no_text(case) -> None:
 def test_windows_1252_is_called_so(case, written: Written) -> None:
     path = case("windows1252.txt")
     says = ":1: byte 8 (0x93) is not UTF-8; convert the file (iconv -f windows-1252 -t utf-8)"
-    assert refusal(lambda: texts(path)) == f"{path}{says} (or set data.on_error to skip or replace)"
+    assert refusal(lambda: texts(path)) == f"{path}{says} (or --data.on-error skip or replace)"
     assert refusal(lambda: texts_of(path)) == f"{path}{says}"
     # What it says works; what others say leaves control characters, which are noticed.
     good = written("good.txt", path.read_bytes().decode("cp1252"))
@@ -151,9 +151,7 @@ def test_quotes_of_a_tsv_belong_to_the_table(case) -> None:
 
 def test_nan_is_no_label(case) -> None:
     path = case("label_nan.jsonl")
-    says = (
-        "the label is neither text nor a number; give one class for each text (or set data.on_error to skip)"
-    )
+    says = "the label is neither text nor a number; give one class for each text (or --data.on-error skip)"
     assert refusal(lambda: labelled(path)) == f"{path}:21: {says}"
 
 
@@ -427,6 +425,10 @@ def test_counts_stay_what_they_are(written: Written) -> None:
     """An unequal table is refused where it is, in the separator that was seen."""
     path = written("uneven.csv", "text;label\na;b\nc;d;e\n")
     assert refusal(lambda: labelled(path)).startswith(f"{path}:")
+    rows = "".join(f"kurz {n};a\n" for n in range(9))  # one row too wide says nothing against the separator
+    path = written("semicolons.csv", f"text;label\n{rows}a; b;c, d\n")
+    says = ":11: the row has 3 columns where the first has 2 (or --data.on-error skip)"
+    assert refusal(lambda: labelled(path)) == f"{path}{says}"
     assert Counter(label for _, label in labelled(written("even.csv", "text;label\na;b\nc;d\n"))) == {
         "b": 1,
         "d": 1,

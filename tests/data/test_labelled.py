@@ -78,17 +78,17 @@ def test_places_and_notes(written: Written) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("three.csv", '3,"a title","a text"\n', ":1: which of the 3 columns (3, a title, a text) hold the text and its label? Set data.field and data.label, to names or to numbers from 1"),
-        ("prose.tsv", "".join(f"text {n}\tother {n}\n" for n in range(9)), ":1: which of the 2 columns (text 0, other 0) hold the text and its label? Set data.field and data.label, to names or to numbers from 1"),
-        ("headed.csv", "mood,words\n" + "".join(f"{n % 2},a text {n}\n" for n in range(20)), ":1: which of the 2 columns (mood, words) hold the text and its label? Set data.field and data.label, to names or to numbers from 1"),
-        ("odd.jsonl", '{"a": "x", "b": "y"}\n', ":1: which of the 2 fields (a, b) hold the text and its label? Set data.field and data.label"),
+        ("three.csv", '3,"a title","a text"\n', ":1: which of the 3 columns (3, a title, a text) hold the text and its label? Set --data.field and --data.label, to names or to numbers from 1"),
+        ("prose.tsv", "".join(f"text {n}\tother {n}\n" for n in range(9)), ":1: which of the 2 columns (text 0, other 0) hold the text and its label? Set --data.field and --data.label, to names or to numbers from 1"),
+        ("headed.csv", "mood,words\n" + "".join(f"{n % 2},a text {n}\n" for n in range(20)), ":1: which of the 2 columns (mood, words) hold the text and its label? Set --data.field and --data.label, to names or to numbers from 1"),
+        ("odd.jsonl", '{"a": "x", "b": "y"}\n', ":1: which of the 2 fields (a, b) hold the text and its label? Set --data.field and --data.label"),
         ("plain.txt", "only text\n", ":1: one column, where a labelled text has two; give a CSV, a TSV or JSON lines with a text and a label, or lines that begin with __label__"),
-        ("list.jsonl", '{"text": "x", "label": ["a", "b"]}\n', ":1: the label is neither text nor a number; give one class for each text (or set data.on_error to skip)"),
-        ("none.tsv", "text\tlabel\nx\ta\ny\t \n", ":3: the label is empty; name the class of this text (or set data.on_error to skip)"),
-        ("blank.tsv", "text\tlabel\nx\ta\n\tb\n", ":3: the text is empty; fill it in or remove the line (or set data.on_error to skip)"),
-        ("long.tsv", "text\tlabel\nx\t" + "a" * 101 + "\n", ":2: a label of 101 characters (the limit is 100); is the column right? (or set data.on_error to skip)"),
-        ("fast.txt", "__label__a x\nno label\n", ":2: the line does not begin with __label__, as the first one does; add its class (or set data.on_error to skip)"),
-        ("more.txt", "__label__a __label__b x\n", ":1: the line has more than one label; give one class for each text (or set data.on_error to skip)"),
+        ("list.jsonl", '{"text": "x", "label": ["a", "b"]}\n', ":1: the label is neither text nor a number; give one class for each text (or --data.on-error skip)"),
+        ("none.tsv", "text\tlabel\nx\ta\ny\t \n", ":3: the label is empty; name the class of this text (or --data.on-error skip)"),
+        ("blank.tsv", "text\tlabel\nx\ta\n\tb\n", ":3: the text is empty; fill it in or remove the line (or --data.on-error skip)"),
+        ("long.tsv", "text\tlabel\nx\t" + "a" * 101 + "\n", ":2: a label of 101 characters (the limit is 100); is the column right? (or --data.on-error skip)"),
+        ("fast.txt", "__label__a x\nno label\n", ":2: the line does not begin with __label__, as the first one does; add its class (or --data.on-error skip)"),
+        ("more.txt", "__label__a __label__b x\n", ":1: the line has more than one label; give one class for each text (or --data.on-error skip)"),
     ],
 )  # fmt: skip
 def test_refusals(written: Written, name: str, content: str, says: str) -> None:

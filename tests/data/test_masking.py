@@ -99,6 +99,6 @@ def test_measuring_hides_the_same_every_time(file: TokenFile, tokenizer: Tokeniz
 
 def test_a_tokenizer_without_a_mask(file: TokenFile, tmp_path: Path) -> None:
     plain = train_tokenizer("bytes", iter([]), 0)
-    with pytest.raises(Refused, match="the tokenizer names no mask token .* or set data.tokenizer to bpe"):
+    with pytest.raises(Refused, match="the tokenizer names no mask token .* or give --data.tokenizer bpe"):
         Masking(Windows(file, 8), plain)
     assert Masking(Windows(file, 8), plain.framed_as("text")).mask_id == 258

@@ -99,15 +99,15 @@ def test_a_blank_line_at_the_end_of_both_is_no_pair(written: Written) -> None:
 def test_empty_sides(written: Written) -> None:
     one, other = written("a.en", "x\ny\nz\n"), written("a.de", "x\n \nz\n")
     assert refusal(one, other) == (
-        f"{other}:2: the target side is empty while the other is not; fill it in or remove the pair (or set "
-        "data.on_error to skip)"
+        f"{other}:2: the target side is empty while the other is not; fill it in or remove the pair (or "
+        "--data.on-error skip)"
     )
     assert refusal(other, one).startswith(f"{other}:2: the source side is empty while the other is not;")
     tsv = written("a.tsv", "x\ty\nz\t\n")
     assert refusal(tsv).startswith(f"{tsv}:2: the target side is empty")
     assert refusal(tsv, on_error="skip") == (
         f"1 of 2 records (50.0%) would be skipped, the limit is 1% (empty sides, first at {tsv}:2): mend the "
-        "text, or set data.on_error to replace for bad bytes"
+        "text, or --data.on-error replace for bad bytes"
     )
     many = written("many.tsv", "x\ty\n" * 150 + "z\t\n")
     findings = Findings()
@@ -128,19 +128,19 @@ def test_a_skipped_line_takes_its_partner_with_it(written: Written) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("a.en", "A man.\n", ": one column of text, where pairs have two sides; name the file of the other side as data.target, or give a TSV, a CSV or JSON lines"),
-        ("one.tsv", "A man.\n", ":1: which of 1 column (A man.) are source and target? Set data.field and data.target_field, to names or to numbers from 1"),
-        ("three.tsv", "a\tb\tc\n", ":1: which of 3 columns (a, b, c) are source and target? Set data.field and data.target_field, to names or to numbers from 1"),
-        ("names.csv", "a,b\nx,y\n", ":1: which of 2 columns (a, b) are source and target? Set data.field and data.target_field, to names or to numbers from 1"),
-        ("odd.jsonl", '{"q": "x", "a": "y"}\n', ":1: which of 2 fields (q, a) are source and target? Set data.field and data.target_field"),
+        ("a.en", "A man.\n", ": one column of text, where pairs have two sides; name the file of the other side as --data.target, or give a TSV, a CSV or JSON lines"),
+        ("one.tsv", "A man.\n", ":1: which of 1 column (A man.) are source and target? Set --data.field and --data.target-field, to names or to numbers from 1"),
+        ("three.tsv", "a\tb\tc\n", ":1: which of 3 columns (a, b, c) are source and target? Set --data.field and --data.target-field, to names or to numbers from 1"),
+        ("names.csv", "a,b\nx,y\n", ":1: which of 2 columns (a, b) are source and target? Set --data.field and --data.target-field, to names or to numbers from 1"),
+        ("odd.jsonl", '{"q": "x", "a": "y"}\n', ":1: which of 2 fields (q, a) are source and target? Set --data.field and --data.target-field"),
         ("empty.tsv", "\n", ": there is no row in it; name a file that holds some"),
-        ("width.tsv", "a\tb\nc\td\te\n", ":2: the row has 3 columns where the first has 2 (or set data.on_error to skip)"),
+        ("width.tsv", "a\tb\nc\td\te\n", ":2: the row has 3 columns where the first has 2 (or --data.on-error skip)"),
         ("open.csv", 'source,target\n"a,b\n', ":2: not valid CSV (unexpected end of data); is a quote left open?"),
-        ("number.jsonl", '{"source": 3, "target": "y"}\n', ":1: field 'source' is a number, not text (or set data.on_error to skip)"),
-        ("lacks.jsonl", '{"source": "x", "target": "y"}\n{"source": "x", "tarhet": "y"}\n', ":2: the record has no field 'target'; did you mean 'tarhet'? (or set data.on_error to skip)"),
-        ("list.jsonl", "[1]\n", ':1: the record is a list, not an object such as {"text": "..."} (or set data.on_error to skip)'),
-        ("half.jsonl", '{"source": "\\ud800", "target": "y"}\n', ":1: field 'source' holds half of a surrogate pair, which text does not hold; remove it (or set data.on_error to skip or replace)"),
-        ("utf16.tsv", "a\tb".encode("utf-16"), ":1: byte 0: this is UTF-16, not UTF-8; convert it with `iconv -f utf-16 -t utf-8` (or set data.on_error to skip)"),
+        ("number.jsonl", '{"source": 3, "target": "y"}\n', ":1: field 'source' is a number, not text (or --data.on-error skip)"),
+        ("lacks.jsonl", '{"source": "x", "target": "y"}\n{"source": "x", "tarhet": "y"}\n', ":2: the record has no field 'target'; did you mean 'tarhet'? (or --data.on-error skip)"),
+        ("list.jsonl", "[1]\n", ':1: the record is a list, not an object such as {"text": "..."} (or --data.on-error skip)'),
+        ("half.jsonl", '{"source": "\\ud800", "target": "y"}\n', ":1: field 'source' holds half of a surrogate pair, which text does not hold; remove it (or --data.on-error skip or replace)"),
+        ("utf16.tsv", "a\tb".encode("utf-16"), ":1: byte 0: this is UTF-16, not UTF-8; convert it with `iconv -f utf-16 -t utf-8` (or --data.on-error skip)"),
     ],
 )  # fmt: skip
 def test_refusals(written: Written, name: str, content: str | bytes, says: str) -> None:
@@ -151,7 +151,7 @@ def test_refusals(written: Written, name: str, content: str | bytes, says: str) 
 def test_fields_that_are_not_there(written: Written) -> None:
     path = written("a.tsv", "en\tde\tfr\nx\ty\tz\n")
     assert refusal(path, fields=("en", "es")) == (
-        f"{path}:1: no column is named 'es'; did you mean 'en'?; a table without a header takes column "
+        f"{path}:1: no column is named 'es'; it has en, de, fr; a table without a header takes column "
         "numbers from 1"
     )
     assert refusal(path, fields=("1", "4")) == f"{path}:1: there is no column 4; the rows have 3"
@@ -162,7 +162,7 @@ def test_fields_that_are_not_there(written: Written) -> None:
 def test_files_that_are_not_there(written: Written, tmp_path: Path) -> None:
     path = written("train.en", "x\n")
     missing = tmp_path / "train.dee"
-    assert refusal(path, missing) == f"{missing}: no such file or folder; did you mean 'train.en'?"
+    assert refusal(path, missing) == f"{missing}: no such file or folder; did you mean '{path}'?"
     assert refusal(tmp_path) == (
         f"{tmp_path}: a folder, not a file; give two aligned files, a TSV, a CSV or JSON lines"
     )

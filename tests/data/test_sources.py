@@ -215,7 +215,8 @@ def test_wrong_text_is_refused_with_its_place(name: str, written: Written) -> No
 
 def test_wrong_names(tmp_path: Path, written: Written) -> None:
     written("notes.txt", "x")
-    assert "no such file or folder; did you mean 'notes.txt'?" in refusal(tmp_path / "note.txt")
+    assert f"no such file or folder; did you mean '{tmp_path}/notes.txt'?" in refusal(tmp_path / "note.txt")
+    assert refusal(tmp_path / "poem.txt").endswith("no such file or folder")  # alike in nothing but its end
     assert "does not fetch addresses" in refusal("https://example.org/a.txt")
     assert "no text files in this folder" in refusal(written("e/a.png", "x").parent)
     assert "no data is named" in refusal([])

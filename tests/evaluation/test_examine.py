@@ -72,9 +72,9 @@ def test_a_model_that_knows_more_is_called_better_by_how_much() -> None:
 def test_the_baseline_is_not_better_than_itself() -> None:
     train, test = ordered(200, 2), ordered(100, 3)
     report = examine_classifier(Same(train), train, test)
-    for difference in report.differences:
-        assert difference.estimate.value == 0
-        assert difference.verdict.startswith("not better than TF-IDF") and "chance" in difference.verdict
+    assert [difference.estimate.value for difference in report.differences] == [0, 0]
+    assert report.verdict.startswith("not better than TF-IDF") and "chance" in report.verdict
+    assert report.verdicts[1].startswith("no verdict on points of macro-F1 beside TF-IDF")
     assert report.samples and report.samples[0].startswith("  made.tsv:")
 
 
@@ -113,6 +113,21 @@ def test_a_translator_that_copies_is_told_so() -> None:
     assert report.verdict.startswith("not better than")
 
 
+def test_short_answers_are_judged_by_whether_they_are_exact() -> None:
+    pairs = [Pair(f"Wort {i}", f"word {i}", f"x:{i}") for i in range(80)]
+    report = examine_translator(Looked({p.source: p.target for p in pairs}), pairs[:40], pairs[40:])
+    assert report.score.bleu is None and [d.unit for d in report.differences] == ["points of exact answers"]
+    assert report.verdict.startswith("better than") and "BLEU" not in "".join(r.said for r in report.rivals)
+
+
+@pytest.mark.parametrize(("n", "texts"), [(1, "1 held-out text"), (29, "29 held-out texts")])
+def test_of_a_handful_of_texts_nothing_is_said_but_what_is_needed(n: int, texts: str) -> None:
+    report = examine_classifier(Counting(), ordered(100, 0), ordered(n, 1))
+    assert report.verdicts == [f"none: of {texts} nothing can be said; give at least 30"]
+    assert "better" not in str(report) and "verdict: none" in str(report)
+    assert report.score.accuracy.low < 0.91  # all are right, and that shows little
+
+
 def test_a_folder_outside_of_any_run_needs_its_training_data(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="lies in no run.*--train"):
         examine(tmp_path)
@@ -141,6 +156,7 @@ def test_a_run_that_tells_classes_is_examined_on_what_it_held_out(tmp_path: Path
         json.dumps(report.to_dict())
     )
     named = examine(tmp_path / "run" / "model", test=str(tmp_path / "test.tsv"))
+    assert named.verdict.endswith("nothing can be said; give at least 30 (--test FILE)")
     assert named.score.n == 2 and named.test.endswith("test.tsv")
 
 
@@ -178,7 +194,8 @@ def test_a_run_that_translates_is_examined_beside_its_baselines(tmp_path: Path) 
     }))  # fmt: skip
     report = examine(tmp_path / "run", beam=2)
     assert report.task == "translate" and len(report.rivals) == 2
-    assert report.verdict.startswith("not better than")
+    assert report.verdict.startswith(f"none: of {report.score.n} held-out texts nothing can be said")
+    assert "--data.validation FILE), or train on 600 and more" in report.verdict
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["task"] == "translate"
 
 

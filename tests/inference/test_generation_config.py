@@ -15,7 +15,7 @@ from tokenizers import models, pre_tokenizers, processors
 
 import transom
 from tests.checkpoint.oracle import randomize
-from transom.checkpoint.generation import GenerationConfig
+from transom.checkpoint.generation import GENTLE, GenerationConfig
 from transom.errors import Refused
 from transom.inference.token_rules import Ruling, TokenRules
 
@@ -188,6 +188,15 @@ def test_what_a_call_leaves_out_is_as_the_folder_says(llama, tmp_path):
         == plain.generate("w5 w7", seed=3, max_tokens=20, **free).tokens
     )
     assert "".join(ours.stream("w5 w7", seed=3)) == ours.generate("w5 w7", seed=3).text
+
+
+def test_gentle_is_only_what_nobody_decided():
+    silent, firm = GenerationConfig(), GenerationConfig(sampling={"top_k": 5, "repetition_penalty": 1.1})
+    assert silent.draws({"seed": 3}, chat=True) == {**GENTLE, "seed": 3}
+    assert GenerationConfig(sampling={"repetition_penalty": 1.1}).draws({}, chat=True).keys() > GENTLE.keys()
+    assert silent.draws({"min_p": 0.1}, chat=True) == {"min_p": 0.1}
+    assert firm.draws({"top_k": 7}, chat=True) == {"top_k": 7, "repetition_penalty": 1.1}
+    assert silent.draws({}) == {}
 
 
 def test_one_likeliest_token_makes_every_answer_the_same(llama, tmp_path):

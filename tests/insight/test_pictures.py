@@ -248,6 +248,20 @@ def test_the_token_that_the_text_helped_most_is_explained_exactly(tokenizer: Any
     np.testing.assert_allclose(view["scores"], p(tokens[:at], tokens[at]) - np.array(without), atol=1e-5)
 
 
+def test_a_translation_is_put_down_to_its_source_and_says_which_attention_is_meant(tokenizer: Any):
+    model = small(tokenizer, kind="encoder-decoder", n_encoder_layers=2, n_kv_heads=4)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(2.0)  # far from uniform, so that the source matters
+    source, written = tokenizer.encode("le chat"), tokenizer.encode("the cat")
+    found = essentials(model, written, tokenizer, source=source)
+    titles = [picture.title for picture in found.pictures]
+    for where in ("from what is written to the source", "within what is written", "within the source"):
+        assert f"All 8 heads, {where}" in titles
+    view = next(view for view in found.to_dict()["views"] if view["view"] == "Attribution")
+    assert view["tokens"] == source and "The source helped" in str(found)
+
+
 def test_scores_that_are_no_better_than_chance_are_said_first_and_drawn_grey():
     view = {"method": "gradient_x_input", "units": [[0], [1]], "scores": [2.0, -1.0], "caveat": "c",
             "control": {"beats_random": False, "text": "does NOT agree better than chance"}}  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Iterator
@@ -13,21 +14,25 @@ import pytest
 import transom
 from tests.server.conftest import Running, serving
 from transom.__main__ import run
+from transom.checkpoint.generation import GENTLE
 
 SAID = {"do_sample": True, "temperature": 0.4, "top_k": 1, "top_p": 0.9, "repetition_penalty": 1.1}
 
 
 @pytest.fixture(scope="module")
 def copies(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A decoder and a translator whose folders say how they write, and one thing that is not obeyed."""
+    """A decoder and a translator whose folders say how they write, and one thing that is not obeyed; and the
+    decoder that says nothing.
+    """
     more: dict[str, dict[str, Any]] = {
         "crow": {**SAID, "typical_p": 0.5, "suppress_tokens": [40]},
         "moses": {"num_beams": 2, "length_penalty": 0.5, "max_new_tokens": 9},
+        "still": {},
     }
     found = {}
     for name, said in more.items():
         found[name] = tmp_path_factory.mktemp("said") / name / "model"
-        shutil.copytree(folders[name], found[name])
+        shutil.copytree(folders["crow" if name == "still" else name], found[name])
         path = found[name] / "generation_config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | said))
     return found
@@ -35,7 +40,7 @@ def copies(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="module")
 def server(copies: dict[str, Path]) -> Iterator[Running]:
-    with serving(copies, "crow", "moses") as running:
+    with serving(copies, "crow", "moses", "still") as running:
         yield running
 
 
@@ -70,15 +75,38 @@ def test_what_a_request_gives_comes_first(server, folders):
 
 def test_a_client_can_see_what_holds(server):
     with server.client() as http:
-        crow, moses = http.get("/v1/models").json()["data"]
+        crow, moses, still = http.get("/v1/models").json()["data"]
         answer = http.post(
             "/v1/responses", json={"model": "crow", "input": "x", "max_output_tokens": 2}
         ).json()
         given = {"model": "crow", "input": "x", "max_output_tokens": 2, "top_p": 0.3}
         asked = http.post("/v1/responses", json=given).json()
     assert crow["sampling"] == {name: SAID.get(name, 0.0) for name in crow["sampling"]}
-    assert moses["beam"] == 2
+    assert still["sampling"].items() >= GENTLE.items() and moses["beam"] == 2
     assert (answer["temperature"], answer["top_p"], asked["top_p"]) == (0.4, 0.9, 0.3)
+
+
+def test_where_nobody_says_a_chat_is_gentle_and_a_text_is_not(server, folders, monkeypatch, capsys):
+    """The same answer over the API and in the terminal; what a call says takes the place of all of it."""
+    same = {"model": "still", "seed": 4, "max_tokens": 9}
+    free = {"temperature": 1, "top_p": 1}
+    with server.client() as http:
+        asked = {**same, "messages": [{"role": "user", "content": "The crow"}]}
+        usual, gentle, warm, freely = (
+            http.post("/v1/chat/completions", json=asked | more).json()["choices"][0]["message"]["content"]
+            for more in ({}, GENTLE, {"temperature": 1}, free)
+        )
+        texts = {
+            http.post("/v1/completions", json={**same, "prompt": "The crow", **more}).json()["choices"][0][
+                "text"
+            ]
+            for more in ({}, free)
+        }
+    assert usual == gentle != warm == freely and len(texts) == 1
+    monkeypatch.setattr("sys.stdin", io.StringIO("The crow\n"))
+    words = ("--no-memory", "--seed", "4", "--max-tokens", "9")
+    assert run(["chat", str(folders["crow"]), *words]) == 0
+    assert capsys.readouterr().out.rstrip("\n") == usual.rstrip("\n")
 
 
 def test_translations_are_searched_for_as_the_folder_says(server, copies, folders):

@@ -23,7 +23,7 @@ from transom.training.architecture import model_config, windows_per_step
 from transom.training.figure import draw_loss, smooth
 from transom.training.folder import RunFolder
 from transom.training.forecast import activation_bytes, plan
-from transom.training.held_out import Best, ScoredWindows, score, verdict
+from transom.training.held_out import Best, Score, ScoredWindows, score, verdict
 from transom.training.loop import train
 from transom.training.micro_batch import find_micro_batch
 from transom.training.objectives import LanguageModelling
@@ -61,7 +61,7 @@ def test_a_loss_in_plain_words(loss: float, words: str) -> None:
 
 
 def test_a_loss_that_rises_while_training_falls_is_memorising() -> None:
-    best = Best(6.13, 40)
+    best = Best(40, 5.0, Score(6.13, 100, None))
     assert verdict(7.52, {"uniform": 8.32}, best, 0.92).startswith(
         "risen from 6.13 at step 40, while it is 0.92"
     )

@@ -50,6 +50,7 @@ def chat(
         reason=generator.reason,
     )
     room = generator.answer_tokens if max_tokens is None else max_tokens
+    settings = generator.generation.draws(settings, chat=True)
     settings["stop"] = [*template.stop, *settings.get("stop", ())]
     talk = Talk(generator, template, Conversation(system), memory, room, settings)
     talk.input, talk.out, talk.err = stdin or sys.stdin, stdout or sys.stdout, stderr or sys.stderr

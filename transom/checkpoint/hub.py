@@ -1,4 +1,5 @@
-"""From a name to a folder on this machine: a local folder first, else a model on the Hugging Face hub.
+"""From a name to a folder on this machine: a local folder or that of a run first, else a model on the
+Hugging Face hub.
 
 Only weights in safetensors, JSON and tokenizer files are fetched, and nothing is fetched unless an id of the
 hub was named. Read next: huggingface.
@@ -10,7 +11,7 @@ import os
 import re
 from pathlib import Path
 
-from transom.errors import Refused, nearest
+from transom.errors import Refused, nearest_path
 
 from .folder import recover
 
@@ -20,23 +21,32 @@ HUB_ID = re.compile(rf"({NAME}/{NAME})(?:@([A-Za-z0-9][A-Za-z0-9._/-]*))?")
 
 
 def resolve(folder_or_id: str | Path, revision: str | None = None) -> Path:
-    """The folder that a path or a hub id (`owner/name`, `owner/name@revision`) stands for; raises Refused.
+    """The folder of a model: as a path names it, the `model` in the folder of a run, or what a hub id stands
+    for (`owner/name`, `owner/name@revision`); raises Refused.
 
     An id is fetched, or taken from the local cache; its snapshot never changes under the same path.
     """
     path = Path(folder_or_id).expanduser()
     recover(path)
     if path.is_dir():
-        return path
+        return path if (path / "config.json").exists() else _model_of(path)
     if path.exists():
         raise Refused(f"{path}: a file; a model is a folder with config.json and model.safetensors")
     found = HUB_ID.fullmatch(str(folder_or_id))
     if found is None or ".." in found[0] or path.parent.is_dir() and path.parent != Path():
-        beside = [at.name for at in path.parent.iterdir() if at.is_dir()] if path.parent.is_dir() else []
-        raise Refused(
-            f"{path}: no such folder{nearest(path.name, beside)} (a model on the hub is called owner/name)"
-        )
+        close = nearest_path(path, Path.is_dir) or " (a model on the hub is called owner/name)"
+        raise Refused(f"{path}: no such folder{close}")
     return _fetch(found[1], revision or found[2])
+
+
+def _model_of(path: Path) -> Path:
+    """The model in the folder of a run; any other folder as it is."""
+    recover(path / "model")
+    if (path / "model").is_dir():
+        return path / "model"
+    if (path / "metrics.jsonl").exists():
+        raise Refused(f"{path}: this run has saved no model yet; it does with its first checkpoint")
+    return path
 
 
 def _fetch(name: str, revision: str | None) -> Path:

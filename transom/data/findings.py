@@ -77,7 +77,7 @@ class Findings:
         noted.first = noted.first or f"{where}:{line}"
         if self.policy == "error" or (self.policy == "replace" and not mendable):
             ways = "skip or replace" if mendable else "skip"
-            way = f" (or set data.on_error to {ways})" if self.settable else ""
+            way = f" (or --data.on-error {ways})" if self.settable else ""
             raise Refused(f"{where}:{line}: {says}{way}")
 
     def rough_cut(self) -> None:
@@ -100,5 +100,5 @@ class Findings:
                 share = f"{skipped:,} of {total:,} {what} ({100 * skipped / total:.1f}%)"
                 raise Refused(
                     f"{share} would be skipped, the limit is {100 * MAX_SKIPPED:.0f}% ({kinds}): "
-                    "mend the text, or set data.on_error to replace for bad bytes"
+                    "mend the text, or --data.on-error replace for bad bytes"
                 )

@@ -293,5 +293,5 @@ def _unclear(first: Row, where: str, line: int) -> Refused:
     numbers = "" if is_object else ", to names or to numbers from 1"
     return Refused(
         f"{where}:{line}: which of the {n} {what} ({', '.join(has[:8])}) hold the text and its label? "
-        f"Set data.field and data.label{numbers}"
+        f"Set --data.field and --data.label{numbers}"
     )

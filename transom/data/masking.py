@@ -34,7 +34,7 @@ class Masking:
         if tokenizer.mask_id is None:
             raise Refused(
                 "the tokenizer names no mask token (mask_token in tokenizer_config.json), which masked "
-                "language modelling needs; add one, or set data.tokenizer to bpe"
+                "language modelling needs; add one, or give --data.tokenizer bpe"
             )
         self.windows, self.seed, self.mask_id = windows, seed, tokenizer.mask_id
         self.file, self.length, self.n_windows = windows.file, windows.length, windows.n_windows

@@ -111,7 +111,7 @@ def pair_columns(path: Path, where: str, fields: tuple[str, str] | None, policy:
     if kind not in RECORDS and not _has_tab(path, where, policy):
         raise Refused(
             f"{where}: one column of text, where pairs have two sides; name the file of the other side as "
-            "data.target, or give a TSV, a CSV or JSON lines"
+            "--data.target, or give a TSV, a CSV or JSON lines"
         )
     rows = first_rows(path, where, policy)
     line, first = rows[0]
@@ -170,9 +170,10 @@ def _unclear(first: Row, where: str, line: int) -> Refused:
     has = [printable(name)[:40] for name in first]
     n = len(first)
     what = "field" if isinstance(first, dict) else "column"
+    numbers = "" if what == "field" else ", to names or to numbers from 1"
     return Refused(
         f"{where}:{line}: which of {n} {what}{'s' * (n != 1)} ({', '.join(has[:8])}) are source and target? "
-        f"Set data.field and data.target_field{'' if what == 'field' else ', to names or to numbers from 1'}"
+        f"Set --data.field and --data.target-field{numbers}"
     )
 
 

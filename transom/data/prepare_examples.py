@@ -64,8 +64,6 @@ class PreparedLabelled:
     """The classes by number, sorted."""
     counts: dict[str, int]
     """Examples of each class to learn from."""
-    class_weights: npt.NDArray[np.float64]
-    """(C,) n / (C * n of the class): with these, all classes weigh the same together."""
     tokenizer: Tokenizer
     report: ExampleReport
     data_hash: str
@@ -152,7 +150,7 @@ def prepare_labelled(
 
     return PreparedLabelled(
         part(learned), part(held_out), _chosen(examples, learned), _chosen(examples, held_out), labels,
-        report.counts, counts.sum() / (len(labels) * np.maximum(counts, 1)), made, report, read.data_hash,
+        report.counts, made, report, read.data_hash,
     )  # fmt: skip
 
 

@@ -95,7 +95,7 @@ def refuse_unsplit(read: AllExamples, report: ExampleReport) -> None:
         raise Refused(
             f"{report.name}: {counted(read.n_own, report.noun)} cannot be split into some to learn from and "
             "some to hold out without a text on both sides; give more, or name a file with others as "
-            "data.validation"
+            "--data.validation"
         )
 
 
@@ -121,7 +121,7 @@ def classes_of(read: AllExamples[Labelled], name: str, report: ExampleReport) ->
     if len(own) > 20 and len(labels) > MOST_LABELS * len(own):
         raise Refused(
             f"{name}: {len(labels):,} different labels for {len(own):,} texts are no classes; name the right "
-            "column with data.label"
+            "column with --data.label"
         )
     report.notes += [
         f"'{printable(label)}' is taken for a class; where it says that there is none, remove those rows"

@@ -55,20 +55,20 @@ class TextField:
         if len(texts) == 1:
             return texts[0]
         fields = ", ".join(printable(name) for name in list(record)[:12]) or "no field at all"
-        asks = f"set data.field{self.hint}" if self.findings.settable else "name it with --field"
+        asks = f"set --data.field{self.hint}" if self.findings.settable else "name it with --field"
         asks = f"which field holds the text? The record has {fields}: {asks}"
         raise Refused(f"{self.where}:{line}: {asks}")
 
 
-def _texts(records: Iterable[tuple[int, Any]], field: TextField) -> Iterator[tuple[int, str]]:
+def _texts(records: Iterable[tuple[int, Any]], field: TextField) -> Iterator[tuple[int, Any, str]]:
     for line, record in records:
         text = field.text(record, line)
         if text is not None:
-            yield line, text
+            yield line, record, text
 
 
 def _documents(records: Iterable[tuple[int, Any]], field: TextField) -> Iterator[Document]:
-    for line, text in _texts(records, field):
+    for line, _, text in _texts(records, field):
         if text.strip():
             yield Document(field.where, line, in_parts([text], field.findings.rough_cut))
         else:
@@ -80,9 +80,12 @@ def record_file(path: Path, where: str, field: str | None, findings: Findings) -
     yield from _documents(*_named_rows(path, where, field, findings))
 
 
-def record_texts(path: Path, where: str, field: str | None, findings: Findings) -> Iterator[tuple[int, str]]:
-    """Yield (line, text) of every row of such a file, blank ones too."""
-    yield from _texts(*_named_rows(path, where, field, findings))
+def record_texts(
+    path: Path, where: str, field: str | None, findings: Findings
+) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield every row of such a file, by the names of its values, with its text; blank ones too."""
+    for _, record, text in _texts(*_named_rows(path, where, field, findings)):
+        yield record, text
 
 
 def _named_rows(

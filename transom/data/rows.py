@@ -18,7 +18,7 @@ from transom.data.findings import Findings, Policy
 from transom.data.json_rows import array_items, begins_an_array, json_rows
 from transom.data.tables import TABLES, layout_of, table_rows
 from transom.data.textfile import SkippedFile, opened, skip_record
-from transom.errors import Refused, nearest
+from transom.errors import Refused, nearest_path
 
 Row = dict[str, Any] | list[str]
 """A JSON object, or the cells of a line of a table."""
@@ -48,8 +48,7 @@ def readable_file(path: Path, instead: str) -> str:
     if not path.exists():
         if re.match(r"[a-z]+:/", str(path)):
             raise Refused(f"{name}: Transom does not fetch addresses; save the text as a file and name that")
-        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise Refused(f"{name}: no such file or folder{nearest(path.name, siblings)}")
+        raise Refused(f"{name}: no such file or folder{nearest_path(path)}")
     if not path.is_file():
         raise Refused(f"{name}: neither a file nor a folder")
     if not os.access(path, os.R_OK):

@@ -7,6 +7,7 @@ everything else is running text. Read next: pairs, labelled.
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -16,12 +17,14 @@ from transom.data.dates import DATES
 from transom.data.documents import printable
 from transom.data.labelled import is_fasttext, label_columns, looks_like_labels
 from transom.data.pairs import UNNAMED, pair_columns
-from transom.data.rows import RECORDS, file_kind, first_rows
+from transom.data.rows import RECORDS, Row, file_kind, first_rows
 from transom.data.stdlib_labels import STDLIB_LABELS
 from transom.data.textfile import SkippedFile
 from transom.errors import Refused
 
 Task = Literal["lm", "translate", "classify"]
+FEW = 10
+"""Rows of which fewer say nothing of what a column holds."""
 
 
 def guess_task(source: str, target: str | None = None) -> tuple[Task, str]:
@@ -58,6 +61,35 @@ def _file_task(path: Path, where: str) -> tuple[Task, str] | None:
     if sides is not None and (sides.names != UNNAMED or _is_prose(path, where)):
         return "translate", f"{where} has two sides of a pair: {sides}"
     return None
+
+
+def command_for(source: str) -> str:
+    """The command that learns classes from a table whose columns are called as nobody could guess, or "".
+
+    One column is to look like labels and the longest other one is then the text.
+    """
+    path, where = Path(source), printable(source)
+    rows: list[Row] = []
+    if path.is_file() and file_kind(path) in RECORDS:
+        with contextlib.suppress(Refused, SkippedFile):
+            rows = [row for _, row in first_rows(path, where, "skip")]
+    if len(rows) < FEW:
+        return ""
+    names = [str(name) for name in rows[0]]
+    values = [
+        list(row.values()) if isinstance(row, dict) else row for row in rows[isinstance(rows[0], list) :]
+    ]
+    columns = {
+        name: column
+        for name, column in zip(names, zip(*values, strict=False), strict=False)
+        if all(isinstance(value, str) for value in column)
+    }
+    labels = [name for name, column in columns.items() if looks_like_labels(column)]
+    texts = sorted(columns.keys() - set(labels), key=lambda name: -sum(map(len, columns[name])))
+    if "text" in names or len(labels) != 1 or not texts:
+        return ""
+    fields = f"--data.field {shlex.quote(texts[0])} --data.label {shlex.quote(labels[0])}"
+    return f"transom train {shlex.quote(source)} --task classify {fields}"
 
 
 def _found(find: Callable[[], Columns]) -> Columns | None:

@@ -67,22 +67,25 @@ def layout_of(path: Path, kind: str, where: str) -> Layout:
         return Layout(named[1], named=True, unusual=named[1] != usual)
     whole = len(data) < _SEEN_BYTES - len(codecs.BOM_UTF8)
     lines = lines if whole or len(lines) < 2 else lines[:-1]
-    even = [separator for separator in _SEPARATORS if _divides(lines, separator, whole)]
-    found = usual if usual in even or not even else even[0]
+    shares = {separator: _divided(lines, separator, whole) for separator in _SEPARATORS}
+    found = max(shares, key=lambda separator: (shares[separator], separator == usual))
+    found = found if shares[found] > 0.5 else usual
     return Layout(found, unusual=found != usual)
 
 
-def _divides(lines: list[str], separator: str, whole: bool) -> bool:
-    """Whether a separator makes rows of one width of these lines, and that more than 1."""
-    widths: set[int] = set()
+def _divided(lines: list[str], separator: str, whole: bool) -> float:
+    """The share of these lines that a separator makes rows as wide as the first of; 0 where that is one cell.
+
+    Where it is not all of them, the row of another width is refused by its line, in the right separator.
+    """
+    widths: list[int] = []
     try:
         for row in itertools.islice(csv.reader(lines, delimiter=separator, strict=True), _SEEN_ROWS):
-            widths.add(len(row) or max(widths, default=0))
+            widths += [len(row)] if row else []
     except csv.Error:
         if whole:
-            return False
-    widths.discard(0)
-    return len(widths) == 1 and max(widths) > 1
+            return 0.0
+    return widths.count(widths[0]) / len(widths) if widths and widths[0] > 1 else 0.0
 
 
 def table_rows(

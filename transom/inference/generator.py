@@ -153,7 +153,7 @@ class Generator:
         room = max(1, self.model.config.max_len - len(prompt))
         stops = settings.get("stop", ())
         settings["stop"] = [*self.template.stop, *([stops] if isinstance(stops, str) else stops)]
-        params = self.params({"max_tokens": min(self.answer_tokens, room), **settings})
+        params = self.params({"max_tokens": min(self.answer_tokens, room), **settings}, chat=True)
         if params.n > 1:
             raise Refused("chat gives one answer; call it once for each, with seeds of their own")
         (request,) = self._requests([(prompt, None)], params, continues=False)
@@ -173,9 +173,11 @@ class Generator:
         """Most tokens of an answer in a conversation, where nobody says."""
         return min(self.generation.max_new_tokens or ANSWER_TOKENS, self.model.config.max_len // 4)
 
-    def params(self, settings: Mapping[str, Any]) -> SamplingParams:
-        """Settings by name, those left out as the folder says; raises Refused for one out of its limits."""
-        return SamplingParams.of({**self.generation.sampling, **settings})
+    def params(self, settings: Mapping[str, Any], *, chat: bool = False) -> SamplingParams:
+        """Settings by name, those left out as the folder says (`GenerationConfig.draws`); raises Refused for
+        one out of its limits.
+        """
+        return SamplingParams.of(self.generation.draws(settings, chat=chat))
 
     def engine(
         self,

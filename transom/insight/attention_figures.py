@@ -34,6 +34,7 @@ def attention(view: Numbers, texts: Sequence[str], keys: Sequence[str] | None = 
     said = f"{name}: {quoted(texts[query])} gives {quoted((keys or texts)[key])} {row[key]:.2f} of its weight"
     texts, keys = [visible(text) for text in texts], keys and [visible(key) for key in keys]
     note = f"Checked: these weights give the kernel's own output to {_tiny(view['error'])}."
+    note += "" if keys is None else " A row is a token that looks, a column what it looks at."
     whole = np.atleast_2d(weights)
     rows = [texts[query]] if weights.ndim == 1 else texts
     drawn = heat(whole, rows, keys or texts, label=name, top=1.0, word="of the weight")

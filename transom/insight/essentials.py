@@ -36,6 +36,9 @@ MANY = 128
 READ, TRIED = 8192, 64
 """To see what an answer hangs on, so many of the last tokens are taken away, a forward pass each, that no
 more than READ are read in all."""
+WHERE = {"cross": ", from what is written to the source", "self": ", within what is written",
+         "encoder": ", within the source"}  # fmt: skip
+"""Kind of attention -> how it is called where there are several."""
 WIDTH = 98
 """Characters of a line of a terminal that sentences take."""
 DRAWN = 3
@@ -70,6 +73,10 @@ class Text:
     def predicts(self) -> bool:
         """Whether each token was predicted from those before it."""
         return getattr(self.config, "kind", "decoder") != "encoder" and len(self.tokens) > 1
+
+    def writes(self, token: int) -> bool:
+        """Whether a token is text, and no control token."""
+        return not hasattr(self.tokenizer, "token_bytes") or bool(self.tokenizer.token_bytes(token))
 
     @cached_property
     def surprise(self) -> Surprise:
@@ -162,19 +169,19 @@ def _heads(text: Text, seen: Seen, kind: str) -> Drawn:
     """The heads that say most, and the grid of all."""
     grid = seen.heads(kind=kind)
     view = grid.to_dict()
-    which = {"self": "", "cross": " (from what is written to the source)", "encoder": " (within the source)"}
+    where = "" if len(text.kinds) == 1 else WHERE[kind]
     queries = text.words(text.source or () if kind == "encoder" else text.tokens)
     keys = text.words(text.source or ()) if kind == "cross" else None
     titles = []
     for layer, head in _telling(view)[: DRAWN if kind == text.kinds[0] else 1]:
         looked = seen.attention(layer, head, kind=kind).to_dict()
         picture = attention_figures.attention(looked, queries, keys)
-        titles.append(picture.title)
-        yield picture, looked
+        titles.append(f"{picture.title}{where}")
+        yield replace(picture, title=titles[-1]), looked
     small = [seen.thumbnails(layer, 24, kind=kind).numpy() for layer in grid.layers]
     drawn = attention_figures.heads(view, small)
     said = "\n".join([*(f"  {title}" for title in titles), drawn.brief]).rstrip()
-    yield replace(drawn, title=f"{drawn.title}{which[kind]}", folded=True, brief=said,
+    yield replace(drawn, title=f"{drawn.title}{where}", folded=True, brief=said,
                   finding=f"{drawn.finding} Among the sharpest: l{titles[0][1:]}.".strip()), view  # fmt: skip
 
 
@@ -210,22 +217,32 @@ def _lens(text: Text) -> Drawn:
 
 
 def _why(text: Text) -> Drawn:
-    """The token whose probability the text before it raised most, and what that hangs on."""
+    """The token whose probability the rest of the text raised most, and what that hangs on."""
     if not text.predicts or len(text.tokens) < 3:
         return
-    whole = text.surprise.logprob[1:].exp()
-    alone = unaided(text.model, text.tokens, text.source).exp()
-    most = int((whole - alone).argmax())
-    read, target = text.tokens[: most + 2], text.tokens[most + 2]
-    n_read = len(text.source or read)
+    whole, source = text.surprise.logprob, text.source
+    if source is None:
+        alone = torch.cat([whole[:1], unaided(text.model, text.tokens)])
+    else:
+        alone = surprise(text.model, text.tokens, source=source[-1:]).logprob
+    raised = whole.exp() - alone.exp()
+    raised[[not text.writes(token) for token in text.tokens[1:]]] = 0.0
+    most = int(raised.argmax())
+    if raised[most] <= 0:
+        raise Refused("what stands further back made no token of this text more likely")
+    read, target = text.tokens[: most + 1], text.tokens[most + 1]
+    n_read = len(source or read)
     first = n_read - max(1, min(TRIED, READ // n_read, n_read))
-    view = attribute(text.model, read, target, method="leave_one_out", source=text.source,
+    view = attribute(text.model, read, target, method="leave_one_out", source=source,
                      units=[(place,) for place in range(first, n_read)]).to_dict()  # fmt: skip
     picture = figures.attribution(view, text.words(view["tokens"]))
     word, start, last = (quoted(one) for one in text.words([target, read[0], read[-1]]))
-    rest = "The rest of the text before it" if text.source is None else "The source"
-    alone_p, whole_p = figures.percent(float(alone[most])), figures.percent(float(whole[most]))
-    helped = f"{rest} helped {word} most: {alone_p} after {start} and {last} alone, {whole_p} with it. "
+    little, much = (figures.percent(float(logs[most].exp())) for logs in (alone, whole))
+    if source is None:
+        helped = f"The rest of the text before it helped {word} most: {little} after {start} and {last} alone"
+    else:
+        helped = f"The source helped {word} most: {little} after its last token alone"
+    helped += f", {much} with it. "
     asked = "" if not first else f", of the {n_read - first} tokens before it"
     yield replace(picture, title=f"What {word} hangs on{asked}", finding=helped + picture.finding), view
     flow = gradient_flow(text.model, read, target=target, source=text.source).to_dict()

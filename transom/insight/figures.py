@@ -20,6 +20,8 @@ from .text import bar, bars, fitted, spark
 LN2 = math.log(2)
 LATE = 8
 """Positions that a table of layers shows: the last ones."""
+SLIGHT = 0.1
+"""Nats: where taking a token away costs less, the answer does not hang on it."""
 LAYERS = 12
 """Layers that such a table shows at first, evenly spread."""
 FEW = 6
@@ -112,8 +114,9 @@ def _runs(firsts: Sequence[str], names: Sequence[str]) -> str:
     lines, end = [], len(firsts) - 1
     while end >= 0 and len(lines) < FEW:
         start = next(i for i in range(end + 1) if len(set(firsts[i : end + 1])) == 1)
-        layers = names[end] if start == end else f"{names[start]} to {names[end]}"
-        lines.append(f"  {'layer ' if start else '':<6}{layers:<10} {visible(firsts[end])}")
+        layers = f"layer {names[end]}" if start == end else f"layer {names[start]} to {names[end]}"
+        layers = layers if start else names[0] if not end else f"up to layer {names[end]}"
+        lines.append(f"  {layers:<16} {visible(firsts[end])}")
         end = start - 1
     return "\n".join(lines + ([f"  below: {end + 1} more"] if end >= 0 else []))
 
@@ -195,8 +198,10 @@ def _hangs_on(units: Sequence[str], scores: Sequence[float], grade: Numbers | No
         trusted = f"By {method} it hangs most on {name}."
         doubted = f"What it hangs on is not known: {method} is no better than chance here."
         return trusted if grade["beats_random"] else doubted
-    if loss <= 0:
-        return "None of these makes it more likely by being there."
+    if loss < SLIGHT:
+        return (
+            f"It hangs on no single one of these: to take one away costs {max(0.0, loss):.2f} nats at most."
+        )
     factor = f", a factor of {math.exp(loss):,.3g}" if loss < math.log(1000) else ""
     return f"Most of it hangs on {name}: without that it loses {loss:.2f} nats{factor}."
 

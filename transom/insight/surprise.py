@@ -88,18 +88,17 @@ def _judge(logits: Tensor, said: Tensor, top: int) -> tuple[Tensor, ...]:
 
 
 @torch.no_grad()
-def unaided(model: nn.Module, tokens: Sequence[int], source: Sequence[int] | None = None) -> Tensor:
+def unaided(model: nn.Module, tokens: Sequence[int]) -> Tensor:
     """log p of each token (L,) from the third on where only the first token and the one before it are read:
     (L - 2,) float64.
 
-    The first stays, since many models rest on it. Of an encoder-decoder the source is its last token alone.
-    What `surprise` gives more is what the rest of the text told the model.
+    The first stays, since many models rest on it. What `surprise` gives more is what the rest of the text
+    told the model.
     """
     ids = torch.as_tensor(tokens, device=device_of(model))
     found = []
     for some in chunks(len(ids) - 2, POSITIONS):
         before, said = (ids[some.start + step : some.stop + step] for step in (1, 2))
         rows = torch.stack([ids[:1].expand(len(before)), before], 1)
-        read = None if source is None else ids.new_tensor([source[-1:]]).expand(len(rows), -1)
-        found.append(_judge(logits_at(model, rows, [1], read)[:, 0], said, 1)[0])
+        found.append(_judge(logits_at(model, rows, [1])[:, 0], said, 1)[0])
     return torch.cat(found).cpu()

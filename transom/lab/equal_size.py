@@ -41,7 +41,7 @@ def equal_width(
             return best
     raise Refused(
         f"{name}: no width gives {target:,} parameters within {TOLERANCE:.0%}; the "
-        f"nearest, {best}, is {apart:.0%} off. Give the first member a larger model.dim"
+        f"nearest, {best}, is {apart:.0%} off. Give the first member a larger --model.dim"
     )
 
 

@@ -59,7 +59,7 @@ def for_chat(
     room = served.room - len(prompt) - len(sampled.prefix_tokens)
     room = min(room, served.model.generation.max_new_tokens or room)
     assert served.template is not None
-    params = sampling(served, sampled, max_tokens or max(room, 1), logprobs, served.template.stop)
+    params = sampling(served, sampled, max_tokens or max(room, 1), logprobs, chat=True)
     requests = _requests(
         call, prompt, params, sampled.prefix_tokens, call.id, grammar, served.markers, continues=False
     )
@@ -98,23 +98,28 @@ def render(
 
 
 def sampling(
-    served: Served, asked: Sampling, max_tokens: int, logprobs: int | None, stop: tuple[str, ...] = ()
+    served: Served,
+    asked: Sampling,
+    max_tokens: int,
+    logprobs: int | None,
+    *,
+    chat: bool = False,
 ) -> SamplingParams:
-    """The engine's own settings, which checks every number once more; `stop`: what always ends an answer.
+    """The engine's own settings, which checks every number once more.
 
-    What a request leaves out is as the model's folder says. What the answer is given to begin with counts as
-    made for the engine, and not for the client.
+    What a request leaves out is as the model's folder says (`GenerationConfig.draws`). What the answer is
+    given to begin with counts as made for the engine, and not for the client.
     """
     given: dict[str, Any] = {
         "max_tokens": max_tokens + len(asked.prefix_tokens),
         "logprobs": logprobs,
-        "stop": asked.stops + stop,
+        "stop": asked.stops + (served.template.stop if chat and served.template else ()),
         "n": asked.n or 1,
     }
     same = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty",
             "frequency_penalty", "seed", "logit_bias", "ignore_eos")  # fmt: skip
     given |= {name: getattr(asked, name) for name in same if getattr(asked, name) is not None}
-    return served.model.params(given)
+    return served.model.params(given, chat=chat)
 
 
 def _requests(

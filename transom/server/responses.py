@@ -94,7 +94,8 @@ def _response(call: Call, output: list[dict[str, Any]], part: Part | None) -> di
     """The response object; `part` is None while nothing is there yet."""
     asked, status = call.asked, _status(part)
     given = {"temperature": asked.temperature, "top_p": asked.top_p}
-    sampled = call.served.model.params({name: value for name, value in given.items() if value is not None})
+    given = {name: value for name, value in given.items() if value is not None}
+    sampled = call.served.model.params(given, chat=True)
     choice = asked.tool_choice
     format = asked.text.format if asked.text is not None and asked.text.format is not None else None
     return {

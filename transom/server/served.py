@@ -109,7 +109,7 @@ class Served:
             return {"beam": self.model.beam}
         if self.task in ("classify", "embed"):
             return {}
-        usual = self.model.params({})
+        usual = self.model.params({}, chat=self.task == "chat")
         return {"sampling": {name: getattr(usual, name) for name in SAMPLED}}
 
 
@@ -119,20 +119,12 @@ def serve_folders(folders: Sequence[str], settings: ServerSettings) -> dict[str,
         raise Refused("name at least one model folder: transom serve runs/NAME/model")
     models: dict[str, Served] = {}
     for given in folders:
-        name, folder = name_of(given), model_folder(given)
+        name, folder = name_of(given), resolve(given)
         if name in models:
             raise Refused(f"two models are called '{name}'; rename a folder, for clients choose by that name")
         model = load(folder, dtype=settings.dtype, device=settings.device)
         models[name] = serve_model(model, name, settings, folder=folder, aliases={given, folder.name})
     return models
-
-
-def model_folder(given: str | Path) -> Path:
-    """The folder of a model: as named, or the `model` in the folder of a run, or what a hub id stands for."""
-    folder = resolve(given)
-    return (
-        folder / "model" if not (folder / "config.json").is_file() and (folder / "model").is_dir() else folder
-    )
 
 
 def name_of(folder: str | Path) -> str:

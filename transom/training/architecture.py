@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import Refused
 from ..model.config import SIZES, Experts, ModelConfig
-from ..settings import EXPERTS, ModelSettings, OptimSettings, TrainSettings
+from ..settings import EXPERTS, LIMITS, ModelSettings, OptimSettings, TrainSettings
 from .budget import WARMUP_STEPS
 from .optimizers import Rates, default_rates
 
@@ -205,6 +205,32 @@ def rates(settings: OptimSettings, config: ModelConfig, given_weights: bool = Fa
     rule = default_rates(config, settings.name, given_weights)
     lr = settings.lr or rule.lr
     return Rates(lr=lr, matrix_lr=settings.matrix_lr or rule.matrix_lr * lr / rule.lr)
+
+
+ENOUGH = 4.0
+"""Passes up to which reading a text again teaches nearly as much as new text would; a model from nothing
+memorises after that (Muennighoff et al. 2023)."""
+AGAIN: dict[str, dict[str, float]] = {
+    "lm": {"model.dropout": 0.2, "optim.weight_decay": 0.1},
+}
+"""By task, what a run from nothing takes that goes through its data more often."""
+MOST_PASSES = 8.0
+"""Of such a run, where nobody said how long it shall be."""
+
+
+def for_passes(settings: TrainSettings, passes: float) -> dict[str, Any]:
+    """What follows from going through the data `passes` times where nobody gave it, by dotted name."""
+    if settings.model.weights or passes <= ENOUGH or settings.task not in AGAIN:
+        return {}
+    given = settings.given()
+    by_rule: dict[str, Any] = {}
+    for name, value in AGAIN[settings.task].items():
+        section, leaf = name.split(".")
+        if leaf not in given.get(section, {}):
+            by_rule[name] = value
+    if passes > MOST_PASSES and not any(limit in given for limit in LIMITS):
+        by_rule["epochs"] = MOST_PASSES
+    return by_rule
 
 
 def settle(

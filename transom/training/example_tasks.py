@@ -26,7 +26,7 @@ from ..settings import TrainSettings
 from . import objectives
 from .architecture import model_config
 from .folder import RunFolder
-from .held_out import ScoredExamples
+from .held_out import LEAST_BATCHES, ScoredExamples
 from .parallelism import World
 from .report import Report
 from .sample import classified, translated
@@ -78,8 +78,9 @@ def translate_task(settings: TrainSettings, folder: RunFolder, world: World, rep
         objective=partial(objectives.LanguageModelling, smoothing=smoothing),
         write=lambda model, dtype: (
             f"{shown.source} -> ",
-            translated(model, tokenizer=tokenizer, source=shown.source, dtype=dtype)
-            + f" (wanted: {shown.target})",
+            "{} ({:.0%} sure of all of it; wanted: {})".format(
+                *translated(model, tokenizer=tokenizer, source=shown.source, dtype=dtype), shown.target
+            ),
         ),
         facts=_facts(made), generation={"num_beams": 4, "max_length": config.max_len},
     )  # fmt: skip
@@ -121,6 +122,7 @@ def classify_task(settings: TrainSettings, folder: RunFolder, world: World, repo
             f"{shown.text} -> ",
             f"{classified(model, tokenizer=tokenizer, text=shown.text, dtype=dtype)}, labelled {shown.label}",
         ),
+        divisor=learned.n_examples / learned.steps_per_epoch,
         facts=_facts(made),
     )  # fmt: skip
 
@@ -156,7 +158,9 @@ def pair_sources(settings: TrainSettings) -> tuple[PairSource, PairSource | None
     """The pairs to learn from, and those to measure with where they are named."""
     data = settings.data
     if (data.field is None) != (data.target_field is None):
-        raise Refused("data.field and data.target-field name the two sides of a pair; give both, or neither")
+        raise Refused(
+            "--data.field and --data.target-field name the two sides of a pair; give both, or neither"
+        )
     fields = None if data.field is None or data.target_field is None else (data.field, data.target_field)
     train = open_pairs(data.source, data.target, fields=fields, on_error=data.on_error)
     if data.validation is None:
@@ -216,8 +220,9 @@ def _on_all(world: World, report: Report, make: Callable[[], Made]) -> Made:
 
 
 def _scored(held_out: Any) -> Callable[[int, bool], ScoredExamples]:
+    few = int(held_out.order.lengths.sum()) // LEAST_BATCHES
     return lambda wanted, on_gpu: ScoredExamples.about(
-        held_out.eval_batches(32768 if on_gpu else 4096), wanted
+        held_out.eval_batches(min(few, 32768 if on_gpu else 4096)), wanted
     )
 
 
@@ -229,17 +234,17 @@ def class_weights(counts: np.ndarray, asked: str) -> tuple[torch.Tensor | None, 
     """How much an example of each class counts, its mean over the examples being 1; and that in words.
 
     balanced: every class as much as every other. auto: the square root of that, where the largest class is
-    at least three times the smallest: rare classes are learned, common ones stay calibrated.
+    at least three times the smallest. 1 of a class without examples.
     """
     there = counts > 0
     uneven = float(counts.max() / counts[there].min())
     share = f"the largest has {uneven:.1f} times the examples of the smallest"
     if asked == "none" or (asked == "auto" and uneven < UNEVEN):
         return None, f"{share}; all examples count alike"
-    weights = np.zeros(len(counts))
+    weights = np.ones(len(counts))
     weights[there] = counts[there] ** (-1.0 if asked == "balanced" else -0.5)
-    weights *= counts.sum() / (weights * counts).sum()
-    spread = f"weights {weights[there].min():.2f} to {weights[there].max():.2f} (optim.class-weights)"
+    weights[there] *= counts.sum() / (weights * counts).sum()
+    spread = f"weights {weights[there].min():.2f} to {weights[there].max():.2f} (--optim.class-weights)"
     return torch.tensor(
         weights, dtype=torch.float32
     ), f"{share}; examples of rare classes count more, {spread}"

@@ -1,6 +1,7 @@
 """The folder of a run: which one it is, and what lies where in it (the layout of a run on disk).
 
-    settings.toml  ledger.json  metrics.jsonl  loss.png  checkpoints/step-000120/  model/  faults/  data/
+    settings.toml  ledger.json  metrics.jsonl  loss.png  checkpoints/step-000120/  best/  model/  faults/
+    data/
 
 A new run never writes into the folder of another: without a name it takes the next free one, with a name it
 refuses. Read next: lock, state.
@@ -33,6 +34,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.figure = path / "loss.png"
         self.checkpoints = path / "checkpoints"
+        self.best = path / "best"
         self.model = path / "model"
         self.faults = path / "faults"
         self.data = path / "data"

@@ -7,7 +7,7 @@ Read next: ledger.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,7 +22,7 @@ from ..model.initialize import is_matrix
 from ..model.losses import RUN_BYTES
 from ..settings import TrainSettings
 from . import memory
-from .architecture import longest_row, optimizer
+from .architecture import ENOUGH, for_passes, longest_row, optimizer
 from .budget import Budget
 from .folder import RunFolder
 from .micro_batch import MicroBatch, find_micro_batch
@@ -66,6 +66,9 @@ class Forecast:
     """Whether the speed was timed on this machine (else assumed as a share of its peak)."""
     reason: str
     """How dtype, speed and energy were come by."""
+    from_nothing: bool = True
+    by_rule: dict[str, Any] = field(default_factory=dict)
+    """The settings that follow from `passes`, by dotted name."""
 
     @property
     def memory_bytes(self) -> int:
@@ -81,6 +84,20 @@ class Forecast:
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "memory_bytes": self.memory_bytes}
 
+    @property
+    def says_passes(self) -> str:
+        """How often the run goes through the data, what that means, and what follows from it."""
+        words = f"gone through {self.passes:,.2g} times"
+        if self.passes > ENOUGH and self.from_nothing:
+            words += (
+                f"; a model from nothing memorises after some {ENOUGH:g}: more text, given weights "
+                f"(--model.weights) or a shorter run (--epochs {ENOUGH:g}) may do better"
+            )
+        if self.by_rule:
+            chosen = (f"{name} {value:g}" for name, value in self.by_rule.items())
+            words += f"; by rule, since nobody said otherwise: {', '.join(chosen)}"
+        return words
+
     def __str__(self) -> str:
         mb = {name: size / 1e6 for name, size in self.to_dict().items() if name.endswith("_bytes")}
         how = "measured" if self.measured else "assumed"
@@ -91,7 +108,7 @@ class Forecast:
             f" (4) + optimizer {mb['optimizer_bytes']:,.0f} (Muon 4, AdamW 8)"
             f" + activations {mb['activation_bytes']:,.0f} (micro-batch of {self.micro_windows} windows)",
             f"tokens      {self.tokens / 1e6:,.2f} million, {self.steps:,} steps of {self.tokens_per_step:,}",
-            f"data        gone through {self.passes:,.2g} times",
+            f"data        {self.says_passes}",
             f"speed       {self.tokens_per_second:,.0f} tokens/s, {how}",
             f"time        {self.seconds / 60:,.1f} min, {self.flops:.2e} floating-point operations",
             f"energy      {self.watt_hours:,.2f} Wh",
@@ -156,8 +173,35 @@ def plan(settings: TrainSettings, *, measure: bool = True) -> Forecast:
                 bytes_of=lambda n: activation_bytes(config, n * feed.row_length, choice.dtype, less),
                 free_bytes=hardware.memory, seconds=4.0, only=settings.batch.micro,
             )  # fmt: skip
+        return expect(settings, config, hardware, choice, feed, micro, World(), base_bytes)[2]
+
+
+def expect(
+    settings: TrainSettings,
+    config: ModelConfig,
+    hardware: Hardware,
+    choice: DtypeChoice,
+    feed: Feed,
+    micro: MicroBatch,
+    world: World,
+    base_bytes: int = 0,
+) -> tuple[TrainSettings, Budget, Forecast]:
+    """The forecast of a run, with what follows by rule from how often it goes through its data: the settings
+    with that, and the bound of the run.
+    """
+
+    def foreseen() -> tuple[Budget, Forecast]:
         budget = Budget.of(settings, feed.tokens_per_step, feed.steps_per_epoch)
-        return forecast(settings, config, hardware, choice, feed, budget, micro, base_bytes=base_bytes)
+        return budget, forecast(
+            settings, config, hardware, choice, feed, budget, micro, world.size, base_bytes
+        )
+
+    budget, expected = foreseen()
+    by_rule = world.first(lambda: for_passes(settings, expected.passes))  # the same on all ranks
+    if by_rule:
+        settings = settings.with_(by_rule)
+        budget, expected = foreseen()
+    return settings, budget, replace(expected, by_rule=by_rule)
 
 
 def forecast(
@@ -214,6 +258,7 @@ def forecast(
         watt_hours=watts * seconds / 3600,
         measured=micro.seconds_per_window is not None,
         reason=f"{choice.reason}; energy: {watts:.0f} W, {how}",
+        from_nothing=not settings.model.weights,
     )
 
 

@@ -2,7 +2,8 @@
 
 A fixed set of held-out windows, evenly spread and bounded in cost, is scored along the way; all of them at
 the end where that is cheap. The result stands beside what a table would reach: uniform (knows nothing),
-unigram (knows how frequent each token is), bigram (knows which token follows which).
+unigram (knows how frequent each token is), bigram (knows which token follows which). Every other batch also
+chooses whose weights are kept; what the chosen ones are worth, the rest says, which had no part in it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -19,6 +20,9 @@ from ..data.masking import Masking
 from ..data.order import Windows
 from .parallelism import World
 from .task import Rows, Scored
+
+LEAST_BATCHES = 8
+"""Of little text, smaller batches: half of them choose and half report."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,16 @@ class Score:
     n_targets: int
     """Tokens scored."""
     bits_per_byte: float | None
+    choosing: float = math.nan
+    """Nats per token on every other batch, by which the best weights are chosen."""
+    reporting: Score | None = None
+    """The batches between those; None where there is one batch alone, and nothing can be chosen."""
+
+    @classmethod
+    def of(cls, total: float, n_targets: float, n_bytes: float) -> Score:
+        """From the sum of nats over so many targets, which write so many bytes."""
+        bits = total / math.log(2) / n_bytes if n_bytes else None
+        return cls(total / max(1, n_targets), int(n_targets), bits)
 
     def to_dict(self) -> dict[str, float | int | None]:
         return {"loss": self.loss, "tokens_scored": self.n_targets, "bits_per_byte": self.bits_per_byte}
@@ -47,6 +61,7 @@ class ScoredWindows:
     @classmethod
     def about(cls, windows: Windows | Masking, rows: int, wanted: int) -> ScoredWindows:
         """Evenly spread, about `wanted` windows; all of them when there are not more."""
+        rows = max(1, min(rows, _n_windows(windows) // LEAST_BATCHES))
         n_batches = math.ceil(_n_windows(windows) / rows)
         return cls(windows, rows, max(1, n_batches * rows // max(rows, wanted)))
 
@@ -97,12 +112,16 @@ def score(
 ) -> Score | None:
     """Score held-out windows, each on one rank; None when `give_up` said so in between (one process only)."""
     objective.eval()
-    total, count, n_bytes, calls = 0.0, 0, 0, 0
+    sums, calls = (
+        [[0.0, 0, 0], [0.0, 0, 0]],
+        0,
+    )  # nats, targets, bytes: of the batches that choose, and the others
     for index, batch in enumerate(scored):
         if index % world.size != world.rank:
             continue
-        total += objective(batch.to(world.device)).item()
-        count, n_bytes, calls = count + batch.n_targets, n_bytes + batch.n_bytes, calls + 1
+        half = sums[index % 2]
+        half[0] += objective(batch.to(world.device)).item()
+        half[1], half[2], calls = half[1] + batch.n_targets, half[2] + batch.n_bytes, calls + 1
         if world.size == 1 and give_up():
             objective.train()
             return None
@@ -110,9 +129,11 @@ def score(
     for _ in range(math.ceil(scored.n_batches / world.size) - calls):
         objective(next(iter(scored)).to(world.device))  # what it gives is not counted
     objective.train()
-    total, n_targets, all_bytes = world.sum([total, count, n_bytes])
-    bits = total / math.log(2) / all_bytes if all_bytes else None
-    return Score(total / max(1, n_targets), int(n_targets), bits)
+    one, other = (world.sum(half) for half in sums)
+    whole = Score.of(*(a + b for a, b in zip(one, other, strict=True)))
+    if not other[1]:
+        return whole
+    return replace(whole, choosing=Score.of(*one).loss, reporting=Score.of(*other))
 
 
 MEANINGS = {
@@ -125,14 +146,26 @@ MEANINGS = {
 """What it says to be below a line, the hardest first."""
 RISEN = 1.01
 """A held-out loss so many times the best one has risen: evaluations of one model differ by less."""
+CLEARLY = 0.998
+"""A loss of so many times another is better than that: worth to write weights for."""
 
 
 @dataclass(frozen=True)
 class Best:
-    """The best held-out loss so far."""
+    """The best held-out result of a run so far, whose weights are kept."""
 
-    loss: float
     step: int
+    passes: float
+    """How often the run had gone through its data."""
+    score: Score
+
+    def beats(self, score: Score | None) -> bool:
+        """Whether it is clearly better than another result, on the batches that choose."""
+        return score is not None and self.score.choosing < CLEARLY * score.choosing
+
+    def forgotten(self, loss: float, learned: float | None) -> bool:
+        """Whether a later held-out loss has risen while that on what is learned from fell below this one."""
+        return learned is not None and loss > RISEN * self.score.loss and learned < self.score.loss
 
 
 def verdict(
@@ -143,10 +176,10 @@ def verdict(
     best: the best one of the run before; learned: the loss, lately, on what is learned from. Where the first
     has risen while the second is lower, the model memorises, whatever lines it is below.
     """
-    if best is not None and learned is not None and loss > RISEN * best.loss and learned < best.loss:
+    if best is not None and best.forgotten(loss, learned):
         return (
-            f"risen from {best.loss:.2f} at step {best.step:,}, while it is {learned:.2f} on what it learns "
-            "from: it memorises; more text, a shorter run or given weights (--model.weights) would help"
+            f"risen from {best.score.loss:.2f} at step {best.step:,}, while it is {learned:.2f} on what it "
+            "learns from: it memorises"
         )
     if not references:
         return "nothing simpler was measured beside it"
@@ -159,3 +192,19 @@ def verdict(
     above = [name for name in ranked if references[name] <= loss]
     still = f"; still above the {above[-1]} line ({references[above[-1]]:.2f})" if above else ""
     return f"below the {line} line ({references[line]:.2f}): {MEANINGS[line]}{still}"
+
+
+def kept(best: Best, last: float, references: dict[str, float], learned: float | None) -> str:
+    """What the result of weights says that were kept since the `last` ones are worse, and what would help."""
+    assert best.score.reporting is not None
+    words = (
+        f"{verdict(best.score.reporting.loss, references)}; the weights are those of step {best.step:,}, "
+        f"{best.passes:.2g} times through the data, and all later ones did worse"
+    )
+    if best.forgotten(last, learned):
+        words += (
+            f": {last:.2f} in the end, while it is {learned:.2f} on what it learns from. It memorised; a "
+            f"shorter run (--epochs {math.ceil(best.passes)}), more text or given weights (--model.weights) "
+            "would help"
+        )
+    return words

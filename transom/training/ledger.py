@@ -65,7 +65,9 @@ def account(run: Milestones) -> dict[str, Any]:
         "result": {
             "loss": score.loss if score else None,
             "bits_per_byte": score.bits_per_byte if score else None,
-            "tokens_scored": score.n_targets if score else 0, "whole": run.at_end.whole,
+            "tokens_scored": score.n_targets if score else 0,
+            "whole": run.chosen is None and run.at_end.whole,
+            "step": run.chosen.step if run.chosen else position.step,
             "sentence": run.sentence,
             "references": run.lines,
         },

@@ -21,13 +21,14 @@ from torch import nn
 
 from .. import hardware as machine
 from ..hardware import Hardware
+from ..model.dropout import set_dropout
 from ..model.experts import routers
 from ..settings import TrainSettings
 from . import ledger, memory, state
 from .architecture import optimizer, phases, rates, settle
-from .budget import Budget, Clock
+from .budget import Clock
 from .folder import open_folder
-from .forecast import activation_bytes, forecast, refuse_what_cannot_fit
+from .forecast import activation_bytes, expect, refuse_what_cannot_fit
 from .gradient import clip, take_gradient
 from .metrics import Event, check_followers
 from .micro_batch import MicroBatch, find_micro_batch
@@ -84,7 +85,6 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
         config, feed = task.config, task.feed
         by_rule = {"optim.name": optimizer(settings), **phases(settings, config)}
         settings = settings.with_(by_rule)
-        budget = Budget.of(settings, feed.tokens_per_step, feed.steps_per_epoch)
         peak_rates = rates(settings.optim, config, bool(settings.model.weights))
 
         # Where the run stands: at its beginning, or at its newest checkpoint that is whole.
@@ -98,7 +98,7 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
             state.check_unchanged(position, settled, task.data_hash, task.tokenizer.hash)
             checkpoint, position = go_on_from(folder, checkpoint, position, settled, feed, world, report)
             clock = Clock(position.elapsed)
-        position.settings, position.versions = settled.identity(), ledger.versions()
+        position.versions = ledger.versions()
         position.data_hash, position.tokenizer_hash = task.data_hash, task.tokenizer.hash
         position.world_size, position.dtype = world.size, choice.name
 
@@ -111,7 +111,12 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
         objective = task.objective(model, choice.dtype)
         share = max(1, feed.n_rows // world.size)
         micro = choose_micro_batch(objective, task, settings, position, share, hardware, world)
-        expected = forecast(settings, config, hardware, choice, feed, budget, micro, world.size, base_bytes)
+        settings, budget, expected = expect(
+            settings, config, hardware, choice, feed, micro, world, base_bytes
+        )
+        settled = settled.with_(expected.by_rule)
+        position.settings = settled.identity()
+        set_dropout(model, settled.model.dropout or 0.0)
         layers = model.blocks()
         if settings.compile == "on" or (settings.compile == "auto" and world.device.type == "cuda"):
             for layer in layers:  # one layer is compiled, the others share its code
@@ -158,7 +163,7 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
             rows = -(-most * micro.windows // share)
             parts: list[Any] = [part.to(world.device) for part in batch.split(rows)]
             parts += [None] * (-(-most // rows) - len(parts))  # as many passes on every rank
-            step = (spread, parts, int(n_targets), named, world, settings.seed, position.step)
+            step = (spread, parts, int(n_targets), named, world, settings.seed, position.step, task.divisor)
             forget(routed)
             try:
                 gradient = take_gradient(*step)

@@ -116,7 +116,7 @@ def _largest(
             torch.cuda.empty_cache()
             reason = f"{size} windows ran out of memory; the next smaller fits"
     raise Refused(
-        "not even one window fits into the memory of the device; choose a smaller model.size or "
+        "not even one window fits into the memory of the device; choose a smaller --model.size or "
         "model.max_len, or set --batch.checkpoint-activations"
     )
 

@@ -13,13 +13,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..checkpoint.families import family_for
-from ..checkpoint.folder import NotSaved, commit, recover, sweep
+from ..checkpoint.folder import NotSaved, commit, recover, remove, sweep
 from ..checkpoint.huggingface import save_model
+from ..checkpoint.tensors import load_tensors
 from ..errors import Refused
 from ..hardware import DtypeChoice, EnergyMeter, Hardware
 from ..model.build import Model
@@ -31,7 +33,7 @@ from .figure import draw_loss
 from .folder import RunFolder
 from .forecast import Forecast
 from .gradient import Gradient
-from .held_out import Score
+from .held_out import Best, Score
 from .metrics import Metrics, history
 from .micro_batch import MicroBatch
 from .optimizers import Optimizers, Rates
@@ -49,6 +51,9 @@ EVALUATION_SHARE = 0.005
 LAST_SHARE = 0.05
 ROWS_SCORED = (16, 1024)
 """At least and at most, in one evaluation along the way."""
+
+A_DOUBLING = 4
+"""Evaluations for each doubling of the passes through the data, besides: a small text is memorised early."""
 
 DRAW_SECONDS = 30.0
 """At least so long between two drawings of loss.png; one takes 0.2 s."""
@@ -87,6 +92,12 @@ class Milestones:
     unsaved: str | None = None
     """Why the last save failed, or None."""
     fingerprint: str = ""
+    best: Best | None = None
+    """The best result so far of a run that sees its data again, and whose weights they are."""
+    _lately: Score | None = None
+    """The last result along the way."""
+    _measured: int = -1
+    """The step it is of."""
     _along: Scored = field(init=False)
     at_end: Scored = field(init=False)
     _load: torch.Tensor | None = None
@@ -108,9 +119,11 @@ class Milestones:
         if self.world.is_first:
             self.folder.path.mkdir(parents=True, exist_ok=True)
             recover(self.folder.model)
+            recover(self.folder.best)
             sweep(self.folder.path)
             self.folder.settings.write_text(self.settings.to_toml())
             self.report.write_to(Metrics(self.folder.path, list(self.settings.log), self.settings.to_dict()))
+        self.best = state.load_best(self.folder.best, self.world)
         self.energy = EnergyMeter(self.hardware)
         self._joules_before = self.position.joules
         self._choose_held_out()
@@ -137,6 +150,7 @@ class Milestones:
             f"expected: {self.expected.steps:,} steps, {self.expected.tokens / 1e6:,.1f}M tokens, "
             f"{self.expected.seconds / 60:,.1f} min, {self.expected.memory_bytes / 1e6:,.0f} MB, "
             f"{self.expected.watt_hours:,.2f} Wh",
+            f"data: {self.expected.says_passes}",
             "lines to beat: "
             + (", ".join(f"{name} {nats:.2f}" for name, nats in lines.items()) or "none")
             + f" nats per {self.task.unit}",
@@ -175,9 +189,19 @@ class Milestones:
         self._along = self.task.scored(wanted, on_gpu)
         self.at_end = self.task.scored(max(wanted, round(3 * LAST_SHARE * trained)), on_gpu)
         per_row = (self.micro.seconds_per_window or 0.0) / 3 / self.world.size
-        self._evaluation_seconds = self.at_end.n_rows * per_row
+        self._evaluation_seconds = self._rows_at_end * per_row
         self._save_seconds = 0.1 + 12 * self.model.n_parameters / 300e6
         self._keep_in_reserve()
+
+    @property
+    def _rows_at_end(self) -> int:
+        """Of the last evaluations: along the way once more, to choose, and at the end."""
+        return self._along.n_rows + self.at_end.n_rows
+
+    @property
+    def passes(self) -> float:
+        """How often the run has gone through its data."""
+        return self.position.step / self.task.feed.steps_per_epoch
 
     def _keep_in_reserve(self) -> None:
         self.reserve = 1.1 * (self._evaluation_seconds + self._save_seconds) + 0.5
@@ -224,10 +248,13 @@ class Milestones:
                 flops_per_second=flops, share_of_peak=flops / peak, resident=memory.resident(),
                 left=self.budget.left(position.step, elapsed, position.step_seconds), **routing,
             )  # fmt: skip
-        if self._due("held_out", settings.eval_every, place):
+        regular, doublings = self._due("held_out", settings.eval_every, place), math.log2(max(1, self.passes))
+        besides = settings.eval_every is None and self._due("passes", None, A_DOUBLING * doublings / TIMES)
+        if regular or besides:
             self._evaluate(self._along)
-            if settings.sample_every is None:
-                self._sample()
+            self._keep()
+        if regular and settings.sample_every is None:
+            self._sample()
         if settings.sample_every is not None and self._due("sample", settings.sample_every, place):
             self._sample()
         if self._due("inside", None, place) or position.step == 1:
@@ -250,22 +277,43 @@ class Milestones:
         score = held_out.score(self.objective, scored, self.world, lambda: self.stopping.requested)
         if score is None:  # a signal came: saving is more urgent
             return
-        self.score, self.sentence = score, self._verdict(score.loss)
+        self.score = score
+        self.sentence = held_out.verdict(score.loss, self.lines, self.best, self.position.learned)
+        if scored is self._along:
+            self._lately, self._measured = score, self.position.step
         took = time.monotonic() - started
-        self._evaluation_seconds = took * self.at_end.n_rows / scored.n_rows
+        self._evaluation_seconds = took * self._rows_at_end / scored.n_rows
         self._keep_in_reserve()
         self.report("held_out", self.position.step, **score.to_dict(), whole=scored.whole, seconds=took,
                     unit=self.task.unit,
                     sentence=self.sentence,
                     tokens=self.position.tokens, elapsed=self.clock.elapsed())  # fmt: skip
 
-    def _verdict(self, loss: float) -> str:
-        """A held-out loss in words, beside the best one before; a better one is kept."""
-        position = self.position
-        best = held_out.Best(position.best[0], int(position.best[1])) if position.best else None
-        if best is None or loss < best.loss:
-            position.best = [loss, position.step]
-        return held_out.verdict(loss, self.lines, best, position.learned)
+    def _keep(self) -> None:
+        """Write the weights down where they are clearly the best so far, and the run sees its data again."""
+        score = self._lately
+        if score is None or score.reporting is None or self.passes <= 1:
+            return  # nothing can be chosen, or nothing was seen twice
+        best = Best(self.position.step, self.passes, score)
+        if self.best is None or best.beats(self.best.score):
+            weights = state.gather_model(self.model, self.world)
+            if self._commit(lambda: state.save_best(self.folder.best, weights, best)):
+                self.best = best
+
+    def _choose(self) -> None:
+        """Take the best weights for the result, where the last evaluation was clearly worse."""
+        best = self.chosen
+        if best is None or self._lately is None:
+            return
+        self.score = best.score.reporting
+        self.sentence = held_out.kept(best, self._lately.loss, self.lines, self.position.learned)
+        if self.world.is_first and self.world.kind != "fsdp":  # to write the last sample
+            state.load_weights(self.folder.best, self.model)
+
+    @property
+    def chosen(self) -> Best | None:
+        """Whose weights the model folder gets: the best ones, or, None, the last."""
+        return self.best if self.best is not None and self.best.beats(self._lately) else None
 
     def _look(self) -> None:
         """Note what goes on inside, over the same rows each time; under FSDP2 no rank holds a whole model."""
@@ -384,14 +432,14 @@ class Milestones:
     def _write_checkpoint(self, weights: state.Weights) -> Path:
         self.position.joules = self.joules()
         self.position.elapsed = self.clock.elapsed()
-        self.fingerprint = state.fingerprint(weights.model)
         return state.save(self.folder.checkpoints, weights, self.position, self.settings.keep)
 
     def _write_model(self, weights: state.Weights) -> Path:
+        model = load_tensors(self.folder.best / state.WEIGHTS) if self.chosen else weights.model
+        self.fingerprint = state.fingerprint(model)
         card = model_card(ledger.account(self))
         with commit(self.folder.model) as folder:
-            save_model(folder, self.model, self.task.tokenizer, self.task.generation, card,
-                       weights=weights.model)  # fmt: skip
+            save_model(folder, self.model, self.task.tokenizer, self.task.generation, card, weights=model)
         return self.folder.model
 
     def _draw(self) -> None:
@@ -420,25 +468,31 @@ class Milestones:
         self.unsaved = None
         saved = self._commit(lambda: self._write_checkpoint(weights))  # first: what follows may be killed
         if not interrupted:
-            self._evaluate(self.at_end)
+            if self.best is not None and self._measured < self.position.step:
+                self._evaluate(self._along)  # whether the last weights are the best
+            if self.chosen is None and not (self.best and self._along.whole):
+                self._evaluate(self.at_end)
+            if self.best is not None and self.chosen is None and self.world.is_first:
+                remove(self.folder.best)
+        self._choose()
+        if not interrupted:
             self._sample()
         if saved:
             self._commit(lambda: self._write_model(weights))
-        seconds = self.clock.elapsed()
-        self.report("end", self.position.step, interrupted=interrupted, elapsed=seconds,
-                    tokens=self.position.tokens, weights_sha256=self.fingerprint,
-                    unsaved=self.unsaved)  # fmt: skip
+        score, seconds = self.score, self.clock.elapsed()
+        result: dict[str, Any] = {
+            "loss": score.loss if score else None, "bits_per_byte": score.bits_per_byte if score else None,
+            "sentence": self.sentence, "tokens": self.position.tokens, "weights_sha256": self.fingerprint,
+        }  # fmt: skip
+        self.report("end", self.position.step, interrupted=interrupted, elapsed=seconds, unit=self.task.unit,
+                    unsaved=self.unsaved, **result)  # fmt: skip
         self._draw()
         if self.unsaved:
             raise NotSaved(self.unsaved)
-        score = self.score
         return Run(
-            folder=self.folder.path, step=self.position.step, tokens=self.position.tokens,
-            loss=score.loss if score else None, bits_per_byte=score.bits_per_byte if score else None,
-            references=self.lines,
-            sentence=self.sentence,
+            folder=self.folder.path, step=self.position.step, **result, references=self.lines,
             prompt=self.written[0], sample=self.written[1], task=self.task.name, unit=self.task.unit,
-            seconds=seconds, weights_sha256=self.fingerprint, interrupted=interrupted,
+            seconds=seconds, interrupted=interrupted,
             soon=self._soon() if interrupted else "",
         )  # fmt: skip
 

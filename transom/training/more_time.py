@@ -22,7 +22,7 @@ from .metrics import Event, history
 from .parallelism import World
 from .report import Report
 from .run import Run
-from .state import Position, at_step, load_position
+from .state import Position, at_step, load_best, load_position
 from .task import Feed
 
 
@@ -93,6 +93,8 @@ def go_on_from(
             f"taken back, and {folder.model} is replaced with the next save"
         )
         later = [path for path in folder.checkpoints.glob("step-*") if path.name > start.name]
+        best = load_best(folder.best, world)
+        later += [folder.best] if best is not None and best.step > position.step else []
         world.first(lambda: [remove(path) for path in later][:0])
     report("note", position.step, text=text)
     stands = position.step, position.elapsed, position.step_seconds

@@ -34,7 +34,9 @@ class LanguageModelling(nn.Module):
 class Classification(nn.Module):
     """Tell the class of a text: forward(batch) -> the sum of -log p(class), in nats.
 
-    weights (C,): how much an example of each class counts while learning; an evaluation counts all alike.
+    weights (C,): how much an example of each class counts while learning. Alone that would multiply the odds
+    by the weights; meanwhile their logarithms stand beside the scores, so that these give the odds of the
+    data (as logit adjustment does, Menon et al. 2021). An evaluation counts all alike.
     """
 
     weights: Tensor | None
@@ -53,8 +55,13 @@ class Classification(nn.Module):
     def forward(self, batch: Any) -> Tensor:
         hidden = self.model(batch.tokens, documents=batch.documents, dtype=self.dtype)
         scores = self.model.label_logits(hidden, batch.documents)  # type: ignore[union-attr]
-        weights, smoothing = (self.weights, self.smoothing) if self.training else (None, 0.0)
-        return F.cross_entropy(scores, batch.labels, weights, reduction="sum", label_smoothing=smoothing)
+        if not self.training:
+            return F.cross_entropy(scores, batch.labels, reduction="sum")
+        if self.weights is not None:
+            scores = scores + self.weights.log()
+        return F.cross_entropy(
+            scores, batch.labels, self.weights, reduction="sum", label_smoothing=self.smoothing
+        )
 
 
 class Contrast(nn.Module):

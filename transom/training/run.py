@@ -56,13 +56,12 @@ class Run:
     def of_events(cls, folder: Path, task: str, events: Sequence[metrics.Event]) -> Run:
         """A finished run, from the events in its metrics.jsonl."""
         last = {event["event"]: event for event in events}
-        end, score, sample = last["end"], last.get("held_out", {}), last.get("sample", {})
+        end, sample = last["end"], last.get("sample", {})
+        result = ("step", "tokens", "loss", "bits_per_byte", "sentence", "weights_sha256", "unit")
         return cls(
-            folder=folder, step=end["step"], tokens=end["tokens"], loss=score.get("loss"),
-            bits_per_byte=score.get("bits_per_byte"), references=last["start"]["references"],
-            sentence=score.get("sentence", ""), prompt=sample.get("prompt", ""),
-            sample=sample.get("text", ""), seconds=end["elapsed"], weights_sha256=end["weights_sha256"],
-            task=task, unit=score.get("unit", "token"),
+            folder=folder, references=last["start"]["references"], prompt=sample.get("prompt", ""),
+            sample=sample.get("text", ""), seconds=end["elapsed"], task=task,
+            **{name: end[name] for name in result},
         )  # fmt: skip
 
     @property

@@ -6,6 +6,7 @@ this room may not look at.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -56,19 +57,26 @@ def sample(
     return tokenizer.decode(written, after=ids, spaced=first is not None)
 
 
-def translated(model: Model, *, tokenizer: Tokenizer, source: str, dtype: torch.dtype = torch.float32) -> str:
-    """The likeliest next token, again and again: a plain greedy translation."""
+def translated(
+    model: Model, *, tokenizer: Tokenizer, source: str, dtype: torch.dtype = torch.float32
+) -> tuple[str, float]:
+    """The likeliest next token, again and again: a plain greedy translation, and how likely the model finds
+    it as a whole, its end included.
+    """
     with resting(model) as device:
         tokens = torch.tensor([tokenizer.framed(source)], device=device)
         memory = model.encode(tokens, dtype=dtype)
     start, longest = model.config.start_id, min(model.config.max_len, 2 * tokens.shape[1] + 20)
     assert start is not None
 
+    nats: list[float] = []
+
     def likeliest(scores: Tensor, _: list[int]) -> int:
+        nats.append(-float(scores.float().log_softmax(-1).max()))
         return int(scores.argmax())
 
     written = _written(model, tokenizer, [start], longest, dtype, likeliest, memory)
-    return tokenizer.decode(written)
+    return tokenizer.decode(written), math.exp(-sum(nats))
 
 
 def _written(

@@ -16,17 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint.folder import commit, latest, recover, retain, sweep
+from ..checkpoint.folder import commit, latest, recover, retain, sweep, verify
 from ..checkpoint.tensors import load_tensors, save_tensors
 from ..errors import Refused
 from ..model.build import Model
 from ..settings import LIMITS, TrainSettings
+from .held_out import Best, Score
 from .non_finite import assert_finite
 from .optimizers import Optimizers, whole
 from .parallelism import World
 from .report import Report
 
 WEIGHTS, OPTIMIZER, POSITION = "weights.safetensors", "optimizer.safetensors", "position.json"
+SCORE = "score.json"
 
 
 @dataclass
@@ -46,8 +48,6 @@ class Position:
     """The step after which the rate began to fall; the checkpoint of that step is kept (`more_time`)."""
     since: float = 0.0
     """Of its budget."""
-    best: list[float] = field(default_factory=list)
-    """The best held-out loss and its step, where there was an evaluation."""
     learned: float | None = None
     """A running average of the loss on what is learned from."""
     joules: float = 0.0
@@ -78,7 +78,14 @@ def gather(model: Model, optimizers: Optimizers, world: World) -> Weights:
     """Collect weights and optimizer state on rank 0; under FSDP2 every rank takes part."""
     if world.kind != "fsdp" and not world.is_first:
         return Weights({}, {})
-    return Weights({name: whole(w) for name, w in model.state_dict().items()}, optimizers.state())
+    return Weights(gather_model(model, world), optimizers.state())
+
+
+def gather_model(model: Model, world: World) -> dict[str, Tensor]:
+    """The weights alone, likewise."""
+    if world.kind != "fsdp" and not world.is_first:
+        return {}
+    return {name: whole(weight) for name, weight in model.state_dict().items()}
 
 
 def at_step(checkpoints: Path, step: int | None) -> Path:
@@ -99,6 +106,35 @@ def save(checkpoints: Path, weights: Weights, position: Position, keep: int) -> 
         (folder / POSITION).write_text(json.dumps(asdict(position), indent=1, sort_keys=True))
     retain(checkpoints, keep, spare=at_step(checkpoints, position.full_rate).name)
     return path
+
+
+def save_best(path: Path, weights: dict[str, Tensor], best: Best) -> Path:
+    """Commit the weights of the best held-out result, in place of those before. Raises as `save`."""
+    assert_finite(weights)
+    with commit(path) as folder:
+        save_tensors(folder / WEIGHTS, weights, {})
+        (folder / SCORE).write_text(json.dumps(asdict(best), indent=1))
+    return path
+
+
+def load_best(path: Path, world: World) -> Best | None:
+    """What `save_best` wrote, the same for all ranks: weights of this run, even where a resume begins before
+    them. None where there are none that are whole.
+    """
+
+    def look() -> dict[str, Any] | None:
+        recover(path)
+        try:
+            verify(path)
+            return json.loads((path / SCORE).read_text())
+        except (Refused, OSError, ValueError):
+            return None
+
+    said = world.first(look)
+    if said is None:
+        return None
+    score = said["score"]
+    return Best(**{**said, "score": Score(**{**score, "reporting": Score(**score["reporting"])})})
 
 
 def newest(checkpoints: Path, world: World, report: Report) -> Path | None:

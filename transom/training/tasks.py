@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..data.shape import guess_task
+from ..data.shape import command_for, guess_task
 from ..errors import Refused
 from ..settings import LIMITS, TrainSettings
 from .architecture import member
@@ -56,6 +56,11 @@ def choose_task(settings: TrainSettings, report: Report) -> TrainSettings:
         settings = settings.with_({"task": task})
     elif settings.task == "auto":
         task, why = guess_task(data.source, data.target)
+        if task == "lm" and data.field is None and (command := command_for(data.source)):
+            raise Refused(
+                f"{data.source}: no name of a column says what it holds; to learn classes: {command}; "
+                "to learn running text: --data.field NAME"
+            )
         if task == "lm" and kind == "encoder":
             task, why = "mlm", f"{why}; an encoder learns it by filling masks"
         settings = settings.with_({"task": task})

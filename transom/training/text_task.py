@@ -63,7 +63,7 @@ def text_task(settings: TrainSettings, folder: RunFolder, world: World, report: 
         data_hash=corpus.data_hash,
         feed=WindowFeed(both[0], n_windows),
         scored=partial(_scored, both[1]),
-        lines=reference_lines(corpus),
+        lines=reference_lines(corpus, masked),
         build=first,
         objective=partial(LanguageModelling, smoothing=settings.optim.label_smoothing or 0.0),
         write=(lambda model, dtype: (shown, writes(model, dtype=dtype))) if settings.prompt else None,
@@ -127,7 +127,10 @@ def prepare_text(settings: TrainSettings, folder: RunFolder, world: World, repor
     return corpus[0]
 
 
-def reference_lines(corpus: Corpus) -> dict[str, float]:
-    """Nats per token of uniform, unigram and bigram on the held-out text."""
-    lines = corpus.references
-    return {name: getattr(lines, name).nats_per_token for name in ("uniform", "unigram", "bigram")}
+def reference_lines(corpus: Corpus, masked: bool = False) -> dict[str, float]:
+    """Nats per token of uniform, unigram and bigram on the held-out text.
+
+    Of a masked token what follows is there to be read too, so no line of what precedes it stands beside it.
+    """
+    names = ("uniform", "unigram") if masked else ("uniform", "unigram", "bigram")
+    return {name: getattr(corpus.references, name).nats_per_token for name in names}

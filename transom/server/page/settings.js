@@ -17,9 +17,9 @@ export function drawer(dialog, title, ...children) {
 
 const NUMBERS = [
   { name: "temperature", label: "Temperature", min: 0, max: 2, step: 0.05, slider: true, empty: "the model's",
-    hint: "0 always takes the likeliest token; higher is freer. Empty: as the model's folder says, else 1." },
+    hint: "0 always takes the likeliest token; higher is freer. Empty: as the model's folder says, else 0.7 in a chat, 1 elsewhere." },
   { name: "topP", label: "Top-p", min: 0.05, max: 1, step: 0.05, slider: true, empty: "the model's",
-    hint: "Draw only from the likeliest tokens that make up this share. Empty: as the model's folder says, else 1." },
+    hint: "Draw only from the likeliest tokens that make up this share. Empty: as the model's folder says, else 0.9 in a chat where no temperature is set, else 1." },
   { name: "maxTokens", label: "Longest answer", unit: "tokens", min: 1, max: 1000000, step: 1, empty: "automatic",
     hint: "Kept free in the context. Automatic: 256, or a quarter of what the model reads." },
   { name: "seed", label: "Seed", min: 0, max: 2147483647, step: 1, empty: "a new one each time",

@@ -1,0 +1,165 @@
+"""A run that goes through its data again and again: what it is told, what it takes by rule, what it keeps."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from transom.checkpoint.huggingface import load_model
+from transom.model.build import Model
+from transom.settings import TrainSettings, load
+from transom.training.architecture import AGAIN, ENOUGH, MOST_PASSES, for_passes
+from transom.training.folder import RunFolder
+from transom.training.forecast import plan
+from transom.training.held_out import Best, Score, kept, score, verdict
+from transom.training.loop import train
+from transom.training.objectives import LanguageModelling
+from transom.training.parallelism import World
+from transom.training.report import Report
+from transom.training.state import load_best
+from transom.training.tasks import prepare_task
+
+from .conftest import Tiny
+from .test_distributed import result, two_ranks
+
+LINES = {"uniform": 8.32, "unigram": 6.0}
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Letters without any order: beyond how frequent they are there is nothing to learn, only to memorise."""
+    path = tmp_path_factory.mktemp("noise") / "noise.txt"
+    draw = random.Random(0)
+    path.write_text("\n".join("".join(draw.choices("abcdefgh ", k=60)) for _ in range(12)))
+    return path
+
+
+MEMORISING = {
+    "task": "lm", "steps": 24, "eval_every": 4, "optim__matrix_lr": 0.04, "optim__lr": 0.02, "prompt": "",
+    "batch__tokens": 512, "batch__micro": 32, "model__dim": 48, "model__max_len": 16, "model__dropout": 0.0,
+    "data__tokenizer": "chars", "data__val_fraction": 0.3, "optim__weight_decay": 0.1,
+}  # fmt: skip
+
+
+def memorising(tiny: Tiny, noise: Path, **more: Any) -> TrainSettings:
+    return tiny(data__source=str(noise), **{**MEMORISING, **more})
+
+
+def weights_of(model: Model) -> dict[str, torch.Tensor]:
+    return {name: weight.detach() for name, weight in model.state_dict().items()}
+
+
+def test_the_best_weights_are_kept_and_reported_on_rows_that_did_not_choose(tiny: Tiny, noise: Path) -> None:
+    settings = memorising(tiny, noise)
+    run = train(settings)
+    seen = {e["step"]: e["loss"] for e in run.metrics if e["event"] == "held_out"}
+    best = load_best(RunFolder(run.folder).best, World())
+    assert best is not None and best.step < 24 and seen[24] > 1.05 * seen[best.step]
+    assert run.loss == best.score.reporting.loss  # type: ignore[union-attr]
+    assert f"those of step {best.step}" in run.sentence and "It memorised" in run.sentence
+    assert run.ledger["result"]["step"] == best.step
+    # What was told of the weights is what the model folder measures, on the half that did not choose.
+    model = load_model(run.model_folder)
+    with Report(is_first=False) as silent:
+        task = prepare_task(settings, RunFolder(run.folder), World(), silent)
+    again = score(LanguageModelling(model), task.scored(1000, False), World())
+    assert again is not None and again.reporting is not None
+    assert again.loss == pytest.approx(best.score.loss, rel=1e-5)
+    assert again.reporting.loss == pytest.approx(run.loss, rel=1e-5)
+
+
+def test_kept_weights_outlast_a_kill_and_a_resume(tiny: Tiny, noise: Path, tmp_path: Path) -> None:
+    whole = train(memorising(tiny, noise, save_every=1, keep=100))
+    for step in (3, 20):  # before the best and after it
+        folder = tmp_path / f"killed-{step}"
+        shutil.copytree(whole.folder, folder)
+        for path in (folder / "checkpoints").iterdir():
+            if int(path.name.removeprefix("step-")) > step:
+                shutil.rmtree(path)
+        resumed = train(memorising(tiny, noise, out=str(folder), resume=True, save_every=1, keep=100))
+        assert resumed.weights_sha256 == whole.weights_sha256
+        assert (resumed.loss, resumed.sentence) == (whole.loss, whole.sentence)
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_two_ranks_keep_the_same_weights_as_one(tiny: Tiny, noise: Path, tmp_path: Path, kind: str) -> None:
+    alone = train(memorising(tiny, noise))
+    out = tmp_path / "two"
+    both, _ = two_ranks(memorising(tiny, noise, out=str(out), parallel=kind))
+    together = result(both[0])
+    assert together["loss"] == pytest.approx(alone.loss, rel=1e-3)
+    ours, theirs = (weights_of(load_model(folder)) for folder in (alone.model_folder, out / "model"))
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-3) for name in ours)
+
+
+def test_where_the_last_weights_are_the_best_nothing_else_is_kept(tiny: Tiny) -> None:
+    run = train(tiny(steps=8, eval_every=4))
+    assert run.ledger["cost"]["epochs"] > 1 and run.ledger["result"]["step"] == 8
+    assert not RunFolder(run.folder).best.exists()
+
+
+def test_a_run_that_sees_its_data_once_keeps_nothing(tiny: Tiny) -> None:
+    run = train(tiny(steps=1, eval_every=1, batch__tokens=64))
+    assert run.ledger["cost"]["epochs"] < 1 and not RunFolder(run.folder).best.exists()
+
+
+def test_chosen_on_one_half_the_number_of_the_other_is_not_optimistic() -> None:
+    """Models that are all equally good, measured with noise: the best seems better where it was chosen."""
+    draw = torch.Generator().manual_seed(0)
+    chose, reported = [], []
+    for _ in range(2000):
+        one, other = torch.randn(2, 10, generator=draw)
+        best: Best | None = None
+        for step in range(10):
+            rest = Score(3 + other[step].item(), 10, None)
+            new = Score(3.0, 20, None, choosing=10 + one[step].item(), reporting=rest)
+            if best is None or Best(step, 2.0, new).beats(best.score):
+                best = Best(step, 2.0, new)
+        assert best is not None and best.score.reporting is not None
+        chose.append(best.score.choosing - 10)
+        reported.append(best.score.reporting.loss - 3)
+    assert sum(chose) / 2000 < -1.0
+    assert abs(sum(reported) / 2000) < 4 / 2000**0.5
+
+
+def test_words_of_kept_weights() -> None:
+    best = Best(87, 5.2, Score(6.10, 200, None, choosing=6.0, reporting=Score(6.2, 100, None)))
+    assert kept(best, 7.5, LINES, 0.9) == (
+        "below the uniform line (8.32): it has begun to learn what is frequent; still above the unigram line "
+        "(6.00); the weights are those of step 87, 5.2 times through the data, and all later ones did worse: "
+        "7.50 in the end, while it is 0.90 on what it learns from. It memorised; a shorter run (--epochs 6), "
+        "more text or given weights (--model.weights) would help"
+    )
+    assert "memorised" not in kept(best, 6.12, LINES, 5.9), "no worse than one evaluation beside another"
+    assert verdict(7.5, LINES, best, 0.9).startswith("risen from 6.10 at step 87, while it is 0.90")
+    assert not best.beats(replace(best.score, choosing=5.999)) and not best.beats(None)
+
+
+def test_what_follows_from_many_passes_stands_behind_what_was_asked_for() -> None:
+    some = load(TrainSettings, {"task": "lm"})
+    assert for_passes(some, ENOUGH) == {}
+    assert for_passes(some, ENOUGH + 0.1) == AGAIN["lm"]
+    assert for_passes(some, 300) == {**AGAIN["lm"], "epochs": MOST_PASSES}
+    asked = load(TrainSettings, {"task": "lm", "budget": 60, "model.dropout": 0.0})
+    assert for_passes(asked, 300) == {"optim.weight_decay": AGAIN["lm"]["optim.weight_decay"]}
+    assert for_passes(load(TrainSettings, {"task": "lm", "model.weights": "x"}), 300) == {}
+
+
+def test_train_and_plan_say_how_often_the_data_is_gone_through(tiny: Tiny, noise: Path) -> None:
+    often = tiny(data__source=str(noise), steps=40, batch__tokens=512)
+    heard: list[dict[str, Any]] = []
+    run = train(often, on_event=heard.append)
+    (said,) = (e["text"] for e in heard if e["event"] == "note" and e["text"].startswith("data: gone"))
+    expected = plan(often)
+    assert said == f"data: {expected.says_passes}" and expected.says_passes in str(expected)
+    passes = run.ledger["cost"]["epochs"]
+    assert f"gone through {passes:.2g} times" in said and "--epochs 4" in said and "--model.weights" in said
+    assert load_model(run.model_folder).config.dropout == AGAIN["lm"]["model.dropout"]
+    assert "by rule" in said and "model.dropout 0.2" in said
+    assert "memorises" not in plan(tiny(data__source=str(noise), steps=2, batch__tokens=64)).says_passes

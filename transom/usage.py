@@ -1,0 +1,193 @@
+"""What the command line says of itself: help that fits a screen, and what other tools' names are called here.
+
+`--help` shows the flags that a first run needs and examples, `--help-all` every flag. Read next: __main__.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .errors import nearest
+
+if TYPE_CHECKING:
+    from cyclopts.help import HelpPanel
+
+FIRST = {
+    "train": (
+        "--task", "--budget", "--out", "--data.field", "--data.target", "--data.label",
+        "--model.kind", "--model.weights", "--model.size", "--model.max-len", "--json",
+    ),
+    "serve": (
+        "--host", "--port", "--api-key-file", "--generate-key", "--chat-template", "--no-memory", "--dtype",
+        "--json",
+    ),
+    "bench": ("--model.size", "--device", "--json"),
+}  # fmt: skip
+"""Verb -> the flags of its help; of a verb that is not here, all."""
+FIRST["plan"] = FIRST["train"]
+FIRST["compare"] = ("--by", "--equal", "--budget", "--tokens", "--out", "--data.source", "--task",
+                    "--model.size", "--json")  # fmt: skip
+
+EXAMPLES = {
+    "train": (
+        ("transom train notes/ --out runs/notes", "text: it goes on with what it is given"),
+        ("transom train tickets.csv --task classify", "a text and its class in each row"),
+        ("transom train pairs.tsv --task translate", "two sides in each row"),
+        ("transom train notes/ --model.weights FOLDER", "from weights that are there already"),
+        ("transom plan notes/ --budget 1h", "what that would take"),
+    ),
+    "compare": (("transom compare decoder lstm --budget 2min", ""),),
+    "generate": (
+        ('transom generate runs/notes "Once upon a time"', ""),
+        ("transom generate runs/notes --temperature 0 < prompt.txt", "the likeliest text"),
+    ),
+    "chat": (('transom chat MODEL --system "You are brief."', ""),),
+    "translate": (
+        ('transom translate runs/pairs "a text"', ""),
+        ("transom translate runs/pairs --input rows.csv --out answers.csv", "the rows, with a column more"),
+    ),
+    "classify": (
+        ('transom classify runs/tickets "a text"', ""),
+        ("transom classify runs/tickets --input rows.csv --out answers.csv", "the rows, with a column more"),
+    ),
+    "embed": (("transom embed MODEL --input notes.txt --out vectors.npy", ""),),
+    "look": (
+        ('transom look MODEL "The cat sat because it was tired"', ""),
+        ("transom look runs/notes", "how its inside moved while it learned"),
+    ),
+    "serve": (("transom serve runs/notes MODEL", "both, each under its name"),),
+    "evaluate": (("transom evaluate runs/tickets", "on what the run held out"),),
+    "plan": (("transom plan notes/ --budget 1h", ""),),
+}
+"""Verb -> commands that work, each with what it is for."""
+
+GLOSSARY = "What a word means: docs/glossary.md."
+"""The last line of every help."""
+
+VERBS_ELSEWHERE = {
+    "finetune": "that is transom train DATA --model.weights FOLDER",
+    "fit": "that is transom train DATA",
+    "resume": "that is transom train --out runs/NAME --resume",
+    "predict": "that is transom classify, translate or generate, by what the model was trained for",
+    "complete": "that is transom generate MODEL TEXT",
+    "run": "that is transom generate MODEL TEXT, or transom chat MODEL",
+    "encode": "that is transom embed MODEL TEXT",
+    "test": "that is transom evaluate RUN",
+    "inspect": "that is transom look MODEL TEXT",
+    "estimate": "that is transom plan DATA",
+    "export": "nothing is left to do: a model folder (runs/NAME/model) is a Hugging Face folder already, "
+    "and GGUF is not written",
+    "quantize": "weights are kept in float32 or bfloat16 (--dtype), nothing smaller is written",
+    "ask": "nothing here searches documents; transom chat MODEL --system TEXT answers from a text it is "
+    "given, transom embed turns texts into vectors to search among",
+    "download": "a model of the hub is named where a folder is: transom chat OWNER/NAME",
+    "help": "that is transom --help, or transom VERB --help",
+}
+SAME = {
+    "finetune": ("fine-tune", "tune", "sft", "lora"),
+    "resume": ("continue",),
+    "predict": ("infer", "inference"),
+    "complete": ("completion", "sample", "write"),
+    "encode": ("vectors", "embeddings"),
+    "test": ("eval", "score"),
+    "inspect": ("explain", "visualize", "attention"),
+    "estimate": ("cost", "forecast"),
+    "export": ("convert", "gguf", "save", "merge"),
+    "quantize": ("quantise", "compress"),
+    "ask": ("search", "rag", "index", "query"),
+    "download": ("pull", "fetch"),
+}
+MEANT = VERBS_ELSEWHERE | {name: VERBS_ELSEWHERE[known] for known, names in SAME.items() for name in names}
+
+FLAGS_ELSEWHERE = {
+    "--learning-rate": "--optim.lr",
+    "--batch-size": "--batch.tokens (tokens of one step)",
+    "--epoch": "--epochs",
+    "--num-epochs": "--epochs",
+    "--max-steps": "--steps",
+    "--iterations": "--steps",
+    "--time": "--budget",
+    "--layers": "--model.n-layers",
+    "--heads": "--model.n-heads",
+    "--hidden-size": "--model.dim",
+    "--d-model": "--model.dim",
+    "--context": "--model.max-len",
+    "--block-size": "--model.max-len",
+    "--seq-len": "--model.max-len",
+    "--max-length": "--model.max-len",
+    "--pretrained": "--model.weights",
+    "--base-model": "--model.weights",
+    "--from": "--model.weights",
+    "--optimizer": "--optim",
+    "--output": "--out",
+    "--output-dir": "--out",
+    "-o": "--out",
+    "--file": "--input",
+    "-i": "--input",
+    "--gpu": "--device cuda",
+    "--cuda": "--device cuda",
+    "--max-new-tokens": "--max-tokens",
+    "--temp": "--temperature",
+    "--template": "--chat-template",
+}
+"""What a flag is called elsewhere -> what it is called here, where the verb has it."""
+
+
+def unknown_verb(name: str, verbs: Iterable[str]) -> str:
+    """One line for a verb that does not exist."""
+    if name in MEANT:
+        return f"unknown command: {name}; {MEANT[name]}"
+    return f"unknown command: {name}{nearest(name, verbs) or ';'} transom --help lists {', '.join(verbs)}"
+
+
+def unknown_flag(name: str, known: list[str]) -> str:
+    """One line for a flag that this verb does not have; `known` are those it has."""
+    spelled = name.replace("_", "-")
+    elsewhere = FLAGS_ELSEWHERE.get(spelled, "")
+    leaves = {flag.removeprefix("--").rpartition(".")[2]: flag for flag in reversed(known)}
+    if elsewhere.split(" ")[0] in known:
+        return f"unknown option: {name}; here it is {elsewhere}"
+    if leaf := leaves.get(spelled.removeprefix("--").rpartition(".")[2]):
+        return f"unknown option: {name}; did you mean '{leaf}'?"
+    return f"unknown option: {name}{nearest(spelled, known) or '; --help-all lists every one'}"
+
+
+def epilogue(verb: str) -> str:
+    """What stands below the help of a verb, as markdown."""
+    examples = EXAMPLES.get(verb, ())
+    if verb in FIRST:
+        examples = (*examples, (f"transom {verb} --help-all", "every flag"))
+    width = max((len(command) for command, _ in examples), default=0)
+    lines = [f"{command:{width}}  # {what}" if what else command for command, what in examples]
+    return "\n".join(["```text", *lines, GLOSSARY, "```"])
+
+
+@dataclass(frozen=True)
+class Help:
+    """Shows the help of one verb: the flags of `FIRST`, or all."""
+
+    shown: tuple[str, ...] = ()
+    """Flags; none: all."""
+
+    def __call__(self, console: Any, options: Any, panel: HelpPanel) -> None:
+        from cyclopts.help import DefaultFormatter
+
+        if self.shown:
+            panel = panel.copy(
+                entries=[one for one in panel.entries if one.positional_label or {*one.names} & {*self.shown}]
+            )
+        DefaultFormatter()(console, options, panel)
+
+    def render_usage(self, console: Any, options: Any, usage: Any) -> None:
+        from cyclopts.help import DefaultFormatter
+
+        DefaultFormatter().render_usage(console, options, usage)
+
+
+def help_for(arguments: list[str]) -> tuple[list[str], Help]:
+    """The arguments with `--help-all` as `--help`, and what shows it."""
+    whole = "--help-all" in arguments
+    first = () if whole or not arguments else FIRST.get(arguments[0], ())
+    return ["--help" if one == "--help-all" else one for one in arguments], Help(first)
