@@ -111,7 +111,5 @@ class Run:
         if self.interrupted:
             lines.append(f"go on with: {self.resume_command}")
         if self.soon:
-            lines.append(
-                f"or, since its rate has not fallen yet, end it soon: {self.resume_command} {self.soon}"
-            )
+            lines.append(f"or end it in a tenth more, where it gains most: {self.resume_command} {self.soon}")
         return "\n".join(lines)
