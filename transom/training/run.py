@@ -155,5 +155,5 @@ class Run:
         lines.append(f"model: {self.model_folder}")
         if self.soon:
             end = f"{self.resume_command} {self.soon}"
-            lines.append(f"its rate has not fallen yet; to end it in a tenth more, where it gains most: {end}")
+            lines.append(f"the rate has not fallen yet; to end in a tenth more, where it gains most: {end}")
         return "\n".join(lines)
