@@ -100,6 +100,15 @@ def test_a_translator_learns_to_translate(tiny: Tiny, examples: Path) -> None:
     assert right >= 36, f"{right} of 40; {translator.translate(rows[0][0]).text!r} for {rows[0]}"
 
 
+@pytest.mark.parametrize(("epochs", "dropped"), [(6, 0.0), (14, 0.2)])
+def test_pairs_that_are_seen_often_are_learned_with_dropout(
+    epochs: int, dropped: float, tiny: Tiny, examples: Path
+) -> None:
+    often = {"epochs": epochs, "steps": None, "batch__tokens": 100_000, "eval_every": 99}
+    run = train(settings_of("translate", tiny, examples, **often))
+    assert load_config(run.model_folder)[0].dropout == dropped
+
+
 def test_a_classifier_learns_its_classes_and_a_translator_of_them_can_begin_there(
     tiny: Tiny, examples: Path, tmp_path: Path
 ) -> None:
