@@ -109,7 +109,7 @@ def student(values: Rows, telling: int | None = None) -> Estimate:
     n, middle = len(values), float(np.mean(values))
     if n < 2 or (telling is not None and telling < FEWEST):
         return Estimate(middle)
-    half = -stdtrit((telling or n) - 1, TAIL) * float(np.std(values, ddof=1)) / math.sqrt(n)
+    half = float(-stdtrit((telling or n) - 1, TAIL) * np.std(values, ddof=1) / math.sqrt(n))
     return Estimate(middle, middle - half, middle + half)
 
 

@@ -16,7 +16,7 @@ from transom.data.labelled import Labelled
 from transom.data.pairs import Pair, open_pairs
 from transom.errors import Refused
 from transom.evaluation.baselines import TfidfLogistic, TranslationMemory
-from transom.evaluation.examine import advice, examine, examine_classifier, examine_translator
+from transom.evaluation.examine import examine, examine_classifier, examine_translator, remedy
 from transom.settings import TrainSettings, load
 from transom.training.loop import train
 
@@ -199,7 +199,7 @@ def test_a_run_that_translates_is_examined_beside_its_baselines(tmp_path: Path) 
     assert report.verdict.startswith(f"none: of {report.score.n} held-out texts nothing can be said")
     assert "--data.validation FILE), or train on 600 and more" in report.verdict
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["task"] == "translate"
-    assert "more pairs" in report.advice
+    assert str(report).endswith(f"\n{report.remedy}") and "more pairs" in report.remedy
     assert examine(tmp_path / "run" / "model", beam=2).verdict == report.verdict
     with pytest.raises(Refused, match="no such folder; did you mean '.*/run'"):
         examine(tmp_path / "runs")
@@ -209,12 +209,12 @@ def test_a_classifier_from_nothing_is_told_of_given_weights() -> None:
     """By a command that is whole; one that began with them is told of something else."""
     data = {"source": "my tickets.csv", "field": "Subject", "label": "Team"}
     settings = load(TrainSettings, {"task": "classify", "data": data})
-    words = shlex.split(advice(settings).partition("tried: ")[2])
+    words = shlex.split(remedy(settings).partition("tried: ")[2])
     assert words[:5] == ["transom", "train", "my tickets.csv", "--task", "classify"]
     _, bound, unknown = door.app.parse_known_args(words[1:])[:3]
     flags = bound.arguments["flags"]
     assert not unknown and (flags.data.field, flags.data.label) == ("Subject", "Team")
-    assert "given weights" not in advice(settings.with_({"model.weights": flags.model.weights}))
+    assert "given weights" not in remedy(settings.with_({"model.weights": flags.model.weights}))
 
 
 def test_a_language_model_has_nothing_to_be_examined_in(tmp_path: Path) -> None:

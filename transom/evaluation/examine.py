@@ -92,20 +92,21 @@ def examine(
             f"{folder} holds neither a translator nor a classifier; a language model's score is in the "
             "ledger.json of its run"
         )
-    remedy = f"give at least {LEAST} (--test FILE)"
+    needs = f"give at least {LEAST} (--test FILE)"
     if not test and settings.data.validation is None:
         many = math.ceil(LEAST / settings.data.val_fraction)
-        remedy += f", name them while training (--data.validation FILE), or train on {many:,} and more"
+        needs += f", name them while training (--data.validation FILE), or train on {many:,} and more"
+    better = report.differences[0].estimate.low > 0
     report = dataclasses.replace(
-        report, model=str(weights), test=test or f"{settings.data.source} (held out)", remedy=remedy,
-        advice="" if run is None or report.differences[0].estimate.low > 0 else advice(settings),
+        report, model=str(weights), test=test or f"{settings.data.source} (held out)", needs=needs,
+        remedy="" if run is None or report.score.n < LEAST or better else remedy(settings),
     )  # fmt: skip
     if run is not None:
         _write(run / "evaluation.json", report)
     return report
 
 
-def advice(settings: TrainSettings) -> str:
+def remedy(settings: TrainSettings) -> str:
     """What would help a model that is not better than something cheap, by what was measured of others."""
     data = settings.data
     if settings.task == "translate":

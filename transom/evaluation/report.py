@@ -60,17 +60,17 @@ class Report:
     """What the model's answers took."""
     model: str = "the model"
     test: str = "the test set"
-    remedy: str = f"give at least {LEAST}"
+    needs: str = f"give at least {LEAST}"
     """What gives enough texts for a verdict."""
-    advice: str = ""
-    """What may help a model that is not better."""
+    remedy: str = ""
+    """What would help where the model is not better."""
 
     @property
     def verdicts(self) -> list[str]:
         """Whether the model is worth its cost, a sentence for each difference; of too few texts, that."""
         if self.score.n < LEAST:
             texts = "1 held-out text" if self.score.n == 1 else f"{self.score.n} held-out texts"
-            return [f"none: of {texts} nothing can be said; {self.remedy}"]
+            return [f"none: of {texts} nothing can be said; {self.needs}"]
         return [difference.verdict for difference in self.differences]
 
     @property
@@ -88,7 +88,7 @@ class Report:
             "task": self.task, "model": self.model, "test": self.test, "score": self.score.to_dict(),
             "baselines": [vars(rival) for rival in self.rivals],
             "differences": [difference.to_dict() for difference in self.differences],
-            "verdict": self.verdict, "verdicts": self.verdicts, "advice": self.advice or None,
+            "verdict": self.verdict, "verdicts": self.verdicts, "remedy": self.remedy or None,
             self.heading: list(self.samples), "seconds": self.seconds,
             "texts_per_second": self.texts_per_second,
         }  # fmt: skip
@@ -101,8 +101,7 @@ class Report:
         if self.samples:
             lines += [self.heading, *self.samples, ""]
         also = [f"         {sentence}" for sentence in self.verdicts[1:]]
-        also += [self.advice] if self.advice and self.score.n >= LEAST else []
-        return "\n".join([*lines, f"verdict: {self.verdict}", *also])
+        return "\n".join([*lines, f"verdict: {self.verdict}", *also, *[self.remedy] * bool(self.remedy)])
 
 
 def cut(text: str) -> str:

@@ -154,5 +154,6 @@ class Run:
             lines.append(f"sample: {one_line(self.prompt + self.sample)}")
         lines.append(f"model: {self.model_folder}")
         if self.soon:
-            lines.append(f"its rate has not fallen yet; to end it soon: {self.resume_command} {self.soon}")
+            end = f"{self.resume_command} {self.soon}"
+            lines.append(f"the rate has not fallen yet; to end in a tenth more, where it gains most: {end}")
         return "\n".join(lines)
