@@ -199,7 +199,9 @@ def test_a_run_that_translates_is_examined_beside_its_baselines(tmp_path: Path) 
     assert report.verdict.startswith(f"none: of {report.score.n} held-out texts nothing can be said")
     assert "--data.validation FILE), or train on 600 and more" in report.verdict
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["task"] == "translate"
-    assert str(report).endswith(f"\n{report.remedy}") and "more pairs" in report.remedy
+    assert report.remedy == "" and str(report).endswith(report.verdict)
+    enough = examine(tmp_path / "run", test=str(tmp_path / "pairs.tsv"), beam=1)
+    assert "more pairs" in enough.remedy and str(enough).endswith(f"\n{enough.remedy}")
     assert examine(tmp_path / "run" / "model", beam=2).verdict == report.verdict
     with pytest.raises(Refused, match="no such folder; did you mean '.*/run'"):
         examine(tmp_path / "runs")
