@@ -214,7 +214,9 @@ def test_a_saved_look_opens_from_disk_with_the_network_off(
     assert page.evaluate("window.pwned") is None and complaints == []
     assert {url for url in asked if not url.startswith("data:image/png")} == {path.as_uri()}
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    assert page.locator("section.view svg image").count() >= 8
+    for opening in ("What it found", "How to read it"):
+        assert page.get_by_role("heading", name=opening).is_visible()
+    assert page.locator(".view svg image").count() >= 8
     context.close()
 
 
