@@ -59,7 +59,7 @@ demo: $(VENV)/base.done
 	@rm -rf runs/demo
 	$(VENV)/bin/transom train stdlib --budget $(BUDGET) --out runs/demo
 	@echo
-	$(VENV)/bin/transom generate runs/demo/model "def " --max-tokens 80 --temperature 0
+	$(VENV)/bin/transom generate runs/demo "def " --max-tokens 80
 
 test: $(VENV)/test.done
 	$(PY) -m pytest -q -n auto --dist loadfile

@@ -92,10 +92,11 @@ def over_time(folder: Path, beam: int, points: int) -> list[dict[str, Any]]:
             translator.model.load_state_dict(load_tensors(path / "weights.safetensors"))
         found = translator.translate(sources, beam=beam)
         score = score_translations([one.text for one in found], references)
+        assert score.bleu is not None
         position = json.loads(((path or kept[-1]) / "position.json").read_text())
         curve.append({
-            "minutes": position["elapsed"] / 60, "step": position["step"], "bleu": score.bleu,
-            "low": score.bleu_low, "high": score.bleu_high, "signature": score.bleu_signature,
+            "minutes": position["elapsed"] / 60, "step": position["step"], "bleu": score.bleu.value,
+            "low": score.bleu.low, "high": score.bleu.high, "signature": score.bleu_signature,
             "tokenised": score.tokenised_bleu, "chrf": score.chrf,
         })  # fmt: skip
         print(json.dumps(curve[-1]), flush=True)

@@ -36,7 +36,7 @@ def main(budget: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for command in (
             f"transom train stdlib --budget {budget} --out runs/demo",
-            'transom generate runs/demo/model "def " --max-tokens 80 --temperature 0',
+            'transom generate runs/demo "def " --max-tokens 80 --seed 1',
         ):
             console.print(Text(f"$ {command}", style="bold magenta"))
             ran = subprocess.run(

@@ -9,6 +9,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import pty
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -176,7 +178,7 @@ def test_vectors_are_written_whole(folders: dict[str, str], door: Door, tmp_path
 ROWS = [{"id": "7", "text": "one; two", "label": "x"}, {"id": "8", "text": 'three "four"', "label": "y"}]
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", MAKERS)
 @pytest.mark.parametrize(("name", "out"), [("a.csv", "b.csv"), ("a.tsv", "b.jsonl"), ("a.jsonl", "b.tsv")])
 def test_rows_come_back_with_their_answers(
     verb: str, name: str, out: str, folders: dict[str, str], door: Door, tmp_path: Path
@@ -189,8 +191,10 @@ def test_rows_come_back_with_their_answers(
             table = csv.DictWriter(file, ROWS[0], delimiter=";" if name == "a.csv" else "\t")
             table.writeheader()
             table.writerows(ROWS)
-    answers = door.json(verb, folders[verb], "--input", str(given))
-    code, said, _ = door(verb, folders[verb], "--input", str(given), "--out", str(made))
+    words = [verb, folders[verb], "--input", str(given)]
+    words += ["--temperature", "0", "--max-tokens", "3"] if verb == "generate" else []
+    answers = door.json(*words)
+    code, said, _ = door(*words, "--out", str(made))
     assert code == 0 and str(made) in said
     with open(made, newline="") as file:
         rows = (
@@ -200,7 +204,9 @@ def test_rows_come_back_with_their_answers(
         )
     for row, answer, before in zip(rows, answers, ROWS, strict=True):
         assert {key: row.pop(key) for key in before} == before
-        if verb == "translate":
+        if verb == "generate":
+            assert row == {"completion": answer["text"]} and answer["prompt"] == before["text"]
+        elif verb == "translate":
             assert row == {"translation": answer["text"]}
         elif verb == "classify":
             assert row.pop("class") == answer["label"] and row.keys() == {"confidence"}
@@ -222,6 +228,25 @@ def test_where_answers_cannot_go(door: Door, folders: dict[str, str], tmp_path: 
     }.items():
         assert door.refused("classify", model, "--input", str(rows), "--out", str(out)) == says
     assert rows.read_text() == "text,class\none,x\ntwo,y\n" and list(tmp_path.iterdir()) == [rows]
+
+
+def test_a_person_who_is_to_type_is_told(folders: dict[str, str], door: Door) -> None:
+    terminal, keyboard = pty.openpty()
+    os.write(terminal, b"ab\n\x04")
+    with open(keyboard) as stdin:
+        door.monkeypatch.setattr(sys, "stdin", stdin)
+        assert run(["generate", folders["generate"], "--max-tokens", "2"]) == 0
+    os.close(terminal)
+    said = door.capsys.readouterr()
+    assert said.err == "type your text; Ctrl-D on a line of its own ends it\n" and said.out.startswith("ab")
+
+
+def test_a_look_takes_the_place_of_no_other(folders: dict[str, str], door: Door, tmp_path: Path) -> None:
+    door.monkeypatch.chdir(tmp_path)
+    (tmp_path / "look.html").write_text("another")
+    code, said, _ = door("look", folders["generate"], "abc")
+    assert code == 0 and "look-2.html" in said
+    assert (tmp_path / "look.html").read_text() == "another" and (tmp_path / "look-2.html").is_file()
 
 
 def test_texts_of_several_lines_stay_on_one_line_beside_their_class(

@@ -1,4 +1,7 @@
-"""Intervals against published values and closed forms, and how often they hold the truth."""
+"""Intervals against published values, closed forms and the definitions of their tests.
+
+How often they hold the truth is in test_coverage.py.
+"""
 
 from __future__ import annotations
 
@@ -8,79 +11,112 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binom, ttest_1samp
 
-from transom.intervals import Estimate, bootstrap, mean, paired_bootstrap, verdict, wilson
+from transom.intervals import Estimate, Rows, bootstrap, lead, paired_bootstrap, share, student, verdict
+
+
+def mean_of(sums: Rows) -> float:
+    """Of rows (1, value)."""
+    return float(sums[1] / sums[0])
+
+
+def with_ones(values: np.ndarray) -> np.ndarray:
+    return np.stack([np.ones_like(values), values], axis=1)
 
 
 @pytest.mark.parametrize(
-    ("k", "n", "low", "high"),  # Newcombe 1998, table I, method 3
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0000, 0.1611), (1, 29, 0.0061, 0.1718)],
+    ("k", "n", "low", "high"),  # Newcombe 1998, table I, method 6
+    [(81, 263, 0.2544, 0.3658), (15, 148, 0.0601, 0.1581), (0, 20, 0.0000, 0.1391), (1, 29, 0.0017, 0.1585)],
 )
-def test_wilson_gives_the_published_intervals(k: int, n: int, low: float, high: float) -> None:
-    found = wilson(k, n)
+def test_a_share_has_the_published_intervals(k: int, n: int, low: float, high: float) -> None:
+    found = share(k, n)
     assert (found.value, round(found.low, 4), round(found.high, 4)) == (k / n, low, high)
 
 
 @given(st.integers(1, 500), st.data())
-def test_wilson_solves_its_own_equation_and_is_symmetric(n: int, data: st.DataObject) -> None:
-    """Its ends are the shares p at which k is 1.96 standard errors of p away."""
+@settings(deadline=None)
+def test_ends_of_a_share_are_where_the_hits_become_too_rare_and_it_is_symmetric(
+    n: int, data: st.DataObject
+) -> None:
     k = data.draw(st.integers(0, n))
-    found, mirrored = wilson(k, n), wilson(n - k, n)
-    for end in (found.low, found.high):
-        assert (k / n - end) ** 2 * n == pytest.approx(1.959963984540054**2 * end * (1 - end), abs=1e-9)
-    assert found.low == pytest.approx(1 - mirrored.high, abs=1e-12)
+    found, mirrored = share(k, n), share(n - k, n)
+    if k > 0:
+        rarer = binom.sf(k, n, found.low) + binom.pmf(k, n, found.low) / 2
+        assert rarer == pytest.approx(0.025, abs=1e-8)
+    assert found.low == pytest.approx(1 - mirrored.high, abs=1e-9)
     assert 0 <= found.low <= found.value <= found.high <= 1
 
 
-@pytest.mark.parametrize("share", [0.05, 0.3, 0.5, 0.9])
-def test_wilson_holds_the_true_share_about_as_often_as_it_says(share: float) -> None:
-    n = 200
-    held = sum(
-        math.comb(n, k) * share**k * (1 - share) ** (n - k)
-        for k in range(n + 1)
-        if wilson(k, n).low <= share <= wilson(k, n).high
-    )
-    assert 0.93 < held < 0.97
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 200))
+@settings(deadline=None)
+def test_a_lead_is_one_exactly_where_the_sign_test_says_so(wins: int, losses: int, ties: int) -> None:
+    n = wins + losses + ties
+    found, mirrored = lead(wins, losses, n), lead(losses, wins, n)
+    assert found.value == pytest.approx((wins - losses) / n)
+    assert found.low == pytest.approx(-mirrored.high, abs=1e-12)
+    assert -1 <= found.low <= found.value + 1e-12 and found.value - 1e-12 <= found.high <= 1
+    as_many = binom.sf(wins, wins + losses, 0.5) + binom.pmf(wins, wins + losses, 0.5) / 2
+    if abs(as_many - 0.025) > 1e-6:
+        assert (found.low > 0) == (as_many < 0.025)
+
+
+def test_of_one_item_nothing_follows() -> None:
+    found = lead(1, 0, 1)
+    assert found.value == 1 and found.low < -0.8 and found.high == 1
+
+
+@given(st.lists(st.floats(-10, 10), min_size=2, max_size=30).filter(lambda v: np.std(v) > 1e-3))
+@settings(deadline=None)
+def test_the_interval_of_a_mean_is_scipys(values: list[float]) -> None:
+    found = student(np.array(values))
+    theirs = ttest_1samp(values, 0).confidence_interval(0.95)
+    assert type(found.high) is float  # so that what follows from it is a plain bool, which JSON takes
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), rel=1e-6, abs=1e-6)
 
 
 def test_bootstrap_agrees_with_the_closed_form_of_a_mean() -> None:
     values = np.random.default_rng(0).normal(5, 2, 400)
-    found = bootstrap(values, n=4000)
-    half = 1.96 * values.std() / 20
+    found, closed = bootstrap(with_ones(values), mean_of, draws=4000), student(values)
     assert found.value == pytest.approx(values.mean())
-    assert found.low == pytest.approx(values.mean() - half, abs=0.02)
-    assert found.high == pytest.approx(values.mean() + half, abs=0.02)
-
-
-def test_bootstrap_holds_the_true_mean_about_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(1)
-    found = [bootstrap(rng.exponential(1.0, 80), n=300, seed=i) for i in range(300)]
-    held = np.mean([one.low <= 1.0 <= one.high for one in found])
-    assert 0.90 <= held <= 0.98
+    assert (found.low, found.high) == pytest.approx((closed.low, closed.high), abs=0.02)
 
 
 def test_pairs_make_a_difference_visible_that_apart_would_drown() -> None:
     """Two systems that find the same items hard: the interval of the difference is that of the difference."""
     rng = np.random.default_rng(2)
     hardness = rng.normal(0, 10, 200)
-    a, b = hardness + rng.normal(0.5, 1, 200), hardness + rng.normal(0, 1, 200)
-    together = paired_bootstrap(a, b)
-    assert together.value == pytest.approx(mean(a) - mean(b))
+    a, b = (with_ones(hardness + rng.normal(by, 1, 200)) for by in (0.5, 0))
+    together, apart = paired_bootstrap(a, b, mean_of), bootstrap(a, mean_of)
+    assert together.value == pytest.approx(mean_of(a.sum(0)) - mean_of(b.sum(0)))
     assert together.low > 0
-    assert together.high - together.low < 0.2 * (bootstrap(a).high - bootstrap(a).low)
+    assert together.high - together.low < 0.2 * (apart.high - apart.low)
 
 
 @given(st.integers(0, 100))
 @settings(deadline=None, max_examples=10)
 def test_equal_systems_differ_by_exactly_nothing(seed: int) -> None:
-    values = np.random.default_rng(seed).random(30)
-    assert paired_bootstrap(values, values, n=50, seed=seed) == Estimate(0.0, 0.0, 0.0)
+    rows = with_ones(np.random.default_rng(seed).random(30))
+    assert paired_bootstrap(rows, rows, mean_of, draws=50, seed=seed) == Estimate(0.0, 0.0, 0.0)
 
 
-def test_bootstrap_is_a_function_of_its_seed() -> None:
-    values = np.random.default_rng(3).random(50)
-    assert bootstrap(values, n=100, seed=7) == bootstrap(values, n=100, seed=7)
-    assert bootstrap(values, n=100, seed=7) != bootstrap(values, n=100, seed=8)
+def test_bootstrap_is_a_function_of_its_seed_and_not_of_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = with_ones(np.random.default_rng(3).random(50))
+    once = bootstrap(rows, mean_of, draws=100, seed=7)
+    assert once != bootstrap(rows, mean_of, draws=100, seed=8)
+    monkeypatch.setattr("transom.intervals.BLOCK", 120)
+    again = bootstrap(rows, mean_of, draws=100, seed=7)
+    assert (again.low, again.high) == pytest.approx((once.low, once.high), rel=1e-12)
+
+
+def test_where_few_items_tell_anything_the_interval_is_wider_and_then_there_is_none() -> None:
+    rows = with_ones(np.arange(200) < 12.0)
+    of_all, of_few, of_fewer = (bootstrap(rows, mean_of, telling) for telling in (None, 12, 9))
+    assert of_few.high - of_few.low > 1.05 * (of_all.high - of_all.low)
+    assert not of_fewer.known and of_fewer.value == of_all.value
+    assert not student(rows[:, 1], 9).known and not student(rows[:1, 1]).known
+    assert of_fewer.to_dict() == {"value": of_all.value, "low": None, "high": None}
+    assert of_fewer.percent() == "6.0% (too few for an interval)"
 
 
 @pytest.mark.parametrize(
@@ -90,17 +126,22 @@ def test_bootstrap_is_a_function_of_its_seed() -> None:
         (Estimate(0.4, -1.1, 1.9), "not better than X: a difference of +0.4 points can be chance"),
         (Estimate(-2.0, -3.0, -1.0), "not better than X: worse by 2.0 points (95% interval 1.0 to 3.0)"),
         (Estimate(0.0, 0.0, 0.0), "not better than X: a difference of +0.0 points can be chance"),
+        (Estimate(9.0), "no verdict on points beside X: too few texts tell the two apart"),
     ],
 )
 def test_the_verdict_claims_no_more_than_the_interval(difference: Estimate, words: str) -> None:
     assert verdict(difference, "X", "points").startswith(words)
 
 
+def test_an_estimate_in_another_unit_keeps_its_order() -> None:
+    assert Estimate(0.2, 0.1, 0.4).times(-100) == Estimate(-20.0, -40.0, -10.0)
+    assert Estimate(0.2, 0.1, 0.4).plus(1) == Estimate(1.2, 1.1, 1.4)
+    assert math.isnan(Estimate(0.2).times(100).low)
+
+
 def test_what_cannot_be_is_an_error() -> None:
     for k, n in ((3, 2), (-1, 5), (0, 0)):
         with pytest.raises(ValueError, match="tries"):
-            wilson(k, n)
+            share(k, n)
     with pytest.raises(ValueError, match="same"):
-        paired_bootstrap(np.zeros(3), np.zeros(4))
-    with pytest.raises(ValueError, match="no items"):
-        bootstrap(np.zeros(0))
+        paired_bootstrap(np.zeros((3, 2)), np.zeros((4, 2)), mean_of)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 from cyclopts import Group, Parameter
 
 from .errors import Refused
-from .output import writable, write_whole
+from .output import unused, writable, write_whole
 from .server_settings import ServerSettings
 from .settings import GenerateSettings, TrainSettings, load
 
@@ -135,6 +135,9 @@ def generate(
     /,
     *prompts: str,
     flags: Annotated[GenerateSettings, Parameter(name="*")] = GenerateSettings(),
+    input: Path | None = None,
+    field: str | None = None,
+    out: Path | None = None,
     dtype: str | None = None,
     device: str | None = None,
     json: Json = False,
@@ -146,7 +149,13 @@ def generate(
     model
         A model folder (`runs/NAME/model`) or a Hugging Face id.
     prompts
-        What to go on from; with nothing here, one prompt is read from standard input.
+        What to go on from; with nothing here and no file, one prompt is read from standard input.
+    input
+        A file with a prompt on each line, or a table or records of which one field is.
+    field
+        Which column or field holds the prompts [default: `text`, or the only one with text].
+    out
+        Write the rows there with what was written on in a column of its own (.csv, .tsv or .jsonl).
     dtype
         `float32` or `bfloat16` [default: as the folder says, and as is fast here].
     device
@@ -158,14 +167,19 @@ def generate(
         raise Refused("--logprobs is shown with --json only; add --json")
     from .data.lines import whole_input
 
-    texts = _said(prompts, "its text can be piped in: transom generate MODEL < FILE") or [whole_input()]
+    if out is not None and flags.n > 1:
+        raise Refused("--out has room for one completion of each prompt; leave out --n")
+    whole = () if prompts or input else (whole_input(),)
+    pipe = "its text can be piped in (transom generate MODEL < FILE), its lines read (--input)"
+    asked = Asked(prompts or whole, input, field, out, fix=pipe)
+    texts = asked.texts
     settings = flags.given()
     if "stop" in settings:
         settings["stop"] = [_unescaped(stop) for stop in settings["stop"]]
     with _answer(json) as show:
         generator = _loaded(model, "Generator", dtype, device)
-        if json or len(texts) > 1 or flags.n > 1:
-            show(Completions(texts, flags.n, generator.generate(texts, **settings)))
+        if json or input or out or len(texts) > 1 or flags.n > 1:
+            show(Completions(asked, flags.n, generator.generate(texts, **settings)))
         else:
             pieces = generator.stream(texts[0], **settings)  # refuses before anything is written
             _write(texts[0])
@@ -433,7 +447,8 @@ def look(
     text
         What the model reads; leave it out for a run.
     out
-        Where the pictures go: one HTML file that needs no network [default: look.html].
+        Where the pictures go: one HTML file that needs no network [default: look.html, or
+        the next such name that is free].
     all
         Print every number here, not a screen of them.
     dtype
@@ -443,7 +458,7 @@ def look(
     json
         Print one JSON document last, with every number.
     """
-    page = writable(out or "look.html")
+    page = writable(out or unused("look.html"))
     with _answer(json) as show:
         if text is None:
             from .training.inside import look_at_run
@@ -667,7 +682,14 @@ class Asked:
     """The texts of the command line, of a file, or of the lines of standard input, each in its row."""
 
     def __init__(
-        self, texts: tuple[str, ...], file: Path | None, field: str | None, out: Path | None, also: str = ""
+        self,
+        texts: tuple[str, ...],
+        file: Path | None,
+        field: str | None,
+        out: Path | None,
+        *,
+        also: str = "",
+        fix: str = "--input reads it",
     ) -> None:
         """out: where rows with answers go, or what ends in `also`; asked about before any work is done."""
         from .data.lines import answers_file, rows_to_answer
@@ -679,7 +701,7 @@ class Asked:
         self.file, self.out = file, out
         if out is not None:
             writable(out) if also and out.suffix == also else answers_file(out, file)
-        given = [({"text": text}, text) for text in _said(texts, "--input reads it")]
+        given = [({"text": text}, text) for text in _said(texts, fix)]
         rows = given or rows_to_answer(file, field)
         self.rows, self.texts = [row for row, _ in rows], [text for _, text in rows]
 
@@ -746,12 +768,15 @@ class Vectors:
 class Completions:
     """The texts that `generate` made, each after its prompt."""
 
-    def __init__(self, prompts: list[str], n: int, completions: list[Any]) -> None:
-        repeated = [prompt for prompt in prompts for _ in range(n)]
+    def __init__(self, asked: Asked, n: int, completions: list[Any]) -> None:
+        repeated = [prompt for prompt in asked.texts for _ in range(n)]
         self.pairs = list(zip(repeated, completions, strict=True))
+        self.written = asked.write([{"completion": one.text} for one in completions]) if asked.out else ""
 
     def __str__(self) -> str:
-        return "\n\n".join(_shown(prompt + completion.text) for prompt, completion in self.pairs)
+        return self.written or "\n\n".join(
+            _shown(prompt + completion.text) for prompt, completion in self.pairs
+        )
 
     def to_dict(self) -> dict[str, Any]:
         return {"completions": [{"prompt": p, **completion.to_dict()} for p, completion in self.pairs]}
@@ -794,7 +819,7 @@ class Examined:
         self.run, self.report = run, examine(run.folder)
 
     def __str__(self) -> str:
-        return f"{self.run}\n\n{self.report}"
+        return f"{self.run.outcome}\n\n{self.report}\n\n{self.run.ending}"
 
     def to_dict(self) -> dict[str, Any]:
         return {**self.run.to_dict(), "evaluation": self.report.to_dict()}

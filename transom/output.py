@@ -28,6 +28,15 @@ def writable(path: str | os.PathLike[str], option: str = "--out") -> Path:
     return path
 
 
+def unused(name: str) -> Path:
+    """A file of this name, or of the next one that nothing has: look.html, look-2.html, look-3.html."""
+    path, n = Path(name), 1
+    while path.exists():
+        n += 1
+        path = Path(name).with_stem(f"{Path(name).stem}-{n}")
+    return path
+
+
 def write_whole(path: str | os.PathLike[str], content: str | bytes, option: str = "--out") -> Path:
     """Write a file so that there is either all of it or what was there before. Raises Refused if it fails."""
     path = writable(path, option)

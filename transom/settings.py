@@ -397,8 +397,8 @@ class TrainSettings(Settings):
     """Measure on held-out text this often [default: about ten times in a run]."""
     sample_every: Annotated[Interval | None, Parameter(show_default=False)] = None
     """Let the model write this often [default: with every measurement]."""
-    prompt: Annotated[str, Parameter(show_default=repr)] = "def "
-    """What the samples go on from."""
+    prompt: str | None = None
+    """What the samples go on from; "" writes none [default: the first words of a text that is held out]."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic; auto measures which is fast here. Master weights are float32 either way."""
     device: str = "auto"

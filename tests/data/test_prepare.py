@@ -276,23 +276,35 @@ def file_of(path: Path, documents: list[list[int]], vocab_size: int) -> TokenFil
     return write_tokens(path, arrays, eos_id=0, bytes_per_token=lengths)
 
 
+def discounts(counts: list[int]) -> list[float]:
+    """Chen and Goodman 1999, equation 17."""
+    n1, n2, n3, n4 = (sum(count == n for count in counts) for n in (1, 2, 3, 4))
+    y = n1 / (n1 + 2 * n2)
+    return [0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3]
+
+
 def by_hand(train: list[int], held_out: list[int], vocab_size: int) -> tuple[float, float, float]:
     single, pairs = Counter(train), Counter(zip(train, train[1:], strict=False))
-    once = sum(count == 1 for count in pairs.values())
-    discount = once / (once + 2 * sum(count == 2 for count in pairs.values()))
-    totals: Counter[int] = Counter()
-    followers: Counter[int] = Counter()
-    for (first, _), count in pairs.items():
-        totals[first] += count
-        followers[first] += 1
+    follows = Counter(second for _, second in pairs)
+    of_pairs, of_follows = discounts(list(pairs.values())), discounts(list(follows.values()))
+
+    def continuing(token: int) -> float:
+        rest = sum(of_follows[min(n, 3)] for n in follows.values()) / len(pairs)
+        own = follows[token] - of_follows[min(follows[token], 3)]
+        return own / len(pairs) + rest / vocab_size
+
+    def after(first: int, second: int) -> float:
+        counts = {pair: n for pair, n in pairs.items() if pair[0] == first}
+        if not counts:
+            return continuing(second)
+        own = pairs[first, second] - of_pairs[min(pairs[first, second], 3)]
+        rest = sum(of_pairs[min(n, 3)] for n in counts.values())
+        return (own + rest * continuing(second)) / sum(counts.values())
+
     nats = [0.0, 0.0]
     for first, second in zip(held_out, held_out[1:], strict=False):
         unigram = (single[second] + 1) / (len(train) + vocab_size)
-        bigram = unigram
-        if totals[first]:
-            seen = max(pairs[first, second] - discount, 0)
-            bigram = (seen + discount * followers[first] * unigram) / totals[first]
-        nats = [nats[0] - math.log(unigram), nats[1] - math.log(bigram)]
+        nats = [nats[0] - math.log(unigram), nats[1] - math.log(after(first, second))]
     n = len(held_out) - 1
     return math.log(vocab_size), nats[0] / n, nats[1] / n
 
@@ -302,11 +314,11 @@ def test_reference_lines_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(counting, "DENSE_PAIRS", 1 << 26 if dense else 0)
     monkeypatch.setattr("transom.data.tokens._CHUNK_TOKENS", 97)
     numbers = np.random.default_rng(0)
-    chain = np.minimum(numbers.geometric(0.3, size=1000), 19).tolist()
-    train = file_of(tmp_path / "t.tokens", [chain[:300], chain[300:]], 20)
-    held_out = file_of(tmp_path / "h.tokens", [numbers.integers(1, 20, size=200).tolist()], 20)
+    chain = np.minimum(numbers.zipf(1.3, size=3000), 399).tolist()
+    train = file_of(tmp_path / "t.tokens", [chain[:300], chain[300:]], 400)
+    held_out = file_of(tmp_path / "h.tokens", [numbers.integers(1, 400, size=200).tolist()], 400)
     lines = references(train, held_out)
-    expected = by_hand(train.tokens.tolist(), held_out.tokens.tolist(), 20)
+    expected = by_hand(train.tokens.tolist(), held_out.tokens.tolist(), 400)
     found = (lines.uniform, lines.unigram, lines.bigram)
     assert [line.nats_per_token for line in found] == pytest.approx(expected)
     assert lines.bigram.bits_per_byte == pytest.approx(expected[2] / math.log(2))

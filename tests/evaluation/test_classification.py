@@ -38,10 +38,11 @@ def test_scores_equal_scikit_learns(n: int, n_classes: int, seed: int) -> None:
         truth, guessed, labels=labels, zero_division=np.nan
     )
     for i, part in enumerate(score.per_class):
-        found = [np.nan if share is None else share for share in (part.precision, part.recall)]
+        found = [np.nan if share is None else share.value for share in (part.precision, part.recall)]
         assert found == pytest.approx([precision[i], recall[i]], nan_ok=True)
         assert part.f1 == pytest.approx(np.nan_to_num(f1[i])) and part.n == support[i]
-    assert score.macro_f1.low <= score.macro_f1.value <= score.macro_f1.high
+    assert score.brier.value == pytest.approx(((probabilities - np.eye(n_classes)[
+        [labels.index(label) for label in truth]]) ** 2).sum(axis=1).mean())  # fmt: skip
 
 
 def test_answering_less_means_being_right_more() -> None:
@@ -81,13 +82,36 @@ def test_too_sure_is_said_with_its_cure() -> None:
     sharp = probabilities**4 / (probabilities**4).sum(axis=1, keepdims=True)
     score = score_classes(labels, sharp, truth)
     assert score.temperature is not None and 2 < score.temperature < 4
-    assert score.ece_tempered is not None and score.ece_tempered < score.ece / 2
+    assert score.ece and score.ece_tempered is not None and score.ece_tempered < score.ece / 2
     assert "too sure" in str(score)
+
+
+def test_what_chance_explains_is_not_called_a_fault() -> None:
+    rng = np.random.default_rng(5)
+    sure = rng.uniform(0.5, 1, 300)
+    right = rng.random(300) < sure
+    honest = score_classes(["a", "b"], np.stack([sure, 1 - sure], axis=1), ["a" if r else "b" for r in right])
+    assert honest.ece and honest.ece_by_chance and honest.ece < honest.ece_by_chance
+    assert "one that is calibrated would show up to" in str(honest) and "too s" not in str(honest)
+    few = score_classes(*made(99, 3, 4))
+    assert few.ece is None is few.ece_by_chance and "99 texts are too few" in str(few)
+
+
+def test_macro_f1_has_an_interval_where_mistakes_and_every_class_are_many_enough() -> None:
+    labels, probabilities, truth = made(200, 3, 6)
+    whole = score_classes(labels, probabilities, truth).macro_f1
+    assert whole.known and whole.low < whole.value < whole.high
+    rare = [i for i, label in enumerate(truth) if label != "c02"][:150] + [truth.index("c02")]
+    assert not score_classes(labels, probabilities[rare], [truth[i] for i in rare]).macro_f1.known
+    right = [i for i in range(200) if probabilities[i].argmax() == labels.index(truth[i])]
+    perfect = score_classes(labels, probabilities[right], [truth[i] for i in right])
+    assert perfect.macro_f1.value == 1 and not perfect.macro_f1.known and not perfect.brier.known
+    assert perfect.accuracy.low < 0.99 and "100.0% (too few for an interval)" in str(perfect)
 
 
 def test_it_can_be_written_as_json() -> None:
     score = score_classes(*made(100, 3, 4))
-    plain = json.loads(json.dumps(score.to_dict()))
+    plain = json.loads(json.dumps(score.to_dict(), allow_nan=False))
     assert plain["n"] == 100 and np.array(plain["confusion"]).sum() == 100
     assert isinstance(score, ClassScore)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import numpy as np
 import pytest
 
 import transom
+from transom import __main__ as door
 from transom.data.labelled import Labelled
 from transom.data.pairs import Pair, open_pairs
 from transom.errors import Refused
 from transom.evaluation.baselines import TfidfLogistic, TranslationMemory
-from transom.evaluation.examine import examine, examine_classifier, examine_translator
+from transom.evaluation.examine import examine, examine_classifier, examine_translator, remedy
 from transom.settings import TrainSettings, load
 from transom.training.loop import train
 
@@ -72,9 +74,9 @@ def test_a_model_that_knows_more_is_called_better_by_how_much() -> None:
 def test_the_baseline_is_not_better_than_itself() -> None:
     train, test = ordered(200, 2), ordered(100, 3)
     report = examine_classifier(Same(train), train, test)
-    for difference in report.differences:
-        assert difference.estimate.value == 0
-        assert difference.verdict.startswith("not better than TF-IDF") and "chance" in difference.verdict
+    assert [difference.estimate.value for difference in report.differences] == [0, 0]
+    assert report.verdict.startswith("not better than TF-IDF") and "chance" in report.verdict
+    assert report.verdicts[1].startswith("no verdict on points of macro-F1 beside TF-IDF")
     assert report.samples and report.samples[0].startswith("  made.tsv:")
 
 
@@ -113,6 +115,21 @@ def test_a_translator_that_copies_is_told_so() -> None:
     assert report.verdict.startswith("not better than")
 
 
+def test_short_answers_are_judged_by_whether_they_are_exact() -> None:
+    pairs = [Pair(f"Wort {i}", f"word {i}", f"x:{i}") for i in range(80)]
+    report = examine_translator(Looked({p.source: p.target for p in pairs}), pairs[:40], pairs[40:])
+    assert report.score.bleu is None and [d.unit for d in report.differences] == ["points of exact answers"]
+    assert report.verdict.startswith("better than") and "BLEU" not in "".join(r.said for r in report.rivals)
+
+
+@pytest.mark.parametrize(("n", "texts"), [(1, "1 held-out text"), (29, "29 held-out texts")])
+def test_of_a_handful_of_texts_nothing_is_said_but_what_is_needed(n: int, texts: str) -> None:
+    report = examine_classifier(Counting(), ordered(100, 0), ordered(n, 1))
+    assert report.verdicts == [f"none: of {texts} nothing can be said; give at least 30"]
+    assert "better" not in str(report) and "verdict: none" in str(report)
+    assert report.score.accuracy.low < 0.91  # all are right, and that shows little
+
+
 def test_a_folder_outside_of_any_run_needs_its_training_data(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="lies in no run.*--train"):
         examine(tmp_path)
@@ -141,6 +158,7 @@ def test_a_run_that_tells_classes_is_examined_on_what_it_held_out(tmp_path: Path
         json.dumps(report.to_dict())
     )
     named = examine(tmp_path / "run" / "model", test=str(tmp_path / "test.tsv"))
+    assert named.verdict.endswith("nothing can be said; give at least 30 (--test FILE)")
     assert named.score.n == 2 and named.test.endswith("test.tsv")
 
 
@@ -178,8 +196,25 @@ def test_a_run_that_translates_is_examined_beside_its_baselines(tmp_path: Path) 
     }))  # fmt: skip
     report = examine(tmp_path / "run", beam=2)
     assert report.task == "translate" and len(report.rivals) == 2
-    assert report.verdict.startswith("not better than")
+    assert report.verdict.startswith(f"none: of {report.score.n} held-out texts nothing can be said")
+    assert "--data.validation FILE), or train on 600 and more" in report.verdict
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["task"] == "translate"
+    assert str(report).endswith(f"\n{report.remedy}") and "more pairs" in report.remedy
+    assert examine(tmp_path / "run" / "model", beam=2).verdict == report.verdict
+    with pytest.raises(Refused, match="no such folder; did you mean '.*/run'"):
+        examine(tmp_path / "runs")
+
+
+def test_a_classifier_from_nothing_is_told_of_given_weights() -> None:
+    """By a command that is whole; one that began with them is told of something else."""
+    data = {"source": "my tickets.csv", "field": "Subject", "label": "Team"}
+    settings = load(TrainSettings, {"task": "classify", "data": data})
+    words = shlex.split(remedy(settings).partition("tried: ")[2])
+    assert words[:5] == ["transom", "train", "my tickets.csv", "--task", "classify"]
+    _, bound, unknown = door.app.parse_known_args(words[1:])[:3]
+    flags = bound.arguments["flags"]
+    assert not unknown and (flags.data.field, flags.data.label) == ("Subject", "Team")
+    assert "given weights" not in remedy(settings.with_({"model.weights": flags.model.weights}))
 
 
 def test_a_language_model_has_nothing_to_be_examined_in(tmp_path: Path) -> None:

@@ -16,8 +16,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tests.inference.plain_runner import PlainRunner
+from transom.data.chat_template import ChatTemplate
 from transom.data.tokenizer import Tokenizer, train_tokenizer
 from transom.errors import Refused
+from transom.inference.classifier import Classifier
 from transom.inference.engine import Engine, EngineSettings
 from transom.inference.generator import Generator
 from transom.inference.load import load
@@ -174,6 +176,8 @@ def test_load_tells_its_arithmetic_and_obeys_when_asked(tmp_path: Path):
     torch.testing.assert_close(half.logits("text"), plain.logits("text"), atol=0.5, rtol=0.1)
     with pytest.raises(Refused, match=r"dtype is 'int8'; it must be one of"):
         load(tmp_path, dtype="int8")
+    with pytest.raises(Refused, match=r"holds a Generator, not a Classifier"):
+        load(tmp_path, Classifier)
     with pytest.raises(Refused):
         load(tmp_path / "nowhere")
 
@@ -439,6 +443,25 @@ def test_streams_and_logits_refuse_several_at_once():
         generator.logits(["a", "b"])  # type: ignore[list-item]
     with pytest.raises(Refused, match="97 tokens; this model reads at most 96"):
         generator.logits("x" * 97)
+
+
+def test_chat_is_what_comes_after_the_template():
+    gpt = tiny()
+    with pytest.raises(Refused, match="no chat template: it goes on with a text .* use generate"):
+        gpt.chat("Hi")
+    gpt.template = ChatTemplate.builtin("plain")
+    prompt = gpt.template.render([{"role": "user", "content": "Hi"}], BYTES).tokens
+    greedy = {"temperature": 0, "stop": "\nUser:"}
+    whole = gpt.generate(prompt, max_tokens=24, **greedy)
+    assert gpt.answer_tokens == 24 and gpt.chat("Hi", temperature=0).tokens == whole.tokens
+    assert (
+        gpt.chat("Hi", temperature=0, stop=whole.text[3]).text
+        == whole.text[: whole.text.index(whole.text[3])]
+    )
+    with pytest.raises(Refused, match="chat gives one answer"):
+        gpt.chat("Hi", n=2)  # type: ignore[call-arg]
+    with pytest.raises(Refused, match=r"messages\[0\].role is 'robot'"):
+        gpt.chat([{"role": "robot", "content": "Hi"}])
 
 
 def test_damaged_weights_are_told_apart_from_bad_luck():

@@ -106,27 +106,32 @@ def test_by_pair_is_the_mean_of_two() -> None:
     assert by_pair(values, items).tolist() == [0.5, 1.0, 0.0]
 
 
-def an_arm(accuracy: tuple[float, float], effect: tuple[float, float]) -> Arm:
+Ends = tuple[float, float]
+
+
+def an_arm(beats: Ends, effect: Ends, beyond: Ends) -> Arm:
     def around(low: float, high: float) -> Estimate:
         return Estimate((low + high) / 2, low, high)
 
-    return Arm("m", "s", 10, 10, (1, 2), 0.9, around(*accuracy), around(0.2, 0.4),
-               {"the nearest noun": around(0.45, 0.55), "the first noun": around(0.4, 0.5)}, around(0.1, 0.3),
-               around(0.5, 0.7), "x", 1.0, around(*effect), around(-0.01, 0.01), 72)  # fmt: skip
+    return Arm("m", "s", 10, 10, (1, 2), 0.9, around(0.5, 0.9), around(0.2, 0.4),
+               {"the nearest noun": around(0.45, 0.55), "the first noun": around(0.4, 0.5)}, around(*beats),
+               around(0.5, 0.7), "x", 1.0, around(*effect), around(-0.01, 0.01), around(*beyond),
+               72)  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "accuracy, effect, says",
+    "beats, effect, beyond, says",
     [
-        ((0.7, 0.9), (-0.5, -0.3), "The picture holds here"),
-        ((0.7, 0.9), (-0.5, 0.1), "half true"),
-        ((0.7, 0.9), (0.3, 0.5), "half true"),
-        ((0.5, 0.6), (-0.5, -0.3), "does not hold"),
-        ((0.5, 0.6), (-0.1, 0.1), "does not hold"),
+        ((0.01, 0.1), (-0.5, -0.3), (-0.4, -0.1), "The picture holds here"),
+        ((0.01, 0.1), (-0.5, -0.3), (-0.4, 0.1), "half true"),
+        ((0.01, 0.1), (-0.5, 0.1), (-0.4, -0.1), "half true"),
+        ((0.01, 0.1), (0.3, 0.5), (0.2, 0.4), "half true"),
+        ((-0.01, 0.1), (-0.5, -0.3), (-0.4, -0.1), "does not hold"),
+        ((-0.2, -0.1), (-0.1, 0.1), (-0.1, 0.1), "does not hold"),
     ],
 )
-def test_the_verdict_follows_from_the_numbers(accuracy: Any, effect: Any, says: str) -> None:
-    arm = an_arm(accuracy, effect)
+def test_the_verdict_follows_from_the_numbers(beats: Any, effect: Any, beyond: Any, says: str) -> None:
+    arm = an_arm(beats, effect, beyond)
     assert says in arm.verdict and "the nearest noun" in arm.verdict
     assert arm.supported == ("holds here" in says)
 
@@ -140,6 +145,7 @@ def test_the_whole_experiment_runs_and_writes_its_report(tmp_path: Path) -> None
     assert "interval" in str(report) and "Not shown" in str(report)
     minilm = report.arms[0]
     assert minilm.baselines["the first noun"].value == 0.5 == minilm.baselines["the nearest noun"].value
+    assert report.to_dict()["arms"][0]["beyond"]["value"] == minilm.effect.value - minilm.random_effect.value
 
 
 def test_too_few_pairs_are_refused() -> None:

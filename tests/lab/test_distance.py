@@ -61,7 +61,7 @@ def test_more_distance_is_less_gradient_at_the_same_slope() -> None:
 @pytest.mark.parametrize(
     "low, high, says",
     [(-0.3, -0.2, "half is lost in 1.2"), (0.01, 0.02, "grows"), (-FLAT / 2, FLAT, "does not depend"),
-     (-0.2, 0.1, "undecided")],
+     (-0.2, 0.1, "undecided"), (-0.01, 0.01, "undecided")],
 )  # fmt: skip
 def test_the_words_follow_from_the_interval(low: float, high: float, says: str) -> None:
     line = Line("x", [1.0], [1.0], [1.0], Estimate((low + high) / 2, low, high), 1.0)

@@ -60,6 +60,9 @@ def test_classes_are_the_classifiers(http: httpx.Client, server: Running):
         assert one["label"] == same.label and one["probabilities"] == pytest.approx(
             same.probabilities, abs=1e-5
         )
+    assert http.post("/classify", json={"model": "sorter", "input": texts}).json()["classifications"] == told
+    both = http.post("/classify", json={"model": "sorter", "input": "x", "text": "y"})
+    assert both.status_code == 400 and both.json()["error"]["param"] == "input"
     sure = http.post("/classify", json={"model": "sorter", "text": "x", "reject_below": 0.99}).json()
     assert sure["classifications"][0]["label"] is None
 

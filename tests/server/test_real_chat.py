@@ -54,6 +54,15 @@ def test_it_answers_and_streams_the_same_with_bytes_that_add_up(client: OpenAI):
     assert "".join(pieces) == choice.message.content and len(pieces) > 5
 
 
+def test_chat_in_python_gives_the_same_and_goes_on(client: OpenAI, real: Running):
+    model = real.app.state.models["smollm2"].model
+    answer = model.chat(PARIS[0]["content"], temperature=0)
+    assert answer.text == model.chat(PARIS, temperature=0).text == ask(client).choices[0].message.content
+    assert answer.finish_reason == "stop"
+    more = [*PARIS, {"role": "assistant", "content": answer.text}, {"role": "user", "content": "Of Germany?"}]
+    assert "Berlin" in model.chat(more, temperature=0).text
+
+
 def test_tools_are_told_to_a_model_whose_template_writes_none(client: OpenAI):
     """They stand in the prompt; a call that is demanded comes, and its result can be answered."""
     plain, told = ask(client, max_tokens=1), ask(client, max_tokens=1, tools=[WEATHER])

@@ -62,6 +62,24 @@ def test_the_loss_is_the_mean_over_targets() -> None:
     assert loss == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_over_an_epoch_every_target_counts_alike_however_few_share_its_step() -> None:
+    """A step of 2 rows and one of 6: with the mean of both as the divisor they add up to one step of all."""
+    net, whole = model(), batch(rows=8, uneven=False)
+    named = dict(net.named_parameters())
+    together = gradient_of(net, whole, 8)[1]
+    total = {name: torch.zeros_like(weight) for name, weight in named.items()}
+    parts = whole.split(2)
+    for part in (parts[:1], parts[1:]):
+        n_targets = sum(one.n_targets for one in part)
+        take_gradient(
+            LanguageModelling(net), part, n_targets, named, World(), 0, 0, divisor=whole.n_targets / 2
+        )
+        for name, weight in named.items():
+            total[name] += weight.grad / 2  # type: ignore[operator]
+    for name, gradient in total.items():
+        assert torch.allclose(gradient, together[name], atol=1e-6)
+
+
 def test_packed_equals_unpacked() -> None:
     """Two documents in one row, kept apart, teach what they teach in rows of their own."""
     net = model()

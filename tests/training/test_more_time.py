@@ -53,6 +53,7 @@ def test_a_finished_run_says_how_it_could_go_on(tiny: Tiny) -> None:
     )
 
 
+@pytest.mark.alone
 def test_a_finished_run_of_time_learns_for_longer(tiny: Tiny) -> None:
     common = {**SHORT, "optim__cooldown": 0.5, "save_every": 1000}
     first = train(tiny(budget=3, **common))

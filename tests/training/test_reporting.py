@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import math
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from transom.__main__ import run as door
 from transom.checkpoint.huggingface import load_model
 from transom.data.order import Batch, Windows
 from transom.data.tokens import TokenFile
@@ -29,6 +32,7 @@ from transom.training.micro_batch import find_micro_batch
 from transom.training.objectives import LanguageModelling
 from transom.training.parallelism import World
 from transom.training.report import Report
+from transom.training.run import ARROW, Run
 from transom.training.tasks import choose_task, prepare_task
 
 from .conftest import Tiny
@@ -122,12 +126,10 @@ def test_plain_lines_where_there_is_no_terminal() -> None:
         "bits_per_byte": 1.9,
         "sentence": "below it",
     }
-    said = shown([score_event, STEP], terminal=False)
+    said = shown([score_event, STEP, {"event": "end", "step": 1200}], terminal=False)
     assert "held-out | step 1,200 | 3.200 nats per token, 1.900 bits per byte | below it" in said
-    assert (
-        "step 1,200 | loss 3.102 | held-out 3.200 | 6,012 tokens/s | 0.35 TFLOP/s, 44% of peak | 3:21 left"
-        in said
-    )
+    assert "step 1,200 | loss 3.102 | 6,012 tokens/s | 3:21 left" in said
+    assert "speed | 6,012 tokens/s, 0.35 TFLOP/s: 44% of what this machine was measured to do" in said
     assert "\x1b" not in said
 
 
@@ -151,6 +153,35 @@ def test_the_figure_is_a_picture(tmp_path: Path) -> None:
     draw_loss(events, LINES, "a run", tmp_path / "loss.png")
     assert (tmp_path / "loss.png").stat().st_size > 10_000
     assert smooth([2.0] * 50) == pytest.approx([2.0] * 50)
+
+
+def test_the_last_line_is_the_next_command(
+    tiny: Tiny, corpus_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It begins with the words of a text that was held out, and it works as printed."""
+    run = train(tiny(prompt=None))
+    texts = [path.read_text() for path in (corpus_folder / "text").iterdir()]
+    assert len(run.prompt.split()) == 5 and any(run.prompt in text for text in texts)
+    label, _, command = str(run).splitlines()[-1].partition(": ")
+    assert label == "next" and command == run.next_command
+    words = shlex.split(command)
+    assert words[:3] == ["transom", "generate", str(run.folder)] and words[3:] == [run.prompt]
+    assert door([*words[1:], "--max-tokens", "2"]) == 0
+    assert capfd.readouterr().out.startswith(run.prompt)
+    others = {"classify": "classify", "translate": "translate", "embed": "embed"}
+    for task, verb in others.items():
+        given = replace(run, task=task, prompt=f"it's{ARROW}").next_command
+        assert shlex.split(given) == ["transom", verb, str(run.folder), "it's"]
+    assert "--model.weights" in replace(run, task="mlm").next_command
+
+
+def test_what_may_help_is_said_where_something_simpler_is_ahead(tiny: Tiny, tmp_path: Path) -> None:
+    run = Run(folder=tmp_path, step=9, tokens=9, loss=3.0, bits_per_byte=None, references={"bigram": 2.5},
+              sentence="still above the bigram line (2.50)", prompt="a", sample="b", seconds=70.0,
+              weights_sha256="")  # fmt: skip
+    assert f"what may help: more time (transom train --out {tmp_path} --resume --budget 4min)" in str(run)
+    for fine in (dict(loss=2.4), dict(sentence="it memorises"), dict(interrupted=True), dict(references={})):
+        assert "what may help" not in str(replace(run, **fine))
 
 
 def test_plan_forecasts_and_says_how(tiny: Tiny) -> None:

@@ -80,3 +80,17 @@ def test_the_rate_rises_from_the_first_step_however_long_the_data_took(
 def test_warm_up_takes_thirty_steps_or_its_share(steps: int, share: float) -> None:
     assert Budget(steps=steps).warmup(0.02, WARMUP_STEPS) == pytest.approx(share)
     assert Budget(steps=steps).warmup(0.02, 0) == 0.02, "as asked for"
+
+
+@given(since=st.floats(0.01, 0.99), cooldown=st.floats(0.05, 0.9))
+def test_a_limit_given_on_the_way_lets_the_rate_fall_from_where_it_stands(
+    since: float, cooldown: float
+) -> None:
+    budget = Budget(steps=1000, since=since)
+    rise, fall = budget.warmup(0.02, WARMUP_STEPS), budget.cooldown(cooldown)
+    places = [since + (1 - since) * n / 50 for n in range(51)]
+    factors = [round(SCHEDULES["wsd"](place, rise, fall), 9) for place in places]
+    assert factors[0] == 1 and factors[-1] == 0
+    assert factors == sorted(factors, reverse=True)
+    if since <= 1 - cooldown:
+        assert fall == cooldown, "as in a run that was begun with it"

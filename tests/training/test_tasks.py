@@ -20,6 +20,7 @@ from transom.model.experts import routers
 from transom.settings import ModelSettings, OptimSettings, TrainSettings, load
 from transom.training.architecture import model_config, rates
 from transom.training.example_tasks import class_weights
+from transom.training.held_out import ScoredExamples
 from transom.training.loop import train
 from transom.training.objectives import Classification
 from transom.training.report import Report
@@ -75,6 +76,7 @@ def test_a_run_learns_and_resumes_with_the_same_bits(
         settings_of(name, tiny, examples, steps=8, save_every=4, keep=9, out=str(tmp_path / "whole"))
     )
     assert whole.loss is not None and whole.loss < max(whole.references.values())
+    assert ("bigram" in whole.references) == (whole.task == "lm")  # what precedes a mask is not all there is
     stopped = tmp_path / "stopped"
 
     def stop(event: dict[str, Any]) -> None:
@@ -99,6 +101,15 @@ def test_a_translator_learns_to_translate(tiny: Tiny, examples: Path) -> None:
     assert right >= 36, f"{right} of 40; {translator.translate(rows[0][0]).text!r} for {rows[0]}"
 
 
+@pytest.mark.parametrize(("epochs", "dropped"), [(6, 0.0), (14, 0.2)])
+def test_pairs_that_are_seen_often_are_learned_with_dropout(
+    epochs: int, dropped: float, tiny: Tiny, examples: Path
+) -> None:
+    often = {"epochs": epochs, "steps": None, "batch__tokens": 100_000, "eval_every": 99}
+    run = train(settings_of("translate", tiny, examples, **often))
+    assert load_config(run.model_folder)[0].dropout == dropped
+
+
 def test_a_classifier_learns_its_classes_and_a_translator_of_them_can_begin_there(
     tiny: Tiny, examples: Path, tmp_path: Path
 ) -> None:
@@ -115,16 +126,8 @@ def test_a_classifier_learns_its_classes_and_a_translator_of_them_can_begin_ther
 
 
 def test_the_load_of_experts_is_told_and_kept_even(tiny: Tiny) -> None:
-    run = train(
-        tiny(
-            steps=60,
-            model__experts=4,
-            model__max_len=32,
-            model__dropout=0.0,
-            batch__tokens=512,
-            batch__micro=None,
-        )
-    )
+    run = train(tiny(steps=60, model__experts=4, model__max_len=32, batch__tokens=512, batch__micro=None,
+                     optim__lr=0.03))  # fmt: skip
     steps = [event for event in run.metrics if event["event"] == "step"]
     assert {"max_violation", "entropy", "dead_experts"} == set(steps[0]["load"])
     assert steps[-1]["load_lately"]["dead_experts"] == 0
@@ -147,6 +150,18 @@ def test_embedded_examples_have_a_budget_of_their_own(tiny: Tiny) -> None:
     assert choose_task(bare.with_({"budget": 60}), Report(False)).budget == 60
     assert choose_task(bare.with_({"steps": 9}), Report(False)).budget is None
     assert choose_task(bare.with_({"data.source": "x.tsv"}), Report(False)).budget == 600
+
+
+@pytest.mark.parametrize("wanted", [1, 40, 150])
+def test_what_is_scored_along_the_way_is_about_as_long_as_all(wanted: int) -> None:
+    lengths = np.random.default_rng(0).integers(2, 40, 300)
+    rows = [np.full(length, 3, dtype=np.uint32) for length in lengths]
+    whole = Labelled(LabelledRows(Ragged.of(rows), np.zeros(300, dtype=np.int64)), 256, pad_id=0)
+    batches = whole.eval_batches(256)
+    widths, scored = (
+        [batch.tokens.shape[1] for batch in some] for some in (batches, ScoredExamples.about(batches, wanted))
+    )
+    assert len(scored) < len(widths) and np.mean(scored) == pytest.approx(np.mean(widths), rel=0.15)
 
 
 @pytest.mark.parametrize("asked", ["none", "auto", "balanced"])

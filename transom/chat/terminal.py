@@ -18,6 +18,7 @@ from transom.data.chat_template import ChatTemplate
 from transom.data.documents import printable
 from transom.data.textfile import bad_byte
 from transom.errors import Refused, nearest
+from transom.inference.arithmetic import in_words
 from transom.inference.generator import Generator
 
 from .conversation import Conversation, Kept
@@ -88,7 +89,9 @@ class Talk:
     def run(self) -> None:
         """Line after line until the input ends or a command says so."""
         if self.interactive:
-            self.say(f"{self.generator!r}\n/help lists the commands; an empty line is skipped.")
+            self.say(
+                f"A model of {in_words(self.generator.model)}.\nSay something; /help lists the commands."
+            )
         if self.memory is not None and (used := used_here(self.memory)):
             self.say(f"{used} (/memory lists, /memory off leaves out)")
         for line in self._lines():

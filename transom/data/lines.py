@@ -122,9 +122,12 @@ def whole_input() -> str:
 
 
 def standard_input() -> BinaryIO:
-    """The bytes of standard input. Raises Refused where the shell has closed it."""
+    """The bytes of standard input; who is to type them is told. Raises Refused where it is closed."""
     if sys.stdin is None:
         raise Refused(f"{STANDARD_INPUT} is closed; give a text, or a file to read")
+    if sys.stdin.isatty():
+        print("type your text; Ctrl-D on a line of its own ends it", file=sys.stderr, flush=True)
+        return io.BytesIO(sys.stdin.buffer.read())  # at once: another read asks for another Ctrl-D
     return sys.stdin.buffer
 
 

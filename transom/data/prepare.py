@@ -31,7 +31,7 @@ from transom.data.tokens import TokenFile, TokenWriter, disk_faults_named, sync_
 from transom.data.words import n_cores
 from transom.errors import Refused
 
-VERSION = 2
+VERSION = 3
 SAMPLE_BYTES = 32 << 20
 """BPE is learned from at most this much text, spread over the whole of the training side."""
 

@@ -2,8 +2,8 @@
 follows which.
 
 Uniform: every token alike. Unigram: how often each token occurs (add-one). Bigram: which token follows which,
-with absolute discounting backed off to the unigram (Ney, Essen, Kneser 1994), the discount estimated from the
-counts. All are counted on the training text and scored on the held-out text. Read next: prepare.
+by interpolated modified Kneser-Ney smoothing (Chen and Goodman 1999), the best known for such counts. All are
+counted on the training text and scored on the held-out text. Read next: prepare.
 """
 
 from __future__ import annotations
@@ -58,12 +58,13 @@ def references(train: TokenFile, held_out: TokenFile) -> References:
     single, keys, counts = _counted(train)
     n_vocab = train.vocab_size
     unigram = (single + 1) / (single.sum() + n_vocab)
-    # Absolute discounting: every seen pair gives up `discount`, which the unigram shares out.
-    once, twice = int((counts == 1).sum()), int((counts == 2).sum())
-    discount = once / (once + 2 * twice) if once else 0.5
-    firsts = keys // n_vocab
-    context = np.bincount(firsts, weights=counts, minlength=n_vocab)
-    followers = np.bincount(firsts, minlength=n_vocab)
+    # Every pair that was seen gives up a little, which is shared out by how many tokens a token follows.
+    given_up = _discounts(counts)[np.minimum(counts, 3)]
+    firsts, seconds = np.divmod(keys, n_vocab)
+    context, shared = (np.bincount(firsts, weights=x, minlength=n_vocab) for x in (counts, given_up))
+    follows = np.bincount(seconds, minlength=n_vocab)
+    less = _discounts(follows[follows > 0])[np.minimum(follows, 3)]
+    continuing = (follows - less + less.sum() / n_vocab) / max(len(keys), 1)
     nats = np.zeros(3)
     n_targets = 0
     for chunk in held_out.chunks(overlap=1):
@@ -71,17 +72,25 @@ def references(train: TokenFile, held_out: TokenFile) -> References:
         n_targets += len(second)
         wanted = first * n_vocab + second
         at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-        seen = np.where(keys[at] == wanted, counts[at] - discount, 0.0)
+        seen = np.where(keys[at] == wanted, counts[at] - given_up[at], 0.0)
         total = context[first]
-        backed = (seen + discount * followers[first] * unigram[second]) / np.maximum(total, 1)
-        bigram = np.where(total > 0, backed, unigram[second])
-        nats -= np.log(unigram[second]).sum() * np.array([0, 1, 0]) + np.log(bigram).sum() * np.array(
-            [0, 0, 1]
-        )
+        smoothed = (seen + shared[first] * continuing[second]) / np.maximum(total, 1)
+        bigram = np.where(total > 0, smoothed, continuing[second])
+        nats[1:] -= np.log(unigram[second]).sum(), np.log(bigram).sum()
     nats[0] = n_targets * math.log(n_vocab)
     to_bits = 1 / (max(held_out.n_bytes, 1) * math.log(2))
     lines = [Line(float(score) / max(n_targets, 1), float(score) * to_bits) for score in nats]
     return References(*lines, n_counted=int(single.sum()))
+
+
+def _discounts(counts: Counts) -> npt.NDArray[np.float64]:
+    """What counts of 0, 1, 2 and of 3 and more give up, from how many of them are 1 to 4."""
+    n1, n2, n3, n4 = np.bincount(np.minimum(counts, 5), minlength=6)[1:5].tolist()
+    if not n1 * n2 * n3 * n4:  # too few pairs to estimate anything
+        return np.array([0, 0.5, 1, 1.5])
+    y = n1 / (n1 + 2 * n2)
+    estimated = [0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3]
+    return np.clip(estimated, [0, 0.1, 0.1, 0.1], [0, 1, 2, 3])
 
 
 def _counted(train: TokenFile) -> tuple[Counts, Counts, Counts]:

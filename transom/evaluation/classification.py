@@ -1,27 +1,36 @@
 """How well texts are sorted into classes: accuracy, macro-F1, where it errs, and whether it knows when.
 
-Each score has its 95% interval. The confusion matrix is printed whole up to 12 classes; beyond that, the
-pairs that are confused most. Shapes: N items, C classes. Read next: calibration, baselines.
+Each share has its 95% interval; macro-F1 has one where there are mistakes and texts of every class enough for
+it. The confusion matrix is printed whole up to 12 classes; beyond that, the pairs that are confused most.
+Shapes: N items, C classes. Read next: calibration, baselines.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import Refused, nearest
-from ..intervals import Estimate, Rows, bootstrap, wilson
-from .calibration import best_temperature, brier, expected_calibration_error, tempered
+from ..intervals import Estimate, Rows, bootstrap, share, student
+from .calibration import (
+    best_temperature,
+    error_by_chance,
+    expected_calibration_error,
+    n_bins,
+    squared_distances,
+    tempered,
+)
 
 THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 MOST_COLUMNS, SHOWN_PAIRS, NAME = 12, 10, 24
-ENOUGH = 40
-"""From so many items on, a temperature is tried: half of them fit it, the other half judge it."""
+RAREST = 5
+"""Texts of a class, below which macro-F1 has no interval: what the missing ones would change, none of them
+shows.
+"""
 
 
 @dataclass(frozen=True)
@@ -29,12 +38,18 @@ class PerClass:
     """How one class fares; a share is None where there was nothing to take it of."""
 
     label: str
-    precision: float | None
+    precision: Estimate | None
     """Of what was given this label, so much is right."""
-    recall: float | None
+    recall: Estimate | None
     """Of what has this label, so much was found."""
     f1: float
     n: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        shares = {name: found and found.to_dict() for name, found in
+                  (("precision", self.precision), ("recall", self.recall))}  # fmt: skip
+        return {**vars(self), **shares}
 
 
 @dataclass(frozen=True)
@@ -56,10 +71,13 @@ class ClassScore:
     per_class: tuple[PerClass, ...]
     confusion: NDArray[np.int64]
     """(C, C): how often truth (row) was called something (column)."""
-    ece: float
-    brier: float
+    ece: float | None
+    """The expected calibration error; None, as what follows from it, where there are too few items for it."""
+    ece_by_chance: float | None
+    """What that of a perfectly calibrated classifier stays below in 95 of 100 test sets of this size."""
+    brier: Estimate
     temperature: float | None
-    """What logits should be divided by; None where there are too few items to tell."""
+    """What logits should be divided by."""
     ece_tempered: float | None
     answered: tuple[Answered, ...]
 
@@ -76,9 +94,9 @@ class ClassScore:
         """Plain values, for JSON."""
         return {
             "n": self.n, "labels": list(self.labels), "accuracy": self.accuracy.to_dict(),
-            "macro_f1": self.macro_f1.to_dict(), "per_class": [vars(part) for part in self.per_class],
-            "confusion": self.confusion.tolist(), "ece": self.ece, "brier": self.brier,
-            "temperature": self.temperature, "ece_tempered": self.ece_tempered,
+            "macro_f1": self.macro_f1.to_dict(), "per_class": [part.to_dict() for part in self.per_class],
+            "confusion": self.confusion.tolist(), "ece": self.ece, "ece_by_chance": self.ece_by_chance,
+            "brier": self.brier.to_dict(), "temperature": self.temperature, "ece_tempered": self.ece_tempered,
             "answered": [vars(part) for part in self.answered],
         }  # fmt: skip
 
@@ -88,27 +106,28 @@ class ClassScore:
             f"accuracy   {self.accuracy.percent()}, {right:,} of {self.n:,}",
             f"macro-F1   {self.macro_f1.percent()}, the mean over classes",
             f"sureness   {self._sureness()}",
+            f"Brier      {self.brier.value:.3f} ({self.brier.interval(3)})",
         ]
         return "\n".join([*lines, "", *self._classes(), "", *self._confusion(), "", *self._answered()])
 
     def _sureness(self) -> str:
-        says = f"off by {100 * self.ece:.1f} points (ECE), Brier {self.brier:.3f}"
-        if self.temperature is None or self.ece_tempered is None:
-            return says
+        if self.ece is None or self.ece_by_chance is None or self.temperature is None:
+            return f"{self.n:,} texts are too few to tell whether it is as often right as it is sure"
+        says, chance = f"off by {100 * self.ece:.1f} points (ECE)", f"{100 * self.ece_by_chance:.1f}"
+        if self.ece <= self.ece_by_chance:
+            return f"{says}; of so many texts one that is calibrated would show up to {chance}"
+        says += f", one that is calibrated up to {chance}; "
+        if self.ece_tempered is None or self.ece_tempered > self.ece - 0.005:
+            return f"{says}no temperature would mend half a point"
         way = "too sure" if self.temperature > 1 else "too shy"
-        if self.ece_tempered > self.ece - 0.005:
-            return f"{says}; no temperature would mend half a point"
-        return (
-            f"{says}; {way}: logits divided by {self.temperature:.2f} would be off by "
-            f"{100 * self.ece_tempered:.1f}"
-        )
+        return f"{says}{way}: logits / {self.temperature:.2f} are off by {100 * self.ece_tempered:.1f}"
 
     def _classes(self) -> list[str]:
         names = [short(label) for label in self.labels]
         wide = max(len("class"), *map(len, names))
-        lines = [f"{'class':<{wide}}  precision  recall      F1  items"]
+        lines = [f"{'class':<{wide}}  {'precision, 95%':>16}  {'recall, 95%':>16}      F1  items"]
         for name, part in zip(names, self.per_class, strict=True):
-            shares = f"{_percent(part.precision):>9}  {_percent(part.recall):>6}  {_percent(part.f1):>6}"
+            shares = f"{_between(part.precision):>16}  {_between(part.recall):>16}  {_percent(part.f1):>6}"
             lines.append(f"{name:<{wide}}  {shares}  {part.n:>5,}")
         return lines
 
@@ -163,14 +182,17 @@ def score_classes(labels: Sequence[str], probabilities: NDArray[Any], truth: Seq
         )
     guessed, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
     correct = guessed == wanted
-    rows = np.stack([wanted, guessed], axis=1)
-    confusion = confusion_of(rows, len(labels))
-    temperature, ece_tempered = _temperature(probabilities, wanted)
+    rows = f1_rows(wanted, guessed, len(labels))
+    wrong, bins = int((~correct).sum()), n_bins(len(wanted))
+    ece = expected_calibration_error(confidence, correct, bins) if bins > 1 else None
+    confusion = confusion_of(wanted, guessed, len(labels))
+    temperature, ece_tempered = _temperature(probabilities, wanted, bins)
     return ClassScore(
-        labels=tuple(labels), accuracy=wilson(int(correct.sum()), len(wanted)),
-        macro_f1=bootstrap(rows, partial(macro_f1, n_classes=len(labels))),
+        labels=tuple(labels), accuracy=share(len(wanted) - wrong, len(wanted)),
+        macro_f1=bootstrap(rows, macro_f1, telling(rows, wrong)),
         per_class=tuple(_per_class(labels, confusion)), confusion=confusion,
-        ece=expected_calibration_error(confidence, correct), brier=brier(probabilities, wanted),
+        ece=ece, ece_by_chance=error_by_chance(confidence, bins) if bins > 1 else None,
+        brier=student(squared_distances(probabilities, wanted), wrong),
         temperature=temperature, ece_tempered=ece_tempered,
         answered=tuple(answered(confidence, correct, threshold) for threshold in THRESHOLDS),
     )  # fmt: skip
@@ -190,18 +212,29 @@ def indices(labels: Sequence[str], truth: Sequence[str]) -> NDArray[np.int64]:
     return np.array([numbers[label] for label in truth])
 
 
-def confusion_of(rows: Rows, n_classes: int) -> NDArray[np.int64]:
-    """Counts (C, C) of (truth, guess) rows (N, 2)."""
-    pairs = np.asarray(rows, np.int64)
-    return np.bincount(pairs[:, 0] * n_classes + pairs[:, 1], minlength=n_classes**2).reshape(n_classes, -1)
+def confusion_of(truth: NDArray[np.int64], guessed: NDArray[np.int64], n_classes: int) -> NDArray[np.int64]:
+    """Counts (C, C) of what is true (N,) and what was said (N,)."""
+    return np.bincount(truth * n_classes + guessed, minlength=n_classes**2).reshape(n_classes, -1)
 
 
-def macro_f1(rows: Rows, n_classes: int) -> float:
-    """The mean of F1 over the classes that occur, in the truth or in the guesses, of rows (N, 2)."""
-    confusion = confusion_of(rows, n_classes)
-    said = confusion.sum(axis=0) + confusion.sum(axis=1)
-    occurs = said > 0
-    return float((2 * np.diag(confusion)[occurs] / said[occurs]).mean())
+def f1_rows(truth: NDArray[np.int64], guessed: NDArray[np.int64], n_classes: int) -> NDArray[np.float32]:
+    """What macro-F1 is made of, text by text (N, 3C): hits, truths and guesses of each class; they add up."""
+    classes = np.arange(n_classes)
+    has, said = truth[:, None] == classes, guessed[:, None] == classes
+    return np.concatenate([has & said, has, said], axis=1).astype(np.float32)
+
+
+def macro_f1(sums: Rows) -> float:
+    """The mean of F1 over the classes that occur, in the truth or in the guesses, from sums (3C,) of rows."""
+    hits, has, said = np.split(sums, 3)
+    occurs = has + said > 0
+    return float((2 * hits[occurs] / (has + said)[occurs]).mean())
+
+
+def telling(rows: Rows, n: int) -> int:
+    """How many of n items an error of macro-F1 could rest on: none where a class has next to no texts."""
+    has = np.split(rows.sum(axis=0), 3)[1]
+    return n if has[has > 0].min() >= RAREST else 0
 
 
 def answered(confidence: NDArray[Any], correct: NDArray[np.bool_], threshold: float) -> Answered:
@@ -216,29 +249,35 @@ def short(label: str) -> str:
 
 
 def _per_class(labels: Sequence[str], confusion: NDArray[np.int64]) -> list[PerClass]:
-    given, has, hits = confusion.sum(axis=0), confusion.sum(axis=1), np.diag(confusion)
+    given, has = confusion.sum(axis=0).tolist(), confusion.sum(axis=1).tolist()
+    hits = np.diag(confusion).tolist()
     return [
-        PerClass(label, _share(hits[i], given[i]), _share(hits[i], has[i]),
-                 _share(2 * hits[i], given[i] + has[i]) or 0.0, int(has[i]))
+        PerClass(label, share(hits[i], given[i]) if given[i] else None,
+                 share(hits[i], has[i]) if has[i] else None,
+                 2 * hits[i] / max(1, given[i] + has[i]), has[i])
         for i, label in enumerate(labels)
     ]  # fmt: skip
 
 
-def _temperature(probabilities: NDArray[Any], truth: NDArray[np.int64]) -> tuple[float | None, float | None]:
+def _temperature(
+    probabilities: NDArray[Any], truth: NDArray[np.int64], bins: int
+) -> tuple[float | None, float | None]:
     """The best temperature, and the calibration error when each half is mended by the other half's."""
-    if len(truth) < ENOUGH:
+    if bins < 2:
         return None, None
     halves = np.random.default_rng(0).permutation(len(truth)) % 2
     mended = np.empty_like(probabilities)
     for half in (0, 1):
         fitted = best_temperature(probabilities[halves != half], truth[halves != half])
         mended[halves == half] = tempered(probabilities[halves == half], fitted)
-    error = expected_calibration_error(mended.max(axis=1), mended.argmax(axis=1) == truth)
+    error = expected_calibration_error(mended.max(axis=1), mended.argmax(axis=1) == truth, bins)
     return best_temperature(probabilities, truth), error
 
 
-def _share(part: int, whole: int) -> float | None:
-    return float(part / whole) if whole else None
+def _between(found: Estimate | None) -> str:
+    if found is None:
+        return "-"
+    return f"{100 * found.value:.1f}% ({100 * found.low:.0f} to {100 * found.high:.0f})"
 
 
 def _percent(share: float | None) -> str:

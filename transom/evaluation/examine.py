@@ -1,37 +1,42 @@
 """Examine a trained translator or classifier: its scores, cheap baselines beside them, and a verdict.
 
 All answer the same test texts, and the baselines learn from the same training texts, so a difference is the
-network's own; it is called better only where the whole 95% interval of the difference is. Read next: report.
+network's own; it is called better only where the whole 95% interval of the difference is, and nothing is said
+of too few texts. Read next: report.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
+from shlex import join
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checkpoint.hub import resolve
 from ..data.labelled import Labelled
 from ..data.pairs import Pair
 from ..data.prepare_examples import prepare_labelled, prepare_pairs
 from ..errors import Refused
-from ..intervals import paired_bootstrap, wilson
+from ..intervals import Estimate, lead, paired_bootstrap, share
 from ..output import write_whole
 from ..settings import TrainSettings, load
 from ..training.example_tasks import labelled_sources, longest, pair_sources
 from .baselines import TfidfLogistic, TranslationMemory, copy_source, majority
-from .classification import ClassScore, indices, macro_f1, score_classes
-from .report import Difference, Report, Rival, cut
-from .translation import bleu_counts, bleu_of, score_translations
+from .classification import ClassScore, f1_rows, indices, macro_f1, score_classes, telling
+from .report import LEAST, Difference, Report, Rival, cut
+from .translation import TranslationScore, bleu_counts, bleu_of, exactly, score_translations
 
 SHOWN = 3
+GIVEN = "sentence-transformers/all-MiniLM-L6-v2"
+"""Weights that were ahead of TF-IDF on three of those four, and level on one (docs/performance.md)."""
 HAS_ONE_ANSWER = 0.5
 """From this share of exact translations on, a text has one right one, and those are what counts."""
 UNEVEN = 2.0
@@ -87,12 +92,34 @@ def examine(
             f"{folder} holds neither a translator nor a classifier; a language model's score is in the "
             "ledger.json of its run"
         )
+    needs = f"give at least {LEAST} (--test FILE)"
+    if not test and settings.data.validation is None:
+        many = math.ceil(LEAST / settings.data.val_fraction)
+        needs += f", name them while training (--data.validation FILE), or train on {many:,} and more"
+    better = report.differences[0].estimate.low > 0
     report = dataclasses.replace(
-        report, model=str(weights), test=test or f"{settings.data.source} (held out)"
-    )
+        report, model=str(weights), test=test or f"{settings.data.source} (held out)", needs=needs,
+        remedy="" if run is None or report.score.n < LEAST or better else remedy(settings),
+    )  # fmt: skip
     if run is not None:
         _write(run / "evaluation.json", report)
     return report
+
+
+def remedy(settings: TrainSettings) -> str:
+    """What would help a model that is not better than something cheap, by what was measured of others."""
+    data = settings.data
+    if settings.task == "translate":
+        return "what may help: more pairs, more time (--budget)"
+    if settings.model.weights:
+        return "what may help: more texts of each class, more passes (--epochs)"
+    flags = {"--data.field": data.field, "--data.label": data.label, "--data.validation": data.validation}
+    words = [word for flag, value in flags.items() if value for word in (flag, value)]
+    command = ["transom", "train", data.source, "--task", "classify", *words, "--model.weights", GIVEN]
+    return (
+        "what helps: given weights; from nothing, a few thousand texts were too few on all four sets that "
+        f"were tried: {join(command)} --epochs 3"
+    )
 
 
 def examine_classifier(
@@ -118,23 +145,21 @@ def examine_classifier(
         cheap[baseline.name] = baseline.fit(learned, known).probabilities(texts, labels)
     scores = {name: score_classes(labels, columns, truth) for name, columns in cheap.items()}
     common = majority(known)
-    always = wilson(truth.count(common), len(truth))
+    always = share(truth.count(common), len(truth))
     rivals = [Rival(name, _said(score)) for name, score in scores.items()]
     rivals.append(Rival(f"always '{common}'", f"accuracy {always.percent()}"))
 
     # Each difference is to the baseline that is strongest in that score.
-    rows = {name: np.stack([wanted, columns.argmax(axis=1)], axis=1) for name, columns in cheap.items()}
-    own = np.stack([wanted, ours.argmax(axis=1)], axis=1)
-    measures = {
-        "points of accuracy": accuracy,
-        "points of macro-F1": partial(macro_f1, n_classes=len(labels)),
-    }
-    differences = []
-    for unit, measure in measures.items():
-        strongest = max(rows, key=lambda name: measure(rows[name]))
-        estimate = paired_bootstrap(own, rows[strongest], measure).times(100)
-        differences.append(Difference(strongest, unit, estimate))
-    return Report("classify", score_classes(labels, ours, truth), tuple(rivals), tuple(differences),
+    said = {name: columns.argmax(axis=1) for name, columns in cheap.items()}
+    own = ours.argmax(axis=1)
+    best = max(said, key=lambda name: scores[name].accuracy.value)
+    points = more_often(own == wanted, said[best] == wanted)
+    even = max(said, key=lambda name: scores[name].macro_f1.value)
+    one, other = (f1_rows(wanted, guesses, len(labels)) for guesses in (own, said[even]))
+    f1 = paired_bootstrap(one, other, macro_f1, telling(one, int((own != said[even]).sum())))
+    differences = (Difference(best, "points of accuracy", points.times(100)),
+                   Difference(even, "points of macro-F1", f1.times(100)))  # fmt: skip
+    return Report("classify", score_classes(labels, ours, truth), tuple(rivals), differences,
                   "surest mistakes", tuple(_mistakes(test, labels, ours, wanted)), seconds)  # fmt: skip
 
 
@@ -150,32 +175,33 @@ def examine_translator(
     memory = TranslationMemory([pair.source for pair in train], [pair.target for pair in train])
     cheap = {"the source, copied": copy_source(sources), memory.name: memory.translate(sources)}
     scores = {name: score_translations(texts, references) for name, texts in cheap.items()}
-    rivals = [
-        Rival(name, f"BLEU {rival.bleu:.1f}, chrF {rival.chrf:.1f}, exact {100 * rival.exact.value:.1f}%")
-        for name, rival in scores.items()
-    ]
-    strongest = max(scores, key=lambda name: scores[name].bleu)
-    score = score_translations(ours, references)
-    counts, theirs = bleu_counts(ours, references), bleu_counts(cheap[strongest], references)
-    differences = [Difference(strongest, "BLEU", paired_bootstrap(counts, theirs, bleu_of))]
-    if score.exact.value > HAS_ONE_ANSWER:
-        right, copied = (
-            np.array([one == wanted for one, wanted in zip(texts, references, strict=True)], dtype=float)
-            for texts in (ours, cheap[strongest])
-        )
-        points = paired_bootstrap(right, copied).times(100)
-        differences.insert(0, Difference(strongest, "points of exact answers", points))
+    score, right = score_translations(ours, references), exactly(ours, references)
+    differences = []
+    if score.bleu is not None:
+        best = max(cheap, key=lambda name: found.value if (found := scores[name].bleu) else 0.0)
+        one, other = (bleu_counts(texts, references) for texts in (ours, cheap[best]))
+        differences.append(Difference(best, "BLEU", paired_bootstrap(one, other, bleu_of)))
+    if score.bleu is None or score.exact.value > HAS_ONE_ANSWER:
+        best = max(cheap, key=lambda name: (scores[name].exact.value, scores[name].chrf))
+        points = more_often(right, exactly(cheap[best], references)).times(100)
+        differences.insert(0, Difference(best, "points of exact answers", points))
+    rivals = [Rival(name, _scored(rival)) for name, rival in scores.items()]
     return Report("translate", score, tuple(rivals), tuple(differences),
                   "the first translations", tuple(_translations(test, ours)), seconds)  # fmt: skip
 
 
-def accuracy(rows: NDArray[Any]) -> float:
-    """The share of (truth, guess) rows (N, 2) that agree."""
-    return float((rows[:, 0] == rows[:, 1]).mean())
+def more_often(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> Estimate:
+    """By what share of the items (N,) ours is right more often than theirs."""
+    return lead(int((ours & ~theirs).sum()), int((theirs & ~ours).sum()), len(ours))
 
 
 def _said(score: ClassScore) -> str:
     return f"accuracy {score.accuracy.percent()}, macro-F1 {100 * score.macro_f1.value:.1f}%"
+
+
+def _scored(score: TranslationScore) -> str:
+    bleu = "" if score.bleu is None else f"BLEU {score.bleu.value:.1f}, "
+    return f"{bleu}chrF {score.chrf:.1f}, exact {100 * score.exact.value:.1f}%"
 
 
 def _mistakes(
@@ -203,8 +229,8 @@ def _translations(test: Sequence[Pair], ours: Sequence[str]) -> list[str]:
 
 def _settings_of(folder: Path) -> tuple[TrainSettings, Path | None, Path]:
     """Settings, the run's folder or None, and the model folder, from either of the two."""
-    run = next((path for path in (folder, folder.parent) if (path / "settings.toml").is_file()), None)
-    weights = folder / "model" if run == folder else folder
+    weights = resolve(folder)
+    run = weights.parent if (weights.parent / "settings.toml").is_file() else None
     return load(TrainSettings, file=run / "settings.toml" if run else None), run, weights
 
 

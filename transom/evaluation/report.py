@@ -13,6 +13,8 @@ from .classification import ClassScore
 from .translation import TranslationScore
 
 CUT = 100
+LEAST = 30
+"""Texts under which there is no verdict: a difference that is not chance would have to be enormous."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,7 @@ class Difference:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return {"against": self.against, "unit": self.unit, **self.estimate.to_dict(),
-                "verdict": self.verdict}  # fmt: skip
+        return {"against": self.against, "unit": self.unit, **self.estimate.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,23 @@ class Report:
     """What the model's answers took."""
     model: str = "the model"
     test: str = "the test set"
+    needs: str = f"give at least {LEAST}"
+    """What gives enough texts for a verdict."""
+    remedy: str = ""
+    """What would help where the model is not better."""
+
+    @property
+    def verdicts(self) -> list[str]:
+        """Whether the model is worth its cost, a sentence for each difference; of too few texts, that."""
+        if self.score.n < LEAST:
+            texts = "1 held-out text" if self.score.n == 1 else f"{self.score.n} held-out texts"
+            return [f"none: of {texts} nothing can be said; {self.needs}"]
+        return [difference.verdict for difference in self.differences]
 
     @property
     def verdict(self) -> str:
         """Whether the model is worth its cost, in one sentence."""
-        return self.differences[0].verdict
+        return self.verdicts[0]
 
     @property
     def texts_per_second(self) -> float:
@@ -75,7 +88,8 @@ class Report:
             "task": self.task, "model": self.model, "test": self.test, "score": self.score.to_dict(),
             "baselines": [vars(rival) for rival in self.rivals],
             "differences": [difference.to_dict() for difference in self.differences],
-            "verdict": self.verdict, self.heading: list(self.samples), "seconds": self.seconds,
+            "verdict": self.verdict, "verdicts": self.verdicts, "remedy": self.remedy or None,
+            self.heading: list(self.samples), "seconds": self.seconds,
             "texts_per_second": self.texts_per_second,
         }  # fmt: skip
 
@@ -86,8 +100,8 @@ class Report:
         lines = [title, "", str(self.score), "", "beside it, on the same texts", *beside, ""]
         if self.samples:
             lines += [self.heading, *self.samples, ""]
-        also = [f"         {difference.verdict}" for difference in self.differences[1:]]
-        return "\n".join([*lines, f"verdict: {self.verdict}", *also])
+        also = [f"         {sentence}" for sentence in self.verdicts[1:]]
+        return "\n".join([*lines, f"verdict: {self.verdict}", *also, *[self.remedy] * bool(self.remedy)])
 
 
 def cut(text: str) -> str:

@@ -2,7 +2,8 @@
 
 A BLEU without its signature compares with nothing (Post 2018). The interval comes from test sets drawn anew
 out of the sentences. Beside the cased 13a BLEU stands the lower-cased one, which older papers on Multi30k
-print. Read next: baselines.
+print. BLEU counts pieces of up to four tokens: where most texts are shorter it says nothing, and is left out.
+Read next: baselines.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
 from ..errors import Refused
-from ..intervals import Estimate, Rows, bootstrap, wilson
+from ..intervals import Estimate, Rows, bootstrap, share
 
 ORDER = 4
 
@@ -27,13 +28,12 @@ class TranslationScore:
     """The scores of translations on a test set. It prints itself."""
 
     n: int
-    bleu: float
-    bleu_low: float
-    bleu_high: float
+    bleu: Estimate | None
+    """None, as the lower-cased one, where fewer than half of the references have four tokens."""
     bleu_signature: str
     chrf: float
     chrf_signature: str
-    tokenised_bleu: float
+    tokenised_bleu: float | None
     """BLEU of lower-cased text in 13a tokens, which is near to what papers call tokenised BLEU."""
     tokenised_bleu_signature: str
     length_ratio: float
@@ -42,20 +42,25 @@ class TranslationScore:
     """Share of translations that are the reference, letter by letter."""
 
     def headline(self) -> dict[str, float]:
-        """The two scores that are read first, in percent."""
-        return {"BLEU": self.bleu, "exact %": 100 * self.exact.value}
+        """The scores that are read first, in percent."""
+        bleu = {} if self.bleu is None else {"BLEU": self.bleu.value}
+        return {**bleu, "exact %": 100 * self.exact.value}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return {**vars(self), "exact": self.exact.to_dict()}
+        return {**vars(self), "exact": self.exact.to_dict(), "bleu": self.bleu and self.bleu.to_dict()}
 
     def __str__(self) -> str:
+        exact = (f"exact      {self.exact.percent()} are the reference letter by letter; {self.n:,} texts, "
+                 f"{self.length_ratio:.2f} times its length")  # fmt: skip
+        chrf = f"chrF       {self.chrf:.1f}   {self.chrf_signature}"
+        if self.bleu is None:
+            return "\n".join([exact, chrf, "BLEU       left out: most references are shorter than 4 tokens"])
         return "\n".join([
-            f"BLEU       {Estimate(self.bleu, self.bleu_low, self.bleu_high)}   {self.bleu_signature}",
-            f"chrF       {self.chrf:.1f}   {self.chrf_signature}",
+            f"BLEU       {self.bleu}   {self.bleu_signature}",
+            chrf,
             f"lower-case {self.tokenised_bleu:.1f} BLEU   {self.tokenised_bleu_signature}",
-            f"exact      {self.exact.percent()} are the reference letter by letter; {self.n:,} texts, "
-            f"{self.length_ratio:.2f} times its length",
+            exact,
         ])  # fmt: skip
 
 
@@ -65,16 +70,28 @@ def score_translations(hypotheses: Sequence[str], references: Sequence[str]) -> 
         raise Refused(f"{len(hypotheses):,} translations and {len(references):,} references; give one each")
     bleu, chrf, lower = BLEU(), CHRF(), BLEU(lowercase=True)
     whole = bleu.corpus_score(hypotheses, [references])
-    interval = bootstrap(bleu_counts(hypotheses, references), bleu_of)
-    exact = sum(ours.strip() == wanted.strip() for ours, wanted in zip(hypotheses, references, strict=True))
+    counts = bleu_counts(hypotheses, references)
+    counted = has_bleu(counts)
+    exact = exactly(hypotheses, references)
+    chrf_score = chrf.corpus_score(hypotheses, [references]).score
+    lower_score = lower.corpus_score(hypotheses, [references]).score
     return TranslationScore(
-        n=len(references), bleu=whole.score, bleu_low=interval.low, bleu_high=interval.high,
-        bleu_signature=str(bleu.get_signature()),
-        chrf=chrf.corpus_score(hypotheses, [references]).score, chrf_signature=str(chrf.get_signature()),
-        tokenised_bleu=lower.corpus_score(hypotheses, [references]).score,
+        n=len(references), bleu=bootstrap(counts, bleu_of) if counted else None,
+        bleu_signature=str(bleu.get_signature()), chrf=chrf_score, chrf_signature=str(chrf.get_signature()),
+        tokenised_bleu=lower_score if counted else None,
         tokenised_bleu_signature=str(lower.get_signature()),
-        length_ratio=whole.sys_len / max(1, whole.ref_len), exact=wilson(exact, len(references)),
+        length_ratio=whole.sys_len / max(1, whole.ref_len), exact=share(int(exact.sum()), len(exact)),
     )  # fmt: skip
+
+
+def exactly(hypotheses: Sequence[str], references: Sequence[str]) -> NDArray[np.bool_]:
+    """Which translations (N,) are the reference, letter by letter."""
+    return np.array([ours.strip() == ref.strip() for ours, ref in zip(hypotheses, references, strict=True)])
+
+
+def has_bleu(counts: Rows) -> bool:
+    """Whether at least half of the references, of which these are the `bleu_counts`, have four tokens."""
+    return float((counts[:, -1] >= ORDER).mean()) >= 0.5
 
 
 def bleu_counts(hypotheses: Sequence[str], references: Sequence[str]) -> NDArray[np.int64]:
@@ -87,8 +104,8 @@ def bleu_counts(hypotheses: Sequence[str], references: Sequence[str]) -> NDArray
     return np.array(rows)
 
 
-def bleu_of(rows: Rows) -> float:
-    """BLEU of the sentences whose counts are `rows` (N, 10)."""
-    counts = np.asarray(rows, np.int64).sum(axis=0).tolist()
+def bleu_of(sums: Rows) -> float:
+    """BLEU from sums (10,) of such counts."""
+    counts = np.asarray(sums, np.int64).tolist()
     hits, totals, lengths = counts[:ORDER], counts[ORDER : 2 * ORDER], counts[2 * ORDER :]
     return BLEU.compute_bleu(hits, totals, *lengths, smooth_method="exp").score

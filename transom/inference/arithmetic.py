@@ -41,6 +41,13 @@ def choose(
     return choice.dtype, choice.reason
 
 
+def in_words(model: Model) -> str:
+    """How large a model is and where it runs, for people who use it."""
+    weight = model.embed.weight
+    size = f"{model.n_parameters / 1e6:,.1f} million parameters, reads {model.config.max_len:,} tokens"
+    return f"{size}, in {str(weight.dtype).removeprefix('torch.')} on {weight.device}"
+
+
 def describe(model: Model, job: str, reason: str) -> str:
     """One line for people: the job, the size of the model, where and in what arithmetic it runs."""
     config, weight = model.config, model.embed.weight

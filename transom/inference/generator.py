@@ -154,6 +154,8 @@ class Generator:
         stops = settings.get("stop", ())
         settings["stop"] = [*self.template.stop, *([stops] if isinstance(stops, str) else stops)]
         params = self.params({"max_tokens": min(self.answer_tokens, room), **settings}, chat=True)
+        if params.n > 1:
+            raise Refused("chat gives one answer; call it once for each, with seeds of their own")
         (request,) = self._requests([(prompt, None)], params, continues=False)
         if not params.ignore_eos:
             request.ends |= self.template.end_ids(self.tokenizer)

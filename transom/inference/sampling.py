@@ -122,7 +122,8 @@ def by_name(method: Method) -> Method:
     own = inspect.signature(method)
     named = [one for one in own.parameters.values() if one.kind is not one.VAR_KEYWORD]
     for name, kind in Sampling.__annotations__.items():
-        named.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=..., annotation=kind))
+        said = getattr(kind, "__forward_arg__", kind)
+        named.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=..., annotation=said))
     method.__signature__ = own.replace(parameters=named)  # type: ignore[attr-defined]
     return method
 

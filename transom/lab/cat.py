@@ -25,7 +25,7 @@ from torch import Tensor
 from ..errors import Refused
 from ..insight.anatomy import Edit, edited
 from ..insight.look import look
-from ..intervals import paired_bootstrap, wilson
+from ..intervals import Estimate, lead, share, student
 from ..model.transformer import Transformer
 from ..output import writable, write_whole
 from .cat_report import Arm, CatReport
@@ -89,7 +89,8 @@ def arm(reader: Reader, sentences: str, chosen_on: list[Item], judged_on: list[I
         "the first noun": np.array([item.right == 0 for item in judged_on]),
         "it on shuffled embeddings": shuffled[:, best],
     }
-    best_baseline = by_item[max(by_item, key=lambda name: by_item[name].mean())]
+    best_baseline = by_pair(by_item[max(by_item, key=lambda name: by_item[name].mean())], judged_on)
+    ahead = by_pair(right, judged_on) - best_baseline
     rng = np.random.default_rng(seed)
     others = [int(i) for i in rng.permutation(judged.shape[1]) if i != best][:RANDOM_HEADS]
     heads = [divmod(i, n_heads) for i in (best, *others)]
@@ -97,13 +98,14 @@ def arm(reader: Reader, sentences: str, chosen_on: list[Item], judged_on: list[I
     change = cut - whole[:, None]
     return Arm(
         model=reader.name, sentences=sentences, n_chosen_on=len(chosen_on), n_judged_on=len(judged_on),
-        head=heads[0], chosen_with=float(chosen[:, best].mean()), accuracy=_share(right),
-        both=_share(by_pair(right, judged_on) == 1),
-        baselines={name: _share(hits) for name, hits in by_item.items()},
-        beats=paired_bootstrap(by_pair(right, judged_on), by_pair(best_baseline, judged_on), seed=seed),
-        model_itself=_share(whole > 0), says=reader.says, typical=float(np.abs(whole).mean()),
-        effect=_mean_of_pairs(change[:, 0], judged_on, seed),
-        random_effect=_mean_of_pairs(change[:, 1:].mean(1), judged_on, seed), n_heads=judged.shape[1],
+        head=heads[0], chosen_with=float(chosen[:, best].mean()), accuracy=_share(right, judged_on),
+        both=share(int((by_pair(right, judged_on) == 1).sum()), len(ahead)),
+        baselines={name: _share(hits, judged_on) for name, hits in by_item.items()},
+        beats=lead(int((ahead > 0).sum()), int((ahead < 0).sum()), len(ahead)),
+        model_itself=_share(whole > 0, judged_on), says=reader.says, typical=float(np.abs(whole).mean()),
+        effect=student(by_pair(change[:, 0], judged_on)),
+        random_effect=student(by_pair(change[:, 1:].mean(1), judged_on)),
+        beyond=student(by_pair(change[:, 0] - change[:, 1:].mean(1), judged_on)), n_heads=judged.shape[1],
     )  # fmt: skip
 
 
@@ -196,10 +198,7 @@ def by_pair(values: npt.NDArray[Any], items: Sequence[Item]) -> Floats:
     return np.array([values[numbers == pair].mean() for pair in np.unique(numbers)], np.float64)
 
 
-def _mean_of_pairs(values: Floats, items: Sequence[Item], seed: int) -> Any:
-    pairs = by_pair(values, items)
-    return paired_bootstrap(pairs, np.zeros_like(pairs), seed=seed)
-
-
-def _share(hits: npt.NDArray[np.bool_]) -> Any:
-    return wilson(int(hits.sum()), len(hits))
+def _share(hits: npt.NDArray[np.bool_], items: Sequence[Item]) -> Estimate:
+    """The share of sentences, over pairs: whoever is blind to the word that differs has one hit in each."""
+    of_two = by_pair(hits, items)
+    return lead(int((of_two == 1).sum()), int((of_two == 0).sum()), len(of_two)).plus(1).times(0.5)

@@ -11,8 +11,8 @@ from typing import Any
 from ..intervals import Estimate
 
 REFUTED_BY = (
-    "held-out accuracy whose interval overlaps that of the best baseline, or no causal effect beyond a "
-    "random head's"
+    "a head that is not ahead of the best baseline in more pairs than behind it, or no causal effect beyond "
+    "a random head's (95% intervals of differences within pairs)"
 )
 
 
@@ -33,7 +33,7 @@ class Arm:
     """Share of pairs in which it gets both right; 0 for anything blind to the word that differs."""
     baselines: dict[str, Estimate]
     beats: Estimate
-    """Accuracy minus the best baseline's, over pairs."""
+    """Share of pairs in which it gets more right than the best baseline, less that in which fewer."""
     model_itself: Estimate
     """Share in which the model's own reading prefers the right noun."""
     says: str
@@ -44,6 +44,8 @@ class Arm:
     """Mean change of that preference when the head's look at the right noun is cut, over pairs."""
     random_effect: Estimate
     """The same for heads drawn at random."""
+    beyond: Estimate
+    """The one less the other, pair by pair."""
     n_heads: int
 
     @property
@@ -56,11 +58,11 @@ class Arm:
 
     @property
     def beats_baselines(self) -> bool:
-        return self.accuracy.low > self.baselines[self.best_baseline].high
+        return self.beats.low > 0
 
     @property
     def is_cause(self) -> bool:
-        return self.effect.high < 0 and self.effect.high < self.random_effect.low
+        return self.effect.high < 0 and self.beyond.high < 0
 
     @property
     def verdict(self) -> str:
@@ -88,10 +90,11 @@ class Arm:
             ("head, held out", self.accuracy.percent()),
             ("head, both of a pair", self.both.percent()),
             *((name, found.percent()) for name, found in self.baselines.items()),
-            ("head minus best baseline", f"{self.beats.times(100)} points"),
+            ("pairs ahead less pairs behind", f"{self.beats.percent()} of the best baseline"),
             ("the model's own reading", self.model_itself.percent()),
             ("effect of cutting the look", _signed(self.effect)),
             ("the same, random heads", _signed(self.random_effect)),
+            ("the one less the other", _signed(self.beyond)),
         ]
         lines = [f"  {name:<31} {value}" for name, value in rows]
         title = f"{self.model} on {self.sentences} ({self.n_judged_on} held-out sentences)"

@@ -24,7 +24,7 @@ from ..checkpoint.huggingface import load_model
 from ..errors import Refused
 from ..insight.anatomy import Edit, edited
 from ..insight.gradients import DistanceCurve, distance_curve
-from ..intervals import Estimate, bootstrap
+from ..intervals import Estimate, student
 from ..model.build import Model, build
 from ..model.config import ModelConfig
 from ..output import writable, write_whole
@@ -103,7 +103,8 @@ class Line:
             return f"vanishes with distance: half is lost in {self.half_distance:.1f} tokens"
         if self.slope.low > FLAT:
             return "grows with distance"
-        return "does not depend on distance" if abs(self.slope.value) <= FLAT else "undecided"
+        flat = self.slope.low >= -FLAT and self.slope.high <= FLAT
+        return "does not depend on distance" if flat else "undecided: more drawings would tell"
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ def measure(member: Member, length: int, drawings: int) -> Line:
     tiny = np.finfo(np.float64).tiny
     middle = np.exp(np.log(np.maximum(all_of_them, tiny)).mean(0))
     return Line(member.name, middle.tolist(), all_of_them.min(0).tolist(), all_of_them.max(0).tolist(),
-                bootstrap(np.array(slopes)), float(np.exp(np.log(newest).mean())))  # fmt: skip
+                student(np.array(slopes)), float(np.exp(np.log(newest).mean())))  # fmt: skip
 
 
 def without_residual(model: nn.Module) -> list[Edit]:

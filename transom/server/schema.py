@@ -107,6 +107,8 @@ class Body(Strict):
     """Fields of OpenAI that would not change the answer."""
     fixed: ClassVar[dict[str, tuple[Any, ...]]] = {}
     """Fields of OpenAI that would, with the values that ask for what happens anyway."""
+    also: ClassVar[dict[str, str]] = {}
+    """What a field may be called too, and its name."""
 
     model: Name | None = None
     """Which of the models; may be left out where one is served."""
@@ -132,8 +134,11 @@ def read(
         if given.get(name) is not None and not any(_same(given[name], value) for value in harmless):
             raise ApiError(400, f"{name} is not supported here{_with(harmless)}; leave it out", param=name,
                            code="unsupported_parameter")  # fmt: skip
+    also = {name: own for name, own in kind.also.items() if own not in given}
     known = {
-        name: value for name, value in given.items() if name not in kind.ignored and name not in kind.fixed
+        also.get(name, name): value
+        for name, value in given.items()
+        if name not in kind.ignored and name not in kind.fixed
     }
     try:
         asked = kind.model_validate(known, context=limits, extra="ignore" if lenient else None)
@@ -339,9 +344,14 @@ class EmbeddingBody(Body):
         return super().model_validate(obj, **options)
 
 
+LIKE_V1 = {"input": "text"}
+"""The routes of `/v1` call texts `input`."""
+
+
 class TranslateBody(Body):
     """`POST /translate`."""
 
+    also = LIKE_V1
     text: Annotated[Filled | Annotated[list[Filled], Quick], AtMost("prompts", "texts")]
     beam: Many | None = None
     length_penalty: Annotated[float, Field(ge=0, le=10)] | None = None
@@ -357,6 +367,7 @@ class TranslateBody(Body):
 class ClassifyBody(Body):
     """`POST /classify`."""
 
+    also = LIKE_V1
     text: Annotated[Filled | Annotated[list[Filled], Quick], AtMost("texts", "texts")]
     truncate_prompt_tokens: Truncation | None = None
     reject_below: Annotated[float, Field(ge=0, le=1)] | None = None

@@ -19,6 +19,7 @@ import uvicorn
 
 from transom.chat.memory import default_path
 from transom.errors import Refused
+from transom.inference.arithmetic import in_words
 from transom.server_settings import ServerSettings
 
 from .app import App
@@ -96,7 +97,7 @@ class Listening:
     """Whether other machines may ask without a key."""
 
     def __str__(self) -> str:
-        lines = [f"{model.name}: {model.task}, {model.model!r}" for model in self.models]
+        lines = [f"{one.name}: {one.task}; {in_words(one.model.model)}" for one in self.models]
         lines += [
             f"{model.name}: no chat template, so it completes but does not chat (see --chat-template)"
             for model in self.models

@@ -30,7 +30,6 @@ class Display:
         self.visible = visible
         self.live: Live | None = None
         self._step: Event = {}
-        self._held_out: Event = {}
         self._sample: Event = {}
         self._next_line, self._gap = 0.0, FIRST_LINE
 
@@ -57,12 +56,13 @@ class Display:
             self._step = event
             self._line_now_and_then()
         elif kind == "held_out":
-            self._held_out = event
             self._say(held_out_line(event))
         elif kind == "sample":
             self._sample = event
             if self.live is None:
                 self._say(f"sample | {one_line(event['prompt'] + event['text'])}")
+        elif kind == "end" and self._step:
+            self._say(speed_line(self._step))
         elif kind in ("note", "skip", "save_failed", "resume"):
             self._say(event["text"])
         if self.live is not None:
@@ -85,7 +85,7 @@ class Display:
     def _line_now_and_then(self) -> None:
         now = time.monotonic()
         if self.live is None and now >= self._next_line:
-            self._say(step_line(self._step, self._held_out))
+            self._say(step_line(self._step))
             self._next_line, self._gap = now + self._gap, min(LAST_LINE, self._gap * 1.4)
 
     def _view(self) -> RenderableType:
@@ -97,7 +97,7 @@ class Display:
             Text(f"{100 * self._step['position']:.0f}%"),
             Text(f"{clock(self._step['left'])} left", style="bold"),
         )
-        parts: list[RenderableType] = [bar, Text(step_line(self._step, self._held_out))]
+        parts: list[RenderableType] = [bar, Text(step_line(self._step))]
         if self._sample:
             text = printable(self._sample["text"], keep_newlines=True)
             lines = (self._sample["prompt"] + text).splitlines()[:6]
@@ -105,16 +105,17 @@ class Display:
         return Group(*parts)
 
 
-def step_line(step: Event, held_out: Event) -> str:
-    """`step 1,200 | loss 3.102 | held-out 3.241 | 6,012 tokens/s | 0.35 TFLOP/s, 44% of peak | 3:21 left`."""
-    parts = [f"step {step['step']:,}", f"loss {step['loss']:.3f}"]
-    if held_out:
-        parts.append(f"held-out {held_out['loss']:.3f}")
-    parts.append(f"{step['tokens_per_second']:,.0f} tokens/s")
-    rate = f"{step['flops_per_second'] / 1e12:.2f} TFLOP/s"
-    if step.get("share_of_peak"):
-        rate += f", {100 * step['share_of_peak']:.0f}% of peak"
-    return " | ".join([*parts, rate, f"{clock(step['left'])} left"])
+def step_line(step: Event) -> str:
+    """`step 1,200 | loss 3.102 | 6,012 tokens/s | 3:21 left`."""
+    speed, left = f"{step['tokens_per_second']:,.0f} tokens/s", f"{clock(step['left'])} left"
+    return f"step {step['step']:,} | loss {step['loss']:.3f} | {speed} | {left}"
+
+
+def speed_line(step: Event) -> str:
+    """`speed | 6,012 tokens/s, 0.35 TFLOP/s: 44% of what this machine was measured to do`."""
+    rate = f"speed | {step['tokens_per_second']:,.0f} tokens/s, {step['flops_per_second'] / 1e12:.2f} TFLOP/s"
+    share = step.get("share_of_peak")
+    return f"{rate}: {100 * share:.0f}% of what this machine was measured to do" if share else rate
 
 
 def held_out_line(event: Event) -> str:

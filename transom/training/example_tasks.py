@@ -29,6 +29,7 @@ from .folder import RunFolder
 from .held_out import LEAST_BATCHES, ScoredExamples
 from .parallelism import World
 from .report import Report
+from .run import ARROW
 from .sample import classified, translated
 from .start import given_config, given_model, tokenizer_of
 from .task import Task
@@ -77,9 +78,10 @@ def translate_task(settings: TrainSettings, folder: RunFolder, world: World, rep
         build=first,
         objective=partial(objectives.LanguageModelling, smoothing=smoothing),
         write=lambda model, dtype: (
-            f"{shown.source} -> ",
-            translated(model, tokenizer=tokenizer, source=shown.source, dtype=dtype)
-            + f" (wanted: {shown.target})",
+            f"{shown.source}{ARROW}",
+            "{} ({:.0%} sure of all of it; wanted: {})".format(
+                *translated(model, tokenizer=tokenizer, source=shown.source, dtype=dtype), shown.target
+            ),
         ),
         facts=_facts(made), generation={"num_beams": 4, "max_length": config.max_len},
     )  # fmt: skip
@@ -118,9 +120,10 @@ def classify_task(settings: TrainSettings, folder: RunFolder, world: World, repo
             objectives.Classification, weights=weights, smoothing=settings.optim.label_smoothing or 0.0
         ),
         write=lambda model, dtype: (
-            f"{shown.text} -> ",
+            f"{shown.text}{ARROW}",
             f"{classified(model, tokenizer=tokenizer, text=shown.text, dtype=dtype)}, labelled {shown.label}",
         ),
+        divisor=learned.n_examples / learned.steps_per_epoch,
         facts=_facts(made),
     )  # fmt: skip
 

@@ -22,7 +22,7 @@ from ..model.initialize import is_matrix
 from ..model.losses import RUN_BYTES
 from ..settings import TrainSettings
 from . import memory
-from .architecture import ENOUGH, for_passes, longest_row, optimizer
+from .architecture import enough, for_passes, longest_row, optimizer
 from .budget import Budget
 from .folder import RunFolder
 from .micro_batch import MicroBatch, find_micro_batch
@@ -66,7 +66,8 @@ class Forecast:
     """Whether the speed was timed on this machine (else assumed as a share of its peak)."""
     reason: str
     """How dtype, speed and energy were come by."""
-    from_nothing: bool = True
+    enough: float | None = None
+    """Passes after which a model from nothing memorises."""
     by_rule: dict[str, Any] = field(default_factory=dict)
     """The settings that follow from `passes`, by dotted name."""
 
@@ -88,10 +89,10 @@ class Forecast:
     def says_passes(self) -> str:
         """How often the run goes through the data, what that means, and what follows from it."""
         words = f"gone through {self.passes:,.2g} times"
-        if self.passes > ENOUGH and self.from_nothing:
+        if self.enough is not None and self.passes > self.enough:
             words += (
-                f"; a model from nothing memorises after some {ENOUGH:g}: more text, given weights "
-                f"(--model.weights) or a shorter run (--epochs {ENOUGH:g}) may do better"
+                f"; a model from nothing memorises after some {self.enough:g}: more text, given weights "
+                f"(--model.weights) or a shorter run (--epochs {self.enough:g}) may do better"
             )
         if self.by_rule:
             chosen = (f"{name} {value:g}" for name, value in self.by_rule.items())
@@ -258,7 +259,7 @@ def forecast(
         watt_hours=watts * seconds / 3600,
         measured=micro.seconds_per_window is not None,
         reason=f"{choice.reason}; energy: {watts:.0f} W, {how}",
-        from_nothing=not settings.model.weights,
+        enough=None if settings.model.weights else enough(settings.task),
     )
 
 

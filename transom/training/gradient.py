@@ -42,16 +42,18 @@ def take_gradient(
     world: World,
     seed: int,
     step: int,
+    divisor: float | None = None,
 ) -> Gradient:
     """Fill every weight's `.grad` with the gradient of the step's mean loss.
 
     objective: the callable that `World.wrap` gave. parts: this rank's micro-batches, None for a pass that
     only keeps step with other ranks. n_targets: those of the whole step, over micro-batches and ranks.
+    divisor: what the gradient of their sum is divided by instead.
     """
     for weight in named.values():
         weight.grad = None
     # DDP and FSDP2 average over ranks; a sum is wanted.
-    scale = world.size / n_targets
+    scale = world.size / (divisor or n_targets)
     total = torch.zeros((), dtype=torch.float64, device=_device_for_sums(world))
     bare: Any = objective.module if isinstance(objective, DistributedDataParallel) else objective
     joint = getattr(bare, "joint", False) and (len(parts) > 1 or world.size > 1)

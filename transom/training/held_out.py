@@ -91,7 +91,8 @@ class ScoredExamples:
     """Which held-out batches of examples an evaluation scores: every `stride`-th of them."""
 
     def __init__(self, batches: Sequence[Rows], stride: int = 1) -> None:
-        self.batches, self.stride = list(batches)[::stride], stride
+        # Batches come sorted by length: from the middle, so that what is scored is not the shortest.
+        self.batches, self.stride = list(batches)[stride // 2 :: stride], stride
         self.n_batches = len(self.batches)
         self.n_rows = sum(len(batch.tokens) for batch in self.batches)
         self.whole = stride == 1

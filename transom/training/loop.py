@@ -79,7 +79,7 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
                 settings = choose_task(settings, report)
                 task = prepare_task(settings, folder, world, report)
         except Interrupted:
-            return Run.of_nothing(folder.path, settings.prompt)
+            return Run.of_nothing(folder.path, settings.prompt or "")
 
         # How long, and how fast. What the settings leave to a rule is settled here.
         config, feed = task.config, task.feed
@@ -163,7 +163,7 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
             rows = -(-most * micro.windows // share)
             parts: list[Any] = [part.to(world.device) for part in batch.split(rows)]
             parts += [None] * (-(-most // rows) - len(parts))  # as many passes on every rank
-            step = (spread, parts, int(n_targets), named, world, settings.seed, position.step)
+            step = (spread, parts, int(n_targets), named, world, settings.seed, position.step, task.divisor)
             forget(routed)
             try:
                 gradient = take_gradient(*step)

@@ -148,8 +148,7 @@ class Milestones:
             f"step: {self.expected.tokens_per_step:,} tokens, {self.micro.windows} rows at a time "
             f"({self.micro.reason})",
             f"expected: {self.expected.steps:,} steps, {self.expected.tokens / 1e6:,.1f}M tokens, "
-            f"{self.expected.seconds / 60:,.1f} min, {self.expected.memory_bytes / 1e6:,.0f} MB, "
-            f"{self.expected.watt_hours:,.2f} Wh",
+            f"{self.expected.seconds / 60:,.1f} min, {self.expected.memory_bytes / 1e6:,.0f} MB",
             f"data: {self.expected.says_passes}",
             "lines to beat: "
             + (", ".join(f"{name} {nats:.2f}" for name, nats in lines.items()) or "none")
@@ -497,7 +496,11 @@ class Milestones:
         )  # fmt: skip
 
     def _soon(self) -> str:
-        """The limit that ends a run after a tenth more, where its rate has not fallen yet."""
+        """The limit that ends a run after a tenth more, where its rate has not fallen yet.
+
+        Tiny Shakespeare, 96 wide, stopped at step 150 of 400, means of 3 seeds (2026-11-29), held-out nats:
+        4.32; after 15 more steps at the full rate 4.30, after 15 in which it falls 4.05.
+        """
         position, budget = self.position, self.budget
         if position.full_rate is not None or self.settings.optim.schedule != "wsd":
             return ""

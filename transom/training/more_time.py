@@ -7,6 +7,7 @@ other limit, and what it learned while its rate fell is taken back. Read next: b
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,8 @@ def finished(folder: RunFolder, settings: TrainSettings, report: Report) -> Run 
     ((name, value),) = limit_of(kept.identity()).items()
     more = another_run(folder, kept)
     if start_of_more(folder, newest, load_position(newest)) is not None:
-        twice = kept.with_({name: 2 * kept[name]}).identity()[name]
+        spent = math.ceil(end["elapsed"]) if name == "budget" else 0
+        twice = kept.with_({name: 2 * max(kept[name], spent)}).identity()[name]
         more = f"transom train --out {folder.path} --resume --{name} {twice}"
     text = f"nothing is left to do: {folder.path} ended by its {name} of {value}. More of it: {more}"
     report("note", end["step"], text=text)

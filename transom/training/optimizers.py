@@ -45,11 +45,6 @@ def default_rates(config: ModelConfig, name: str, given_weights: bool = False) -
         # matrix_lr): (0.012, 0.02) 1.3 and not falling, (0.003, 0.005) 0.165, (0.002, 0.003) 0.147.
         slow = Rates(lr=2e-3 * narrow, matrix_lr=4e-3 * narrow)
         return slow if name != "adamw" else Rates(lr=1e-3 * narrow, matrix_lr=1e-3 * narrow)
-    if name != "adamw" and config.cell == "rnn":
-        # A state that is multiplied with one matrix at every step, and gated by nothing, breaks at the rates
-        # below. Tiny Shakespeare, 464 wide, 35 s (2026-11-26), held-out nats by the share of both: 1 3.16,
-        # 0.7 1.667, 0.5 1.681 and 1.688, 0.35 1.725, 0.25 1.773. Half keeps some way from the edge.
-        return Rates(lr=0.006 * narrow, matrix_lr=0.01 * narrow)
     if name != "adamw":
         return Rates(lr=0.012 * narrow, matrix_lr=0.02 * narrow)
     return Rates(lr=2e-3 * narrow, matrix_lr=2e-3 * narrow)

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
+from ..settings import format_time
 from . import metrics
 from .display import clock, one_line
+
+ARROW = " -> "
+"""Between what a model was given and what it made of it, where that is not the same text."""
+VERBS = {"lm": "generate", "translate": "translate", "classify": "classify", "embed": "embed"}
+"""What a model is used by, by the task that it learned."""
 
 
 def task_of(folder: Path) -> str:
@@ -75,6 +83,30 @@ class Run:
         return f"transom train --out {self.folder} --resume"
 
     @property
+    def next_command(self) -> str:
+        """What uses this model, as it is typed; after an encoder that fills masks, what makes it useful."""
+        if self.interrupted:
+            return self.resume_command
+        if self.task not in VERBS:
+            return f"transom train DATA --task classify --model.weights {quote(str(self.folder))}"
+        text = one_line(self.prompt.removesuffix(ARROW), 60).removesuffix("...").strip()
+        given = " ".join(map(quote, [text] if text else ["a text", "and another"]))
+        return f"transom {VERBS[self.task]} {quote(str(self.folder))} {given}"
+
+    @property
+    def remedy(self) -> str:
+        """What may help a model of running text that something simpler is still ahead of, or ""."""
+        lines = self.references.values()
+        behind = bool(lines) and self.loss is not None and self.loss >= min(lines)
+        if self.interrupted or self.task not in ("lm", "mlm") or not behind or "memoris" in self.sentence:
+            return ""
+        longer = format_time(60 * math.ceil(3 * self.seconds / 60))
+        return (
+            f"what may help: more time ({self.resume_command} --budget {longer}), more text, or given "
+            "weights (--model.weights)"
+        )
+
+    @property
     def metrics(self) -> list[dict[str, Any]]:
         """The events of the run, from metrics.jsonl."""
         path = self.folder / "metrics.jsonl"
@@ -95,9 +127,20 @@ class Run:
             "sample": self.sample, "seconds": self.seconds, "weights_sha256": self.weights_sha256,
             "interrupted": self.interrupted,
             "resume_command": self.resume_command if self.interrupted else None,
+            "next_command": self.next_command,
         }  # fmt: skip
 
     def __str__(self) -> str:
+        return f"{self.outcome}\n{self.ending}" if self.step else self.outcome
+
+    @property
+    def ending(self) -> str:
+        """The last line: what to do next."""
+        return f"{'go on with' if self.interrupted else 'next'}: {self.next_command}"
+
+    @property
+    def outcome(self) -> str:
+        """How it went, in words."""
         if self.interrupted and not self.step:
             return "stopped before the first step; nothing to keep. Start it again the same way."
         done = f"{self.step:,} steps, {self.tokens / 1e6:,.2f} million tokens, {clock(self.seconds)}"
@@ -105,13 +148,12 @@ class Run:
         if self.loss is not None:
             per_byte = f" ({self.bits_per_byte:.3f} bits per byte)" if self.bits_per_byte is not None else ""
             lines.append(f"held-out: {self.loss:.3f} nats per {self.unit}{per_byte}, {self.sentence}")
+        if self.remedy:
+            lines.append(self.remedy)
         if self.sample:
             lines.append(f"sample: {one_line(self.prompt + self.sample)}")
         lines.append(f"model: {self.model_folder}")
-        if self.interrupted:
-            lines.append(f"go on with: {self.resume_command}")
         if self.soon:
-            lines.append(
-                f"or, since its rate has not fallen yet, end it soon: {self.resume_command} {self.soon}"
-            )
+            end = f"{self.resume_command} {self.soon}"
+            lines.append(f"the rate has not fallen yet; to end in a tenth more, where it gains most: {end}")
         return "\n".join(lines)

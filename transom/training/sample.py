@@ -6,6 +6,7 @@ this room may not look at.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -15,6 +16,9 @@ from torch import Tensor
 from ..data.tokenizer import Tokenizer
 from ..model.build import Model
 from ..model.cache import Memory
+
+DRAWN = {"temperature": 0.8, "top_p": 0.95}
+"""How running text is drawn, here and by whoever uses the model."""
 
 
 @contextmanager
@@ -35,7 +39,8 @@ def sample(
     tokenizer: Tokenizer,
     prompt: str,
     max_tokens: int = 48,
-    temperature: float = 0.7,
+    temperature: float = DRAWN["temperature"],
+    top_p: float = DRAWN["top_p"],
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> str:
@@ -49,26 +54,35 @@ def sample(
     generator = torch.Generator().manual_seed(seed)
 
     def pick(scores: Tensor, written: list[int]) -> int:
-        scores = tokenizer.only_first(scores / temperature, None if written else first)
-        return int(torch.multinomial(scores.softmax(-1), 1, generator=generator))
+        shares = tokenizer.only_first(scores / temperature, None if written else first).softmax(-1)
+        ranked, order = shares.sort(descending=True)
+        ranked[ranked.cumsum(-1) - ranked > top_p] = 0
+        return int(order[torch.multinomial(ranked, 1, generator=generator)])
 
     written = _written(model, tokenizer, ids, min(max_tokens, room), dtype, pick)
     return tokenizer.decode(written, after=ids, spaced=first is not None)
 
 
-def translated(model: Model, *, tokenizer: Tokenizer, source: str, dtype: torch.dtype = torch.float32) -> str:
-    """The likeliest next token, again and again: a plain greedy translation."""
+def translated(
+    model: Model, *, tokenizer: Tokenizer, source: str, dtype: torch.dtype = torch.float32
+) -> tuple[str, float]:
+    """The likeliest next token, again and again: a plain greedy translation, and how likely the model finds
+    it as a whole, its end included.
+    """
     with resting(model) as device:
         tokens = torch.tensor([tokenizer.framed(source)], device=device)
         memory = model.encode(tokens, dtype=dtype)
     start, longest = model.config.start_id, min(model.config.max_len, 2 * tokens.shape[1] + 20)
     assert start is not None
 
+    nats: list[float] = []
+
     def likeliest(scores: Tensor, _: list[int]) -> int:
+        nats.append(-float(scores.float().log_softmax(-1).max()))
         return int(scores.argmax())
 
     written = _written(model, tokenizer, [start], longest, dtype, likeliest, memory)
-    return tokenizer.decode(written)
+    return tokenizer.decode(written), math.exp(-sum(nats))
 
 
 def _written(

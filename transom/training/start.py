@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ..checkpoint.hub import resolve
@@ -26,8 +27,9 @@ MAY_CHANGE = ("dropout", "pooling")
 
 def tokenizer_of(settings: TrainSettings, otherwise: str) -> str:
     """The tokenizer: as asked for, else that of the given weights, else `otherwise`."""
-    if settings.data.tokenizer != "auto":
-        return settings.data.tokenizer
+    asked = settings.data.tokenizer
+    if asked != "auto":
+        return str(resolve(asked)) if Path(asked).is_dir() else asked
     return str(resolve(settings.model.weights)) if settings.model.weights else otherwise
 
 

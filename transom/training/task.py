@@ -91,6 +91,9 @@ class Task:
     """The model before the first step, from a seed."""
     objective: Callable[[Model, torch.dtype], nn.Module]
     write: Writes | None
+    divisor: float | None = None
+    """What a step's summed loss is divided by to learn, where steps of one mean would weigh a target by how
+    few share its step: the targets of a mean step. None: those of the step."""
     facts: dict[str, Any] = field(default_factory=dict)
     """The data in numbers, for the ledger."""
     generation: dict[str, Any] = field(default_factory=dict)

@@ -13,6 +13,8 @@ from ..data.masking import Masking
 from ..data.order import Windows
 from ..data.prepare import Corpus, prepare
 from ..data.sources import open_source
+from ..data.tokenizer import Tokenizer
+from ..data.tokens import TokenFile
 from ..errors import Refused
 from ..model.build import build
 from ..settings import TrainSettings
@@ -22,12 +24,15 @@ from .held_out import ScoredWindows
 from .objectives import LanguageModelling
 from .parallelism import World
 from .report import Report
-from .sample import fill, sample
+from .run import ARROW
+from .sample import DRAWN, fill, sample
 from .start import given_config, given_model, tokenizer_of
 from .task import Task
 
-GENERATION = {"do_sample": True, "temperature": 0.8, "top_p": 0.95}
-"""What generation_config.json proposes to whoever uses the model."""
+GENERATION = {"do_sample": True, **DRAWN}
+"""What generation_config.json proposes to whoever uses the model: as samples are drawn along the way."""
+OPENING = 5, 24
+"""Words, and characters where there is no space, of a text that a sample goes on from."""
 
 
 def text_task(settings: TrainSettings, folder: RunFolder, world: World, report: Report) -> Task:
@@ -51,10 +56,9 @@ def text_task(settings: TrainSettings, folder: RunFolder, world: World, report: 
         Masking(windows, tokenizer, settings.seed) if masked else windows for windows in (learned, held_out)
     ]
     n_windows = windows_per_step(settings, config, world.size)
-    writes = partial(
-        fill if masked else sample, tokenizer=tokenizer, prompt=settings.prompt, seed=settings.seed
-    )
-    shown = f"{settings.prompt}-> " if masked else settings.prompt
+    prompt = opening(corpus.held_out, tokenizer) if settings.prompt is None else settings.prompt
+    writes = partial(fill if masked else sample, tokenizer=tokenizer, prompt=prompt, seed=settings.seed)
+    shown = f"{prompt}{ARROW}" if masked else prompt
     return Task(
         name=settings.task,
         unit="masked token" if masked else "token",
@@ -63,10 +67,10 @@ def text_task(settings: TrainSettings, folder: RunFolder, world: World, report: 
         data_hash=corpus.data_hash,
         feed=WindowFeed(both[0], n_windows),
         scored=partial(_scored, both[1]),
-        lines=reference_lines(corpus),
+        lines=reference_lines(corpus, masked),
         build=first,
         objective=partial(LanguageModelling, smoothing=settings.optim.label_smoothing or 0.0),
-        write=(lambda model, dtype: (shown, writes(model, dtype=dtype))) if settings.prompt else None,
+        write=(lambda model, dtype: (shown, writes(model, dtype=dtype))) if prompt else None,
         facts={
             "documents": corpus.train.n_documents,
             "bytes": corpus.train.n_bytes,
@@ -75,6 +79,20 @@ def text_task(settings: TrainSettings, folder: RunFolder, world: World, report: 
         },
         generation={} if masked else GENERATION,
     )
+
+
+def opening(held_out: TokenFile, tokenizer: Tokenizer) -> str:
+    """The first words of the first held-out text that has letters; "" where none has."""
+    n_words, n_characters = OPENING
+    for start in held_out.starts[:100].tolist():
+        ids = held_out.tokens[start + 1 : start + 1 + 4 * n_characters].tolist()
+        ids = ids[: ids.index(held_out.eos_id)] if held_out.eos_id in ids else ids
+        words = tokenizer.decode(ids).split("\n")
+        line = next((line.strip() for line in words if any(map(str.isalpha, line))), "")
+        if line:
+            said = " ".join(line.split()[:n_words])
+            return said if " " in said else said[:n_characters]
+    return ""
 
 
 class WindowFeed:
@@ -127,7 +145,10 @@ def prepare_text(settings: TrainSettings, folder: RunFolder, world: World, repor
     return corpus[0]
 
 
-def reference_lines(corpus: Corpus) -> dict[str, float]:
-    """Nats per token of uniform, unigram and bigram on the held-out text."""
-    lines = corpus.references
-    return {name: getattr(lines, name).nats_per_token for name in ("uniform", "unigram", "bigram")}
+def reference_lines(corpus: Corpus, masked: bool = False) -> dict[str, float]:
+    """Nats per token of uniform, unigram and bigram on the held-out text.
+
+    Of a masked token what follows is there to be read too, so no line of what precedes it stands beside it.
+    """
+    names = ("uniform", "unigram") if masked else ("uniform", "unigram", "bigram")
+    return {name: getattr(corpus.references, name).nats_per_token for name in names}
