@@ -23,6 +23,10 @@ FIRST = {
         "--host", "--port", "--api-key-file", "--generate-key", "--chat-template", "--no-memory", "--dtype",
         "--json",
     ),
+    "generate": (
+        "--max-tokens", "--temperature", "--top-p", "--seed", "--stop", "--n", "--input", "--field", "--out",
+        "--json",
+    ),
     "bench": ("--model.size", "--device", "--json"),
 }  # fmt: skip
 """Verb -> the flags of its help; of a verb that is not here, all."""
