@@ -14,7 +14,7 @@ import pytest
 from transom.__main__ import app, run, spelled_out
 
 ROOT = Path(__file__).parents[1]
-SHORTER = {"10min": "2s", "3min": "3s", "2min": "2s", "100": "8"}
+SHORTER = {"10min": "2s", "1h": "4s", "3min": "3s", "2min": "2s", "100": "8"}
 """What the README spends, and what the test does."""
 
 HERE = ("runs/notes", "runs/dates", "runs/family", "lab ")
