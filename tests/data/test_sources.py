@@ -141,7 +141,7 @@ def test_a_data_set_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_standard_input_can_be_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
     prints = []
     for _ in range(2):
-        monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(b"hello\n")))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"hello\n")))
         source = open_source("-")
         assert [[d.text() for d in source.documents()] for _ in range(2)] == [["hello\n"], ["hello\n"]]
         prints.append(source.fingerprint())
