@@ -117,7 +117,7 @@ def test_real_files_as_they_are(shared_data: Path) -> None:
     terms = Counter(label for _, label in examples(shared_data / "unfair_tos" / "data.tsv"))
     assert terms.total() == 3_850 and terms.most_common(1)[0][0] == "Other" and len(terms) == 9
     news = shared_data / "ag_news" / "test.csv"
-    assert "hold the text and its label? Set data.field" in refusal(news)
+    assert "hold the text and its label? Set --data.field" in refusal(news)
     assert len(examples(news, text_field="3", label_field="1")) == 7_600
 
 
