@@ -21,12 +21,13 @@ def main() -> int:
     rank, first_try = int(os.environ["RANK"]), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
     take = gradient.take_gradient
 
-    def faulty(objective, parts, n_targets, named, world, seed, step):  # type: ignore[no-untyped-def]
+    def faulty(*given):  # type: ignore[no-untyped-def]
+        step = given[6]
         if rank == 1 and step == at and fault is not None and (first_try or not once):
             if fault == "raise":
                 raise ValueError("a fault of rank 1")
             os.kill(os.getpid(), getattr(signal, fault))
-        return take(objective, parts, n_targets, named, world, seed, step)
+        return take(*given)
 
     loop.take_gradient = faulty
     try:

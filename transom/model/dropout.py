@@ -7,11 +7,9 @@ Measured for a translator of width 256: a fifth of the training step before, a f
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 LEVELS = 256
 """A byte decides each activation, so a rate is met to the nearest 1/256."""
@@ -27,13 +25,3 @@ def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
     words = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(torch.iinfo(torch.int64).min, None)
     kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= dropped
     return x * kept.to(x.dtype).mul_(LEVELS / (LEVELS - dropped))
-
-
-def set_dropout(model: nn.Module, rate: float) -> None:
-    """Drop another share from now on: in every part of `model`, and by its config."""
-    parts: list[Any] = list(model.modules())
-    for part in parts:
-        if hasattr(part, "dropout"):
-            part.dropout = rate
-        if hasattr(part, "config"):
-            part.config = part.config.with_(dropout=rate)

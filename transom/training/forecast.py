@@ -7,7 +7,7 @@ Read next: ledger.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,9 +20,9 @@ from ..model.build import Model, build
 from ..model.config import ModelConfig
 from ..model.initialize import is_matrix
 from ..model.losses import RUN_BYTES
-from ..settings import TrainSettings
+from ..settings import LIMITS, TrainSettings
 from . import memory
-from .architecture import ENOUGH, for_passes, longest_row, optimizer
+from .architecture import ENOUGH, longest_row, memorises, optimizer
 from .budget import Budget
 from .folder import RunFolder
 from .micro_batch import MicroBatch, find_micro_batch
@@ -66,9 +66,10 @@ class Forecast:
     """Whether the speed was timed on this machine (else assumed as a share of its peak)."""
     reason: str
     """How dtype, speed and energy were come by."""
-    from_nothing: bool = True
-    by_rule: dict[str, Any] = field(default_factory=dict)
-    """The settings that follow from `passes`, by dotted name."""
+    memorises: bool = False
+    """Whether a model learns so little data by heart before the run ends."""
+    by_rule: bool = False
+    """Whether the run ends before it would, since nobody said how long it shall be."""
 
     @property
     def memory_bytes(self) -> int:
@@ -86,17 +87,20 @@ class Forecast:
 
     @property
     def says_passes(self) -> str:
-        """How often the run goes through the data, what that means, and what follows from it."""
+        """How often the run goes through the data, and what that means."""
         words = f"gone through {self.passes:,.2g} times"
-        if self.passes > ENOUGH and self.from_nothing:
-            words += (
-                f"; a model from nothing memorises after some {ENOUGH:g}: more text, given weights "
-                f"(--model.weights) or a shorter run (--epochs {ENOUGH:g}) may do better"
-            )
+        if not (self.memorises or self.by_rule):
+            return words
+        little = f"{self.tokens / self.passes:,.0f} tokens with {self.parameters:,} parameters"
         if self.by_rule:
-            chosen = (f"{name} {value:g}" for name, value in self.by_rule.items())
-            words += f"; by rule, since nobody said otherwise: {', '.join(chosen)}"
-        return words
+            return (
+                f"{words}, no more by rule: {little} are memorised after that; more text or given weights "
+                "(--model.weights) do better, and --epochs or --budget say how long"
+            )
+        return (
+            f"{words}, {little}: a model from nothing memorises so little after some {ENOUGH:g} times; more "
+            f"text, given weights (--model.weights) or a shorter run (--epochs {ENOUGH:g}) would help"
+        )
 
     def __str__(self) -> str:
         mb = {name: size / 1e6 for name, size in self.to_dict().items() if name.endswith("_bytes")}
@@ -186,8 +190,8 @@ def expect(
     world: World,
     base_bytes: int = 0,
 ) -> tuple[TrainSettings, Budget, Forecast]:
-    """The forecast of a run, with what follows by rule from how often it goes through its data: the settings
-    with that, and the bound of the run.
+    """The forecast of a run: its settings, its bound and what it takes. Nobody having said how long, it ends
+    before it memorises.
     """
 
     def foreseen() -> tuple[Budget, Forecast]:
@@ -197,11 +201,12 @@ def expect(
         )
 
     budget, expected = foreseen()
-    by_rule = world.first(lambda: for_passes(settings, expected.passes))  # the same on all ranks
-    if by_rule:
-        settings = settings.with_(by_rule)
+    limited = any(limit in settings.given() for limit in LIMITS)
+    if world.first(lambda: expected.memorises and not limited):
+        settings = settings.with_({"epochs": ENOUGH})
         budget, expected = foreseen()
-    return settings, budget, replace(expected, by_rule=by_rule)
+        expected = replace(expected, by_rule=True)
+    return settings, budget, expected
 
 
 def forecast(
@@ -238,6 +243,7 @@ def forecast(
         seconds = budget.time
         steps = max(1, int(seconds * (1 - OVERHEAD_SHARE) * speed / tokens_per_step))
     watts, how = hardware.watts()
+    passes = steps / feed.steps_per_epoch
     return Forecast(
         parameters=model.n_parameters,
         base_bytes=0 if hardware.device.startswith("cuda") else base_bytes,
@@ -251,14 +257,14 @@ def forecast(
         micro_windows=micro.windows,
         steps=steps,
         tokens=steps * tokens_per_step,
-        passes=steps / feed.steps_per_epoch,
+        passes=passes,
         tokens_per_second=speed,
         seconds=seconds,
         flops=steps * tokens_per_step * flops_per_token,
         watt_hours=watts * seconds / 3600,
         measured=micro.seconds_per_window is not None,
         reason=f"{choice.reason}; energy: {watts:.0f} W, {how}",
-        from_nothing=not settings.model.weights,
+        memorises=memorises(settings, model.n_parameters, feed.steps_per_epoch * tokens_per_step, passes),
     )
 
 

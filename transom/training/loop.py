@@ -21,7 +21,6 @@ from torch import nn
 
 from .. import hardware as machine
 from ..hardware import Hardware
-from ..model.dropout import set_dropout
 from ..model.experts import routers
 from ..settings import TrainSettings
 from . import ledger, memory, state
@@ -114,9 +113,9 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
         settings, budget, expected = expect(
             settings, config, hardware, choice, feed, micro, world, base_bytes
         )
-        settled = settled.with_(expected.by_rule)
+        if expected.by_rule:
+            settled = settled.with_({"epochs": settings.epochs})
         position.settings = settled.identity()
-        set_dropout(model, settled.model.dropout or 0.0)
         layers = model.blocks()
         if settings.compile == "on" or (settings.compile == "auto" and world.device.type == "cuda"):
             for layer in layers:  # one layer is compiled, the others share its code

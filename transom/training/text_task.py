@@ -50,7 +50,7 @@ def text_task(settings: TrainSettings, folder: RunFolder, world: World, report: 
     both = [
         Masking(windows, tokenizer, settings.seed) if masked else windows for windows in (learned, held_out)
     ]
-    n_windows = windows_per_step(settings, config, world.size)
+    n_windows = windows_per_step(settings, config, world.size, corpus.train.n_tokens)
     writes = partial(
         fill if masked else sample, tokenizer=tokenizer, prompt=settings.prompt, seed=settings.seed
     )
