@@ -15,7 +15,10 @@ from transom.checkpoint.huggingface import load_model
 from transom.model.build import Model
 from transom.settings import LIMITS, TrainSettings, load
 from transom.training.architecture import (
+    AGAINST,
     ENOUGH,
+    MOST_PASSES,
+    against_memorising,
     memorises,
     model_config,
     windows_per_step,
@@ -157,11 +160,19 @@ def test_what_is_memorised() -> None:
     assert not memorises(some.with_({"task": "classify"}), 2_000_000, 30_000, 30), "not measured"
 
 
+def test_what_was_asked_for_stands_before_the_rule() -> None:
+    some = load(TrainSettings, {"task": "lm"})
+    assert against_memorising(some) == {**AGAINST, "epochs": MOST_PASSES}
+    assert against_memorising(some.with_({"budget": 60})) == AGAINST
+    assert against_memorising(some.with_({"budget": 60, "optim.weight_decay": 0.1})) == {}
+
+
 def test_nobody_having_said_how_long_a_run_ends_before_it_memorises(tiny: Tiny, noise: Path) -> None:
     limited = tiny(task="lm", data__source=str(noise), batch__tokens=64, save_every=5).given()
     run = train(load(TrainSettings, {name: limited[name] for name in limited if name not in LIMITS}))
-    assert run.ledger["cost"]["epochs"] == pytest.approx(ENOUGH, rel=0.05)
-    assert f"epochs = {ENOUGH}" in (run.folder / "settings.toml").read_text()
+    assert run.ledger["cost"]["epochs"] == pytest.approx(MOST_PASSES, rel=0.05)
+    kept_settings = load(TrainSettings, file=run.folder / "settings.toml")
+    assert (kept_settings.epochs, kept_settings.optim.weight_decay) == (MOST_PASSES, 1.0)
     # A resume, which says nothing of it either, goes by what the run was begun with.
     shutil.rmtree(run.folder / "checkpoints" / f"step-{run.step:06d}")
     (run.folder / "metrics.jsonl").write_text("")
@@ -188,6 +199,6 @@ def test_train_and_plan_say_how_often_the_data_is_gone_through(tiny: Tiny, noise
     expected = plan(often)
     assert said == f"data: {expected.says_passes}" and expected.says_passes in str(expected)
     passes = run.ledger["cost"]["epochs"]
-    assert f"gone through {passes:.2g} times" in said and "--epochs 4" in said and "--model.weights" in said
-    assert "tokens with 35,104 parameters" in said
+    assert f"gone through {passes:.2g} times" in said and "--epochs 8" in said and "--model.weights" in said
+    assert "tokens with 35,104 parameters" in said and said.endswith("by rule --optim.weight-decay 1")
     assert "memorises" not in plan(tiny(data__source=str(noise), steps=2, batch__tokens=64)).says_passes

@@ -7,7 +7,7 @@ Read next: ledger.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,9 +20,9 @@ from ..model.build import Model, build
 from ..model.config import ModelConfig
 from ..model.initialize import is_matrix
 from ..model.losses import RUN_BYTES
-from ..settings import LIMITS, TrainSettings
+from ..settings import TrainSettings
 from . import memory
-from .architecture import ENOUGH, longest_row, memorises, optimizer
+from .architecture import ENOUGH, MOST_PASSES, against_memorising, longest_row, memorises, optimizer
 from .budget import Budget
 from .folder import RunFolder
 from .micro_batch import MicroBatch, find_micro_batch
@@ -68,8 +68,8 @@ class Forecast:
     """How dtype, speed and energy were come by."""
     memorises: bool = False
     """Whether a model learns so little data by heart before the run ends."""
-    by_rule: bool = False
-    """Whether the run ends before it would, since nobody said how long it shall be."""
+    by_rule: dict[str, float] = field(default_factory=dict)
+    """The settings that follow from that, by dotted name."""
 
     @property
     def memory_bytes(self) -> int:
@@ -89,18 +89,17 @@ class Forecast:
     def says_passes(self) -> str:
         """How often the run goes through the data, and what that means."""
         words = f"gone through {self.passes:,.2g} times"
-        if not (self.memorises or self.by_rule):
+        if not self.memorises:
             return words
-        little = f"{self.tokens / self.passes:,.0f} tokens with {self.parameters:,} parameters"
-        if self.by_rule:
-            return (
-                f"{words}, no more by rule: {little} are memorised after that; more text or given weights "
-                "(--model.weights) do better, and --epochs or --budget say how long"
-            )
-        return (
-            f"{words}, {little}: a model from nothing memorises so little after some {ENOUGH:g} times; more "
-            f"text, given weights (--model.weights) or a shorter run (--epochs {ENOUGH:g}) would help"
+        words += (
+            f", {self.tokens / self.passes:,.0f} tokens with {self.parameters:,} parameters, which a model "
         )
+        words += (
+            f"from nothing memorises after some {ENOUGH:g}; more text or given weights (--model.weights) "
+        )
+        words += "would help" if self.passes <= MOST_PASSES else f"would help, or --epochs {MOST_PASSES:g}"
+        rules = [f"--{name.replace('_', '-')} {value:g}" for name, value in self.by_rule.items()]
+        return f"{words}; by rule {', '.join(rules)}" if rules else words
 
     def __str__(self) -> str:
         mb = {name: size / 1e6 for name, size in self.to_dict().items() if name.endswith("_bytes")}
@@ -190,9 +189,7 @@ def expect(
     world: World,
     base_bytes: int = 0,
 ) -> tuple[TrainSettings, Budget, Forecast]:
-    """The forecast of a run: its settings, its bound and what it takes. Nobody having said how long, it ends
-    before it memorises.
-    """
+    """The forecast of a run: its settings, with what follows where it memorises, its bound, what it takes."""
 
     def foreseen() -> tuple[Budget, Forecast]:
         budget = Budget.of(settings, feed.tokens_per_step, feed.steps_per_epoch)
@@ -201,11 +198,11 @@ def expect(
         )
 
     budget, expected = foreseen()
-    limited = any(limit in settings.given() for limit in LIMITS)
-    if world.first(lambda: expected.memorises and not limited):
-        settings = settings.with_({"epochs": ENOUGH})
+    by_rule = world.first(lambda: against_memorising(settings) if expected.memorises else {})
+    if by_rule:
+        settings = settings.with_(by_rule)
         budget, expected = foreseen()
-        expected = replace(expected, by_rule=True)
+        expected = replace(expected, by_rule=by_rule)
     return settings, budget, expected
 
 

@@ -113,8 +113,7 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
         settings, budget, expected = expect(
             settings, config, hardware, choice, feed, micro, world, base_bytes
         )
-        if expected.by_rule:
-            settled = settled.with_({"epochs": settings.epochs})
+        settled = settled.with_(expected.by_rule)
         position.settings = settled.identity()
         layers = model.blocks()
         if settings.compile == "on" or (settings.compile == "auto" and world.device.type == "cuda"):
