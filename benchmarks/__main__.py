@@ -11,6 +11,7 @@ from transom.hardware import tune_libraries
 NAMES = (
     "training_speed",
     "shakespeare",
+    "small_data",
     "big_file",
     "engine_speed",
     "generation_speed",

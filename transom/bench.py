@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from .data.vocabulary import bpe_size
 from .hardware import Hardware, keep_memory, use_threads
 from .inference.runner import Chunk, TorchRunner
 from .model.transformer import Transformer
@@ -72,7 +73,7 @@ def measure(settings: TrainSettings) -> Bench:
     use_threads()
     keep_memory()
     hardware = Hardware.detect(settings.device)
-    config = model_config(settings.model, settings.data.vocab_size)
+    config = model_config(settings.model, settings.data.vocab_size or bpe_size())
     model = Transformer(config).eval()
     rates = [_training(settings, hardware, model)]
     for name in ("float32", "bfloat16"):

@@ -223,8 +223,8 @@ class DataSettings(Settings):
     tokenizer: str = "auto"
     """`bpe` (learned from the data), `bytes`, `chars`, or a folder with a tokenizer.json; auto: that of
     `model.weights`, `chars` for dates, else `bpe`."""
-    vocab_size: Annotated[Count, Field(ge=1)] = 4096
-    """Entries of the vocabulary that `bpe` learns."""
+    vocab_size: Annotated[Count, Field(ge=1)] | None = None
+    """Entries of the vocabulary that `bpe` learns [default: 4096; 1024 for at most 200 kB of text]."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of the documents held out to measure with, never trained on."""
     on_error: Literal["error", "skip", "replace"] = "error"

@@ -73,13 +73,6 @@ def test_a_loss_that_rises_while_training_falls_is_memorising() -> None:
     assert "memorises" not in verdict(7.52, {"uniform": 8.32}, best, 7.4), "it got worse at both"
 
 
-def test_a_run_over_little_text_says_that_it_memorises(tiny: Tiny) -> None:
-    run = train(tiny(steps=150, eval_every=15, optim__matrix_lr=0.05, optim__lr=0.02, batch__tokens=1024))
-    said = [event["sentence"] for event in run.metrics if event["event"] == "held_out"]
-    assert "memorises" in said[-1] and "memorises" not in said[0], said
-    assert run.sentence == said[-1]
-
-
 def test_the_history_forgets_what_a_resume_took_back(tmp_path: Path) -> None:
     events = [
         {"event": "step", "step": 1}, {"event": "step", "step": 2}, {"event": "step", "step": 3},
@@ -262,7 +255,7 @@ def test_held_out_windows_are_spread_and_all_are_scored_once(tiny: Tiny, corpus_
     whole = ScoredWindows(windows, 4, stride=1)
     assert sum(batch.n_targets for batch in whole) == file.n_tokens - 1
     assert whole.n_batches == len(list(whole)) and whole.whole
-    part = ScoredWindows.about(windows, 4, 16)
+    part = ScoredWindows.about(windows, 4, 12)
     assert part.n_batches == len(list(part)) and 8 <= part.n_rows <= 32 and not part.whole
     net = Transformer(ModelConfig(vocab_size=258, dim=16, n_layers=1, n_heads=1, n_kv_heads=1, head_dim=16,
                                   ffn_dim=32, max_len=8))  # fmt: skip

@@ -13,8 +13,16 @@ import torch
 
 from transom.checkpoint.huggingface import load_model
 from transom.model.build import Model
-from transom.settings import TrainSettings, load
-from transom.training.architecture import AGAIN, ENOUGH, MOST_PASSES, for_passes
+from transom.settings import LIMITS, TrainSettings, load
+from transom.training.architecture import (
+    AGAINST,
+    ENOUGH,
+    MOST_PASSES,
+    against_memorising,
+    memorises,
+    model_config,
+    windows_per_step,
+)  # fmt: skip
 from transom.training.folder import RunFolder
 from transom.training.forecast import plan
 from transom.training.held_out import Best, Score, kept, score, verdict
@@ -64,6 +72,8 @@ def test_the_best_weights_are_kept_and_reported_on_rows_that_did_not_choose(tiny
     assert run.loss == best.score.reporting.loss  # type: ignore[union-attr]
     assert f"those of step {best.step}" in run.sentence and "It memorised" in run.sentence
     assert run.ledger["result"]["step"] == best.step
+    sentences = [e["sentence"] for e in run.metrics if e["event"] == "held_out"]
+    assert "memorises" in sentences[-1] and "memorises" not in sentences[0]
     # What was told of the weights is what the model folder measures, on the half that did not choose.
     model = load_model(run.model_folder)
     with Report(is_first=False) as silent:
@@ -141,14 +151,44 @@ def test_words_of_kept_weights() -> None:
     assert not best.beats(replace(best.score, choosing=5.999)) and not best.beats(None)
 
 
-def test_what_follows_from_many_passes_stands_behind_what_was_asked_for() -> None:
+def test_what_is_memorised() -> None:
     some = load(TrainSettings, {"task": "lm"})
-    assert for_passes(some, ENOUGH) == {}
-    assert for_passes(some, ENOUGH + 0.1) == AGAIN["lm"]
-    assert for_passes(some, 300) == {**AGAIN["lm"], "epochs": MOST_PASSES}
-    asked = load(TrainSettings, {"task": "lm", "budget": 60, "model.dropout": 0.0})
-    assert for_passes(asked, 300) == {"optim.weight_decay": AGAIN["lm"]["optim.weight_decay"]}
-    assert for_passes(load(TrainSettings, {"task": "lm", "model.weights": "x"}), 300) == {}
+    assert memorises(some, 2_000_000, 30_000, ENOUGH + 0.1)
+    assert not memorises(some, 2_000_000, 30_000, ENOUGH), "so often is nearly as good as new text"
+    assert not memorises(some, 2_000_000, 3_000_000, 30), "more tokens than it could hold"
+    assert not memorises(some.with_({"model.weights": "x"}), 2_000_000, 30_000, 30)
+    assert not memorises(some.with_({"task": "classify"}), 2_000_000, 30_000, 30), "not measured"
+
+
+def test_what_was_asked_for_stands_before_the_rule() -> None:
+    some = load(TrainSettings, {"task": "lm"})
+    assert against_memorising(some) == {**AGAINST, "epochs": MOST_PASSES}
+    assert against_memorising(some.with_({"budget": 60})) == AGAINST
+    assert against_memorising(some.with_({"budget": 60, "optim.weight_decay": 0.1})) == {}
+
+
+def test_nobody_having_said_how_long_a_run_ends_before_it_memorises(tiny: Tiny, noise: Path) -> None:
+    limited = tiny(task="lm", data__source=str(noise), batch__tokens=64, save_every=5).given()
+    run = train(load(TrainSettings, {name: limited[name] for name in limited if name not in LIMITS}))
+    assert run.ledger["cost"]["epochs"] == pytest.approx(MOST_PASSES, rel=0.05)
+    kept_settings = load(TrainSettings, file=run.folder / "settings.toml")
+    assert (kept_settings.epochs, kept_settings.optim.weight_decay) == (MOST_PASSES, 1.0)
+    # A resume, which says nothing of it either, goes by what the run was begun with.
+    shutil.rmtree(run.folder / "checkpoints" / f"step-{run.step:06d}")
+    (run.folder / "metrics.jsonl").write_text("")
+    again = train(load(TrainSettings, {"out": str(run.folder), "resume": True}))
+    assert (again.step, again.weights_sha256) == (run.step, run.weights_sha256)
+
+
+def test_little_text_has_small_steps(tiny: Tiny) -> None:
+    none = {"batch.tokens": None, "model.max_len": None, "model.dim": None, "model.head_dim": None}
+    some = tiny(task="lm").with_(none)
+    config = model_config(some.model, 1000)
+    sizes = [windows_per_step(some, config, n_tokens=n) * config.max_len for n in (100, 24_000, 60_000, 3e6)]
+    assert sizes == [256, 512, 1024, 4096] == [*sizes[:3], windows_per_step(some, config) * config.max_len]
+    assert windows_per_step(some.with_({"batch.tokens": 2048}), config, n_tokens=24_000) == 8
+    assert windows_per_step(some, config, 4, n_tokens=24_000) == 4, "a window for each process"
+    assert windows_per_step(some.with_({"task": "mlm"}), config, n_tokens=24_000) == 16
 
 
 def test_train_and_plan_say_how_often_the_data_is_gone_through(tiny: Tiny, noise: Path) -> None:
@@ -159,7 +199,6 @@ def test_train_and_plan_say_how_often_the_data_is_gone_through(tiny: Tiny, noise
     expected = plan(often)
     assert said == f"data: {expected.says_passes}" and expected.says_passes in str(expected)
     passes = run.ledger["cost"]["epochs"]
-    assert f"gone through {passes:.2g} times" in said and "--epochs 4" in said and "--model.weights" in said
-    assert load_model(run.model_folder).config.dropout == AGAIN["lm"]["model.dropout"]
-    assert "by rule" in said and "model.dropout 0.2" in said
+    assert f"gone through {passes:.2g} times" in said and "--epochs 8" in said and "--model.weights" in said
+    assert "tokens with 35,104 parameters" in said and said.endswith("by rule --optim.weight-decay 1")
     assert "memorises" not in plan(tiny(data__source=str(noise), steps=2, batch__tokens=64)).says_passes

@@ -28,6 +28,7 @@ from transom.data.sources import Source
 from transom.data.split import HELD_OUT, TRAIN, Piece, Split, split
 from transom.data.tokenizer import Ids, Tokenizer, tokenizer_named, train_tokenizer
 from transom.data.tokens import TokenFile, TokenWriter, disk_faults_named, sync_folder, synced
+from transom.data.vocabulary import bpe_size
 from transom.data.words import n_cores
 from transom.errors import Refused
 
@@ -60,7 +61,7 @@ def prepare(
     *,
     folder: Path,
     tokenizer: str | Path | Tokenizer = "bpe",
-    vocab_size: int = 4096,
+    vocab_size: int | None = None,
     val_fraction: float = 0.05,
     frame: str = "",
     expected_hash: str | None = None,
@@ -68,7 +69,8 @@ def prepare(
 ) -> Corpus:
     """Make `source` ready to train on, below `folder`, or find it there from before.
 
-    `tokenizer` is bpe, bytes, chars, a folder that holds one, or a Tokenizer. `frame` is that of a tokenizer
+    `tokenizer` is bpe, bytes, chars, a folder that holds one, or a Tokenizer. `vocab_size` is that of bpe, by
+    the size of the text where it is None. `frame` is that of a tokenizer
     made here (see train_tokenizer); a given one without a mask gets one for the frame `text`. With
     `expected_hash` the data must still be what it was: Refused when it has changed. Two processes may call
     this at once: one works, the other waits.
@@ -140,7 +142,7 @@ def _made(
     halves = split(facts, settings["val_fraction"])
     if tokenizer is None:
         sample = _sample(source, facts, halves, settings["tokenizer"], on_progress)
-        kind, size = settings["tokenizer"], settings["vocab_size"] or 0
+        kind, size = settings["tokenizer"], settings["vocab_size"] or bpe_size(facts.report.n_bytes)
         tokenizer = train_tokenizer(kind, sample, size, frame=settings.get("frame", ""))
     temporary = home.with_name(f".tmp-{home.name}")
     shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed; we hold the lock

@@ -31,6 +31,7 @@ from transom.data.read_examples import (
     split_pairs,
 )
 from transom.data.tokenizer import Tokenizer, tokenizer_named, train_tokenizer
+from transom.data.vocabulary import bpe_size
 from transom.errors import Refused
 
 Mask = npt.NDArray[np.bool_]
@@ -75,7 +76,7 @@ def prepare_pairs(
     validation: PairSource | None = None,
     *,
     tokenizer: str | Path | Tokenizer | None = None,
-    vocab_size: int = 4096,
+    vocab_size: int | None = None,
     val_fraction: float = 0.05,
     max_len: int | None = None,
     frame: str = "target",
@@ -113,7 +114,7 @@ def prepare_labelled(
     validation: LabelledSource | None = None,
     *,
     tokenizer: str | Path | Tokenizer | None = None,
-    vocab_size: int = 4096,
+    vocab_size: int | None = None,
     val_fraction: float = 0.05,
     max_len: int | None = None,
     frame: str = "text",
@@ -161,11 +162,13 @@ def _chosen(examples: list[Example], mask: Mask) -> list[Example]:
 # Tokens
 
 
-def _tokenizer(spec: str | Path | Tokenizer, texts: Iterable[str], vocab_size: int, frame: str) -> Tokenizer:
+def _tokenizer(
+    spec: str | Path | Tokenizer, texts: Iterable[str], vocab_size: int | None, frame: str
+) -> Tokenizer:
     """The tokenizer that is named, or made from the texts; for targets it always writes an end."""
     known = tokenizer_named(spec, ends=frame == "target")
     if known is None:
-        return train_tokenizer(str(spec), _sample(texts, str(spec)), vocab_size, frame=frame)
+        return train_tokenizer(str(spec), _sample(texts, str(spec)), vocab_size or bpe_size(), frame=frame)
     return known.framed_as(frame) if frame == "target" and not known.frame[1] else known
 
 

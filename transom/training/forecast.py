@@ -22,7 +22,7 @@ from ..model.initialize import is_matrix
 from ..model.losses import RUN_BYTES
 from ..settings import TrainSettings
 from . import memory
-from .architecture import enough, for_passes, longest_row, optimizer
+from .architecture import ENOUGH, against_memorising, longest_row, memorises, optimizer
 from .budget import Budget
 from .folder import RunFolder
 from .micro_batch import MicroBatch, find_micro_batch
@@ -67,9 +67,9 @@ class Forecast:
     reason: str
     """How dtype, speed and energy were come by."""
     enough: float | None = None
-    """Passes after which a model from nothing memorises."""
-    by_rule: dict[str, Any] = field(default_factory=dict)
-    """The settings that follow from `passes`, by dotted name."""
+    """Passes after which a model from nothing memorises so little data, where the run makes more."""
+    by_rule: dict[str, float] = field(default_factory=dict)
+    """The settings that follow from that, by dotted name."""
 
     @property
     def memory_bytes(self) -> int:
@@ -87,17 +87,17 @@ class Forecast:
 
     @property
     def says_passes(self) -> str:
-        """How often the run goes through the data, what that means, and what follows from it."""
+        """How often the run goes through the data, and what that means."""
         words = f"gone through {self.passes:,.2g} times"
-        if self.enough is not None and self.passes > self.enough:
-            words += (
-                f"; a model from nothing memorises after some {self.enough:g}: more text, given weights "
-                f"(--model.weights) or a shorter run (--epochs {self.enough:g}) may do better"
-            )
-        if self.by_rule:
-            chosen = (f"{name} {value:g}" for name, value in self.by_rule.items())
-            words += f"; by rule, since nobody said otherwise: {', '.join(chosen)}"
-        return words
+        if self.enough is None:
+            return words
+        tokens = f"{self.tokens / self.passes:,.0f} tokens with {self.parameters:,} parameters"
+        words += (
+            f", {tokens}: a model from nothing memorises so little after some {self.enough:g}; more data, "
+            f"given weights (--model.weights) or a shorter run (--epochs {self.enough:g}) may do better"
+        )
+        rules = [f"--{name.replace('_', '-')} {value:g}" for name, value in self.by_rule.items()]
+        return f"{words}; by rule {', '.join(rules)}" if rules else words
 
     def __str__(self) -> str:
         mb = {name: size / 1e6 for name, size in self.to_dict().items() if name.endswith("_bytes")}
@@ -187,9 +187,7 @@ def expect(
     world: World,
     base_bytes: int = 0,
 ) -> tuple[TrainSettings, Budget, Forecast]:
-    """The forecast of a run, with what follows by rule from how often it goes through its data: the settings
-    with that, and the bound of the run.
-    """
+    """The forecast of a run: its settings, with what follows where it memorises, its bound, what it takes."""
 
     def foreseen() -> tuple[Budget, Forecast]:
         budget = Budget.of(settings, feed.tokens_per_step, feed.steps_per_epoch)
@@ -198,11 +196,12 @@ def expect(
         )
 
     budget, expected = foreseen()
-    by_rule = world.first(lambda: for_passes(settings, expected.passes))  # the same on all ranks
+    by_rule = world.first(lambda: against_memorising(settings) if expected.enough else {})
     if by_rule:
         settings = settings.with_(by_rule)
         budget, expected = foreseen()
-    return settings, budget, replace(expected, by_rule=by_rule)
+        expected = replace(expected, by_rule=by_rule)
+    return settings, budget, expected
 
 
 def forecast(
@@ -239,6 +238,7 @@ def forecast(
         seconds = budget.time
         steps = max(1, int(seconds * (1 - OVERHEAD_SHARE) * speed / tokens_per_step))
     watts, how = hardware.watts()
+    passes = steps / feed.steps_per_epoch
     return Forecast(
         parameters=model.n_parameters,
         base_bytes=0 if hardware.device.startswith("cuda") else base_bytes,
@@ -252,14 +252,16 @@ def forecast(
         micro_windows=micro.windows,
         steps=steps,
         tokens=steps * tokens_per_step,
-        passes=steps / feed.steps_per_epoch,
+        passes=passes,
         tokens_per_second=speed,
         seconds=seconds,
         flops=steps * tokens_per_step * flops_per_token,
         watt_hours=watts * seconds / 3600,
         measured=micro.seconds_per_window is not None,
         reason=f"{choice.reason}; energy: {watts:.0f} W, {how}",
-        enough=None if settings.model.weights else enough(settings.task),
+        enough=ENOUGH[settings.task]
+        if memorises(settings, model.n_parameters, feed.steps_per_epoch * tokens_per_step, passes)
+        else None,
     )
 
 

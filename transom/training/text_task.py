@@ -55,7 +55,7 @@ def text_task(settings: TrainSettings, folder: RunFolder, world: World, report: 
     both = [
         Masking(windows, tokenizer, settings.seed) if masked else windows for windows in (learned, held_out)
     ]
-    n_windows = windows_per_step(settings, config, world.size)
+    n_windows = windows_per_step(settings, config, world.size, corpus.train.n_tokens)
     prompt = opening(corpus.held_out, tokenizer) if settings.prompt is None else settings.prompt
     writes = partial(fill if masked else sample, tokenizer=tokenizer, prompt=prompt, seed=settings.seed)
     shown = f"{prompt}{ARROW}" if masked else prompt
