@@ -20,7 +20,7 @@ def rates(run: Any) -> list[float]:
     return [event["lr"] for event in run.metrics if event["event"] == "step"]
 
 
-SHORT = {"eval_every": 1000, "optim__warmup_steps": 1, "model__dropout": 0.1}
+SHORT = {"eval_every": 1000, "optim__warmup_steps": 1, "model__dropout": 0.1, "optim__weight_decay": 0.1}
 """Ten steps, of which one is a warm-up and the last four a cool-down."""
 
 

@@ -153,8 +153,8 @@ def test_words_of_kept_weights() -> None:
 
 def test_what_is_memorised() -> None:
     some = load(TrainSettings, {"task": "lm"})
-    assert memorises(some, 2_000_000, 30_000, ENOUGH + 0.1)
-    assert not memorises(some, 2_000_000, 30_000, ENOUGH), "so often is nearly as good as new text"
+    assert memorises(some, 2_000_000, 30_000, ENOUGH["lm"] + 0.1)
+    assert not memorises(some, 2_000_000, 30_000, ENOUGH["lm"]), "so often is nearly as good as new text"
     assert not memorises(some, 2_000_000, 3_000_000, 30), "more tokens than it could hold"
     assert not memorises(some.with_({"model.weights": "x"}), 2_000_000, 30_000, 30)
     assert not memorises(some.with_({"task": "classify"}), 2_000_000, 30_000, 30), "not measured"
@@ -162,17 +162,17 @@ def test_what_is_memorised() -> None:
 
 def test_what_was_asked_for_stands_before_the_rule() -> None:
     some = load(TrainSettings, {"task": "lm"})
-    assert against_memorising(some) == {**AGAINST, "epochs": MOST_PASSES}
-    assert against_memorising(some.with_({"budget": 60})) == AGAINST
+    assert against_memorising(some) == {**AGAINST["lm"], "epochs": MOST_PASSES["lm"]}
+    assert against_memorising(some.with_({"budget": 60})) == AGAINST["lm"]
     assert against_memorising(some.with_({"budget": 60, "optim.weight_decay": 0.1})) == {}
 
 
 def test_nobody_having_said_how_long_a_run_ends_before_it_memorises(tiny: Tiny, noise: Path) -> None:
     limited = tiny(task="lm", data__source=str(noise), batch__tokens=64, save_every=5).given()
     run = train(load(TrainSettings, {name: limited[name] for name in limited if name not in LIMITS}))
-    assert run.ledger["cost"]["epochs"] == pytest.approx(MOST_PASSES, rel=0.05)
+    assert run.ledger["cost"]["epochs"] == pytest.approx(MOST_PASSES["lm"], rel=0.05)
     kept_settings = load(TrainSettings, file=run.folder / "settings.toml")
-    assert (kept_settings.epochs, kept_settings.optim.weight_decay) == (MOST_PASSES, 1.0)
+    assert (kept_settings.epochs, kept_settings.optim.weight_decay) == (MOST_PASSES["lm"], 1.0)
     # A resume, which says nothing of it either, goes by what the run was begun with.
     shutil.rmtree(run.folder / "checkpoints" / f"step-{run.step:06d}")
     (run.folder / "metrics.jsonl").write_text("")

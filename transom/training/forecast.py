@@ -22,7 +22,7 @@ from ..model.initialize import is_matrix
 from ..model.losses import RUN_BYTES
 from ..settings import TrainSettings
 from . import memory
-from .architecture import ENOUGH, against_memorising, longest_row, memorises, optimizer
+from .architecture import ENOUGH, MOST_PASSES, against_memorising, longest_row, memorises, optimizer
 from .budget import Budget
 from .folder import RunFolder
 from .micro_batch import MicroBatch, find_micro_batch
@@ -68,6 +68,8 @@ class Forecast:
     """How dtype, speed and energy were come by."""
     enough: float | None = None
     """Passes after which a model from nothing memorises so little data, where the run makes more."""
+    most: float | None = None
+    """Passes of a shorter run that would do better, where this one makes more."""
     by_rule: dict[str, float] = field(default_factory=dict)
     """The settings that follow from that, by dotted name."""
 
@@ -92,9 +94,10 @@ class Forecast:
         if self.enough is None:
             return words
         tokens = f"{self.tokens / self.passes:,.0f} tokens with {self.parameters:,} parameters"
+        shorter = f" or a shorter run (--epochs {self.most:g})" if self.most else ""
         words += (
             f", {tokens}: a model from nothing memorises so little after some {self.enough:g}; more data, "
-            f"given weights (--model.weights) or a shorter run (--epochs {self.enough:g}) may do better"
+            f"given weights (--model.weights){shorter} may do better"
         )
         rules = [f"--{name.replace('_', '-')} {value:g}" for name, value in self.by_rule.items()]
         return f"{words}; by rule {', '.join(rules)}" if rules else words
@@ -239,6 +242,10 @@ def forecast(
         steps = max(1, int(seconds * (1 - OVERHEAD_SHARE) * speed / tokens_per_step))
     watts, how = hardware.watts()
     passes = steps / feed.steps_per_epoch
+    n_tokens, enough, most = feed.steps_per_epoch * tokens_per_step, None, None
+    if memorises(settings, model.n_parameters, n_tokens, passes):
+        enough = ENOUGH[settings.task]
+        most = MOST_PASSES.get(settings.task, enough)
     return Forecast(
         parameters=model.n_parameters,
         base_bytes=0 if hardware.device.startswith("cuda") else base_bytes,
@@ -259,9 +266,8 @@ def forecast(
         watt_hours=watts * seconds / 3600,
         measured=micro.seconds_per_window is not None,
         reason=f"{choice.reason}; energy: {watts:.0f} W, {how}",
-        enough=ENOUGH[settings.task]
-        if memorises(settings, model.n_parameters, feed.steps_per_epoch * tokens_per_step, passes)
-        else None,
+        enough=enough,
+        most=most if most is not None and passes > most else None,
     )
 
 
