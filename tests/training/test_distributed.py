@@ -158,7 +158,7 @@ def test_a_restart_resumes_and_ends_with_the_same_bits(tiny: Tiny, tmp_path: Pat
     done, _ = torchrun(settings, restarts=1, fault="SIGKILL", at=5, once=True)
     restarted = result(done)
     assert restarted["weights_sha256"] == whole["weights_sha256"]
-    assert [e["step"] for e in restarted["events"] if e["event"] == "resume"] == [4]
+    assert [e["step"] for e in restarted["events"] if e["event"] == "resume"] == [5]
 
 
 @pytest.mark.slow
