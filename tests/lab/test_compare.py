@@ -99,7 +99,7 @@ def test_experts_match_by_all_or_by_active_parameters(small_model: Any) -> None:
 
 
 def test_a_size_that_no_width_has_is_refused(small_model: Any) -> None:
-    with pytest.raises(Refused, match="lstm: no width gives 20 parameters.*larger model.dim"):
+    with pytest.raises(Refused, match="lstm: no width gives 20 parameters.*larger --model.dim"):
         equal_width(lambda dim: small_model("lstm", dim), 20, "lstm")
 
 
