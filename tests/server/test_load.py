@@ -20,6 +20,8 @@ from tests.server.test_drain import process
 from transom.server.body import parse
 from transom.server_settings import LimitSettings
 
+pytestmark = pytest.mark.alone
+
 PROMPTS = ["The crow", "One two", "and the fox", "'Cheese'", "three four", "naïve", "世界", "said he"]
 
 
@@ -91,8 +93,6 @@ def test_a_crowd_is_answered_or_told_to_come_again(folders: dict[str, Path]):
 
 PROBE = """
 import http.client, json, select, sys, time
-
-pytestmark = pytest.mark.alone
 wire, times = http.client.HTTPConnection(sys.argv[1], timeout=60), []
 while not select.select([sys.stdin], [], [], 0.02)[0]:
     began = time.perf_counter()
