@@ -21,7 +21,7 @@ from transom.data.check import check
 from transom.data.documents import MARKER, divided
 from transom.data.findings import Findings
 from transom.data.labelled import open_labelled
-from transom.data.lines import texts_of
+from transom.data.lines import rows_to_answer
 from transom.data.pairs import open_pairs
 from transom.data.prepare_examples import prepare_labelled
 from transom.data.rows import rows_of
@@ -38,6 +38,10 @@ def labelled(path: Path, **options: str) -> list[tuple[str, str]]:
 
 def texts(path: Path, field: str | None = None) -> list[str]:
     return [document.text() for document in open_source(path, field=field).documents()]
+
+
+def texts_of(path: Path | None, field: str | None = None) -> list[str]:
+    return [text for _, text in rows_to_answer(path, field)]
 
 
 def refusal(call: Callable[[], object]) -> str:

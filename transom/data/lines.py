@@ -27,23 +27,17 @@ from transom.errors import Refused
 from transom.output import writable, write_whole
 
 STANDARD_INPUT = "standard input"
-
-
 WRITTEN = (*TABLES, ".jsonl")
 """Files that answers are written to, by their extension."""
 Row = dict[str, Any]
 
 
-def texts_of(path: Path | None, field: str | None = None) -> list[str]:
-    """The lines of a text file or, without one, of standard input; of a table or records, one field.
+def rows_to_answer(path: Path | None, field: str | None = None) -> list[tuple[Row, str]]:
+    """The lines of a text file or, without one, of standard input; of a table or records, one field: each
+    text after the row that holds it. A line is a row that has nothing but its text.
 
     Raises Refused, with the line, for what cannot be read, and where there is no text at all.
     """
-    return [text for _, text in rows_to_answer(path, field)]
-
-
-def rows_to_answer(path: Path | None, field: str | None = None) -> list[tuple[Row, str]]:
-    """The same texts, each after the row that holds it; a line is a row that has nothing but its text."""
     findings = Findings(settable=False)
     if path is None:
         name = STANDARD_INPUT

@@ -33,7 +33,7 @@ def attention(view: Numbers, texts: Sequence[str], keys: Sequence[str] | None = 
     name = f"Layer {view['layer']}, head {view['head']}"
     said = f"{name}: {quoted(texts[query])} gives {quoted((keys or texts)[key])} {row[key]:.2f} of its weight"
     texts, keys = [visible(text) for text in texts], keys and [visible(key) for key in keys]
-    note = f"Checked: these weights give the kernel's own output to {_tiny(view['error'])}."
+    note = checked(view["error"])
     note += "" if keys is None else " A row is a token that looks, a column what it looks at."
     whole = np.atleast_2d(weights)
     rows = [texts[query]] if weights.ndim == 1 else texts
@@ -87,7 +87,7 @@ def layer_of_heads(view: Numbers) -> Picture:
     )
     text = bars([f"head {h}" for h in range(len(maps))], [float(one.max()) for one in maps],
                 [f"largest weight {one.max():.2f}" for one in maps])  # fmt: skip
-    note = f"Checked: these weights give the kernel's own output to {_tiny(view['error'])}."
+    note = checked(view["error"])
     return Picture(f"Layer {view['layer']}, all heads", body, text, view["caveat"], note)
 
 
@@ -189,5 +189,11 @@ def _largest(view: Numbers) -> list[str]:
     return lines
 
 
-def _tiny(value: float) -> str:
+def checked(error: float) -> str:
+    """That a map is the kernel's own, and how nearly."""
+    return f"Checked: these weights give the kernel's own output to {tiny(error)}."
+
+
+def tiny(value: float) -> str:
+    """6e-7, as people write it."""
     return f"{value:.0e}".replace("e-0", "e-")

@@ -21,6 +21,7 @@ from torch import Tensor
 from transom.errors import Refused
 from transom.inference.sampling import SamplingParams
 from transom.insight.ablation import Ablation
+from transom.insight.attention_figures import checked, tiny
 from transom.insight.attribution import attribute
 from transom.insight.gradients import gradient_flow
 from transom.insight.html import readable
@@ -164,7 +165,7 @@ def agreement(told: Told, found: Surprise) -> dict[str, Any]:
         return {"drift": None, "agrees": None, "limit": AGREES, "text": text}
     agrees = drift <= AGREES
     if agrees:
-        text = f"It agrees: {what} {_tiny(max(drift, 1e-9))} nats (limit {AGREES})."
+        text = f"It agrees: {what} {tiny(max(drift, 1e-9))} nats (limit {AGREES})."
     else:
         text = (f"It differs from what was served by up to {drift:.2g} nats (limit {AGREES}): what is below"
                 " is true of this replay, not of the answer as it was written.")  # fmt: skip
@@ -233,13 +234,8 @@ def attention_view(told: Told) -> dict[str, Any]:
     return {
         "layer": layer, "head": asked.head, "kind": kind, "rows": rows, "sink": keys, "error": found.error,
         "caveat": found.caveat,
-        "check": f"Checked: these weights give the kernel's own output to {_tiny(found.error)}.",
+        "check": checked(found.error),
     }  # fmt: skip
-
-
-def _tiny(value: float) -> str:
-    """6e-07 as people write it."""
-    return f"{value:.0e}".replace("e-0", "e-")
 
 
 def _row(best: Any, i: int) -> tuple[list[int], list[float]]:
