@@ -26,7 +26,7 @@ from .settings import GenerateSettings, TrainSettings, load
 if TYPE_CHECKING:
     from .chat.conversation import Conversation
     from .inference.classifier import Classification
-    from .insight.essentials import Look
+    from .insight.overview import Overview
     from .training.run import Run
 
 EXAMINED = ("translate", "classify")  # tasks whose models are scored at once, beside cheap baselines
@@ -437,7 +437,7 @@ def look(
     device: str | None = None,
     json: Json = False,
 ) -> None:
-    """Look inside.
+    """Overview inside.
 
     Parameters
     ----------
@@ -630,7 +630,7 @@ def bench(*, flags: Flags = TrainSettings(), config: Config = None, json: Json =
 
 
 def doctor(*, device: str = "auto", json: Json = False) -> int:
-    """Look at this machine.
+    """Overview at this machine.
 
     Parameters
     ----------
@@ -657,7 +657,7 @@ class Answer(Protocol):
 class Looked:
     """A look inside; what a terminal shows of it cannot steer the terminal."""
 
-    def __init__(self, look: Look, whole: bool) -> None:
+    def __init__(self, look: Overview, whole: bool) -> None:
         self.look, self.whole = look, whole
 
     def __str__(self) -> str:

@@ -65,7 +65,7 @@ def served_and_replayed(folder: Path, n_answers: int, n_tokens: int, beside: int
         for i in range(-(-n_answers // len(THINGS)))
         for thing in THINGS
     ][:n_answers]
-    prompts = [loaded.tokenizer.backend.encode(question).ids for question in questions]
+    prompts = [loaded.tokenizer.backend.encode(metric).ids for metric in questions]
     worst = 0.0
     for start in range(0, n_answers, beside + 1):
         some = prompts[start : start + beside + 1]

@@ -274,7 +274,7 @@ def test_a_point_that_cannot_be_had_is_refused_with_the_reason() -> None:
     net, tokens = model(), ids()
     with transom.look(net, layers=[1]) as seen:
         net(tokens)
-    for ask, reason in (
+    for answer_score, reason in (
         (lambda: seen.attention(0), "no self attention was seen in layer 0"),
         (lambda: seen.attention(1, head=4), "4 heads"),
         (lambda: seen.attention(1, row=13), "13 rows"),
@@ -284,17 +284,17 @@ def test_a_point_that_cannot_be_had_is_refused_with_the_reason() -> None:
         (lambda: seen.heads().figure("entropi"), "did you mean 'entropy'"),
     ):
         with pytest.raises(Refused, match=reason):
-            ask()
+            answer_score()
     with transom.look(net, keep=("router", "states", "attention")) as seen:
         pass
-    for ask, reason in (
+    for answer_score, reason in (
         (lambda: seen.attention(0), "no attention was seen"),
         (lambda: seen.router(0), "no router"),
         (lambda: seen.states(0), "it is none"),
         (lambda: seen.tokens, "no ids were read"),
     ):
         with pytest.raises(Refused, match=reason):
-            ask()
+            answer_score()
     with transom.look(net) as seen:
         net(tokens)
         net(tokens[:, :4])

@@ -23,16 +23,16 @@ from transom.errors import Refused
 from transom.insight import attention_figures, figures
 from transom.insight.ablation import ablate
 from transom.insight.attribution import attribute
-from transom.insight.essentials import essentials
 from transom.insight.gradients import gradient_flow, token_gradients
 from transom.insight.html import Markup, Picture, document, readable, tag, visible
 from transom.insight.lens import logit_lens
 from transom.insight.look import look
+from transom.insight.overview import overview
 from transom.insight.reading import WORDS
 from transom.insight.routing import routing
-from transom.insight.surprise import surprise
 from transom.insight.svg import arcs, curves, heat, panes, png, shrunk
 from transom.insight.text import bar, bars, spark
+from transom.insight.token_probabilities import token_probabilities
 from transom.model.build import build
 from transom.model.config import Experts, ModelConfig
 
@@ -204,7 +204,7 @@ def test_a_text_is_seen_from_every_side_that_its_model_has(kind: str, tokenizer:
     more, titles = KINDS[kind]
     model = small(tokenizer, **more)
     tokens = tokenizer.encode("So <script>alert(1)</script> & naïve")
-    found = essentials(model, tokens, tokenizer, title="Inside <b>x</b>").save(tmp_path / "look.html")
+    found = overview(model, tokens, tokenizer, title="Inside <b>x</b>").save(tmp_path / "look.html")
     page = (tmp_path / "look.html").read_text(encoding="utf-8")
     parts = is_harmless(page)
     for title in titles:
@@ -221,7 +221,7 @@ def test_a_text_is_seen_from_every_side_that_its_model_has(kind: str, tokenizer:
 
 def test_a_screen_of_a_large_model_fits_a_screen_and_the_rest_is_asked_for(tokenizer: Any):
     model = small(tokenizer, n_layers=30, n_heads=9, n_kv_heads=3)
-    found = essentials(model, tokenizer.encode("A cat ate"), tokenizer)
+    found = overview(model, tokenizer.encode("A cat ate"), tokenizer)
     screen, whole = str(found).splitlines(), found.whole()
     assert len(screen) <= 45 and max(map(len, screen)) <= 110
     assert "█" not in "".join(line for line in screen if "░" in line)  # no boxes without words
@@ -231,7 +231,7 @@ def test_a_screen_of_a_large_model_fits_a_screen_and_the_rest_is_asked_for(token
 def test_the_token_that_the_text_helped_most_is_explained_exactly(tokenizer: Any):
     model = small(tokenizer)
     tokens = tokenizer.encode("So <b> & naïve")
-    found = essentials(model, tokens, tokenizer)
+    found = overview(model, tokens, tokenizer)
     view = next(view for view in found.to_dict()["views"] if view["view"] == "Attribution")
 
     def p(read: list[int], said: int) -> float:
@@ -254,7 +254,7 @@ def test_a_translation_is_put_down_to_its_source_and_says_which_attention_is_mea
         for weight in model.parameters():
             weight.mul_(2.0)  # far from uniform, so that the source matters
     source, written = tokenizer.encode("le chat"), tokenizer.encode("the cat")
-    found = essentials(model, written, tokenizer, source=source)
+    found = overview(model, written, tokenizer, source=source)
     titles = [picture.title for picture in found.pictures]
     for where in ("from what is written to the source", "within what is written", "within the source"):
         assert f"All 8 heads, {where}" in titles
@@ -293,14 +293,14 @@ def test_every_word_of_a_page_is_in_the_glossary():
 
 def test_what_cannot_be_had_stands_there_with_the_reason(tokenizer: Any):
     model = small(tokenizer)
-    found = essentials(model, [5], tokenizer)  # one token: there is nothing before it to take away
+    found = overview(model, [5], tokenizer)  # one token: there is nothing before it to take away
     titles = [picture.title for picture in found.pictures]
     assert "All 8 heads" in titles and not any("likely" in title or "hangs" in title for title in titles)
-    wrong = essentials(model, [5] * 200, tokenizer)  # more than it reads
+    wrong = overview(model, [5] * 200, tokenizer)  # more than it reads
     reasons = [picture.text for picture in wrong.pictures if picture.note == "Not shown."]
     assert reasons and all("not shown: " in reason and "128" in reason for reason in reasons)
     with pytest.raises(Refused, match="no tokens"):
-        essentials(model, [], tokenizer)
+        overview(model, [], tokenizer)
 
 
 def test_bytes_of_a_character_and_control_tokens_are_named(tokenizer: Any):
@@ -312,7 +312,7 @@ def test_bytes_of_a_character_and_control_tokens_are_named(tokenizer: Any):
 
 def test_a_picture_shows_itself_in_a_notebook_without_script():
     view = {"tokens": [0, 1], "logprob": [-0.5], "rank": [0], "entropy": [1.0], "caveat": "c"}
-    picture = figures.surprise(view, ["<b>", "<script>x</script>"])
+    picture = figures.token_probabilities(view, ["<b>", "<script>x</script>"])
     bundle = picture._repr_mimebundle_()
     parts = is_harmless(bundle["text/html"])
     assert "<script>x</script>" in parts.text and "60.7%" in parts.text
@@ -337,7 +337,7 @@ def test_every_view_shows_itself_in_a_notebook_without_script(tokenizer: Any):
     routed = small(tokenizer, **KINDS["experts"][0])
     views = [
         seen.attention(1), seen.attention(1, 2), seen.attention(1, 2, 5), seen.attention(1, row=5),
-        seen.heads(), surprise(model, tokens), logit_lens(model, tokens), attribute(model, tokens),
+        seen.heads(), token_probabilities(model, tokens), logit_lens(model, tokens), attribute(model, tokens),
         token_gradients(model, tokens), gradient_flow(model, tokens), ablate(model, tokens),
         routing(routed, tokens),
     ]  # fmt: skip
@@ -345,5 +345,5 @@ def test_every_view_shows_itself_in_a_notebook_without_script(tokenizer: Any):
         bundle = view._repr_mimebundle_()
         is_harmless(bundle["text/html"])
         assert len(bundle["text/html"]) < 200_000 and "keep in mind" in bundle["text/plain"]
-    named = surprise(model, tokens).picture(tokenizer)
+    named = token_probabilities(model, tokens).picture(tokenizer)
     assert "p" in Parts(named.body).text and named.save

@@ -17,15 +17,15 @@ from scipy.stats import spearmanr
 
 from transom.errors import Refused
 from transom.insight.ablation import ablate
-from transom.insight.anatomy import Edit, anatomy, edited
+from transom.insight.anatomy import Edit, edited, model_parts
+from transom.insight.answer_score import AnswerScore, answer_score, logits_at
 from transom.insight.attribution import GRADED, METHODS, attribute, grade, leave_one_out, spearman
 from transom.insight.figures import attribution
 from transom.insight.gradients import chain_rule, distance_curve, gradient_flow, slope_of, token_gradients
 from transom.insight.lens import logit_lens
 from transom.insight.patching import patch
-from transom.insight.question import Question, ask, logits_at
 from transom.insight.routing import routing
-from transom.insight.surprise import surprise
+from transom.insight.token_probabilities import token_probabilities
 from transom.model.build import build
 from transom.model.config import Experts, ModelConfig
 
@@ -64,7 +64,7 @@ def logprobs(model: Any, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def test_surprise_is_what_the_plain_pass_gives(model: Any) -> None:
-    found = surprise(model, TOKENS, top=3)
+    found = token_probabilities(model, TOKENS, top=3)
     logs = logprobs(model, TOKENS)[:-1]
     own = logs.gather(-1, TOKENS[1:, None])[:, 0]
     torch.testing.assert_close(found.logprob, own, atol=1e-6, rtol=1e-6)
@@ -80,25 +80,25 @@ def test_surprise_reads_a_long_text_in_parts() -> None:
     model = model_of(max_len=700)
     tokens = torch.randint(40, (600,), generator=torch.Generator().manual_seed(0))
     own = logprobs(model, tokens)[:-1].gather(-1, tokens[1:, None])[:, 0]
-    torch.testing.assert_close(surprise(model, tokens).logprob, own, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(token_probabilities(model, tokens).logprob, own, atol=1e-5, rtol=1e-5)
 
 
 def test_a_question_scores_an_answer_of_several_tokens_and_a_choice(model: Any) -> None:
     logs = logprobs(model, TOKENS)
-    asked = ask(model, TOKENS, answer=3)
+    asked = answer_score(model, TOKENS, answer=3)
     by_hand = sum(logs[p - 1, TOKENS[p]] for p in (7, 8, 9))
     with torch.no_grad():
         assert float(asked.of(model)) == pytest.approx(float(by_hand), abs=1e-5)
-        choice = ask(model, TOKENS, target=7, foil=8, at=4)
+        choice = answer_score(model, TOKENS, target=7, foil=8, at=4)
         assert float(choice.of(model)) == pytest.approx(float(logs[4, 7] - logs[4, 8]), abs=1e-5)
-    assert ask(model, TOKENS).wanted == ((9, int(logs[-1].argmax())),)
+    assert answer_score(model, TOKENS).targets == ((9, int(logs[-1].argmax())),)
 
 
 @given(st.lists(st.integers(0, 30), min_size=2, max_size=12), st.data())
 def test_without_keeps_the_order_and_moves_the_question(ids: list[int], data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(ids) - 1))
     gone = data.draw(st.sets(st.integers(0, len(ids) - 1).filter(lambda p: p != at)))
-    shorter = Question(tuple(ids), ((at, 5),)).without(sorted(gone))
+    shorter = AnswerScore(tuple(ids), ((at, 5),)).without(sorted(gone))
     assert list(shorter.tokens) == [t for p, t in enumerate(ids) if p not in gone]
     assert shorter.tokens[shorter.positions[0]] == ids[at]
 
@@ -259,12 +259,12 @@ def test_nothing_is_left_behind_and_another_thread_is_left_alone() -> None:
 
 
 def test_leave_one_out_is_a_run_without_it_bit_for_bit(model: Any) -> None:
-    asked = ask(model, TOKENS, target=7)
+    asked = answer_score(model, TOKENS, target=7)
     found = leave_one_out(model, asked, [(2,), (4, 5)])
     for unit, score in zip([(2,), (4, 5)], found.tolist(), strict=True):
         left = tuple(t for p, t in enumerate(TOKENS.tolist()) if p not in unit)
         with torch.no_grad():
-            shorter = Question(left, ((len(left) - 1, 7),)).of(model)
+            shorter = AnswerScore(left, ((len(left) - 1, 7),)).of(model)
             assert score == float(asked.of(model) - shorter)
         by_hand = logprobs(model, TOKENS)[-1, 7] - logprobs(model, torch.tensor(left))[-1, 7]
         assert score == pytest.approx(float(by_hand), abs=1e-5)
@@ -274,7 +274,7 @@ def test_leave_one_out_is_a_run_without_it_bit_for_bit(model: Any) -> None:
 def test_every_fast_attribution_carries_its_grade(model: Any, method: Any) -> None:
     """A norm has no sign, so it is graded by the size of what exact removal changes."""
     found = attribute(model, TOKENS, method=method)
-    exact = leave_one_out(model, ask(model, TOKENS), found.units)
+    exact = leave_one_out(model, answer_score(model, TOKENS), found.units)
     exact = exact.abs() if method == "gradient" else exact
     assert found.control is not None
     assert found.control.exact == pytest.approx(exact.tolist(), abs=1e-5)
@@ -302,7 +302,7 @@ def test_integrated_gradients_add_up_to_the_difference_to_average_tokens() -> No
     found = attribute(model, TOKENS, 7, method="integrated")
     average = model.embed.weight.mean(0).expand(1, len(TOKENS), -1)
     with torch.no_grad(), edited([Edit(model.embed, "out", lambda _: average)]):
-        nothing = float(ask(model, TOKENS, target=7).of(model))
+        nothing = float(answer_score(model, TOKENS, target=7).of(model))
     assert float(found.scores.sum()) == pytest.approx(found.value - nothing, rel=0.05)
 
 
@@ -347,12 +347,12 @@ def test_an_encoder_decoder_puts_its_answer_down_to_the_source(cell: Any) -> Non
     source, target = TOKENS, torch.tensor([1, 2, 3])
     found = attribute(model, target, source=source, method="gradient_x_input")
     assert found.tokens == tuple(source.tolist()) and len(found.units) == len(source)
-    assert len(surprise(model, target, source=source).logprob) == 2
+    assert len(token_probabilities(model, target, source=source).logprob) == 2
     if cell is None:
         assert len(ablate(model, target, source=source).units) == 8
         assert logit_lens(model, target, source=source).divergence.shape == (3, 3)
     with pytest.raises(Refused, match="source"):
-        surprise(model, target)
+        token_probabilities(model, target)
 
 
 def test_a_classifier_puts_its_class_down_to_words() -> None:
@@ -366,8 +366,9 @@ def test_a_classifier_puts_its_class_down_to_words() -> None:
 
 
 def test_every_view_becomes_json_and_says_what_it_does_not_show(model: Any) -> None:
-    views: list[Any] = [surprise(model, TOKENS), logit_lens(model, TOKENS), attribute(model, TOKENS),
-                        gradient_flow(model, TOKENS), token_gradients(model, TOKENS)]  # fmt: skip
+    views: list[Any] = [token_probabilities(model, TOKENS), logit_lens(model, TOKENS),
+                        attribute(model, TOKENS), gradient_flow(model, TOKENS),
+                        token_gradients(model, TOKENS)]  # fmt: skip
     if model.config.cell is None:
         views += [ablate(model, TOKENS), patch(model, TOKENS, TOKENS.flip(0))]
     for view in views:
@@ -376,14 +377,14 @@ def test_every_view_becomes_json_and_says_what_it_does_not_show(model: Any) -> N
 
 
 REFUSALS = [
-    (lambda m: surprise(m, [1]), "at least 2"),
-    (lambda m: surprise(m, torch.zeros(66, dtype=torch.int64)), "at most 64"),
-    (lambda m: ask(m, []), "no tokens"),
-    (lambda m: ask(m, TOKENS, at=10), "positions 0 to 9"),
-    (lambda m: ask(m, TOKENS, target=40), "scores 0 to 39"),
-    (lambda m: ask(m, TOKENS, answer=10), "last 0 to 9"),
-    (lambda m: ask(m, TOKENS, answer=2, foil=3), "leave out target and foil"),
-    (lambda m: ask(m, TOKENS, source=[1]), "only an encoder-decoder reads a source"),
+    (lambda m: token_probabilities(m, [1]), "at least 2"),
+    (lambda m: token_probabilities(m, torch.zeros(66, dtype=torch.int64)), "at most 64"),
+    (lambda m: answer_score(m, []), "no tokens"),
+    (lambda m: answer_score(m, TOKENS, at=10), "positions 0 to 9"),
+    (lambda m: answer_score(m, TOKENS, target=40), "scores 0 to 39"),
+    (lambda m: answer_score(m, TOKENS, answer=10), "last 0 to 9"),
+    (lambda m: answer_score(m, TOKENS, answer=2, foil=3), "leave out target and foil"),
+    (lambda m: answer_score(m, TOKENS, source=[1]), "only an encoder-decoder reads a source"),
     (lambda m: ablate(m, TOKENS, "head"), "did you mean 'heads'"),  # type: ignore[arg-type]
     (lambda m: ablate(m, TOKENS, "heads", "average"), "zero, mean, resample"),  # type: ignore[arg-type]
     (lambda m: ablate(m, TOKENS, "experts"), "routes nothing"),
@@ -398,7 +399,7 @@ REFUSALS = [
     (lambda m: attribute(m, TOKENS, units=[range(10)]), "nothing is left to ask about"),
     (lambda m: chain_rule(m, TOKENS, ["identity"]), "needs 4"),
     (lambda m: routing(m, TOKENS), "routes nothing"),
-    (lambda m: anatomy(torch.nn.Linear(2, 2)), "cannot be found"),
+    (lambda m: model_parts(torch.nn.Linear(2, 2)), "cannot be found"),
 ]  # fmt: skip
 
 
@@ -422,4 +423,4 @@ def test_a_model_that_embeds_has_no_probability_to_ask_for() -> None:
     with pytest.raises(Refused, match="no probability"):
         logits_at(model, TOKENS[None])
     with pytest.raises(Refused, match="encoder sees"):
-        surprise(model_of(kind="encoder"), TOKENS)
+        token_probabilities(model_of(kind="encoder"), TOKENS)

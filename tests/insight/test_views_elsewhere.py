@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from transom.insight.ablation import ablate
-from transom.insight.anatomy import anatomy
+from transom.insight.anatomy import model_parts
 from transom.insight.attribution import attribute
 from transom.insight.gradients import gradient_flow
 from transom.insight.lens import logit_lens
-from transom.insight.surprise import surprise
+from transom.insight.token_probabilities import token_probabilities
 
 TOKENS = torch.tensor([3, 1, 4, 1, 5, 9, 2, 6, 5, 3])
 
@@ -28,7 +28,7 @@ def test_plain_transformers_models_are_looked_into_too(family: str) -> None:
     with torch.no_grad():
         whole = model(TOKENS[None]).logits[0].double().log_softmax(-1)
     assert float(ablate(model, TOKENS, target=7).before) == pytest.approx(float(whole[-1, 7]), abs=1e-5)
-    out = anatomy(model).heads_out(1).weight
+    out = model_parts(model).heads_out(1).weight
     found = float(ablate(model, TOKENS, target=7, units=[(1, 2)]).change)
     with torch.no_grad():
         (out[16:24] if family == "GPT2" else out[:, 16:24]).zero_()
@@ -40,4 +40,4 @@ def test_plain_transformers_models_are_looked_into_too(family: str) -> None:
     if family != "Bert":
         lens = logit_lens(model, TOKENS)
         torch.testing.assert_close(lens.logprob[-1, :, 0], changed.max(-1).values, atol=1e-5, rtol=1e-5)
-        assert len(surprise(model, TOKENS).logprob) == 9
+        assert len(token_probabilities(model, TOKENS).logprob) == 9

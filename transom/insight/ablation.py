@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from ..errors import Refused, nearest
 from ..model.recurrent import Recurrent
-from .anatomy import Anatomy, Edit, anatomy, edited
-from .question import Question, ask, chunks
+from .anatomy import Edit, ModelParts, edited, model_parts
+from .answer_score import AnswerScore, answer_score, chunks
 from .view import View
 
 What = Literal["heads", "attention", "ffn", "layers", "experts"]
@@ -42,7 +42,7 @@ class Ablation(View):
     )
     what: str
     how: str
-    question: str
+    metric: str
     units: tuple[Unit, ...]
     before: float
     """log p(answer), in nats, of the whole model; with a foil log p(target) - log p(foil)."""
@@ -64,7 +64,7 @@ def ablate(
 ) -> Ablation:  # fmt: skip
     """Take away each of `units` in turn (by default all of their kind) and measure the answer.
 
-    `ask` explains how the question is put. Of an encoder-decoder the parts are those of its decoder.
+    `answer_score` explains what is measured. Of an encoder-decoder the parts are those of its decoder.
     Raises `Refused`, also for experts replaced by anything but zero: what an expert would have said to a
     token that does not go through it is never computed.
     """
@@ -74,27 +74,27 @@ def ablate(
     if what == "experts" and how != "zero":
         raise Refused(f"experts can only be taken away (zero), not {how}: what one would have said to a "
                       "token that does not go through it is never computed")  # fmt: skip
-    parts = anatomy(model)
-    question = ask(model, tokens, target=target, foil=foil, at=at, answer=answer, source=source)
+    parts = model_parts(model)
+    metric = answer_score(model, tokens, target=target, foil=foil, at=at, answer=answer, source=source)
     every = all_units(parts, what)
     chosen = every if units is None else [_known(tuple(unit), every, what) for unit in units]
     with torch.no_grad():
-        before = float(question.of(model))
+        before = float(metric.of(model))
         if what == "experts":
-            draws = [_without_experts(parts, question, chosen)]
+            draws = [_without_experts(parts, metric, chosen)]
         else:
-            said = what_they_say(parts, question, what)
+            said = what_they_say(parts, metric, what)
             generator = torch.Generator().manual_seed(seed)
             draws = [
-                _without(parts, question, what, chosen, replacements(said, how, generator))
+                _without(parts, metric, what, chosen, replacements(said, how, generator))
                 for _ in range(DRAWS if how == "resample" else 1)
             ]
     change = torch.stack(draws) - before
     spread = torch.stack((change.amin(0), change.amax(0)), dim=-1)
-    return Ablation(what, how, str(question), tuple(chosen), before, change.mean(0), spread)
+    return Ablation(what, how, str(metric), tuple(chosen), before, change.mean(0), spread)
 
 
-def all_units(parts: Anatomy, what: What) -> list[Unit]:
+def all_units(parts: ModelParts, what: What) -> list[Unit]:
     """Every part of a kind."""
     if what == "experts":
         routers = parts.routers()
@@ -103,7 +103,7 @@ def all_units(parts: Anatomy, what: What) -> list[Unit]:
     return [(layer, i) for layer in range(parts.n_layers) for i in range(many)]
 
 
-def places(parts: Anatomy, what: What) -> list[nn.Module]:
+def places(parts: ModelParts, what: What) -> list[nn.Module]:
     """The module of each layer at which a kind of part is changed."""
     if isinstance(parts.model, Recurrent):
         raise Refused("a recurrence has no heads or branches to take away: each layer is all there is")
@@ -112,7 +112,7 @@ def places(parts: Anatomy, what: What) -> list[nn.Module]:
     return [parts.feed_forward(i) if what == "ffn" else parts.heads_out(i) for i in range(parts.n_layers)]
 
 
-def what_they_say(parts: Anatomy, question: Question, what: What) -> list[Tensor]:
+def what_they_say(parts: ModelParts, metric: AnswerScore, what: What) -> list[Tensor]:
     """What the parts of each layer say in the whole model: (L, units, width) a layer."""
     kept: list[Tensor] = []
     edits = []
@@ -121,7 +121,7 @@ def what_they_say(parts: Anatomy, question: Question, what: What) -> list[Tensor
             edits.append(Edit(module, "in", kept.append))
         edits.append(Edit(module, "in" if what == "heads" else "out", kept.append))
     with edited(edits):
-        question.of(parts.model)
+        metric.of(parts.model)
     if what == "layers":  # a layer says what it adds to the stream
         kept = [out - x for x, out in zip(kept[::2], kept[1::2], strict=True)]
     many = parts.n_heads if what == "heads" else 1
@@ -138,7 +138,7 @@ def replacements(said: Sequence[Tensor], how: How, generator: torch.Generator) -
 
 
 def _without(
-    parts: Anatomy, question: Question, what: What, units: Sequence[Unit], instead: Sequence[Tensor]
+    parts: ModelParts, metric: AnswerScore, what: What, units: Sequence[Unit], instead: Sequence[Tensor]
 ) -> Tensor:
     """The score (units,) without each unit."""
     modules, scores = places(parts, what), []
@@ -148,7 +148,7 @@ def _without(
             hit = [(row, units[i][1]) for row, i in enumerate(some) if units[i][0] == layer]
             edits += replacing(modules[layer], what, parts.n_heads, hit, instead[layer])
         with edited(edits):
-            scores.append(question.of(parts.model, question.rows(parts.model, len(some))))
+            scores.append(metric.of(parts.model, metric.rows(parts.model, len(some))))
     return torch.cat(scores).cpu()
 
 
@@ -171,7 +171,7 @@ def replacing(
     return [Edit(module, "in" if what == "heads" else "out", change)]
 
 
-def _without_experts(parts: Anatomy, question: Question, units: Sequence[Unit]) -> Tensor:
+def _without_experts(parts: ModelParts, metric: AnswerScore, units: Sequence[Unit]) -> Tensor:
     """The score (units,) when no token goes through an expert; the others keep their weights."""
     routers, scores = parts.routers(), []
     for some in chunks(len(units)):
@@ -180,7 +180,7 @@ def _without_experts(parts: Anatomy, question: Question, units: Sequence[Unit]) 
             gone = [units[i][1] if units[i][0] == layer else -1 for i in some]
             edits.append(Edit(routers[layer], "whole", _closing(gone)))
         with edited(edits):
-            scores.append(question.of(parts.model, question.rows(parts.model, len(some))))
+            scores.append(metric.of(parts.model, metric.rows(parts.model, len(some))))
     return torch.cat(scores).cpu()
 
 

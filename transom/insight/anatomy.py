@@ -43,7 +43,7 @@ class Edit:
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class ModelParts:
     """The parts of one model."""
 
     model: nn.Module
@@ -108,10 +108,10 @@ class Anatomy:
                       f"{', '.join(names)}")  # fmt: skip
 
 
-def anatomy(model: nn.Module) -> Anatomy:
+def model_parts(model: nn.Module) -> ModelParts:
     """Find the parts of a model; of an encoder-decoder those of its decoder. Raises `Refused`."""
     if isinstance(model, (Transformer, Recurrent)):
-        return Anatomy(model, model.embed, tuple(model.layers), model.config.n_heads)
+        return ModelParts(model, model.embed, tuple(model.layers), model.config.n_heads)
     blocks = tuple(layer.module for layer in layers_of(model) if layer.side == "self")
     embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None  # type: ignore[operator]
     heads = next((value for name in N_HEADS if (value := getattr(model.config, name, None))), None) if (
@@ -120,7 +120,7 @@ def anatomy(model: nn.Module) -> Anatomy:
         lacks = "a list of layers" if not blocks else "input embeddings" if embedding is None else "n_heads"
         raise Refused(f"{type(model).__name__}: {lacks} cannot be found; models of Transom and of "
                       "transformers can be looked into layer by layer")  # fmt: skip
-    return Anatomy(model, embedding, blocks, heads)
+    return ModelParts(model, embedding, blocks, heads)
 
 
 @contextmanager
@@ -173,7 +173,9 @@ def _after(change: Callable[[Any], Any], whole: bool) -> Any:
     return hook
 
 
-def stream(parts: Anatomy, run: Callable[[], Any], layers: Sequence[int] | None = None) -> list[Tensor]:
+def residual_stream(
+    parts: ModelParts, run: Callable[[], Any], layers: Sequence[int] | None = None
+) -> list[Tensor]:
     """The residual stream before each of some blocks and, last, after them all: (B, L, D) each.
 
     `run` is called once. Of a recurrence: what goes into each layer, and the state of the last.
@@ -203,7 +205,7 @@ def _recurrent_stream(model: Recurrent, run: Callable[[], Any]) -> list[Tensor]:
     return out
 
 
-def embedded(parts: Anatomy, run: Callable[[], Tensor], which: int = 0) -> tuple[Tensor, Tensor]:
+def embedded(parts: ModelParts, run: Callable[[], Tensor], which: int = 0) -> tuple[Tensor, Tensor]:
     """Run with one call of the embedding made a leaf: what `run` gives, and the leaf (B, L, D)."""
     leaves: list[Tensor] = []
 

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import Refused, nearest
-from .anatomy import Anatomy, Edit, anatomy, edited, embedded
+from .anatomy import Edit, ModelParts, edited, embedded, model_parts
+from .answer_score import AnswerScore, answer_score, chunks, device_of, logits_at
 from .gradients import differentiable
-from .question import Question, ask, chunks, device_of, logits_at
 from .view import View
 
 Method = Literal["gradient_x_input", "integrated", "gradient", "leave_one_out"]
@@ -75,7 +75,7 @@ class Attribution(View):
         "moves what follows it, and two tokens that say the same hide each other"
     )
     method: str
-    question: str
+    metric: str
     tokens: tuple[int, ...]
     """What the scores are of: the text, or the source of an encoder-decoder."""
     units: tuple[tuple[int, ...], ...]
@@ -97,7 +97,7 @@ def attribute(
     method: Method = "gradient_x_input", at: int = -1, answer: int = 0,
     source: Tensor | Sequence[int] | None = None, units: Sequence[Sequence[int]] | None = None, seed: int = 0,
 ) -> Attribution:  # fmt: skip
-    """Put an answer down to the tokens (L,) that it was read from; `ask` explains the question.
+    """Put an answer down to the tokens (L,) that it was read from; `answer_score` explains the target.
 
     units: positions that belong together (a word, a document); by default each token that the answer could
     see. Costs one backward pass (integrated: 32) and up to 32 forward passes for the grade. Raises `Refused`.
@@ -105,36 +105,36 @@ def attribute(
     known = (*METHODS, "leave_one_out")
     if method not in known:
         raise Refused(f"method is '{method}'{nearest(method, known)}; it can be {', '.join(known)}")
-    parts = anatomy(model)
-    question = ask(model, tokens, target=target, foil=foil, at=at, answer=answer, source=source)
-    chosen = visible_units(parts, question) if units is None else _checked(question, units)
+    parts = model_parts(model)
+    metric = answer_score(model, tokens, target=target, foil=foil, at=at, answer=answer, source=source)
+    chosen = visible_units(parts, metric) if units is None else _checked(metric, units)
     with torch.no_grad():
-        value = float(question.of(model))
+        value = float(metric.of(model))
     if method == "leave_one_out":
-        scores = leave_one_out(model, question, chosen, value)
-        return Attribution(method, str(question), question.read, tuple(chosen), scores, value, None)
-    by_token = METHODS[method](parts, question)
+        scores = leave_one_out(model, metric, chosen, value)
+        return Attribution(method, str(metric), metric.read, tuple(chosen), scores, value, None)
+    by_token = METHODS[method](parts, metric)
     scores = torch.stack([by_token[list(unit)].sum() for unit in chosen])
     graded = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed))[:GRADED].sort().values
-    exact = leave_one_out(model, question, [chosen[i] for i in graded.tolist()], value)
+    exact = leave_one_out(model, metric, [chosen[i] for i in graded.tolist()], value)
     control = grade(scores[graded], exact, tuple(graded.tolist()), seed, signed=method != "gradient")
-    return Attribution(method, str(question), question.read, tuple(chosen), scores, value, control)
+    return Attribution(method, str(metric), metric.read, tuple(chosen), scores, value, control)
 
 
-def visible_units(parts: Anatomy, question: Question) -> list[tuple[int, ...]]:
+def visible_units(parts: ModelParts, metric: AnswerScore) -> list[tuple[int, ...]]:
     """Each token alone: in a decoder those that the answer could see, in an encoder all but the one asked."""
     config = getattr(parts.model, "config", None)
-    asked = set(question.positions) if getattr(config, "head", "") == "tokens" else set()
-    if question.source is not None:
-        return [(place,) for place in range(len(question.read))]
+    asked = set(metric.positions) if getattr(config, "head", "") == "tokens" else set()
+    if metric.source is not None:
+        return [(place,) for place in range(len(metric.read))]
     if getattr(config, "kind", "") == "encoder":
-        return [(place,) for place in range(len(question.read)) if place not in asked]
-    return [(place,) for place in range(min(question.positions) + 1)]
+        return [(place,) for place in range(len(metric.read)) if place not in asked]
+    return [(place,) for place in range(min(metric.positions) + 1)]
 
 
-def _checked(question: Question, units: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+def _checked(metric: AnswerScore, units: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
     chosen = [tuple(int(place) for place in unit) for unit in units]
-    n = len(question.read)
+    n = len(metric.read)
     for unit in chosen:
         if not unit or not all(0 <= place < n for place in unit):
             raise Refused(f"unit {unit}: a unit has one or more of the positions 0 to {n - 1}")
@@ -143,15 +143,15 @@ def _checked(question: Question, units: Sequence[Sequence[int]]) -> list[tuple[i
 
 @torch.no_grad()
 def leave_one_out(
-    model: nn.Module, question: Question, units: Sequence[Sequence[int]], value: float | None = None
+    model: nn.Module, metric: AnswerScore, units: Sequence[Sequence[int]], value: float | None = None
 ) -> Tensor:
     """Exactly: log p(answer) with each unit minus without it, (units,) float64; shorter texts, no mask."""
-    value = float(question.of(model)) if value is None else value
+    value = float(metric.of(model)) if value is None else value
     scores = torch.empty(len(units), dtype=torch.float64)
-    left = [question.without(unit) for unit in units]
+    left = [metric.without(unit) for unit in units]
     same: dict[tuple[int, tuple[tuple[int, int], ...]], list[int]] = {}
     for i, shorter in enumerate(left):  # equally long texts with the same question go through together
-        same.setdefault((len(shorter.read), shorter.wanted), []).append(i)
+        same.setdefault((len(shorter.read), shorter.targets), []).append(i)
     for group in same.values():
         for some in chunks(len(group)):
             members = [group[i] for i in some]
@@ -159,7 +159,7 @@ def leave_one_out(
     return scores
 
 
-def _scores(model: nn.Module, questions: Sequence[Question]) -> Tensor:
+def _scores(model: nn.Module, questions: Sequence[AnswerScore]) -> Tensor:
     """The scores of questions that differ in their tokens only."""
     first = questions[0]
     rows = torch.tensor([q.tokens for q in questions], device=device_of(model))
@@ -201,7 +201,7 @@ def ranks(x: Tensor) -> Tensor:
     return below.double() + (equal.double() - 1) / 2
 
 
-def _at_the_text(parts: Anatomy, question: Question) -> tuple[Tensor, Tensor]:
+def _at_the_text(parts: ModelParts, metric: AnswerScore) -> tuple[Tensor, Tensor]:
     """The gradient of the score at the embeddings of what is read, and how those differ from the average
     token: (L, D) each.
 
@@ -209,24 +209,24 @@ def _at_the_text(parts: Anatomy, question: Question) -> tuple[Tensor, Tensor]:
     """
     model = parts.model
     with differentiable():
-        score, leaf = embedded(parts, lambda: question.of(model).sum())
+        score, leaf = embedded(parts, lambda: metric.of(model).sum())
         grad = torch.autograd.grad(score, leaf)[0]
     average = parts.embedding.weight.detach().double().mean(0)  # type: ignore[union-attr, operator]
     return grad[0].double().cpu(), (leaf.detach()[0].double() - average).cpu()
 
 
-def _gradient_x_input(parts: Anatomy, question: Question) -> Tensor:
-    grad, x = _at_the_text(parts, question)
+def _gradient_x_input(parts: ModelParts, metric: AnswerScore) -> Tensor:
+    grad, x = _at_the_text(parts, metric)
     return (grad * x).sum(-1)
 
 
-def _gradient(parts: Anatomy, question: Question) -> Tensor:
-    return _at_the_text(parts, question)[0].norm(dim=-1)
+def _gradient(parts: ModelParts, metric: AnswerScore) -> Tensor:
+    return _at_the_text(parts, metric)[0].norm(dim=-1)
 
 
-def _integrated(parts: Anatomy, question: Question) -> Tensor:
+def _integrated(parts: ModelParts, metric: AnswerScore) -> Tensor:
     """Gradients along the straight line from a text of average tokens to the text (midpoint rule)."""
-    _, x = _at_the_text(parts, question)
+    _, x = _at_the_text(parts, metric)
     model, total = parts.model, torch.zeros_like(x)
     shares = (torch.arange(STEPS, dtype=torch.float64) + 0.5) / STEPS
     for some in chunks(STEPS):
@@ -240,12 +240,12 @@ def _integrated(parts: Anatomy, question: Question) -> Tensor:
             return leaves[0]
 
         with differentiable(), edited([Edit(parts.embedding, "out", nearer)]):
-            score = question.of(model, question.rows(model, len(some))).sum()
+            score = metric.of(model, metric.rows(model, len(some))).sum()
             total += torch.autograd.grad(score, leaves[0])[0].double().sum(0).cpu()
     return (total / STEPS * x).sum(-1)
 
 
-METHODS: dict[str, Callable[[Anatomy, Question], Tensor]] = {
+METHODS: dict[str, Callable[[ModelParts, AnswerScore], Tensor]] = {
     "gradient_x_input": _gradient_x_input,
     "integrated": _integrated,
     "gradient": _gradient,

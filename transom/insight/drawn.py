@@ -1,6 +1,6 @@
 """What makes a view show itself: as a picture in a notebook, and saved as one HTML file.
 
-The numbers of a view know nothing of pictures; this is the one line between them. Read next: essentials.
+The numbers of a view know nothing of pictures; this is the one line between them. Read next: overview.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ class Drawn:
 
     def picture(self, tokenizer: Any = None) -> Picture:
         """Its picture; without a tokenizer tokens are shown by their numbers. Raises `Refused`."""
-        from .essentials import picture_of  # which knows every view, so it cannot be known by them
+        from .overview import picture_of  # which knows every view, so it cannot be known by them
 
         return picture_of(self, tokenizer)
 

@@ -1,7 +1,7 @@
 """What each view looks like: from its numbers to a picture, one function for each.
 
 A picture is drawn of a view's `to_dict()` and the texts of its tokens alone, so a page, a notebook and a
-terminal show the same numbers. `essentials` looks at one text from all sides; how attention looks is in
+terminal show the same numbers. `overview` looks at one text from all sides; how attention looks is in
 `attention_figures`. Read next: html, svg.
 """
 
@@ -29,7 +29,7 @@ FEW = 6
 Numbers = dict[str, Any]
 
 
-def surprise(view: Numbers, texts: Sequence[str]) -> Picture:
+def token_probabilities(view: Numbers, texts: Sequence[str]) -> Picture:
     """Probability, rank and entropy of each token; texts: of `view["tokens"]`."""
     shares = [math.exp(value) for value in view["logprob"]]
     facts = [

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from ..errors import Refused
 from ..model.recurrent import Recurrent
-from .anatomy import Anatomy, Edit, anatomy, edited, embedded, stream
-from .question import Question, ask, chunks, device_of, logits_at
+from .anatomy import Edit, ModelParts, edited, embedded, model_parts, residual_stream
+from .answer_score import AnswerScore, answer_score, chunks, device_of, logits_at
 from .view import View
 
 Step = Literal["identity", "attention", "ffn"]
@@ -52,11 +52,14 @@ def gradient_flow(
     model: nn.Module, tokens: Tensor | Sequence[int], *, target: int | None = None, foil: int | None = None,
     at: int = -1, answer: int = 0, source: Tensor | Sequence[int] | None = None,
 ) -> GradientFlow:  # fmt: skip
-    """Follow the gradient of one loss down the layers; `ask` explains the arguments. Raises `Refused`."""
-    parts = anatomy(model)
-    question = ask(model, tokens, target=target, foil=foil, at=at, answer=answer, source=source)
+    """Follow the gradient of one loss down the layers. Raises `Refused`.
+
+    The arguments are those of `answer_score`.
+    """
+    parts = model_parts(model)
+    metric = answer_score(model, tokens, target=target, foil=foil, at=at, answer=answer, source=source)
     with differentiable():
-        loss, points = _loss_and_stream(parts, question)
+        loss, points = _loss_and_stream(parts, metric)
         grads = [g[0] for g in torch.autograd.grad(loss, points)]
     why = ""
     try:
@@ -66,27 +69,27 @@ def gradient_flow(
         why = str(refusal)
     split = [grads[i] - grads[i + 1] for i in range(parts.n_layers)]
     return GradientFlow(
-        question.tokens, float(loss.detach()), _norms(grads),
+        metric.tokens, float(loss.detach()), _norms(grads),
         identity=None if why else _norms(grads[1:]), branch=None if why else _norms(split), why=why,
     )  # fmt: skip
 
 
-def _loss_and_stream(parts: Anatomy, question: Question) -> tuple[Tensor, list[Tensor]]:
-    """-score of the question, and the residual stream that it hangs on."""
+def _loss_and_stream(parts: ModelParts, metric: AnswerScore) -> tuple[Tensor, list[Tensor]]:
+    """-score of the answer, and the residual stream that it hangs on."""
     model, scores = parts.model, []
-    rows, source = question.rows(model), question.source_rows(model)
+    rows, source = metric.rows(model), metric.source_rows(model)
 
     def run() -> None:
-        scores.append(question.score(logits_at(model, rows, question.positions, source)))
+        scores.append(metric.score(logits_at(model, rows, metric.positions, source)))
 
     with _as_leaf(parts):
-        points = stream(parts, run)
+        points = residual_stream(parts, run)
     if isinstance(model, Recurrent):  # followed by its own structure, beside the run
-        return -question.score(model.logits(points[-1][:, question.positions])).sum(), points
+        return -metric.score(model.logits(points[-1][:, metric.positions])).sum(), points
     return -scores[0].sum(), points
 
 
-def _as_leaf(parts: Anatomy) -> AbstractContextManager[None]:
+def _as_leaf(parts: ModelParts) -> AbstractContextManager[None]:
     """The embedding's output takes part in the graph even where no weight wants a gradient."""
     return edited([Edit(parts.embedding, "out", lambda x: x if x.requires_grad else x.requires_grad_())])
 
@@ -115,7 +118,7 @@ class TokenGradients(View):
 
 def token_gradients(model: nn.Module, tokens: Tensor | Sequence[int], *, rows: int = 16) -> TokenGradients:
     """The gradient of each token's loss with respect to each token before it, `rows` losses at a time."""
-    parts = anatomy(model)
+    parts = model_parts(model)
     ids = torch.as_tensor(tokens, device=device_of(model)).flatten()
     if len(ids) < 2:
         raise Refused(f"a text of {len(ids)} tokens has none that is predicted; give at least 2")
@@ -129,7 +132,7 @@ def token_gradients(model: nn.Module, tokens: Tensor | Sequence[int], *, rows: i
 
 
 def _embedding_gradient(
-    parts: Anatomy, rows: Tensor, loss: Callable[[Tensor], Tensor], at: Sequence[int]
+    parts: ModelParts, rows: Tensor, loss: Callable[[Tensor], Tensor], at: Sequence[int]
 ) -> Tensor:
     """The gradient (B, L, D) of a loss of some logits (B, n, V) of rows (B, L) with respect to embeddings."""
     with differentiable():
@@ -165,7 +168,7 @@ def distance_curve(model: nn.Module, texts: Tensor, *, last_only: bool = False) 
     """Gradient norm against distance over texts (B, L). `last_only`: of the loss of the last token alone."""
     if last_only:
         losses = lambda logits: F.cross_entropy(logits[:, 0], texts[:, -1], reduction="sum")  # noqa: E731
-        grads = _embedding_gradient(anatomy(model), texts[:, :-1], losses, [-1])
+        grads = _embedding_gradient(model_parts(model), texts[:, :-1], losses, [-1])
         norms = grads.double().norm(dim=-1).flip(1).cpu()
     else:
         norms = torch.stack([token_gradients(model, text).over_distance() for text in texts])
@@ -214,13 +217,13 @@ def chain_rule(
     model: nn.Module, tokens: Tensor | Sequence[int], path: Sequence[Step] | None = None, *,
     target: int | None = None, foil: int | None = None, at: int = -1, answer: int = 0,
 ) -> ChainRule:  # fmt: skip
-    """Follow the gradient along one path; `ask` explains the question. Raises `Refused`.
+    """Follow the gradient along one path; `answer_score` explains the target. Raises `Refused`.
 
     path: from the top, two steps a layer, the feed-forward's half ("identity" or "ffn") and then that of
     attention ("identity" or "attention"); by default the residual path all the way.
     """
-    parts = anatomy(model)
-    question = ask(model, tokens, target=target, foil=foil, at=at, answer=answer)
+    parts = model_parts(model)
+    metric = answer_score(model, tokens, target=target, foil=foil, at=at, answer=answer)
     allowed = [("identity", "ffn"), ("identity", "attention")] * parts.n_layers
     chosen = ["identity"] * len(allowed) if path is None else list(path)
     if len(chosen) != len(allowed) or any(step not in can for step, can in zip(chosen, allowed, strict=True)):
@@ -230,8 +233,8 @@ def chain_rule(
     norms = [norm for layer in range(parts.n_layers) for norm in parts.branches(layer)]
     edits = [Edit(norm, "in", kept.append) for norm in norms]
     with differentiable(), _as_leaf(parts), edited([*edits, Edit(parts.blocks[-1], "out", kept.append)]):
-        logits = logits_at(model, question.rows(model), question.positions)
-        loss = -question.score(logits).sum()
+        logits = logits_at(model, metric.rows(model), metric.positions)
+        loss = -metric.score(logits).sum()
         total = torch.autograd.grad(loss, kept[0], retain_graph=True)[0]
         grad = torch.autograd.grad(loss, kept[-1], retain_graph=True)[0]
         start, steps = float(grad.norm()), []
@@ -246,7 +249,7 @@ def chain_rule(
             steps.append((name, float(grad.norm()) / before if before else 0.0))
     product = start * math.prod(factor for _, factor in steps)
     both = (grad[0].cpu(), total[0].cpu())
-    return ChainRule(question.tokens, float(loss.detach()), tuple(steps), start, product, *both)
+    return ChainRule(metric.tokens, float(loss.detach()), tuple(steps), start, product, *both)
 
 
 @contextmanager

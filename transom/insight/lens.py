@@ -14,8 +14,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .anatomy import Anatomy, anatomy, stream
-from .question import device_of, hidden_of, logits_at
+from .anatomy import ModelParts, model_parts, residual_stream
+from .answer_score import device_of, hidden_of, logits_at
 from .view import View
 
 POSITIONS = 64
@@ -58,20 +58,20 @@ def logit_lens(
     source: Tensor | Sequence[int] | None = None,
 ) -> LogitLens:
     """Read every layer of a run over tokens (L,) at some positions, by default all. Raises `Refused`."""
-    parts = anatomy(model)
+    parts = model_parts(model)
     ids = torch.as_tensor(tokens, device=device_of(model)).flatten()
     read = None if source is None else torch.as_tensor(source, device=ids.device).flatten()[None]
     chosen = tuple(range(len(ids))) if positions is None else tuple(range(len(ids))[p] for p in positions)
     ours = hasattr(model, "encode") or hasattr(model, "blocks")
     run = (lambda: hidden_of(model, ids[None], read)) if ours else (lambda: logits_at(model, ids[None]))  # type: ignore[arg-type]
     places = torch.tensor(chosen, device=ids.device)
-    states = [x[0, places] for x in stream(parts, run)]
+    states = [x[0, places] for x in residual_stream(parts, run)]
     read_some = [_read(parts, some, top) for some in zip(*(x.split(POSITIONS) for x in states), strict=True)]
     found = [torch.cat(each, dim=1).cpu() for each in zip(*read_some, strict=True)]
     return LogitLens(tuple(ids.tolist()), chosen, *found)
 
 
-def _read(parts: Anatomy, states: Sequence[Tensor], top: int) -> tuple[Tensor, ...]:
+def _read(parts: ModelParts, states: Sequence[Tensor], top: int) -> tuple[Tensor, ...]:
     """Streams (n, D) a layer -> top tokens, their log p, divergence and log p of the answer, a layer each."""
     final = parts.unembed(states[-1]).double().log_softmax(-1)
     first = final.argmax(-1, keepdim=True)

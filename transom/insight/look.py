@@ -1,9 +1,9 @@
 """`look(model)`: see what one ordinary forward pass did, with the fused kernels left on.
 
-Inside the block the attention calls of this thread are noted (`tap`) and, where asked for, what flows
-between layers (`stream`); outside nothing is installed. `Seen` answers afterwards: maps are recomputed on
-demand and checked against the kernel's output (`maps`). What cannot be had raises Refused with the reason.
-Read next: tap, maps.
+Inside the block the attention calls of this thread are noted (`attention_recorder`) and, where asked for,
+what flows between layers (`activations`); outside nothing is installed. `Seen` answers afterwards: maps are
+recomputed on demand and checked against the kernel's output (`maps`). What cannot be had raises Refused with
+the reason. Read next: attention_recorder, maps.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from transom.errors import Refused, nearest
 
-from .heads import HeadGrid, head_grid, received, thumbnails
+from .activations import ActivationRecorder, shares
+from .attention_recorder import AttentionRecorder
+from .head_statistics import HeadGrid, head_grid, received, thumbnails
 from .maps import AttentionMap, Call, attention_map
 from .points import alias, has_two_sides, layers_of, names_of, number_of, side_of
 from .states import States, has_layer, states_of
-from .stream import Stream, shares
-from .tap import Tap
 
 KEEP = ("attention", "resid", "ffn", "router", "states")
 """What a block can keep; references only, so each costs what the pass would have freed."""
@@ -34,16 +34,16 @@ class Seen:
     def __init__(self, model: nn.Module, layers: frozenset[int] | None, keep: frozenset[str]) -> None:
         self.model, self._two = model, has_two_sides(model)
         wanted = [layer for layer in layers_of(model) if layers is None or layer.number in layers]
-        self._stream = Stream(wanted, keep - {"attention"})
+        self._activations = ActivationRecorder(wanted, keep - {"attention"})
         self._keep, self._numbers = keep, layers
-        self._tap = Tap(names_of(model), self._wanted)
+        self._recorder = AttentionRecorder(names_of(model), self._wanted)
 
     @property
     def calls(self) -> tuple[Call, ...]:
         """Every attention call, in order; modules without a number in their name are counted."""
         unnumbered: dict[str, int] = {}
         found = []
-        for kept in self._tap.kept:
+        for kept in self._recorder.kept:
             number = number_of(kept.name)
             if number is None:
                 number = unnumbered.setdefault(kept.name, len(unnumbered))
@@ -53,7 +53,7 @@ class Seen:
     @property
     def tokens(self) -> Tensor:
         """The ids (B, L) that the model read first; raises Refused when it read none."""
-        found = next((ids for _, ids in self._tap.read), None)
+        found = next((ids for _, ids in self._recorder.read), None)
         if found is None:
             raise Refused("no ids were read in the block: the model was given embeddings, or did not run")
         return found
@@ -111,7 +111,9 @@ class Seen:
     def states(self, layer: int, *, kind: str = "self", call: int | None = None) -> States:
         """The gates and states of a recurrence after every token, (B, L, D) each, checked."""
         self._asked_for("states")
-        found = [r for r in self._tap.recurred if side_of(r.name, self._two) == kind and has_layer(r, layer)]
+        found = [
+            r for r in self._recorder.recurred if side_of(r.name, self._two) == kind and has_layer(r, layer)
+        ]
         if not found:
             raise Refused(
                 f"no fused pass of a recurrence was seen in layer {layer}: it is none, or ran token by token"
@@ -140,7 +142,7 @@ class Seen:
 
     def _streamed(self, what: str, kind: str, layer: int, call: int | None) -> Any:
         self._asked_for(what.split(" ")[0])
-        return self._one(self._stream.at(what, kind, layer), call, f"layer {layer} ran")
+        return self._one(self._activations.at(what, kind, layer), call, f"layer {layer} ran")
 
     def _wanted(self, what: str, name: str) -> bool:
         return what in self._keep and (self._numbers is None or number_of(name) in self._numbers)
@@ -174,12 +176,12 @@ def look(
     for what in sorted(kept):
         _one_of(what, KEEP, "thing to keep")
     seen = Seen(unwrapped(model), None if layers is None else frozenset(layers), kept)
-    seen._stream.install()
+    seen._activations.install()
     try:
-        with seen._tap:
+        with seen._recorder:
             yield seen
     finally:
-        seen._stream.remove()
+        seen._activations.remove()
 
 
 def unwrapped(model: Any) -> nn.Module:

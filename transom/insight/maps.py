@@ -2,7 +2,7 @@
 
 A weight is exp(score - normaliser): one row or one head costs one small product, and figures of a whole map
 are reduced tile by tile, so that no (L, M) map is held. Every tile must give the kernel's own output, in the
-directions that were kept, before anything of it is shown. Read next: kernel.
+directions that were kept, before anything of it is shown. Read next: recorded_calls.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from transom.errors import Refused
 
 from .drawn import Drawn
-from .kernel import Asked, Kept, changed
+from .recorded_calls import AttentionArgs, RecordedCall, changed
 
 TILE_BYTES = 4 << 20
 """Weights held at a time by reductions."""
@@ -45,7 +45,7 @@ class Check(NamedTuple):
 class Call:
     """One attention call of a forward pass, in the order of the pass."""
 
-    kept: Kept
+    kept: RecordedCall
     layer: int
     kind: str
     """'self'; 'cross': to another text; 'encoder': of the encoder that the cross attention reads."""
@@ -56,7 +56,7 @@ class Call:
         return self.kept.name
 
     @property
-    def rule(self) -> Asked:
+    def rule(self) -> AttentionArgs:
         """What the kernel was told."""
         return self.kept.rule
 
@@ -145,7 +145,7 @@ class Call:
         return f"{said}, above {limit:g} ({rule}): {causes}"
 
 
-def recompute(kept: Kept, batch: int, heads: slice, rows: slice) -> tuple[Tensor, Tensor]:
+def recompute(kept: RecordedCall, batch: int, heads: slice, rows: slice) -> tuple[Tensor, Tensor]:
     """Weights (H, R, M) of one text, at least float32, and whether each query sees anything, (H, R) bool.
 
     Keys after the last one that a causal tile can see are left out.
@@ -178,7 +178,7 @@ def recompute(kept: Kept, batch: int, heads: slice, rows: slice) -> tuple[Tensor
     return scores.sub_(normaliser[..., None]).exp_(), sees
 
 
-def _part(x: Tensor, kept: Kept, batch: int, heads: slice, rows: slice, n_keys: int) -> Tensor:
+def _part(x: Tensor, kept: RecordedCall, batch: int, heads: slice, rows: slice, n_keys: int) -> Tensor:
     """What a mask or bias says of one tile: broadcast to (B, H, L, M), then cut."""
     whole = (*kept.query.shape[:3], kept.key.shape[2])
     return x.expand(whole)[batch, heads, rows, :n_keys]

@@ -3,7 +3,7 @@
 Two texts of the same length, one that gives the answer (clean) and one that does not (corrupt). A piece of
 the clean run, the residual stream before one layer at one position, or the output of one head, is put into
 the corrupt run; what share of the answer comes back says what that piece carries (Vig et al. 2020; Meng et
-al. 2022). Read next: glass_box.
+al. 2022). Read next: ablation.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from ..errors import Refused, nearest
 from .ablation import Unit, all_units, places, replacing, what_they_say
-from .anatomy import Anatomy, Edit, anatomy, edited
-from .question import Question, ask, chunks
+from .anatomy import Edit, ModelParts, edited, model_parts
+from .answer_score import AnswerScore, answer_score, chunks
 from .view import View
 
 Points = Literal["resid", "heads", "attention", "ffn"]
@@ -34,7 +34,7 @@ class Patching(View):
         "however much the answer needs it"
     )
     points: str
-    question: str
+    metric: str
     clean: tuple[int, ...]
     corrupt: tuple[int, ...]
     clean_score: float
@@ -55,12 +55,12 @@ def patch(
 ) -> Patching:  # fmt: skip
     """Put each piece of the clean run into the corrupt one. Raises `Refused`.
 
-    target: by default the model's answer to the clean text; the others as `ask` explains.
+    target: by default the model's answer to the clean text; the others as `answer_score` explains.
     """
     if points not in POINTS:
         raise Refused(f"points is '{points}'{nearest(points, POINTS)}; it can be {', '.join(POINTS)}")
-    parts = anatomy(model)
-    good = ask(model, clean, target=target, foil=foil, at=at, source=source)
+    parts = model_parts(model)
+    good = answer_score(model, clean, target=target, foil=foil, at=at, source=source)
     bad = replace(good, tokens=tuple(int(t) for t in torch.as_tensor(corrupt).flatten().tolist()))
     if len(good.tokens) != len(bad.tokens):
         raise Refused(f"the clean text has {len(good.tokens)} tokens and the corrupt one {len(bad.tokens)}; "
@@ -81,7 +81,7 @@ def patch(
     )  # fmt: skip
 
 
-def _pieces(parts: Anatomy, clean: Question, points: Points) -> tuple[list[Unit], list[Tensor]]:
+def _pieces(parts: ModelParts, clean: AnswerScore, points: Points) -> tuple[list[Unit], list[Tensor]]:
     """Every unit, and what each layer of the clean run holds: (L, units, width), of the stream (L, 1, D)."""
     if points != "resid":
         return all_units(parts, points), what_they_say(parts, clean, points)
@@ -92,7 +92,9 @@ def _pieces(parts: Anatomy, clean: Question, points: Points) -> tuple[list[Unit]
     return units, [x[0][:, None] for x in kept]
 
 
-def _putting(parts: Anatomy, points: Points, units: Sequence[Unit], pieces: Sequence[Tensor]) -> list[Edit]:
+def _putting(
+    parts: ModelParts, points: Points, units: Sequence[Unit], pieces: Sequence[Tensor]
+) -> list[Edit]:
     """Edits of a batch whose row i gets the piece of units[i]."""
     edits = []
     for layer in {layer for layer, _ in units}:

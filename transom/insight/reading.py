@@ -1,6 +1,6 @@
 """How a look is read: what it found, how its pictures are to be read, and the words in them.
 
-`docs/glossary.md` has these words and the others, with examples. Read next: essentials.
+`docs/glossary.md` has these words and the others, with examples. Read next: overview.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .anatomy import Edit, anatomy, edited
-from .question import device_of, logits_at
+from .anatomy import Edit, edited, model_parts
+from .answer_score import device_of, logits_at
 from .view import View
 
 
@@ -46,7 +46,7 @@ def routing(
     model: nn.Module, tokens: Tensor | Sequence[int], *, source: Tensor | Sequence[int] | None = None
 ) -> Routing:
     """Which experts each of the tokens (L,) goes through. Raises `Refused` for a model without experts."""
-    routers = anatomy(model).routers()
+    routers = model_parts(model).routers()
     ids = torch.as_tensor(tokens, device=device_of(model)).flatten()
     read = None if source is None else torch.as_tensor(source, device=ids.device).flatten()[None]
     seen: dict[int, tuple[Tensor, Tensor]] = {}

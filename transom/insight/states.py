@@ -16,9 +16,9 @@ from torch import Tensor
 
 from transom.errors import Refused
 
-from .kernel import Recurred
 from .maps import LIMITS, Mismatch
 from .points import number_of
+from .recorded_calls import RecordedRecurrence
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,14 +47,14 @@ class States:
         }
 
 
-def has_layer(kept: Recurred, layer: int) -> bool:
+def has_layer(kept: RecordedRecurrence, layer: int) -> bool:
     """Whether a pass went through layer number `layer`: in its name, or inside a torch module of several."""
     number = number_of(kept.name)
     return number == layer if number is not None else layer < kept.n_layers
 
 
 @torch.no_grad()
-def states_of(kept: Recurred, layer: int) -> States:
+def states_of(kept: RecordedRecurrence, layer: int) -> States:
     """Run a pass again step by step up to a layer; raises Mismatch if it ends elsewhere."""
     if not kept.one_way:
         raise Refused(

@@ -1,7 +1,8 @@
 """What every view is: a frozen record of numbers, with the line that says what it does not show.
 
 A view is made by a pure function over a model and tokens; a picture is drawn of `to_dict()` alone, so what a
-page shows, what a notebook shows and what a test reads are the same numbers. Read next: question, surprise.
+page shows, what a notebook shows and what a test reads are the same numbers.
+Read next: answer_score, token_probabilities.
 """
 
 from __future__ import annotations

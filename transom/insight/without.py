@@ -2,7 +2,7 @@
 
 `ablate` gives one number for a question; here every token is judged anew, so that a page can show whose
 probability moved. The head's output is replaced by its mean over the text: zero is a value that the layers
-above may never have met. Read next: ablation, surprise.
+above may never have met. Read next: ablation, token_probabilities.
 """
 
 from __future__ import annotations
@@ -14,27 +14,29 @@ from torch import nn
 
 from ..errors import Refused
 from .ablation import How, places, replacements, replacing, what_they_say
-from .anatomy import anatomy, edited
-from .question import Question
-from .surprise import Surprise, surprise
+from .anatomy import edited, model_parts
+from .answer_score import AnswerScore
+from .token_probabilities import TokenProbabilities, token_probabilities
 
 
 @torch.no_grad()
 def without_head(
     model: nn.Module, tokens: Sequence[int], layer: int, head: int, *, how: How = "mean",
     source: Sequence[int] | None = None,
-) -> Surprise:  # fmt: skip
+) -> TokenProbabilities:  # fmt: skip
     """The probability of each token (L,) without one head; of an encoder-decoder, of its decoder's own
     attention. Raises `Refused`.
     """
-    parts = anatomy(model)
+    parts = model_parts(model)
     modules = places(parts, "heads")
     for name, value, known in (("layer", layer, len(modules)), ("head", head, parts.n_heads)):
         if not 0 <= value < known:
             raise Refused(f"{name} is {value}; this model has 0 to {known - 1}")
     read = tuple(tokens[:-1])
-    question = Question(read, ((len(read) - 1, tokens[-1]),), None, None if source is None else tuple(source))
-    said = what_they_say(parts, question, "heads")
+    metric = AnswerScore(
+        read, ((len(read) - 1, tokens[-1]),), None, None if source is None else tuple(source)
+    )
+    said = what_they_say(parts, metric, "heads")
     instead = replacements(said, how, torch.Generator().manual_seed(0))[layer]
     with edited(replacing(modules[layer], "heads", parts.n_heads, [(0, head)], instead)):
-        return surprise(model, tokens, top=1, source=source)
+        return token_probabilities(model, tokens, top=1, source=source)

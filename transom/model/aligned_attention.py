@@ -59,7 +59,9 @@ def aligned_attention(query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> 
         )  # fmt: skip
         mixed.append(found[:, :, : last - first])
         first = last
-    return torch.cat(mixed, dim=2).transpose(1, 2)  # `insight.tap` takes this for the end of the call
+    return torch.cat(mixed, dim=2).transpose(
+        1, 2
+    )  # `insight.attention_recorder` takes this for the end of the call
 
 
 def _filled(x: Tensor, more: int) -> Tensor:

@@ -30,7 +30,7 @@ from transom.insight.look import Seen
 from transom.insight.look import look as look_at
 from transom.insight.replay import AGREES
 from transom.insight.routing import routing
-from transom.insight.surprise import Surprise, surprise
+from transom.insight.token_probabilities import TokenProbabilities, token_probabilities
 from transom.insight.without import without_head
 
 from .chat_schema import for_template
@@ -75,7 +75,7 @@ class Told:
 
     def run(self) -> None:
         """The plain forward pass over all of it."""
-        surprise(self.model, self.tokens, top=1, source=self.source)
+        token_probabilities(self.model, self.tokens, top=1, source=self.source)
 
 
 async def look(call: Call) -> Answer:
@@ -115,7 +115,7 @@ def told_of(call: Call) -> Told:
 def tokens_view(told: Told) -> dict[str, Any]:
     """Every token with its probability, rank and entropy, and whether the replay is what was served."""
     began = perf_counter()
-    found = surprise(told.model, told.tokens, top=LIKELIEST, source=told.source)
+    found = token_probabilities(told.model, told.tokens, top=LIKELIEST, source=told.source)
     seconds = perf_counter() - began
     texts = told.texts(told.tokens)
     tokens = [{"text": text, "logprob": None} for text in told.texts(told.source or ())]
@@ -130,7 +130,7 @@ def tokens_view(told: Told) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _token(told: Told, found: Surprise, at: int, text: str) -> dict[str, Any]:
+def _token(told: Told, found: TokenProbabilities, at: int, text: str) -> dict[str, Any]:
     token: dict[str, Any] = {
         "text": text,
         "logprob": float(found.logprob[at - 1]),
@@ -152,7 +152,7 @@ def _kinds(told: Told) -> list[str]:
     return [] if told.model.config.cell else ["self"] if told.source is None else ["cross", "self", "encoder"]
 
 
-def agreement(told: Told, found: Surprise) -> dict[str, Any]:
+def agreement(told: Told, found: TokenProbabilities) -> dict[str, Any]:
     """How far the replay is from what was served, in nats, and what that means, in words."""
     replayed, asked = found.logprob[told.n_prompt - 1 :], told.asked
     if asked.logprobs is not None:
@@ -283,7 +283,7 @@ def experts_view(told: Told) -> dict[str, Any]:
 def ablate_view(told: Told) -> dict[str, Any]:
     """The probability of every token of the answer with and without one head."""
     layer, head = _layer(told), told.asked.head
-    before = surprise(told.model, told.tokens, top=1, source=told.source).logprob
+    before = token_probabilities(told.model, told.tokens, top=1, source=told.source).logprob
     found = without_head(told.model, told.tokens, layer, head or 0, source=told.source)
     first = told.n_prompt - 1
     return {

@@ -1,9 +1,9 @@
 """What goes on inside a model while it learns: a few figures every so often, and how they moved.
 
-Between two steps the same few rows are read once more with the tape on: gradient along the residual stream,
-entropy of attention, units that nothing moves, load of experts, each by layer. No weight, no gradient of a
-weight and no random number of training is touched. `look_at_run` draws the figures of a run.
-Read next: milestones, insight/tape.
+Between two steps the same few rows are read once more with their gradients recorded: gradient along the
+residual stream, entropy of attention, units that nothing moves, load of experts, each by layer. No weight, no
+gradient of a weight and no random number of training is touched. `look_at_run` draws the figures of a run.
+Read next: milestones, insight/gradient_recorder.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import Refused
-from ..insight.essentials import Look
+from ..insight.gradient_recorder import record_gradients
 from ..insight.gradients import gradient_flow
 from ..insight.html import Markup, Picture
+from ..insight.overview import Overview
 from ..insight.reading import OF_RUN
 from ..insight.svg import curves, legend
-from ..insight.tape import tape
 from ..insight.text import spark
 from .folder import RunFolder
 from .metrics import Event, history
@@ -64,7 +64,7 @@ def figures_of(objective: nn.Module, batch: Any, device: torch.device) -> Figure
     def note(_: nn.Module, __: Any, out: Tensor) -> None:
         leaves.append(out)
 
-    with quiet(plain), torch.compiler.set_stance("force_eager"), tape(plain.model) as kept:
+    with quiet(plain), torch.compiler.set_stance("force_eager"), record_gradients(plain.model) as kept:
         handle = plain.model.embed.register_forward_hook(note)
         try:
             loss = plain(rows) / max(1, rows.n_targets)
@@ -95,7 +95,7 @@ def quiet(objective: nn.Module) -> Iterator[None]:
             objective.train(was_training)
 
 
-def look_at_run(path: Path) -> Look:
+def look_at_run(path: Path) -> Overview:
     """How the figures of a run moved, from its metrics.jsonl. Raises `Refused` where there are none."""
     folder = RunFolder(path)
     if not folder.metrics.is_file():
@@ -108,7 +108,7 @@ def look_at_run(path: Path) -> Look:
         )
     pictures = [_picture(name, events) for name in FIGURES if any(name in event for event in events)]
     lead = f"{len(events)} looks in {events[-1]['step']:,} steps, always over the same rows."
-    return Look(f"How {path.resolve().name} moved", lead, pictures, events, OF_RUN)
+    return Overview(f"How {path.resolve().name} moved", lead, pictures, events, OF_RUN)
 
 
 def _picture(name: str, events: list[Event]) -> Picture:

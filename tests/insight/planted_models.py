@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..model.config import Experts, ModelConfig
-from ..model.transformer import Transformer
+from transom.model.config import Experts, ModelConfig
+from transom.model.transformer import Transformer
 
 SHARP = 9.0
 """By how much the score of the key that is looked for beats the others, in nats."""
@@ -62,7 +62,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class GlassBox:
+class PlantedModel:
     """A model, the names of its tokens, and where its parts were planted."""
 
     model: Transformer
@@ -95,7 +95,7 @@ class Rooms:
 
 
 @torch.no_grad()
-def induction(n_words: int = 12, length: int = 24) -> GlassBox:
+def induction(n_words: int = 12, length: int = 24) -> PlantedModel:
     """A model that goes on as it went on before: `n_words` words, texts of up to `length` tokens."""
     words = ("<s>", *(chr(ord("a") + i) for i in range(n_words)))
     n = len(words)
@@ -123,11 +123,11 @@ def induction(n_words: int = 12, length: int = 24) -> GlassBox:
         needs = (i + 1, i + 2, len(tokens) - 1)
         return Example(tokens, int(text[i + 1]), other, corrupt, i + 2, needs, looks)
 
-    return GlassBox(model, words, {"previous token": (1, 2), "induction": (2, 0)}, 2, example)
+    return PlantedModel(model, words, {"previous token": (1, 2), "induction": (2, 0)}, 2, example)
 
 
 @torch.no_grad()
-def lookup(n_keys: int = 6, n_values: int = 4) -> GlassBox:
+def lookup(n_keys: int = 6, n_values: int = 4) -> PlantedModel:
     """A model that answers `a?` by the value that stands beside `a` in the text before."""
     keys, values = [chr(ord("a") + i) for i in range(n_keys)], [str(i) for i in range(n_values)]
     words = ("<s>", *(f"{k}={v}" for k in keys for v in values), *(f"{k}?" for k in keys), *values)
@@ -168,7 +168,7 @@ def lookup(n_keys: int = 6, n_values: int = 4) -> GlassBox:
         return Example(tokens, first_value + value, first_value + other, corrupt, at + 1, (at + 1, last),
                        {"lookup": (last, at + 1)}, (1, int(knows[value])))  # fmt: skip
 
-    return GlassBox(model, words, {"lookup": (0, 3)}, 1, example)
+    return PlantedModel(model, words, {"lookup": (0, 3)}, 1, example)
 
 
 def plant(

@@ -24,7 +24,7 @@ Key = tuple[str, str, int]
 """(what and where, side, layer): ('resid before', 'self', 3)."""
 
 
-class Stream:
+class ActivationRecorder:
     """What hooks have kept: for each point a list, one entry a forward pass."""
 
     def __init__(self, layers: Iterable[Layer], keep: frozenset[str]) -> None:

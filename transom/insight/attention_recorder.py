@@ -1,8 +1,8 @@
-"""The tap: what stands beside the attention calls of one thread, while a `look` block is open.
+"""Record the attention calls of one thread while a `look` block is open.
 
 The kernel runs as it always does; what it was given is noted, and its normaliser is read off the operator
 below. Where no kernel runs, the model's own softmax is the map: our rules that none knows (soft-cap), and
-models that write their attention out. Recurrences pass by here too. Read next: kernel, look.
+models that write their attention out. Recurrences pass by here too. Read next: recorded_calls, look.
 """
 
 from __future__ import annotations
@@ -22,8 +22,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transom.model.aligned_attention import aligned_attention
 from transom.model.attention import attend_plain
 
-from .kernel import Asked, Given, Kept, Recurred, apart, bound, four, of_kernel, prove
 from .points import NO_TEXT
+from .recorded_calls import (
+    AttentionArgs,
+    CallInputs,
+    RecordedCall,
+    RecordedRecurrence,
+    apart,
+    bound,
+    four,
+    of_kernel,
+    prove,
+)
 
 _ATEN = torch.ops.aten
 KERNELS = {
@@ -58,7 +68,7 @@ class _Kernels(TorchDispatchMode):
         return out
 
 
-class Tap(TorchFunctionMode):
+class AttentionRecorder(TorchFunctionMode):
     """Keep every attention call, or recurrence, of this thread while it is entered.
 
     names: by the identity of a module's table of parameters, to tell where a call happened.
@@ -68,8 +78,8 @@ class Tap(TorchFunctionMode):
     def __init__(self, names: dict[int, str], wanted: Callable[[str, str], bool]) -> None:
         super().__init__()
         self.names, self.wanted = names, wanted
-        self.kept: list[Kept] = []
-        self.recurred: list[Recurred] = []
+        self.kept: list[RecordedCall] = []
+        self.recurred: list[RecordedRecurrence] = []
         self.read: list[tuple[str, Tensor]] = []
         """(module, ids) of the texts that were looked up in an embedding."""
         self._pieces: list[tuple[tuple[Any, ...], dict[str, Any], tuple[Any, ...]]] = []
@@ -111,7 +121,7 @@ class Tap(TorchFunctionMode):
             return  # packed rows of different lengths have other arguments
         parts = first if isinstance(first, tuple | list) else (first,)
         self.recurred.append(
-            Recurred(
+            RecordedRecurrence(
                 name, cell, read.detach(), tuple(part.detach() for part in parts),
                 [weight.detach() for weight in weights], out[0].detach(), n_layers,
                 not two_ways, batch_first,
@@ -152,7 +162,7 @@ class Tap(TorchFunctionMode):
         if self.wanted("attention", name) and value.dim() == weights.dim():
             if weights.dim() == 3:  # a text each, and one head
                 weights, value, out = (x[:, None] for x in (weights, value, out))
-            given = Given(weights[..., :0], value[..., :0], value, Asked(scale=1.0))
+            given = CallInputs(weights[..., :0], value[..., :0], value, AttentionArgs(scale=1.0))
             self._keep(name, given, None, out, written=weights.detach())
 
     def _by_our_rule(self, frame: FrameType | None, out: Tensor) -> None:
@@ -194,7 +204,7 @@ class Tap(TorchFunctionMode):
         if mask is not None and rule.positions is not None:  # slots behind the last query fill up a row
             n_keys = int(rule.positions.max()) + 1
             key, value, mask = key[:, :n_keys], value[:, :n_keys], mask[..., :n_keys]
-        asked = Asked(
+        asked = AttentionArgs(
             scale=rule.scale_of(query),
             causal=plain,
             mask=mask,
@@ -202,13 +212,13 @@ class Tap(TorchFunctionMode):
             softcap=rule.softcap,
         )
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-        given, out = apart(module, Given(query, key, value, asked), out)
+        given, out = apart(module, CallInputs(query, key, value, asked), out)
         self._keep(name, given, normaliser, out)
 
     def _keep(
         self,
         name: str,
-        given: Given,
+        given: CallInputs,
         normaliser: Tensor | None,
         out: Tensor,
         written: Tensor | None = None,
@@ -220,7 +230,7 @@ class Tap(TorchFunctionMode):
             normaliser = None  # some kernels make none where no gradient is wanted
         if normaliser is not None:
             normaliser = normaliser.detach().reshape(query.shape[:-1])
-        kept = Kept(name, query, key, rule, normaliser, prove(value, out), tokens, written)
+        kept = RecordedCall(name, query, key, rule, normaliser, prove(value, out), tokens, written)
         self.kept.append(kept)
 
     def _place(self, frame: FrameType | None) -> tuple[str, nn.Module | None]:

@@ -20,15 +20,15 @@ from torch import nn
 from ..errors import Refused
 from ..model.experts import routers
 from . import attention_figures, figures
+from .answer_score import device_of, hidden_of
 from .attribution import attribute
 from .gradients import gradient_flow, token_gradients
 from .html import Picture, quoted, readable, tag, visible, write
 from .lens import logit_lens
 from .look import Seen, look
-from .question import device_of, hidden_of
 from .reading import OF_TEXT, found, opening
 from .routing import routing
-from .surprise import Surprise, surprise, unaided
+from .token_probabilities import TokenProbabilities, token_probabilities, unaided
 from .view import plain
 
 MANY = 128
@@ -79,13 +79,13 @@ class Text:
         return not hasattr(self.tokenizer, "token_bytes") or bool(self.tokenizer.token_bytes(token))
 
     @cached_property
-    def surprise(self) -> Surprise:
+    def token_probabilities(self) -> TokenProbabilities:
         """How likely each token was."""
-        return surprise(self.model, self.tokens, source=self.source)
+        return token_probabilities(self.model, self.tokens, source=self.source)
 
 
 @dataclass(frozen=True)
-class Look:
+class Overview:
     """Everything that was looked at: prints its essentials, saves itself as one HTML file."""
 
     title: str
@@ -116,18 +116,18 @@ class Look:
     def to_dict(self) -> dict[str, Any]:
         return {"title": self.title, "file": str(self.path) if self.path else None, "views": self.views}
 
-    def save(self, path: str | os.PathLike[str]) -> Look:
+    def save(self, path: str | os.PathLike[str]) -> Overview:
         """Write the page; the same look, that knows where it lies."""
         return replace(
             self, path=write(path, self.title, self.pictures, self.lead, opening(self.pictures, self.how))
         )
 
 
-def essentials(
+def overview(
     model: nn.Module, tokens: Sequence[int], tokenizer: Any = None, *, source: Sequence[int] | None = None,
     title: str = "A look inside",
-) -> Look:  # fmt: skip
-    """Look at a text of tokens (L,) from every side that this model has. Raises `Refused`."""
+) -> Overview:  # fmt: skip
+    """Overview at a text of tokens (L,) from every side that this model has. Raises `Refused`."""
     text = Text(model, [int(token) for token in tokens], tokenizer, source)
     if not text.tokens:
         raise Refused("a text of no tokens has nothing to look at; give at least one")
@@ -144,16 +144,16 @@ def essentials(
     read = "".join(
         visible(word) if not word.isprintable() else word for word in text.words(text.source or text.tokens)
     )
-    return Look(title, f"{read[:300]}{'…' if len(read) > 300 else ''}", pictures, views)
+    return Overview(title, f"{read[:300]}{'…' if len(read) > 300 else ''}", pictures, views)
 
 
 Drawn = Iterator[tuple[Picture, dict[str, Any]]]
 
 
-def _surprise(text: Text) -> Drawn:
+def _token_probabilities(text: Text) -> Drawn:
     if text.predicts:
-        view = text.surprise.to_dict()
-        yield figures.surprise(view, text.words(text.tokens)), view
+        view = text.token_probabilities.to_dict()
+        yield figures.token_probabilities(view, text.words(text.tokens)), view
 
 
 def _attention(text: Text) -> Drawn:
@@ -204,7 +204,7 @@ def _telling(view: dict[str, Any]) -> list[tuple[int, int]]:
 def _run(text: Text) -> None:
     """The plain forward pass, as generation sees it."""
     if text.predicts:
-        surprise(text.model, [*text.tokens, text.tokens[-1]], top=1, source=text.source)
+        token_probabilities(text.model, [*text.tokens, text.tokens[-1]], top=1, source=text.source)
     else:
         with torch.no_grad():
             hidden_of(text.model, torch.tensor([list(text.tokens)], device=device_of(text.model)))  # type: ignore[arg-type]
@@ -220,11 +220,11 @@ def _why(text: Text) -> Drawn:
     """The token whose probability the rest of the text raised most, and what that hangs on."""
     if not text.predicts or len(text.tokens) < 3:
         return
-    whole, source = text.surprise.logprob, text.source
+    whole, source = text.token_probabilities.logprob, text.source
     if source is None:
         alone = torch.cat([whole[:1], unaided(text.model, text.tokens)])
     else:
-        alone = surprise(text.model, text.tokens, source=source[-1:]).logprob
+        alone = token_probabilities(text.model, text.tokens, source=source[-1:]).logprob
     raised = whole.exp() - alone.exp()
     raised[[not text.writes(token) for token in text.tokens[1:]]] = 0.0
     most = int(raised.argmax())
@@ -262,7 +262,7 @@ def _experts(text: Text) -> Drawn:
 
 
 SIDES: tuple[tuple[str, Callable[[Text], Drawn]], ...] = (
-    ("How likely each token was", _surprise),
+    ("How likely each token was", _token_probabilities),
     ("What a token hangs on", _why),
     ("Heads", _attention),
     ("What each layer would have said", _lens),
@@ -294,7 +294,7 @@ def picture_of(view: Any, tokenizer: Any = None) -> Picture:
 
 
 ALONE: dict[str, Callable[[dict[str, Any], Callable[[Sequence[int]], list[str]]], Picture]] = {
-    "Surprise": lambda view, words: figures.surprise(view, words(view["tokens"])),
+    "TokenProbabilities": lambda view, words: figures.token_probabilities(view, words(view["tokens"])),
     "LogitLens": lambda view, words: figures.lens(view, words(view["tokens"]), lambda t: words([t])[0]),
     "GradientFlow": lambda view, words: figures.gradient_flow(view, words(view["tokens"])),
     "TokenGradients": lambda view, words: figures.token_gradients(view, words(view["tokens"])),

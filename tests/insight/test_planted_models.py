@@ -8,22 +8,22 @@ from typing import Any
 import pytest
 import torch
 
+from tests.insight.planted_models import Example, PlantedModel, induction, lookup
 from transom.insight.ablation import HOW, ablate
 from transom.insight.attribution import attribute
-from transom.insight.glass_box import Example, GlassBox, induction, lookup
 from transom.insight.gradients import gradient_flow, token_gradients
 from transom.insight.lens import logit_lens
 from transom.insight.look import look
 from transom.insight.patching import patch
 from transom.insight.routing import routing
-from transom.insight.surprise import surprise
+from transom.insight.token_probabilities import token_probabilities
 
 SEEDS = range(5)
 BOXES = {"induction": induction(), "lookup": lookup()}
 
 
 @pytest.fixture(params=BOXES)
-def box(request: pytest.FixtureRequest) -> GlassBox:
+def box(request: pytest.FixtureRequest) -> PlantedModel:
     return BOXES[request.param]
 
 
@@ -31,7 +31,7 @@ def with_answer(example: Example) -> torch.Tensor:
     return torch.cat((example.tokens, torch.tensor([example.answer])))
 
 
-def over_seeds(box: GlassBox, check: Callable[[Example], Any]) -> None:
+def over_seeds(box: PlantedModel, check: Callable[[Example], Any]) -> None:
     for seed in SEEDS:
         check(box.example(seed))
 
@@ -49,7 +49,7 @@ def test_the_model_does_what_it_was_built_for(name: str) -> None:
         assert int((example.tokens != example.corrupt).sum()) == 1
 
 
-def test_attention_shows_the_planted_heads_looking(box: GlassBox) -> None:
+def test_attention_shows_the_planted_heads_looking(box: PlantedModel) -> None:
     def check(example: Example) -> None:
         with look(box.model) as seen, torch.no_grad():
             box.model(example.tokens[None])
@@ -63,7 +63,7 @@ def test_attention_shows_the_planted_heads_looking(box: GlassBox) -> None:
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_ablation_finds_the_planted_heads(box: GlassBox, how: Any) -> None:
+def test_ablation_finds_the_planted_heads(box: PlantedModel, how: Any) -> None:
     def check(example: Example) -> None:
         found = ablate(box.model, example.tokens, "heads", how, target=example.answer)
         n = len(box.heads)
@@ -74,7 +74,7 @@ def test_ablation_finds_the_planted_heads(box: GlassBox, how: Any) -> None:
     over_seeds(box, check)
 
 
-def test_ablation_finds_the_planted_layers(box: GlassBox) -> None:
+def test_ablation_finds_the_planted_layers(box: PlantedModel) -> None:
     example = box.example(0)
     needed = {layer for layer, _ in box.heads.values()} | ({example.expert[0]} if example.expert else set())
     found = ablate(box.model, example.tokens, "layers", target=example.answer).ranked()
@@ -94,7 +94,7 @@ def test_ablation_and_routing_find_the_planted_expert() -> None:
     over_seeds(BOXES["lookup"], check)
 
 
-def test_patching_follows_the_answer_from_its_token_to_the_end(box: GlassBox) -> None:
+def test_patching_follows_the_answer_from_its_token_to_the_end(box: PlantedModel) -> None:
     def check(example: Example) -> None:
         found = patch(box.model, example.tokens, example.corrupt, target=example.answer, foil=example.foil)
         last = len(example.tokens) - 1
@@ -107,7 +107,7 @@ def test_patching_follows_the_answer_from_its_token_to_the_end(box: GlassBox) ->
     over_seeds(box, check)
 
 
-def test_patching_finds_the_head_that_carries_the_answer(box: GlassBox) -> None:
+def test_patching_finds_the_head_that_carries_the_answer(box: PlantedModel) -> None:
     def check(example: Example) -> None:
         found = patch(
             box.model, example.tokens, example.corrupt, "heads", target=example.answer, foil=example.foil
@@ -120,7 +120,7 @@ def test_patching_finds_the_head_that_carries_the_answer(box: GlassBox) -> None:
 
 
 @pytest.mark.parametrize("method", ["gradient_x_input", "integrated", "leave_one_out"])
-def test_attribution_finds_the_token_that_decides(box: GlassBox, method: Any) -> None:
+def test_attribution_finds_the_token_that_decides(box: PlantedModel, method: Any) -> None:
     def check(example: Example) -> None:
         found = attribute(box.model, example.tokens, example.answer, example.foil, method=method)
         assert found.units[found.ranked()[0]] == (example.decides,)
@@ -128,7 +128,7 @@ def test_attribution_finds_the_token_that_decides(box: GlassBox, method: Any) ->
     over_seeds(box, check)
 
 
-def test_leave_one_out_finds_all_that_is_needed(box: GlassBox) -> None:
+def test_leave_one_out_finds_all_that_is_needed(box: PlantedModel) -> None:
     def check(example: Example) -> None:
         found = attribute(box.model, example.tokens, example.answer, method="leave_one_out")
         n = len(example.needs)
@@ -138,7 +138,7 @@ def test_leave_one_out_finds_all_that_is_needed(box: GlassBox) -> None:
     over_seeds(box, check)
 
 
-def test_the_lens_reads_the_answer_from_the_layer_on_that_writes_it(box: GlassBox) -> None:
+def test_the_lens_reads_the_answer_from_the_layer_on_that_writes_it(box: PlantedModel) -> None:
     def check(example: Example) -> None:
         lens = logit_lens(box.model, example.tokens)
         assert int(lens.settled[-1]) == box.answers_at + 1
@@ -148,7 +148,7 @@ def test_the_lens_reads_the_answer_from_the_layer_on_that_writes_it(box: GlassBo
     over_seeds(box, check)
 
 
-def test_the_gradient_reaches_the_token_that_decides_and_the_last(box: GlassBox) -> None:
+def test_the_gradient_reaches_the_token_that_decides_and_the_last(box: PlantedModel) -> None:
     def check(example: Example) -> None:
         last = len(example.tokens) - 1
         rows = token_gradients(box.model, with_answer(example)).norms
@@ -161,9 +161,9 @@ def test_the_gradient_reaches_the_token_that_decides_and_the_last(box: GlassBox)
     over_seeds(box, check)
 
 
-def test_surprise_is_small_where_the_circuit_knows(box: GlassBox) -> None:
+def test_surprise_is_small_where_the_circuit_knows(box: PlantedModel) -> None:
     def check(example: Example) -> None:
-        found = surprise(box.model, with_answer(example))
+        found = token_probabilities(box.model, with_answer(example))
         assert found.rank[-1] == 0 and found.logprob[-1] > -0.05 and found.entropy[-1] < 0.3
         assert found.logprob[:-1].mean() < -1, "what cannot be known must surprise"
 

@@ -1,9 +1,9 @@
-"""The autograd tape of a training step: gradients along the residual stream, and attention out of the graph.
+"""Record the gradients of a training step along the residual stream, and a few figures of health.
 
-`tape(model)` keeps, inside its block, where the gradient of the residual stream passes each layer, and a few
-figures of health: attention's entropy, units that no token moves, the load of experts. `attention_of(loss)`
-installs nothing at all: it reads q, k, normaliser and output that autograd saved for the fused kernels.
-Read next: look, stream.
+`record_gradients(model)` keeps, inside its block, where the gradient of the residual stream passes each
+layer, and a few figures of health: attention's entropy, units that no token moves, the load of experts.
+`attention_of(loss)` installs nothing at all: it reads q, k, normaliser and output that autograd saved for the
+fused kernels. Read next: look, activations.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from torch.utils.hooks import RemovableHandle
 
 from transom.errors import Refused
 
-from .kernel import Asked, Kept, prove
+from .activations import router_of
+from .attention_recorder import AttentionRecorder
 from .look import unwrapped
 from .maps import Call, Mismatch
 from .points import DOWN, MIDDLE, Layer, has_two_sides, layers_of, names_of, number_of, part_of, side_of
-from .stream import router_of
-from .tap import Tap
+from .recorded_calls import AttentionArgs, RecordedCall, prove
 
 DEAD = 1e-6
 """A unit is dead when no token moves it by more than this share of its layer's largest activation."""
@@ -33,13 +33,13 @@ ROWS = 8
 AT = ("before", "middle", "after")
 
 
-class Tape:
-    """What a `tape` block kept of forward and backward passes; of several, the first unless asked."""
+class GradientRecorder:
+    """Gradients and figures of the passes of one block; of several passes, the first unless asked."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model, self._two = model, has_two_sides(model)
         self.layers = layers_of(model)
-        self.tap = Tap(names_of(model), lambda what, name: what == "attention")
+        self.recorder = AttentionRecorder(names_of(model), lambda what, name: what == "attention")
         self._thread = threading.get_ident()
         self._handles: list[RemovableHandle] = []
         self._grads: dict[tuple[str, int, str], list[Tensor]] = {}
@@ -96,7 +96,8 @@ class Tape:
     def entropy(self, layer: int, kind: str = "self") -> Tensor:
         """Mean entropy (H,) of a few rows of attention of the first text, in nats; checked like every map."""
         calls = [
-            Call(kept, number_of(kept.name) or 0, side_of(kept.name, self._two)) for kept in self.tap.kept
+            Call(kept, number_of(kept.name) or 0, side_of(kept.name, self._two))
+            for kept in self.recorder.kept
         ]
         call = next((c for c in calls if (c.layer, c.kind) == (layer, kind)), None)
         if call is None:
@@ -188,12 +189,12 @@ class Tape:
 
 
 @contextmanager
-def tape(model: Any) -> Iterator[Tape]:
+def record_gradients(model: Any) -> Iterator[GradientRecorder]:
     """Keep the gradients of a training step: run forward and backward inside the block, uncompiled."""
-    kept = Tape(unwrapped(model))
+    kept = GradientRecorder(unwrapped(model))
     kept.install()
     try:
-        with kept.tap:
+        with kept.recorder:
             yield kept
     finally:
         kept.remove()
@@ -231,7 +232,7 @@ def attention_of(loss: Tensor) -> tuple[Call, ...]:
     return tuple(Call(_saved(node, i), i, "self") for i, node in enumerate(found))
 
 
-def _saved(node: Any, i: int) -> Kept:
+def _saved(node: Any, i: int) -> RecordedCall:
     normaliser, masked = SAVED[node.name()]
     query, key, value, out = (
         getattr(node, f"_saved_{part}").detach()
@@ -239,11 +240,11 @@ def _saved(node: Any, i: int) -> Kept:
     )
     bias = None if masked is None else getattr(node, masked)
     scale = node._saved_scale
-    asked = Asked(
+    asked = AttentionArgs(
         scale=query.shape[-1] ** -0.5 if scale is None else scale,
         causal=node._saved_is_causal,
         bias=None if bias is None else bias.detach(),
         dropout=node._saved_dropout_p,
     )
     rows = getattr(node, normaliser).detach()[..., : query.shape[-2]]
-    return Kept(f"attention {i} of the tape", query, key, asked, rows, prove(value, out), None)
+    return RecordedCall(f"attention {i} of the tape", query, key, asked, rows, prove(value, out), None)

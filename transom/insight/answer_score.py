@@ -1,6 +1,6 @@
-"""What is asked of a model: how likely it finds one token, a whole answer, or this token rather than that.
+"""The score of an answer: how likely a model finds one token, a whole answer, or this token rather than that.
 
-Attribution, ablation and patching all ask the same question many times, of a model or a text that was
+Attribution, ablation and patching all take the same score many times, of a model or a text that was
 changed a little; here it is said once, as data. `logits_at` is the one door to the scores of a model, ours or
 one that gives `.logits`. Read next: anatomy, attribution.
 """
@@ -23,11 +23,11 @@ ROWS = 16
 
 
 @dataclass(frozen=True)
-class Question:
-    """How likely is the wanted answer to a text?"""
+class AnswerScore:
+    """log p of an answer to a text, or by how much it is likelier than another (logit difference)."""
 
     tokens: tuple[int, ...]
-    wanted: tuple[tuple[int, int], ...]
+    targets: tuple[tuple[int, int], ...]
     """(position, token): what the scores at a position should name; of a classifier, (any, class)."""
     foil: int | None = None
     """Rather than which other token, where one is asked for."""
@@ -36,11 +36,11 @@ class Question:
 
     def __str__(self) -> str:
         rather = "" if self.foil is None else f" rather than {self.foil}"
-        return ", ".join(f"token {token}{rather} after position {place}" for place, token in self.wanted)
+        return ", ".join(f"token {token}{rather} after position {place}" for place, token in self.targets)
 
     @property
     def positions(self) -> list[int]:
-        return [place for place, _ in self.wanted]
+        return [place for place, _ in self.targets]
 
     @property
     def read(self) -> tuple[int, ...]:
@@ -50,8 +50,8 @@ class Question:
     def score(self, logits: Tensor) -> Tensor:
         """Logits at `positions`, (B, n, V), -> log p(answer) or log p(target) - log p(foil), (B,) float64."""
         logs = logits.double().log_softmax(-1)
-        index = torch.arange(len(self.wanted), device=logs.device)
-        score = logs[:, index, [token for _, token in self.wanted]].sum(-1)
+        index = torch.arange(len(self.targets), device=logs.device)
+        score = logs[:, index, [token for _, token in self.targets]].sum(-1)
         return score if self.foil is None else score - logs[:, 0, self.foil]
 
     def of(self, model: nn.Module, rows: Tensor | None = None) -> Tensor:
@@ -70,25 +70,25 @@ class Question:
             return None
         return torch.tensor([self.source], device=device_of(model)).expand(n, -1)
 
-    def without(self, unit: Sequence[int]) -> Question:
-        """The same question of a text from which the tokens at some positions of `read` are taken away.
+    def without(self, unit: Sequence[int]) -> AnswerScore:
+        """The same score of a text from which the tokens at some positions of `read` are taken away.
 
         Raises `Refused` where nothing is left that the answer could come after.
         """
         gone = set(unit)
         left = tuple(token for place, token in enumerate(self.read) if place not in gone)
-        moved = self.wanted
+        moved = self.targets
         if self.source is None:
-            moved = tuple((place - sum(g <= place for g in gone), token) for place, token in self.wanted)
+            moved = tuple((place - sum(g <= place for g in gone), token) for place, token in self.targets)
         if not left or any(place < 0 for place, _ in moved):
             raise Refused(f"without the tokens at {sorted(gone)} nothing is left to ask about ({self}); take "
                           "fewer away, or ask about a later position (at)")  # fmt: skip
         if self.source is not None:
             return replace(self, source=left)
-        return replace(self, tokens=left, wanted=moved)
+        return replace(self, tokens=left, targets=moved)
 
 
-def ask(
+def answer_score(
     model: nn.Module,
     tokens: Tensor | Sequence[int],
     *,
@@ -97,8 +97,8 @@ def ask(
     at: int = -1,
     answer: int = 0,
     source: Tensor | Sequence[int] | None = None,
-) -> Question:
-    """A question about tokens (L,): the token after position `at`, or the last `answer` tokens as they stand.
+) -> AnswerScore:
+    """Score an answer to tokens (L,): the token after `at`, or the last `answer` tokens as they stand.
 
     target: by default what the model itself finds most likely there (of a classifier, its class). foil: ask
     for target rather than this one. source (M,): what an encoder-decoder reads. Raises `Refused`.
@@ -116,8 +116,8 @@ def ask(
         raise Refused("answer takes the tokens that stand there; leave out target and foil, or answer")
     if answer:
         first = len(ids) - answer
-        return Question(ids, tuple((p - 1, ids[p]) for p in range(first, len(ids))), None, read)
-    asked = Question(ids, ((at % len(ids), 0 if target is None else target),), foil, read)
+        return AnswerScore(ids, tuple((p - 1, ids[p]) for p in range(first, len(ids))), None, read)
+    asked = AnswerScore(ids, ((at % len(ids), 0 if target is None else target),), foil, read)
     with torch.no_grad():
         scores = logits_at(model, asked.rows(model), asked.positions, asked.source_rows(model))[0, 0]
     for name, token in (("target", target), ("foil", foil)):
@@ -125,7 +125,7 @@ def ask(
             raise Refused(f"{name} is {token}; this model scores 0 to {len(scores) - 1}")
     if target is not None:
         return asked
-    return replace(asked, wanted=((asked.positions[0], int(scores.argmax())),))
+    return replace(asked, targets=((asked.positions[0], int(scores.argmax())),))
 
 
 def logits_at(

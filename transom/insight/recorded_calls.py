@@ -1,8 +1,9 @@
 """What a fused attention kernel was asked and what it answered: kept by reference, never the map.
 
-Query, key, the `Asked` rule and the kernel's own normaliser are enough to recompute any row. Of values and
+Query, key, the `AttentionArgs` and the kernel's own normaliser are enough to recompute any row. Of values and
 output a few random directions are kept: enough to check every row of a recomputed map (Freivalds 1977) at a
-sixteenth of the memory. Source: FlashAttention's log-sum-exp, Dao et al. 2022. Read next: tap, maps.
+sixteenth of the memory. Source: FlashAttention's log-sum-exp, Dao et al. 2022.
+Read next: attention_recorder, maps.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ DIRECTIONS = 4
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class AttentionArgs:
     """What a kernel was told besides query, key and value: who may look at whom, how scores are shaped."""
 
     scale: float
@@ -52,14 +53,14 @@ class Proof(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
+class RecordedCall:
     """One call of a kernel: query (B, H, L, K), key (B, G, M, K), its normaliser (B, H, L) if it gave one."""
 
     name: str
     """The module it happened in."""
     query: Tensor
     key: Tensor
-    rule: Asked
+    rule: AttentionArgs
     normaliser: Tensor | None
     """log of the sum of exp(score) over the keys of each query."""
     proof: Proof
@@ -79,7 +80,7 @@ def prove(value: Tensor, output: Tensor) -> Proof:
 
 
 @dataclass(frozen=True, eq=False)
-class Recurred:
+class RecordedRecurrence:
     """One fused pass of a recurrence, as torch was given it: layers one above the other."""
 
     name: str
@@ -95,13 +96,13 @@ class Recurred:
     batch_first: bool
 
 
-class Given(NamedTuple):
+class CallInputs(NamedTuple):
     """What one call was given; heads before positions."""
 
     query: Tensor
     key: Tensor
     value: Tensor
-    rule: Asked
+    rule: AttentionArgs
 
 
 def bound(
@@ -113,20 +114,20 @@ def bound(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
-) -> Given:
+) -> CallInputs:
     """The arguments of `F.scaled_dot_product_attention`, by name."""
     boolean = attn_mask is not None and attn_mask.dtype == torch.bool
-    asked = Asked(
+    asked = AttentionArgs(
         scale=1 / math.sqrt(query.shape[-1]) if scale is None else scale,
         causal=is_causal,
         mask=attn_mask if boolean else None,
         bias=None if attn_mask is None or boolean else attn_mask.detach(),
         dropout=dropout_p,
     )
-    return Given(query, key, value, asked)
+    return CallInputs(query, key, value, asked)
 
 
-def apart(module: nn.Module | None, given: Given, out: Tensor) -> tuple[Given, Tensor]:
+def apart(module: nn.Module | None, given: CallInputs, out: Tensor) -> tuple[CallInputs, Tensor]:
     """A call in which the heads of one query that share a key stand where queries do, as one of H heads.
 
     A step of decoding lays them so, here and in `transformers`: (B, G, H / G, K) is (B, H, 1, K).
@@ -158,7 +159,7 @@ def _apart(mask: Tensor | None, together: tuple[int, int]) -> Tensor | None:
 
 def of_kernel(
     query: Tensor, key: Tensor, value: Tensor, *rest: Any, attn_mask: Tensor | None = None, **named: Any
-) -> Given:
+) -> CallInputs:
     """The arguments of a kernel itself: a mask that is not by name comes fourth."""
     if rest and (rest[0] is None or isinstance(rest[0], Tensor)):
         attn_mask, rest = rest[0], rest[2:]  # and whether the normaliser is wanted
@@ -173,6 +174,6 @@ def four(x: Tensor) -> Tensor:
     return x if x.dim() == 4 else x.reshape(-1, 1, *x.shape[-2:]) if x.dim() == 3 else x[None, None]
 
 
-def changed(kept: Kept, **rule: Any) -> Kept:
+def changed(kept: RecordedCall, **rule: Any) -> RecordedCall:
     """The same call under another rule: what a wrong recomputation would take it for."""
     return replace(kept, rule=replace(kept.rule, **rule))

@@ -1,7 +1,7 @@
 """The grid of heads: a few figures of every map of a model, none of which is ever held whole.
 
 Each figure is a mean over the queries of one text, reduced tile by tile. The share of the first token, the
-sink that many heads rest on, stands apart. Read next: maps.
+sink that many head_statistics rest on, stands apart. Read next: maps.
 """
 
 from __future__ import annotations

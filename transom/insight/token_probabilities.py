@@ -1,4 +1,4 @@
-"""How surprised a model is by each token: its probability, its rank, and how open the question was.
+"""How likely a model finds each token: its probability, its rank, and how open the choice was.
 
 Surprisal is -log p; entropy is what it would be on average if the model were right about its own
 probabilities. A token can be likely and uncertain at once, so both are given. Read next: lens.
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import Refused
 from ..model.recurrent import Recurrent
 from ..model.transformer import Transformer
-from .question import chunks, device_of, hidden_of, logits_at
+from .answer_score import chunks, device_of, hidden_of, logits_at
 from .view import View
 
 POSITIONS = 64
@@ -24,7 +24,7 @@ POSITIONS = 64
 
 
 @dataclass(frozen=True)
-class Surprise(View):
+class TokenProbabilities(View):
     """For each token but the first, in order: what the model gave it, reading only what stands before."""
 
     caveat: ClassVar[str] = (
@@ -50,13 +50,13 @@ class Surprise(View):
 
 
 @torch.no_grad()
-def surprise(
+def token_probabilities(
     model: nn.Module,
     tokens: Tensor | Sequence[int],
     *,
     top: int = 5,
     source: Tensor | Sequence[int] | None = None,
-) -> Surprise:
+) -> TokenProbabilities:
     """The probability, rank and entropy of each token (L,) of a text. Raises `Refused`.
 
     source (M,): what an encoder-decoder reads. Sees exactly what generation sees: the plain forward pass.
@@ -66,7 +66,7 @@ def surprise(
         raise Refused(f"a text of {len(ids)} tokens has none that is predicted; give at least 2")
     config = getattr(model, "config", None)
     if getattr(config, "kind", "") == "encoder":
-        raise Refused("an encoder sees the token it would be asked for; mask it and use ask() or attribute()")
+        raise Refused("an encoder sees the token it would be asked for; mask it and use attribute()")
     read = None if source is None else torch.as_tensor(source, device=ids.device).flatten()[None]
     if isinstance(model, (Transformer, Recurrent)):
         hidden = hidden_of(model, ids[None, :-1], read)[0]
@@ -75,7 +75,7 @@ def surprise(
         parts = list(logits_at(model, ids[None, :-1], source=read)[0].split(POSITIONS))
     found = [_judge(part, ids[1 + i * POSITIONS :][: len(part)], top) for i, part in enumerate(parts)]
     columns = [torch.cat(column).cpu() for column in zip(*found, strict=True)]
-    return Surprise(tuple(ids.tolist()), *columns)
+    return TokenProbabilities(tuple(ids.tolist()), *columns)
 
 
 def _judge(logits: Tensor, said: Tensor, top: int) -> tuple[Tensor, ...]:
@@ -92,8 +92,8 @@ def unaided(model: nn.Module, tokens: Sequence[int]) -> Tensor:
     """log p of each token (L,) from the third on where only the first token and the one before it are read:
     (L - 2,) float64.
 
-    The first stays, since many models rest on it. What `surprise` gives more is what the rest of the text
-    told the model.
+    The first stays, since many models rest on it. What `token_probabilities` gives more is what the rest of
+    the text told the model.
     """
     ids = torch.as_tensor(tokens, device=device_of(model))
     found = []

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import transom
 from transom.errors import Refused
-from transom.insight.tape import attention_of, tape
+from transom.insight.gradient_recorder import attention_of, record_gradients
 from transom.model.build import build
 from transom.model.config import Experts, ModelConfig
 
@@ -22,7 +22,7 @@ def loss_of(net: nn.Module, **named: object) -> Tensor:
 
 def test_gradients_are_autograd_s_and_branches_add_up() -> None:
     net = build(SMALL)
-    with tape(net) as kept:
+    with record_gradients(net) as kept:
         loss_of(net).backward()
     block = net.layers[0]
     x = net.embed(TOKENS).detach().requires_grad_()
@@ -66,7 +66,7 @@ def test_figures_of_a_training_step() -> None:
     )
     with torch.no_grad():
         net.layers[0].ffn.up_proj.weight[:12] = 0  # a quarter of the units
-    with tape(net) as kept:
+    with record_gradients(net) as kept:
         loss_of(net).backward()
     figures = kept.figures()
     assert set(figures) == {"grad_norm", "attention_entropy", "dead_units", "router_load"}
@@ -84,7 +84,7 @@ def test_figures_of_a_training_step() -> None:
 def test_a_step_with_the_tape_learns_the_same(dtype: torch.dtype) -> None:
     plain, taped = build(SMALL), build(SMALL)
     loss_of(plain, dtype=dtype).backward()
-    with tape(taped) as kept:
+    with record_gradients(taped) as kept:
         loss_of(taped, dtype=dtype).backward()
     for a, b in zip(plain.parameters(), taped.parameters(), strict=True):
         assert torch.equal(a.grad, b.grad)
@@ -93,12 +93,12 @@ def test_a_step_with_the_tape_learns_the_same(dtype: torch.dtype) -> None:
 
 def test_a_point_without_gradient_is_refused() -> None:
     net = build(SMALL)
-    with tape(net) as kept, torch.no_grad():
+    with record_gradients(net) as kept, torch.no_grad():
         net(TOKENS)
     with pytest.raises(Refused, match="no gradient passed"):
         kept.resid(0)
     after = build(SMALL.with_(norm_position="after", norm="layer"))
-    with tape(after) as kept:
+    with record_gradients(after) as kept:
         loss_of(after).backward()
     with pytest.raises(Refused, match="norms after the sum"):
         kept.branch(0, "ffn")
