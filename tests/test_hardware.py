@@ -39,7 +39,7 @@ def test_limits_are_measured_once(cpu: Hardware) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ratio", "dtype"), [(4.0, torch.bfloat16), (1.4, torch.float32), (0.2, torch.float32)]
+    ("ratio", "dtype"), [(4.0, torch.bfloat16), (1.4, torch.float32), (0.011, torch.float32)]
 )
 def test_bfloat16_is_chosen_where_it_pays(
     ratio: float, dtype: torch.dtype, cpu: Hardware, monkeypatch: pytest.MonkeyPatch
@@ -49,7 +49,7 @@ def test_bfloat16_is_chosen_where_it_pays(
     choice = cpu.choose_dtype()
     assert choice.dtype is dtype
     assert choice.reason.startswith(choice.name)
-    assert f"{ratio:.1f} times" in choice.reason
+    assert f" {ratio} times" in choice.reason
     assert cpu.choose_dtype("float32").dtype is torch.float32
 
 

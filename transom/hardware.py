@@ -117,7 +117,7 @@ class Hardware:
         speeds = f"({short / 1e9:,.0f} against {plain / 1e9:,.0f} GFLOP/s, measured now)"
         if short >= BF16_PAYS * plain:
             return "bfloat16", f"a matrix product is {short / plain:.1f} times as fast as in float32 {speeds}"
-        return "float32", f"a bfloat16 matrix product is only {short / plain:.1f} times as fast here {speeds}"
+        return "float32", f"a bfloat16 matrix product is only {short / plain:.2g} times as fast here {speeds}"
 
     def watts(self) -> tuple[float, str]:
         """Power drawn when the device is busy, for a forecast, and how that number was come by."""

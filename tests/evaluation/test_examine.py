@@ -211,12 +211,17 @@ def test_a_classifier_from_nothing_is_told_of_given_weights() -> None:
     """By a command that is whole; one that began with them is told of something else."""
     data = {"source": "my tickets.csv", "field": "Subject", "label": "Team"}
     settings = load(TrainSettings, {"task": "classify", "data": data})
-    words = shlex.split(remedy(settings).partition("tried: ")[2])
+    words = shlex.split(remedy(settings, Path("run")).partition("tried: ")[2])
     assert words[:5] == ["transom", "train", "my tickets.csv", "--task", "classify"]
     _, bound, unknown = door.app.parse_known_args(words[1:])[:3]
     flags = bound.arguments["flags"]
     assert not unknown and (flags.data.field, flags.data.label) == ("Subject", "Team")
-    assert "given weights" not in remedy(settings.with_({"model.weights": flags.model.weights}))
+    assert "given weights" not in remedy(settings.with_({"model.weights": flags.model.weights}), Path("run"))
+
+
+def test_a_translator_is_told_how_to_go_on() -> None:
+    settings = load(TrainSettings, {"task": "translate", "budget": "75s"})
+    assert "(transom train --out 'my run' --resume --budget 4min)" in remedy(settings, Path("my run"))
 
 
 def test_a_language_model_has_nothing_to_be_examined_in(tmp_path: Path) -> None:

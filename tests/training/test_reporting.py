@@ -165,6 +165,9 @@ def test_the_last_line_is_the_next_command(
     for task, verb in others.items():
         given = replace(run, task=task, prompt=f"it's{ARROW}").next_command
         assert shlex.split(given) == ["transom", verb, str(run.folder), "it's"]
+    for said, word in (("one " * 30, "one"), ("ä" * 99, "ä" * 60), (f"{'x' * 57} abcdef", "x" * 57)):
+        given = shlex.split(replace(run, prompt=said).next_command)[3]
+        assert given.split()[-1] == word and len(given) <= 60, "no word is cut in two"
     assert "--model.weights" in replace(run, task="mlm").next_command
 
 

@@ -29,6 +29,7 @@ from ..intervals import Estimate, lead, paired_bootstrap, share
 from ..output import write_whole
 from ..settings import TrainSettings, load
 from ..training.example_tasks import labelled_sources, longest, pair_sources
+from ..training.run import longer_command
 from .baselines import TfidfLogistic, TranslationMemory, copy_source, majority
 from .classification import ClassScore, f1_rows, indices, macro_f1, score_classes, telling
 from .report import LEAST, Difference, Report, Rival, cut
@@ -99,18 +100,19 @@ def examine(
     better = report.differences[0].estimate.low > 0
     report = dataclasses.replace(
         report, model=str(weights), test=test or f"{settings.data.source} (held out)", needs=needs,
-        remedy="" if run is None or report.score.n < LEAST or better else remedy(settings),
+        remedy="" if run is None or report.score.n < LEAST or better else remedy(settings, run),
     )  # fmt: skip
     if run is not None:
         _write(run / "evaluation.json", report)
     return report
 
 
-def remedy(settings: TrainSettings) -> str:
-    """What would help a model that is not better than something cheap, by what was measured of others."""
+def remedy(settings: TrainSettings, run: Path) -> str:
+    """Say what may help the model of a run that is not better than something cheap, by what was measured."""
     data = settings.data
     if settings.task == "translate":
-        return "what may help: more pairs, more time (--budget)"
+        more = longer_command(run, settings.budget) if settings.budget else "--budget"
+        return f"what may help: more pairs, more time ({more})"
     if settings.model.weights:
         return "what may help: more texts of each class, more passes (--epochs)"
     flags = {"--data.field": data.field, "--data.label": data.label, "--data.validation": data.validation}

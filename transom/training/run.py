@@ -27,6 +27,19 @@ def task_of(folder: Path) -> str:
     return tomllib.loads((folder / "settings.toml").read_text(encoding="utf-8")).get("task", "lm")
 
 
+def longer_command(folder: Path, seconds: float) -> str:
+    """Return the command that gives the run in a folder three times the seconds that it has had."""
+    longer = format_time(60 * math.ceil(3 * seconds / 60))
+    return f"transom train --out {quote(str(folder))} --resume --budget {longer}"
+
+
+def _first_words(text: str, most: int) -> str:
+    """Cut a text after the last word that ends within `most` characters; one without spaces, inside."""
+    if len(text) <= most:
+        return text.strip()
+    return (text[: most + 1].rpartition(" ")[0] or text[:most]).strip()
+
+
 @dataclass(frozen=True)
 class Run:
     """A finished or interrupted run."""
@@ -80,7 +93,7 @@ class Run:
     @property
     def resume_command(self) -> str:
         """What continues this run."""
-        return f"transom train --out {self.folder} --resume"
+        return f"transom train --out {quote(str(self.folder))} --resume"
 
     @property
     def next_command(self) -> str:
@@ -89,9 +102,10 @@ class Run:
             return self.resume_command
         if self.task not in VERBS:
             return f"transom train DATA --task classify --model.weights {quote(str(self.folder))}"
-        text = one_line(self.prompt.removesuffix(ARROW), 60).removesuffix("...").strip()
-        given = " ".join(map(quote, [text] if text else ["a text", "and another"]))
-        return f"transom {VERBS[self.task]} {quote(str(self.folder))} {given}"
+        given = self.prompt.removesuffix(ARROW)
+        text = _first_words(one_line(given, len(given) * 2), 60)
+        texts = " ".join(map(quote, [text] if text else ["a text", "and another"]))
+        return f"transom {VERBS[self.task]} {quote(str(self.folder))} {texts}"
 
     @property
     def remedy(self) -> str:
@@ -100,9 +114,8 @@ class Run:
         behind = bool(lines) and self.loss is not None and self.loss >= min(lines)
         if self.interrupted or self.task not in ("lm", "mlm") or not behind or "memoris" in self.sentence:
             return ""
-        longer = format_time(60 * math.ceil(3 * self.seconds / 60))
         return (
-            f"what may help: more time ({self.resume_command} --budget {longer}), more text, or given "
+            f"what may help: more time ({longer_command(self.folder, self.seconds)}), more text, or given "
             "weights (--model.weights)"
         )
 
@@ -143,7 +156,7 @@ class Run:
         """How it went, in words."""
         if self.interrupted and not self.step:
             return "stopped before the first step; nothing to keep. Start it again the same way."
-        done = f"{self.step:,} steps, {self.tokens / 1e6:,.2f} million tokens, {clock(self.seconds)}"
+        done = f"{self.step:,} step{'s' * (self.step != 1)}, {self.tokens / 1e6:,.2f} million tokens, {clock(self.seconds)}"
         lines = [f"stopped early: {done}" if self.interrupted else f"trained: {done}"]
         if self.loss is not None:
             per_byte = f" ({self.bits_per_byte:.3f} bits per byte)" if self.bits_per_byte is not None else ""

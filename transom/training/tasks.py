@@ -68,7 +68,7 @@ def choose_task(settings: TrainSettings, report: Report) -> TrainSettings:
     for name, tasks in ONLY_FOR.items():
         if getattr(data, name) is not None and settings.task not in tasks:
             raise Refused(
-                f"data.{name.replace('_', '-')} is set, but the task is {settings.task}; it is for "
+                f"--data.{name.replace('_', '-')} is set, but the task is {settings.task}; it is for "
                 f"{', '.join(tasks)}"
             )
     if not named and settings.task in DEFAULT_DATA:
