@@ -196,6 +196,9 @@ def test_short_forms() -> None:
     assert door.spelled_out(["train", "--model", "gpt", "--data=x", "--model.dim", "3"]) == [
         *("train", "--model.kind", "gpt", "--data.source=x", "--model.dim", "3")
     ]
+    for given in (["train", "-"], ["train", "--data", "-"], ["train", "--data.source", "-"]):
+        assert door.spelled_out(given) == ["train", "--data.source=-"]
+    assert door.spelled_out(["embed", "m", "--input", "-", "--json"]) == ["embed", "m", "--input=-", "--json"]
 
 
 def test_flags_reach_the_training_room_over_the_file(

@@ -95,12 +95,22 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def spelled_out(arguments: Sequence[str]) -> list[str]:
-    """The short forms in full: `--model gpt` is `--model.kind gpt`, `-` as data is `--data.source=-`."""
+    """The short forms in full: `--model gpt` is `--model.kind gpt`, `-` as data is `--data.source=-`, and a
+    `-` after a flag that takes a file belongs to it.
+    """
     short = {"--data": "--data.source", "--model": "--model.kind", "--optim": "--optim.name",
              "--batch": "--batch.tokens"}  # fmt: skip
-    read_stdin = {"-": "--data.source=-"} if arguments and arguments[0] in ("train", "plan") else {}
-    words = [read_stdin.get(argument, argument).partition("=") for argument in arguments]
-    return [short.get(name, name) + equals + value for name, equals, value in words]
+    takes_data = bool(arguments) and arguments[0] in ("train", "plan")
+    words: list[str] = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if argument == "-" and words and words[-1] in ("--input", "--data.source"):
+            words[-1] += "=-"
+        elif argument == "-" and takes_data:
+            words.append("--data.source=-")
+        else:
+            words.append(short.get(name, name) + equals + value)
+    return words
 
 
 def _plain(error: CycloptsError) -> str:

@@ -694,6 +694,8 @@ class Asked:
         """out: where rows with answers go, or what ends in `also`; asked about before any work is done."""
         from .data.lines import answers_file, rows_to_answer
 
+        if file == Path("-"):
+            file = None
         if texts and file is not None:
             raise Refused(f"texts are given twice: on the command line and in {file}; leave one out")
         if field is not None and file is None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from transom.data.shape import guess_task
+from transom.data.shape import guess_task, refuse_piped_rows
+from transom.errors import Refused
 
 Written = Callable[[str, bytes | str], Path]
 PROSE = "".join(f"the dog number {n}\tder Hund Nummer {n}\n" for n in range(30))
@@ -56,6 +61,27 @@ def test_without_a_look(tmp_path: Path) -> None:
     assert (
         guess_task(str(tmp_path))[0] == guess_task("hf:some/name")[0] == guess_task("nothere.tsv")[0] == "lm"
     )
+
+
+@pytest.mark.parametrize(
+    ("piped", "says"),
+    [
+        ("Text,Team\n" + "a dog ran,pets\n" * 12, "looks like a table"),
+        ("Text;Team\n" + "a dog, a cat;pets\n" * 12, "looks like a table"),
+        ('{"message": "a dog"}\n' * 3, "looks like JSON lines (--data.field names its text: message)"),
+        ("A dog, and a cat.\n" + "They ran, they sat, they slept.\n" * 12, ""),
+        ("Once upon a time\n" * 12, ""),
+        ("", ""),
+    ],
+)
+def test_rows_that_are_piped_in_are_no_running_text(
+    piped: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stdin = io.BufferedReader(io.BytesIO(piped.encode()))  # type: ignore[arg-type]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(stdin))
+    with pytest.raises(Refused, match=re.escape(says)) if says else contextlib.nullcontext():
+        refuse_piped_rows()
+    assert stdin.read().decode() == piped, "nothing is read away"
 
 
 def test_real_files(shared_data: Path) -> None:

@@ -63,6 +63,16 @@ def test_a_folder_gives_text_files_by_path_and_counts_the_rest(written: Written,
     assert any(reason.startswith("data files") for reason in source.left_out)
 
 
+def test_a_run_and_a_model_are_no_text(written: Written, tmp_path: Path) -> None:
+    written("notes.txt", "x")
+    for name in ("settings.toml", "metrics.jsonl", "model/config.json", "model/model.safetensors"):
+        written(f"runs/a/{name}", "y")
+    source = open_source(tmp_path)
+    assert texts(tmp_path) == ["x"] and source.left_out == {"runs of Transom": 1}
+    for part in ("runs/a", "runs/a/model"):
+        assert f"transom train DATA --model.weights {tmp_path}/{part}" in refusal(tmp_path / part)
+
+
 def test_a_folder_with_a_field_gives_its_records(written: Written, tmp_path: Path) -> None:
     written("b.jsonl", '{"t": "three"}\n')
     written("a.json", '[{"t": "one"}, {"t": "two"}]')
@@ -222,7 +232,7 @@ def test_wrong_names(tmp_path: Path, written: Written) -> None:
     assert "no data is named" in refusal([])
     assert "did you mean 'skip'?" in refusal(tmp_path, on_error="skipp")
     os.mkfifo(tmp_path / "pipe")
-    assert "neither a file nor a folder" in refusal(tmp_path / "pipe")
+    assert "neither a file nor a folder; a pipe can be read once only" in refusal(tmp_path / "pipe")
     assert texts(tmp_path) == ["x"], "a pipe inside a folder is left out"
 
 

@@ -50,7 +50,8 @@ def readable_file(path: Path, instead: str) -> str:
             raise Refused(f"{name}: Transom does not fetch addresses; save the text as a file and name that")
         raise Refused(f"{name}: no such file or folder{nearest_path(path)}")
     if not path.is_file():
-        raise Refused(f"{name}: neither a file nor a folder")
+        hint = "; a pipe can be read once only: write it to a file and name that" if path.is_fifo() else ""
+        raise Refused(f"{name}: neither a file nor a folder{hint}")
     if not os.access(path, os.R_OK):
         raise Refused(f"{name}: no permission to read it")
     return name

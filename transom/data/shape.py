@@ -7,7 +7,10 @@ everything else is running text. Read next: pairs, labelled.
 from __future__ import annotations
 
 import contextlib
+import io
+import json
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -19,6 +22,7 @@ from transom.data.labelled import is_fasttext, label_columns, looks_like_labels
 from transom.data.pairs import UNNAMED, pair_columns
 from transom.data.rows import RECORDS, Row, file_kind, first_rows
 from transom.data.stdlib_labels import STDLIB_LABELS
+from transom.data.tables import separator_of
 from transom.data.textfile import SkippedFile
 from transom.errors import Refused
 
@@ -90,6 +94,29 @@ def command_for(source: str) -> str:
         return ""
     fields = f"--data.field {shlex.quote(texts[0])} --data.label {shlex.quote(labels[0])}"
     return f"transom train {shlex.quote(source)} --task classify {fields}"
+
+
+def refuse_piped_rows() -> None:
+    """Raise Refused where standard input begins like a table or JSON lines, as whose text they would be
+    learned. Nothing is read away, and what has not come yet is not waited for.
+    """
+    stream = None if sys.stdin is None or sys.stdin.isatty() else sys.stdin.buffer
+    if not isinstance(stream, io.BufferedReader):
+        return
+    lines = stream.peek().decode("utf-8-sig", "ignore").splitlines(keepends=True)[:-1]
+    row = None
+    with contextlib.suppress(ValueError):
+        row = json.loads(lines[0]) if lines else None
+    if isinstance(row, dict):
+        what, way = "JSON lines", f" (--data.field names its text: {', '.join(map(printable, row))})"
+    elif len(lines) >= FEW and separator_of(lines):
+        what, way = "a table", ""
+    else:
+        return
+    raise Refused(
+        f"standard input looks like {what}{way}; write it to a file and name that (transom train FILE), or "
+        "learn it as it stands by --task lm"
+    )
 
 
 def _found(find: Callable[[], Columns]) -> Columns | None:

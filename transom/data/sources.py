@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import tempfile
 import weakref
@@ -63,6 +64,8 @@ _NOT_TEXT = frozenset(
         ".ttf .otf .woff .woff2 .eot .iso .img .wasm .tokens",
     )
 )
+_RUN = ("settings.toml", "metrics.jsonl")
+_MODEL = ("config.json", "model.safetensors")
 _NOT_FOLDERS = frozenset(["__pycache__", "node_modules", "venv", "site-packages"])
 _SNIFFED_BYTES = 8192
 
@@ -229,6 +232,11 @@ def _from_path(path: Path, field: str | None, policy: Policy) -> Source:
 
 def _from_folder(root: Path, name: str, field: str | None, policy: Policy) -> Source:
     """Every text file of a folder in sorted order; with a field named, its files of records instead."""
+    if _is_run(root) or all((root / part).is_file() for part in _MODEL):
+        raise Refused(
+            f"{name}: a run or a model, not text; to begin with its weights: "
+            f"transom train DATA --model.weights {shlex.quote(str(root))}"
+        )
     entries: list[Entry] = []
     left_out: dict[str, int] = {}
     for path in _files(root, left_out):
@@ -255,15 +263,22 @@ def _from_folder(root: Path, name: str, field: str | None, policy: Policy) -> So
     return Source(name, entries, field, policy, left_out)
 
 
+def _is_run(folder: Path) -> bool:
+    """Tell whether a folder is a run of Transom, whose settings and model card are no text to learn."""
+    return all((folder / part).is_file() for part in _RUN)
+
+
 def _files(root: Path, left_out: dict[str, int]) -> Iterator[Path]:
-    """Files below `root` sorted by path; hidden ones, caches and packages are left out and counted."""
+    """Files below `root` sorted by path; hidden ones, caches, packages and runs are left out and counted."""
     found: list[Path] = []
     for folder, folders, names in os.walk(root):
         keep = [n for n in folders if not n.startswith(".") and n not in _NOT_FOLDERS]
         left_out["hidden and installed folders"] = (
             left_out.get("hidden and installed folders", 0) + len(folders) - len(keep)
         )
-        folders[:] = keep
+        folders[:] = [n for n in keep if not _is_run(Path(folder, n))]
+        if len(folders) < len(keep):
+            left_out["runs of Transom"] = left_out.get("runs of Transom", 0) + len(keep) - len(folders)
         shown = [n for n in names if not n.startswith(".")]
         left_out["hidden files"] = left_out.get("hidden files", 0) + len(names) - len(shown)
         found.extend(Path(folder, name) for name in shown)

@@ -73,6 +73,11 @@ def layout_of(path: Path, kind: str, where: str) -> Layout:
     return Layout(found, unusual=found != usual)
 
 
+def separator_of(lines: list[str]) -> str:
+    """The separator that makes every one of these lines a row of the same width, two cells or more; or ""."""
+    return next((one for one in _SEPARATORS if _divided(lines, one, True) == 1), "")
+
+
 def _divided(lines: list[str], separator: str, whole: bool) -> float:
     """The share of these lines that a separator makes rows as wide as the first of; 0 where that is one cell.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..data.shape import command_for, guess_task
+from ..data.shape import command_for, guess_task, refuse_piped_rows
 from ..errors import Refused
 from ..settings import LIMITS, TrainSettings
 from .architecture import member
@@ -55,6 +55,8 @@ def choose_task(settings: TrainSettings, report: Report) -> TrainSettings:
         task = OF_MEMBER.get(kind or "", "lm")
         settings = settings.with_({"task": task})
     elif settings.task == "auto":
+        if data.source == "-" and data.field is None:
+            refuse_piped_rows()
         task, why = guess_task(data.source, data.target)
         if task == "lm" and data.field is None and (command := command_for(data.source)):
             raise Refused(
