@@ -250,6 +250,7 @@ def classify(
     out: Path | None = None,
     reject_below: float | None = None,
     cut: Annotated[bool, Parameter(negative=())] = False,
+    temperature: float = 1.0,
     dtype: str | None = None,
     device: str | None = None,
     json: Json = False,
@@ -272,6 +273,8 @@ def classify(
         Name no class when the likeliest has less than this probability.
     cut
         Leave out the end of texts that are longer than the model reads, rather than refuse them.
+    temperature
+        Divide the logits by this; above 1 for a model that its evaluation calls too sure.
     dtype
         `float32` or `bfloat16` [default: as is fast here].
     device
@@ -285,7 +288,9 @@ def classify(
     classifier = _loaded(model, "Classifier", dtype, device)
     with _answer(json) as show:
         written = [text for text in asked.texts if text.strip()]
-        found = iter(classifier.classify(written, reject_below=reject_below, cut=cut))
+        found = iter(
+            classifier.classify(written, reject_below=reject_below, cut=cut, temperature=temperature)
+        )
         answers = [next(found) if text.strip() else Classification(None, {}, 0.0) for text in asked.texts]
         lines = [_class_line(text, answer) for text, answer in zip(asked.texts, answers, strict=True)]
         columns = [{"class": one.label, "confidence": round(one.confidence, 4)} for one in answers]

@@ -83,7 +83,8 @@ def test_too_sure_is_said_with_its_cure() -> None:
     score = score_classes(labels, sharp, truth)
     assert score.temperature is not None and 2 < score.temperature < 4
     assert score.ece and score.ece_tempered is not None and score.ece_tempered < score.ece / 2
-    assert "too sure" in str(score)
+    line = next(line for line in str(score).splitlines() if "too sure" in line)
+    assert line.endswith(f" with classify --temperature {score.temperature:.2f}") and len(line) <= 110
 
 
 def test_what_chance_explains_is_not_called_a_fault() -> None:

@@ -88,6 +88,18 @@ def test_probabilities_are_those_of_transformers(tmp_path: Path):
     assert len({one.confidence for one in found}) == len(set(TEXTS))
 
 
+def test_the_temperature_of_an_evaluation_divides_the_logits():
+    classifier = Classifier(bert(**CLASSIFY), BYTES)  # type: ignore[arg-type]
+    plain, cooled = classifier.classify("b"), classifier.classify("b", temperature=2.5)
+    logits = torch.tensor(list(plain.probabilities.values())).log()
+    expected = (logits / 2.5).softmax(-1)
+    torch.testing.assert_close(torch.tensor(list(cooled.probabilities.values())), expected)
+    assert cooled.label == plain.label and cooled.confidence < plain.confidence
+    for wrong in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(Refused, match="logits are divided by it: a number above 0"):
+            classifier.classify("b", temperature=wrong)
+
+
 def test_an_unsure_classifier_may_say_nothing():
     classifier = Classifier(bert(**CLASSIFY), BYTES)  # type: ignore[arg-type]
     sure = classifier.classify("b").confidence

@@ -116,11 +116,13 @@ class ClassScore:
         says, chance = f"off by {100 * self.ece:.1f} points (ECE)", f"{100 * self.ece_by_chance:.1f}"
         if self.ece <= self.ece_by_chance:
             return f"{says}; of so many texts one that is calibrated would show up to {chance}"
-        says += f", one that is calibrated up to {chance}; "
+        says += f", by chance up to {chance}; "
         if self.ece_tempered is None or self.ece_tempered > self.ece - 0.005:
             return f"{says}no temperature would mend half a point"
         way = "too sure" if self.temperature > 1 else "too shy"
-        return f"{says}{way}: logits / {self.temperature:.2f} are off by {100 * self.ece_tempered:.1f}"
+        return (
+            f"{says}{way}: {100 * self.ece_tempered:.1f} with classify --temperature {self.temperature:.2f}"
+        )
 
     def _classes(self) -> list[str]:
         names = [short(label) for label in self.labels]

@@ -5,6 +5,7 @@ Read next: texts, encoder_engine.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import overload
@@ -55,38 +56,51 @@ class Classifier:
 
     @overload
     def classify(
-        self, texts: str, *, reject_below: float | None = None, cut: bool = False
+        self, texts: str, *, reject_below: float | None = None, cut: bool = False, temperature: float = 1.0
     ) -> Classification: ...
     @overload
     def classify(
-        self, texts: Sequence[str], *, reject_below: float | None = None, cut: bool = False
+        self,
+        texts: Sequence[str],
+        *,
+        reject_below: float | None = None,
+        cut: bool = False,
+        temperature: float = 1.0,
     ) -> list[Classification]: ...
     def classify(
-        self, texts: str | Sequence[str], *, reject_below: float | None = None, cut: bool = False
+        self,
+        texts: str | Sequence[str],
+        *,
+        reject_below: float | None = None,
+        cut: bool = False,
+        temperature: float = 1.0,
     ) -> Classification | list[Classification]:
         """The class of one text, or of each of several.
 
         reject_below: give no label where the likeliest class has a smaller probability. cut: leave out the
-        end of a text that is longer than the model reads. Raises Refused for an empty text, and for one that
-        is too long and not to be cut.
+        end of a text that is longer than the model reads. temperature: what the logits are divided by before
+        they are probabilities; above 1 for a model that is too sure, by as much as its evaluation says.
+        Raises Refused for an empty text, and for one that is too long and not to be cut.
         """
+        if not 0 < temperature < math.inf:
+            raise Refused(f"temperature is {temperature}; logits are divided by it: a number above 0")
         if reject_below is not None and not 0 <= reject_below <= 1:
             raise Refused(f"reject_below is {reject_below}; a probability lies between 0 and 1")
         listed, several = as_list(texts)
         ids = framed(self.tokenizer, listed, self.max_tokens, cut=cut)
         answers: dict[int, Classification] = {}
         for batch in batches(ids, self.model.embed.weight.device):
-            answers.update(zip(batch.places, self.read(batch), strict=True))
+            answers.update(zip(batch.places, self.read(batch, temperature), strict=True))
         ordered = [answers[place].unless_below(reject_below) for place in range(len(ids))]
         return ordered if several else ordered[0]
 
     @torch.inference_mode()
-    def read(self, batch: TextBatch) -> list[Classification]:
+    def read(self, batch: TextBatch, temperature: float = 1.0) -> list[Classification]:
         """The classes of the texts of one batch."""
         model = self._packing.current()
         hidden = model(batch.tokens, documents=batch.documents)
         scores = model.label_logits(hidden, batch.documents)  # type: ignore[operator]
-        return [self._answer(row) for row in scores.softmax(-1).tolist()]
+        return [self._answer(row) for row in (scores / temperature).softmax(-1).tolist()]
 
     def _answer(self, row: list[float]) -> Classification:
         confidence = max(row)

@@ -156,7 +156,8 @@ class Run:
         """How it went, in words."""
         if self.interrupted and not self.step:
             return "stopped before the first step; nothing to keep. Start it again the same way."
-        done = f"{self.step:,} step{'s' * (self.step != 1)}, {self.tokens / 1e6:,.2f} million tokens, {clock(self.seconds)}"
+        steps = f"{self.step:,} step{'s' * (self.step != 1)}"
+        done = f"{steps}, {self.tokens / 1e6:,.2f} million tokens, {clock(self.seconds)}"
         lines = [f"stopped early: {done}" if self.interrupted else f"trained: {done}"]
         if self.loss is not None:
             per_byte = f" ({self.bits_per_byte:.3f} bits per byte)" if self.bits_per_byte is not None else ""
