@@ -10,9 +10,10 @@ import torch
 import transom
 from tests.inference.bfloat16 import PLAIN_FEED_FORWARD, in_bfloat16
 from transom.inference.runner import Chunk, TorchRunner
-from transom.insight.replay import AGREES, replay
+from transom.insight.token_probabilities import token_probabilities
 from transom.model.build import Model, build
 from transom.model.config import Experts, ModelConfig
+from transom.server.looking import AGREES
 
 CONFIG = ModelConfig(256, 32, 3, 4, 2, head_dim=8, ffn_dim=1100, max_len=640)
 MEMBERS = {
@@ -65,7 +66,7 @@ def served_and_replayed(folder: Path, n_answers: int, n_tokens: int, beside: int
         for i in range(-(-n_answers // len(THINGS)))
         for thing in THINGS
     ][:n_answers]
-    prompts = [loaded.tokenizer.backend.encode(metric).ids for metric in questions]
+    prompts = [loaded.tokenizer.backend.encode(question).ids for question in questions]
     worst = 0.0
     for start in range(0, n_answers, beside + 1):
         some = prompts[start : start + beside + 1]
@@ -77,11 +78,10 @@ def served_and_replayed(folder: Path, n_answers: int, n_tokens: int, beside: int
             "ignore_eos": True,
         }
         for prompt, answer in zip(some, loaded.generate(some, **settings), strict=True):
-            generated = [token.logprob for token in answer.logprobs]
-            text = [*prompt, *answer.tokens]
-            found = replay(loaded, text, n_prompt=len(prompt), generated=generated, layers=())
-            assert len(generated) == n_tokens and found.difference is not None
-            worst = max(worst, found.difference)
+            generated = torch.tensor([token.logprob for token in answer.logprobs], dtype=torch.float64)
+            again = token_probabilities(loaded.model, [*prompt, *answer.tokens]).logprob[len(prompt) - 1 :]
+            assert len(generated) == n_tokens
+            worst = max(worst, float((again - generated).abs().max()))
     return worst
 
 

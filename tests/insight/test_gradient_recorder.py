@@ -1,4 +1,4 @@
-"""The tape: gradients are autograd's own, branches add up, and the graph itself holds the maps."""
+"""Recorded gradients are autograd's own, branches add up, and recording changes nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import transom
 from transom.errors import Refused
-from transom.insight.gradient_recorder import attention_of, record_gradients
+from transom.insight.gradient_recorder import record_gradients
 from transom.model.build import build
 from transom.model.config import Experts, ModelConfig
 
@@ -44,22 +44,6 @@ def _arguments(net: nn.Module) -> tuple:
     return Rule(causal=True), turn, None
 
 
-def test_the_graph_holds_the_same_maps_as_a_look() -> None:
-    net = build(SMALL)
-    with transom.look(net) as seen:
-        net(TOKENS)
-    loss = loss_of(net)
-    found = attention_of(loss)
-    assert len(found) == 2
-    for layer, call in enumerate(found):
-        weights, error = call.rows(slice(0, 13), batch=1)
-        assert error < 1e-5
-        torch.testing.assert_close(weights, seen.attention(layer, batch=1).weights)
-    loss.backward()
-    with torch.no_grad(), pytest.raises(Refused, match="no fused attention"):
-        attention_of(loss_of(net))
-
-
 def test_figures_of_a_training_step() -> None:
     net = build(
         SMALL.with_(experts=Experts(n_experts=4, n_active=2, ffn_dim=16, first_dense=1), activation="relu")
@@ -81,12 +65,12 @@ def test_figures_of_a_training_step() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_step_with_the_tape_learns_the_same(dtype: torch.dtype) -> None:
-    plain, taped = build(SMALL), build(SMALL)
+def test_a_recorded_step_learns_the_same(dtype: torch.dtype) -> None:
+    plain, recorded = build(SMALL), build(SMALL)
     loss_of(plain, dtype=dtype).backward()
-    with record_gradients(taped) as kept:
-        loss_of(taped, dtype=dtype).backward()
-    for a, b in zip(plain.parameters(), taped.parameters(), strict=True):
+    with record_gradients(recorded) as kept:
+        loss_of(recorded, dtype=dtype).backward()
+    for a, b in zip(plain.parameters(), recorded.parameters(), strict=True):
         assert torch.equal(a.grad, b.grad)
     assert "attention_entropy" in kept.figures()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import threading
@@ -17,12 +16,13 @@ from scipy.stats import spearmanr
 
 from transom.errors import Refused
 from transom.insight.ablation import ablate
-from transom.insight.anatomy import Edit, edited, model_parts
 from transom.insight.answer_score import AnswerScore, answer_score, logits_at
 from transom.insight.attribution import GRADED, METHODS, attribute, grade, leave_one_out, spearman
 from transom.insight.figures import attribution
-from transom.insight.gradients import chain_rule, distance_curve, gradient_flow, slope_of, token_gradients
+from transom.insight.gradients import distance_curve, gradient_flow, slope_of, token_gradients
+from transom.insight.hooks import Edit, edited
 from transom.insight.lens import logit_lens
+from transom.insight.module_finder import model_parts
 from transom.insight.patching import patch
 from transom.insight.routing import routing
 from transom.insight.token_probabilities import token_probabilities
@@ -140,19 +140,6 @@ def test_gradient_flow_starts_at_the_embeddings_and_splits_where_it_can(model: A
         assert flow.identity is not None and flow.branch is not None
         torch.testing.assert_close(flow.identity, flow.total[1:])
         assert (flow.total[:-1] <= flow.identity + flow.branch + 1e-9).all()
-
-
-def test_all_paths_of_the_chain_rule_add_up_to_the_gradient() -> None:
-    model = model_of().double()
-    paths = itertools.product(*[("identity", "ffn"), ("identity", "attention")] * 2)
-    found = [chain_rule(model, TOKENS, path, target=7) for path in paths]
-    assert len(found) == 16
-    torch.testing.assert_close(sum(one.path for one in found), found[0].total, rtol=1e-6, atol=1e-10)
-    for one in found:
-        product = one.start * math.prod(factor for _, factor in one.steps)
-        assert product == pytest.approx(float(one.path.norm()), rel=1e-6)
-        assert f"{one.product:.3g}" in str(one)
-    assert all(factor == 1 for _, factor in found[0].steps), "the residual path multiplies by one"
 
 
 # ---------------------------------------------------------------------------------------------------- lens
@@ -397,7 +384,6 @@ REFUSALS = [
     (lambda m: attribute(m, TOKENS, units=[(10,)]), "0 to 9"),
     (lambda m: attribute(m, TOKENS, at=0), "nothing is left to ask about"),
     (lambda m: attribute(m, TOKENS, units=[range(10)]), "nothing is left to ask about"),
-    (lambda m: chain_rule(m, TOKENS, ["identity"]), "needs 4"),
     (lambda m: routing(m, TOKENS), "routes nothing"),
     (lambda m: model_parts(torch.nn.Linear(2, 2)), "cannot be found"),
 ]  # fmt: skip

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from transom.insight.ablation import ablate
-from transom.insight.anatomy import model_parts
 from transom.insight.attribution import attribute
 from transom.insight.gradients import gradient_flow
 from transom.insight.lens import logit_lens
+from transom.insight.module_finder import model_parts
 from transom.insight.token_probabilities import token_probabilities
 
 TOKENS = torch.tensor([3, 1, 4, 1, 5, 9, 2, 6, 5, 3])

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transom.errors import Refused
-from transom.insight.anatomy import Edit, edited
+from transom.insight.hooks import Edit, edited
 from transom.intervals import Estimate
 from transom.lab.cat import at_the_right_one, by_pair, cat, cut_look, looks, preferences
 from transom.lab.cat_report import Arm

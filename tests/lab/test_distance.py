@@ -11,7 +11,7 @@ import torch
 
 from transom.__main__ import run
 from transom.errors import Refused
-from transom.insight.anatomy import Edit, edited
+from transom.insight.hooks import Edit, edited
 from transom.intervals import Estimate
 from transom.lab.distance import FLAT, Line, distance, family, measure, without_residual
 

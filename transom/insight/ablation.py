@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from ..errors import Refused, nearest
 from ..model.recurrent import Recurrent
-from .anatomy import Edit, ModelParts, edited, model_parts
 from .answer_score import AnswerScore, answer_score, chunks
+from .hooks import Edit, edited
+from .module_finder import ModelParts, model_parts
 from .view import View
 
 What = Literal["heads", "attention", "ffn", "layers", "experts"]

@@ -1,24 +1,22 @@
-"""What flows between the layers: hooks that keep it inside a `look` block, and are gone after it.
+"""Keep what flows between the layers: the residual stream, the feed-forward, the choices of routers.
 
-The residual stream before, in the middle of and after a layer; what the feed-forward adds and its neurons;
-which experts the router chose. A point is kept by reference, detached. Hooks answer
-only the thread that looks: a server may run the same model beside. Read next: look.
+Inside a `look` block the `ActivationRecorder` keeps its points by reference, detached; `residual_stream` and
+`embedded` give one run's stream with its graph, for views that differentiate. Read next: look, lens.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from transom.errors import Refused
-from transom.model.experts import Router
+from transom.model.recurrent import Recurrent
 
-from .points import BRANCH, DOWN, MIDDLE, Layer, part_of
+from .hooks import Edit, edited
+from .module_finder import BRANCH, DOWN, MIDDLE, Layer, ModelParts, part_of, router_of
 
 Key = tuple[str, str, int]
 """(what and where, side, layer): ('resid before', 'self', 3)."""
@@ -28,29 +26,18 @@ class ActivationRecorder:
     """What hooks have kept: for each point a list, one entry a forward pass."""
 
     def __init__(self, layers: Iterable[Layer], keep: frozenset[str]) -> None:
-        self.layers, self.keep = list(layers), keep
+        self.layers = list(layers)
         self.kept: dict[Key, list[Any]] = {}
-        self._thread = threading.get_ident()
-        self._handles: list[RemovableHandle] = []
-
-    def install(self) -> None:
-        """Hook the points that were asked for."""
+        self.edits: list[Edit] = []
         for layer in self.layers:
-            if "resid" in self.keep:
+            if "resid" in keep:
                 self._residual(layer)
-            if "ffn" in self.keep:
-                self._branch(layer)
-            if "router" in self.keep:
-                router = router_of(layer.module)
-                if router is not None:
-                    n_experts = router.experts.n_experts
-                    self._after(router, self._key("router", layer), lambda out, n=n_experts: (*out, n))
-
-    def remove(self) -> None:
-        """Take exactly those hooks away again."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+            if "ffn" in keep:
+                self._feed_forward(layer)
+            router = router_of(layer.module) if "router" in keep else None
+            if router is not None:
+                n_experts = router.experts.n_experts
+                self._keep("router", layer, router, "whole", lambda out, n=n_experts: (*out, n))
 
     def at(self, what: str, side: str, layer: int) -> list[Any]:
         """What one point kept, pass by pass; raises Refused with the reason when there is nothing."""
@@ -64,55 +51,31 @@ class ActivationRecorder:
         return passes
 
     def _residual(self, layer: Layer) -> None:
-        before, after = (self._key(f"resid {at}", layer) for at in ("before", "after"))
-        self._handles.append(layer.module.register_forward_pre_hook(self._reading(before), with_kwargs=True))
-        self._after(layer.module, after, _first)
+        self._keep("resid before", layer, layer.module, "in")
+        self._keep("resid after", layer, layer.module, "out")
         middle = part_of(layer.module, MIDDLE)
         if middle is not None:
-            name, module = middle
-            key = self._key("resid middle", layer)
-            if MIDDLE[name] == "in":
-                self._handles.append(module.register_forward_pre_hook(self._reading(key), with_kwargs=True))
-            else:
-                self._after(module, key, _first)
+            self._keep("resid middle", layer, middle[1], MIDDLE[middle[0]])
 
-    def _branch(self, layer: Layer) -> None:
+    def _feed_forward(self, layer: Layer) -> None:
         branch, down = part_of(layer.module, BRANCH), part_of(layer.module, DOWN)
         if branch is not None:
-            self._after(branch[1], self._key("ffn out", layer), _first)
+            self._keep("ffn out", layer, branch[1], "out")
         if down is not None:
-            inner = self._key("ffn inner", layer)
-            self._handles.append(down[1].register_forward_pre_hook(self._reading(inner), with_kwargs=True))
+            self._keep("ffn inner", layer, down[1], "in")
 
-    def _key(self, what: str, layer: Layer) -> Key:
-        return what, layer.side, layer.number
+    def _keep(
+        self,
+        what: str,
+        layer: Layer,
+        module: nn.Module,
+        side: Literal["in", "out", "whole"],
+        of: Callable[[Any], Any] = lambda x: x,
+    ) -> None:
+        def keep(x: Any) -> None:
+            self.kept.setdefault((what, layer.side, layer.number), []).append(_detached(of(x)))
 
-    def _after(self, module: nn.Module, key: Key, of: Callable[[Any], Any]) -> None:
-        self._handles.append(module.register_forward_hook(self._keeping(key, lambda _, out: of(out))))
-
-    def _keeping(self, key: Key, of: Callable[[Any, Any], Any]) -> Callable[..., None]:
-        def hook(module: nn.Module, given: Any, out: Any) -> None:
-            if threading.get_ident() == self._thread:
-                self.kept.setdefault(key, []).append(_detached(of(given, out)))
-
-        return hook
-
-    def _reading(self, key: Key) -> Callable[..., None]:
-        def hook(module: nn.Module, given: Any, named: Any) -> None:
-            if threading.get_ident() == self._thread:
-                read = given[0] if given else next(iter(named.values()))
-                self.kept.setdefault(key, []).append(_detached(read))
-
-        return hook
-
-
-def router_of(layer: nn.Module) -> Router | None:
-    """The router inside a layer, if it has one."""
-    return next((module for module in layer.modules() if isinstance(module, Router)), None)
-
-
-def _first(out: Any) -> Any:
-    return out[0] if isinstance(out, tuple) else out
+        self.edits.append(Edit(module, side, keep))
 
 
 def _detached(x: Any) -> Any:
@@ -141,3 +104,48 @@ def shares(chosen: Tensor, weights: Tensor, n_experts: int) -> Tensor:
     """The weight of every expert for every token, 0 where it was not chosen: (N, E) float32."""
     dense = torch.zeros(len(chosen), n_experts, device=chosen.device)
     return dense.scatter_(1, chosen, weights.float())
+
+
+def residual_stream(
+    parts: ModelParts, run: Callable[[], Any], layers: Sequence[int] | None = None
+) -> list[Tensor]:
+    """The residual stream before each of some blocks and, last, after them all: (B, L, D) each.
+
+    `run` is called once. Of a recurrence: what goes into each layer, and the state of the last.
+    """
+    if isinstance(parts.model, Recurrent):
+        return _recurrent_stream(parts.model, run)
+    kept: list[Tensor] = []
+    chosen = range(parts.n_layers) if layers is None else layers
+    edits = [Edit(parts.blocks[layer], "in", kept.append) for layer in chosen]
+    with edited([*edits, Edit(parts.blocks[-1], "out", kept.append)]):
+        run()
+    return kept
+
+
+def _recurrent_stream(model: Recurrent, run: Callable[[], Any]) -> list[Tensor]:
+    """A recurrence is followed by its own structure: the model runs its layers past their hooks."""
+    if model.config.kind != "decoder":
+        raise Refused("the layers of a recurrent encoder-decoder cannot be followed; a language model's can")
+    kept: list[Tensor] = []
+    with edited([Edit(model.embed, "out", kept.append)]):
+        run()
+    x = kept[0] * model.config.dim**0.5 if model.config.scale_embeddings else kept[0]
+    out = [x]
+    for layer in model.layers:
+        x = layer(x)
+        out.append(x)
+    return out
+
+
+def embedded(parts: ModelParts, run: Callable[[], Tensor], which: int = 0) -> tuple[Tensor, Tensor]:
+    """Run with one call of the embedding made a leaf: what `run` gives, and the leaf (B, L, D)."""
+    leaves: list[Tensor] = []
+
+    def cut(out: Tensor) -> Tensor:
+        leaves.append(out.detach().requires_grad_())
+        return leaves[-1]
+
+    with edited([Edit(parts.embedding, "out", cut)]), torch.enable_grad():
+        result = run()
+    return result, leaves[which]

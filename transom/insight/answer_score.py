@@ -2,7 +2,7 @@
 
 Attribution, ablation and patching all take the same score many times, of a model or a text that was
 changed a little; here it is said once, as data. `logits_at` is the one door to the scores of a model, ours or
-one that gives `.logits`. Read next: anatomy, attribution.
+one that gives `.logits`. Read next: module_finder, attribution.
 """
 
 from __future__ import annotations

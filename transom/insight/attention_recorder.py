@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transom.model.aligned_attention import aligned_attention
 from transom.model.attention import attend_plain
 
-from .points import NO_TEXT
+from .module_finder import NO_TEXT
 from .recorded_calls import (
     AttentionArgs,
     CallInputs,

@@ -19,9 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import Refused, nearest
-from .anatomy import Edit, ModelParts, edited, embedded, model_parts
+from .activations import embedded
 from .answer_score import AnswerScore, answer_score, chunks, device_of, logits_at
 from .gradients import differentiable
+from .hooks import Edit, edited
+from .module_finder import ModelParts, model_parts
 from .view import View
 
 Method = Literal["gradient_x_input", "integrated", "gradient", "leave_one_out"]

@@ -1,30 +1,36 @@
 """Record the gradients of a training step along the residual stream, and a few figures of health.
 
 `record_gradients(model)` keeps, inside its block, where the gradient of the residual stream passes each
-layer, and a few figures of health: attention's entropy, units that no token moves, the load of experts.
-`attention_of(loss)` installs nothing at all: it reads q, k, normaliser and output that autograd saved for the
-fused kernels. Read next: look, activations.
+layer, and how entropy of attention, units that no token moves and the load of experts stand. Read next: look.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from transom.errors import Refused
 
-from .activations import router_of
 from .attention_recorder import AttentionRecorder
+from .hooks import Edit, edited
 from .look import unwrapped
 from .maps import Call, Mismatch
-from .points import DOWN, MIDDLE, Layer, has_two_sides, layers_of, names_of, number_of, part_of, side_of
-from .recorded_calls import AttentionArgs, RecordedCall, prove
+from .module_finder import (
+    DOWN,
+    MIDDLE,
+    Layer,
+    has_two_sides,
+    layers_of,
+    names_of,
+    number_of,
+    part_of,
+    router_of,
+    side_of,
+)
 
 DEAD = 1e-6
 """A unit is dead when no token moves it by more than this share of its layer's largest activation."""
@@ -40,8 +46,6 @@ class GradientRecorder:
         self.model, self._two = model, has_two_sides(model)
         self.layers = layers_of(model)
         self.recorder = AttentionRecorder(names_of(model), lambda what, name: what == "attention")
-        self._thread = threading.get_ident()
-        self._handles: list[RemovableHandle] = []
         self._grads: dict[tuple[str, int, str], list[Tensor]] = {}
         self._largest: dict[tuple[str, int], Tensor] = {}
         self._load: dict[tuple[str, int], Tensor] = {}
@@ -131,120 +135,49 @@ class GradientRecorder:
                     continue
         return {name: values for name, values in found.items() if values}
 
-    def install(self) -> None:
-        """Hook the layers."""
-        for layer in self.layers:
-            self._gradient(layer.module, layer, "before", before=True)
-            self._gradient(layer.module, layer, "after", before=False)
-            if (middle := part_of(layer.module, MIDDLE)) is not None:
-                self._gradient(middle[1], layer, "middle", before=MIDDLE[middle[0]] == "in")
-            if (down := part_of(layer.module, DOWN)) is not None:
-                self._handles.append(down[1].register_forward_pre_hook(self._units(layer)))
-            if (router := router_of(layer.module)) is not None:
-                self._handles.append(
-                    router.register_forward_hook(self._routed(layer, router.experts.n_experts))
-                )
+    def _watched(self, layer: Layer) -> Iterator[Edit]:
+        """The hooks of one layer."""
+        yield Edit(layer.module, "in", self._gradient(layer, "before"))
+        yield Edit(layer.module, "out", self._gradient(layer, "after"))
+        if (middle := part_of(layer.module, MIDDLE)) is not None:
+            yield Edit(middle[1], MIDDLE[middle[0]], self._gradient(layer, "middle"))
+        if (down := part_of(layer.module, DOWN)) is not None:
+            yield Edit(down[1], "in", self._units(layer))
+        if (router := router_of(layer.module)) is not None:
+            yield Edit(router, "whole", self._routed(layer, router.experts.n_experts))
 
-    def remove(self) -> None:
-        """Take exactly those hooks away again."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-
-    def _gradient(self, module: nn.Module, layer: Layer, at: str, before: bool) -> None:
+    def _gradient(self, layer: Layer, at: str) -> Callable[[Any], None]:
         key = (layer.side, layer.number, at)
 
         def note(x: Any) -> None:
-            x = x[0] if isinstance(x, tuple) else x
-            if threading.get_ident() == self._thread and isinstance(x, Tensor) and x.requires_grad:
+            if isinstance(x, Tensor) and x.requires_grad:
                 x.register_hook(lambda grad: self._grads.setdefault(key, []).append(grad.detach()))
 
-        if before:
-            self._handles.append(module.register_forward_pre_hook(
-                lambda _, given, named: note(given or next(iter(named.values()), None)), with_kwargs=True
-            ))  # fmt: skip
-        else:
-            self._handles.append(module.register_forward_hook(lambda _, given, out: note(out)))
+        return note
 
-    def _units(self, layer: Layer) -> Any:
+    def _units(self, layer: Layer) -> Callable[[Tensor], None]:
         key = (layer.side, layer.number)
 
-        def hook(module: nn.Module, given: Any) -> None:
-            if threading.get_ident() == self._thread:
-                largest = given[0].detach().abs().flatten(0, -2).amax(0).float()
-                known = self._largest.get(key)
-                self._largest[key] = largest if known is None else torch.maximum(known, largest)
+        def note(x: Tensor) -> None:
+            largest = x.detach().abs().flatten(0, -2).amax(0).float()
+            known = self._largest.get(key)
+            self._largest[key] = largest if known is None else torch.maximum(known, largest)
 
-        return hook
+        return note
 
-    def _routed(self, layer: Layer, n_experts: int) -> Any:
+    def _routed(self, layer: Layer, n_experts: int) -> Callable[[tuple[Tensor, ...]], None]:
         key = (layer.side, layer.number)
 
-        def hook(module: nn.Module, given: Any, out: Any) -> None:
-            if threading.get_ident() == self._thread:
-                counts = torch.bincount(out[0].detach().flatten(), minlength=n_experts).float()
-                self._load[key] = self._load[key] + counts if key in self._load else counts
+        def note(out: tuple[Tensor, ...]) -> None:
+            counts = torch.bincount(out[0].detach().flatten(), minlength=n_experts).float()
+            self._load[key] = self._load[key] + counts if key in self._load else counts
 
-        return hook
+        return note
 
 
 @contextmanager
 def record_gradients(model: Any) -> Iterator[GradientRecorder]:
     """Keep the gradients of a training step: run forward and backward inside the block, uncompiled."""
     kept = GradientRecorder(unwrapped(model))
-    kept.install()
-    try:
-        with kept.recorder:
-            yield kept
-    finally:
-        kept.remove()
-
-
-SAVED = {
-    "ScaledDotProductFlashAttentionForCpuBackward0": ("_saved_logsumexp", "_saved_attn_mask"),
-    "ScaledDotProductFlashAttentionBackward0": ("_saved_logsumexp", None),
-    "ScaledDotProductEfficientAttentionBackward0": ("_saved_log_sumexp", "_saved_attn_bias"),
-    "ScaledDotProductCudnnAttentionBackward0": ("_saved_logsumexp", "_saved_attn_bias"),
-}
-"""What autograd calls the fused kernels, and where it saved their normaliser and mask."""
-
-
-def attention_of(loss: Tensor) -> tuple[Call, ...]:
-    """The attention calls behind a loss, in the order they ran, read out of its graph before `backward`.
-
-    Nothing was installed while it ran, so their layers are only counted. Raises Refused where none is found.
-    """
-    found, seen, ahead = [], set(), [loss.grad_fn]
-    while ahead:
-        node = ahead.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if node.name() in SAVED:
-            found.append(node)
-        ahead += [following for following, _ in node.next_functions]
-    if not found:
-        raise Refused(
-            "no fused attention is on the tape of this value: it has no gradient, was backwarded already, or"
-            " its attention is another one; run it inside `with transom.look(model)`"
-        )
-    found.sort(key=lambda node: node._sequence_nr())
-    return tuple(Call(_saved(node, i), i, "self") for i, node in enumerate(found))
-
-
-def _saved(node: Any, i: int) -> RecordedCall:
-    normaliser, masked = SAVED[node.name()]
-    query, key, value, out = (
-        getattr(node, f"_saved_{part}").detach()
-        for part in ("query", "key", "value", "output" if hasattr(node, "_saved_output") else "out")
-    )
-    bias = None if masked is None else getattr(node, masked)
-    scale = node._saved_scale
-    asked = AttentionArgs(
-        scale=query.shape[-1] ** -0.5 if scale is None else scale,
-        causal=node._saved_is_causal,
-        bias=None if bias is None else bias.detach(),
-        dropout=node._saved_dropout_p,
-    )
-    rows = getattr(node, normaliser).detach()[..., : query.shape[-2]]
-    return RecordedCall(f"attention {i} of the tape", query, key, asked, rows, prove(value, out), None)
+    with edited([edit for layer in kept.layers for edit in kept._watched(layer)]), kept.recorder:
+        yield kept

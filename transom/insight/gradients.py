@@ -1,9 +1,9 @@
-"""Where the gradient goes: by layer and position, by distance, and along one path of the chain rule.
+"""Where the gradient goes: by layer and position, and by distance.
 
 `gradient_flow` follows one loss down the residual stream and tells the direct path from the branches.
 `token_gradients` takes the loss of every token and asks how much each earlier token matters to it: the same
 lens for RNN, LSTM, GRU and Transformer (Madsen 2019, "Visualizing memorization in RNNs").
-`chain_rule` multiplies one path out in numbers. Read next: attribution.
+Read next: attribution.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from ..errors import Refused
 from ..model.recurrent import Recurrent
-from .anatomy import Edit, ModelParts, edited, embedded, model_parts, residual_stream
+from .activations import embedded, residual_stream
 from .answer_score import AnswerScore, answer_score, chunks, device_of, logits_at
+from .hooks import Edit, edited
+from .module_finder import ModelParts, model_parts
 from .view import View
-
-Step = Literal["identity", "attention", "ffn"]
 
 
 @dataclass(frozen=True)
@@ -185,71 +185,6 @@ def slope_of(norms: Tensor) -> float:
     logs = mean[kept].log10()
     distance = distance - distance.mean()
     return float((distance * (logs - logs.mean())).sum() / distance.square().sum())
-
-
-@dataclass(frozen=True)
-class ChainRule(View):
-    """One path of the chain rule, from the loss down to the embeddings, multiplied out."""
-
-    caveat: ClassVar[str] = (
-        "one path of very many: the gradient is the sum over all of them, and paths can cancel each other"
-    )
-    tokens: tuple[int, ...]
-    loss: float
-    steps: tuple[tuple[str, float], ...]
-    """(name, factor) from the top: by what each step multiplies the norm of the gradient."""
-    start: float
-    """The norm of the gradient at the top of the residual stream."""
-    product: float
-    """start times all factors: the norm of this path's gradient at the embeddings."""
-    path: Tensor
-    """(L, D) this path's gradient."""
-    total: Tensor
-    """(L, D) the gradient over all paths, by autograd."""
-
-    def __str__(self) -> str:
-        factors = " ".join(f"x {factor:.3g} ({name})" for name, factor in self.steps)
-        return (f"{self.start:.3g} {factors} = {self.product:.3g}; all paths together "
-                f"{float(self.total.norm()):.3g}")  # fmt: skip
-
-
-def chain_rule(
-    model: nn.Module, tokens: Tensor | Sequence[int], path: Sequence[Step] | None = None, *,
-    target: int | None = None, foil: int | None = None, at: int = -1, answer: int = 0,
-) -> ChainRule:  # fmt: skip
-    """Follow the gradient along one path; `answer_score` explains the target. Raises `Refused`.
-
-    path: from the top, two steps a layer, the feed-forward's half ("identity" or "ffn") and then that of
-    attention ("identity" or "attention"); by default the residual path all the way.
-    """
-    parts = model_parts(model)
-    metric = answer_score(model, tokens, target=target, foil=foil, at=at, answer=answer)
-    allowed = [("identity", "ffn"), ("identity", "attention")] * parts.n_layers
-    chosen = ["identity"] * len(allowed) if path is None else list(path)
-    if len(chosen) != len(allowed) or any(step not in can for step, can in zip(chosen, allowed, strict=True)):
-        raise Refused(f"path has {len(chosen)} steps; from the top it needs {len(allowed)}: identity or ffn, "
-                      "then identity or attention, for every layer")  # fmt: skip
-    kept: list[Tensor] = []
-    norms = [norm for layer in range(parts.n_layers) for norm in parts.branches(layer)]
-    edits = [Edit(norm, "in", kept.append) for norm in norms]
-    with differentiable(), _as_leaf(parts), edited([*edits, Edit(parts.blocks[-1], "out", kept.append)]):
-        logits = logits_at(model, metric.rows(model), metric.positions)
-        loss = -metric.score(logits).sum()
-        total = torch.autograd.grad(loss, kept[0], retain_graph=True)[0]
-        grad = torch.autograd.grad(loss, kept[-1], retain_graph=True)[0]
-        start, steps = float(grad.norm()), []
-        for i, step in enumerate(chosen):
-            below, above = kept[len(kept) - 2 - i], kept[len(kept) - 1 - i]
-            before = float(grad.norm())
-            if step != "identity":
-                grad = torch.autograd.grad(above, below, grad, retain_graph=True)[0] - grad
-            layer = parts.n_layers - 1 - i // 2
-            half = "feed-forward" if i % 2 == 0 else "attention"
-            name = f"layer {layer} {step}" if step != "identity" else f"past the {half} of layer {layer}"
-            steps.append((name, float(grad.norm()) / before if before else 0.0))
-    product = start * math.prod(factor for _, factor in steps)
-    both = (grad[0].cpu(), total[0].cpu())
-    return ChainRule(metric.tokens, float(loss.detach()), tuple(steps), start, product, *both)
 
 
 @contextmanager

@@ -14,8 +14,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .anatomy import ModelParts, model_parts, residual_stream
+from .activations import residual_stream
 from .answer_score import device_of, hidden_of, logits_at
+from .module_finder import ModelParts, model_parts
 from .view import View
 
 POSITIONS = 64

@@ -20,8 +20,9 @@ from transom.errors import Refused, nearest
 from .activations import ActivationRecorder, shares
 from .attention_recorder import AttentionRecorder
 from .head_statistics import HeadGrid, head_grid, received, thumbnails
+from .hooks import edited
 from .maps import AttentionMap, Call, attention_map
-from .points import alias, has_two_sides, layers_of, names_of, number_of, side_of
+from .module_finder import alias, has_two_sides, layers_of, names_of, number_of, side_of
 from .states import States, has_layer, states_of
 
 KEEP = ("attention", "resid", "ffn", "router", "states")
@@ -176,12 +177,8 @@ def look(
     for what in sorted(kept):
         _one_of(what, KEEP, "thing to keep")
     seen = Seen(unwrapped(model), None if layers is None else frozenset(layers), kept)
-    seen._activations.install()
-    try:
-        with seen._recorder:
-            yield seen
-    finally:
-        seen._activations.remove()
+    with edited(seen._activations.edits), seen._recorder:
+        yield seen
 
 
 def unwrapped(model: Any) -> nn.Module:

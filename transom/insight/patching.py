@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from ..errors import Refused, nearest
 from .ablation import Unit, all_units, places, replacing, what_they_say
-from .anatomy import Edit, ModelParts, edited, model_parts
 from .answer_score import AnswerScore, answer_score, chunks
+from .hooks import Edit, edited
+from .module_finder import ModelParts, model_parts
 from .view import View
 
 Points = Literal["resid", "heads", "attention", "ffn"]

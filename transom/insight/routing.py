@@ -14,8 +14,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .anatomy import Edit, edited, model_parts
 from .answer_score import device_of, logits_at
+from .hooks import Edit, edited
+from .module_finder import model_parts
 from .view import View
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from transom.errors import Refused
 
 from .maps import LIMITS, Mismatch
-from .points import number_of
+from .module_finder import number_of
 from .recorded_calls import RecordedRecurrence
 
 

@@ -14,8 +14,9 @@ from torch import nn
 
 from ..errors import Refused
 from .ablation import How, places, replacements, replacing, what_they_say
-from .anatomy import edited, model_parts
 from .answer_score import AnswerScore
+from .hooks import edited
+from .module_finder import model_parts
 from .token_probabilities import TokenProbabilities, token_probabilities
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..errors import Refused
-from ..insight.anatomy import Edit, edited
+from ..insight.hooks import Edit, edited
 from ..insight.look import look
 from ..intervals import Estimate, lead, share, student
 from ..model.transformer import Transformer

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from ..checkpoint.hub import resolve
 from ..checkpoint.huggingface import load_model
 from ..errors import Refused
-from ..insight.anatomy import Edit, edited
 from ..insight.gradients import DistanceCurve, distance_curve
+from ..insight.hooks import Edit, edited
 from ..intervals import Estimate, student
 from ..model.build import Model, build
 from ..model.config import ModelConfig

@@ -21,7 +21,7 @@ from ..checkpoint.hub import resolve
 from ..checkpoint.huggingface import load_model
 from ..data.tokenizer import Tokenizer
 from ..errors import Refused
-from ..insight.anatomy import Edit, edited
+from ..insight.hooks import Edit, edited
 from ..model.transformer import Transformer
 from .pronouns import Item
 from .small_reader import train_reader

@@ -3,7 +3,7 @@
 Nothing is kept of an answer between two requests, and the path that writes answers carries no instrument: a
 view is a replay of prompt and answer, bounded in tokens, in the model's own thread between two steps, one at
 a time. What was likely when the answer was written is compared with the replay, and the client is told where
-the two differ. Read next: look_schema, insight/replay.
+the two differ. Read next: look_schema, insight/token_probabilities.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from transom.insight.html import readable
 from transom.insight.lens import logit_lens
 from transom.insight.look import Seen
 from transom.insight.look import look as look_at
-from transom.insight.replay import AGREES
 from transom.insight.routing import routing
 from transom.insight.token_probabilities import TokenProbabilities, token_probabilities
 from transom.insight.without import without_head
@@ -42,6 +41,8 @@ from .schema import at_most
 from .served import Served
 from .state import LARGE
 
+AGREES = 0.02
+"""Nats by which a token's log-probability may differ from the one at generation."""
 PANE = 24
 """Side of a head's thumbnail, in pixels."""
 KEYS = 16
