@@ -11,6 +11,7 @@ import io
 import json
 import os
 import pty
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -214,6 +215,22 @@ def test_rows_come_back_with_their_answers(
         else:
             vector = row["embedding"] if out.endswith("jsonl") else json.loads(row["embedding"])
             assert np.allclose(vector, answer["embedding"], atol=1e-6)
+
+
+def test_a_translation_that_the_model_is_unsure_of_is_told(
+    door: Door, folders: dict[str, str], tmp_path: Path
+) -> None:
+    """Beside the answer, on stderr, where the run was evaluated; answers alone stand on stdout."""
+    model = tmp_path / "run" / "model"
+    shutil.copytree(folders["translate"], model)
+    words = ("translate", str(model), "ab", "cd")
+    sure = [answer["mean_logprob"] for answer in door.json(*words)]
+    _, alone, silent = door(*words)
+    assert "unsure" not in silent
+    for line, told in ((max(sure) + 1e-6, "unsure of 1 ("), (min(sure) - 1e-6, "")):
+        (tmp_path / "run" / "evaluation.json").write_text(json.dumps({"unsure_below": line}))
+        code, said, remark = door(*words)
+        assert code == 0 and said == alone and (told in remark if told else "unsure" not in remark)
 
 
 def test_where_answers_cannot_go(door: Door, folders: dict[str, str], tmp_path: Path) -> None:

@@ -239,6 +239,8 @@ def translate(
         )
         lines = [answer.text for answer in found]
         show(Answers("translations", asked, found, lines, [{"translation": line} for line in lines]))
+    if doubt := _doubt(model, [answer.mean_logprob for answer in found]):
+        print(doubt, file=sys.stderr)
 
 
 def classify(
@@ -850,6 +852,26 @@ def _loaded(model: str, kind: str, dtype: str | None, device: str | None) -> Any
     if type(found).__name__ != kind:
         raise Refused(f"{model} is a {type(found).__name__}; {VERB_OF[type(found).__name__]}")
     return found
+
+
+def _doubt(model: str, sure: list[float]) -> str:
+    """Say which translations the model of a run is less sure of than of nearly all that it was evaluated on;
+    "" where there are none, or nothing to compare with.
+    """
+    from .checkpoint.hub import resolve
+
+    if not os.path.isdir(model):
+        return ""
+    report = resolve(model).parent / "evaluation.json"
+    line = json_text.loads(report.read_text()).get("unsure_below") if report.is_file() else None
+    unsure = [f"{i} ({value:.2f})" for i, value in enumerate(sure, 1) if line is not None and value < line]
+    if not unsure:
+        return ""
+    more = f" and {len(unsure) - 8:,} more" if len(unsure) > 8 else ""
+    return (
+        f"unsure of {', '.join(unsure[:8])}{more}: mean log-probability per token below {line:.2f}, which 95 "
+        "of 100 texts of its evaluation reach"
+    )
 
 
 def _said(texts: tuple[str, ...], fix: str) -> list[str]:

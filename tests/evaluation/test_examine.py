@@ -24,6 +24,7 @@ from transom.training.loop import train
 @dataclass
 class Answer:
     text: str = ""
+    mean_logprob: float = 0.0
     probabilities: dict[str, float] = field(default_factory=dict)
 
 
@@ -92,7 +93,7 @@ class Looked:
 
     def translate(self, texts: list[str], *, beam: int) -> list[Answer]:
         self.beam = beam
-        return [Answer(text=self.answers[text]) for text in texts]
+        return [Answer(self.answers[text], -i / len(texts)) for i, text in enumerate(texts)]
 
 
 def test_a_translator_is_measured_against_the_stronger_of_two_baselines() -> None:
@@ -100,6 +101,7 @@ def test_a_translator_is_measured_against_the_stronger_of_two_baselines() -> Non
     train, test = dates[:500], dates[500:]
     knows = Looked({pair.source: pair.target for pair in test})
     report = examine_translator(knows, train, test, beam=3)
+    assert report.unsure_below == pytest.approx(-0.94, abs=0.01) == report.to_dict()["unsure_below"]
     assert knows.beam == 3 and report.score.to_dict()["exact"]["value"] == 1
     assert [rival.name for rival in report.rivals] == ["the source, copied", TranslationMemory.name]
     assert report.verdict.startswith(f"better than {TranslationMemory.name} by")

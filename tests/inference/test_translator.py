@@ -113,7 +113,8 @@ def test_a_text_is_translated_line_by_line_and_blank_lines_stay(translator: Tran
     assert (whole.text, whole.tokens) == (f"{one.text}\n\n{other.text}", one.tokens + other.tokens)
     assert whole.logprob == pytest.approx(one.logprob + other.logprob, abs=1e-4)
     assert whole.n_source_tokens == one.n_source_tokens + other.n_source_tokens
-    assert blank == Translation("", [], 0.0, 0, True)
+    assert blank == Translation("", [], 0.0, 0, True) and blank.mean_logprob == 0
+    assert whole.mean_logprob == pytest.approx(whole.logprob / len(whole.tokens))
     assert split.text == f"{last.text}\n"  # U+2028 is a letter like another
 
 

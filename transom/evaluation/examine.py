@@ -38,6 +38,8 @@ from .translation import TranslationScore, bleu_counts, bleu_of, exactly, score_
 SHOWN = 3
 GIVEN = "sentence-transformers/all-MiniLM-L6-v2"
 """Weights that were clearly ahead of TF-IDF on two of four sets of classes, and behind it on none."""
+LEAST_SURE = 0.05
+"""The share of the examined translations that set the line: the model is called unsure below them."""
 HAS_ONE_ANSWER = 0.5
 """From this share of exact translations on, a text has one right one, and those are what counts."""
 UNEVEN = 2.0
@@ -45,7 +47,7 @@ UNEVEN = 2.0
 
 
 class Translates(Protocol):
-    """What is asked of a translator: answers with a `text` each."""
+    """What is asked of a translator: answers with a `text` and its `mean_logprob` each."""
 
     def translate(self, texts: list[str], *, beam: int) -> list[Any]: ...
 
@@ -171,8 +173,9 @@ def examine_translator(
     """Score a translator on `test` beside the source itself and the most similar text of `train`."""
     sources, references = [pair.source for pair in test], [pair.target for pair in test]
     started = time.perf_counter()
-    ours = [answer.text for answer in translator.translate(sources, beam=beam)]
+    answers = translator.translate(sources, beam=beam)
     seconds = time.perf_counter() - started
+    ours, sure = [answer.text for answer in answers], [answer.mean_logprob for answer in answers]
 
     memory = TranslationMemory([pair.source for pair in train], [pair.target for pair in train])
     cheap = {"the source, copied": copy_source(sources), memory.name: memory.translate(sources)}
@@ -188,8 +191,10 @@ def examine_translator(
         points = more_often(right, exactly(cheap[best], references)).times(100)
         differences.insert(0, Difference(best, "points of exact answers", points))
     rivals = [Rival(name, _scored(rival)) for name, rival in scores.items()]
+    unsure_below = float(np.quantile(sure, LEAST_SURE)) if len(test) >= LEAST else None
     return Report("translate", score, tuple(rivals), tuple(differences),
-                  "the first translations", tuple(_translations(test, ours)), seconds)  # fmt: skip
+                  "the first translations", tuple(_translations(test, ours)), seconds,
+                  unsure_below=unsure_below)  # fmt: skip
 
 
 def more_often(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> Estimate:

@@ -64,6 +64,8 @@ class Report:
     """What gives enough texts for a verdict."""
     remedy: str = ""
     """What would help where the model is not better."""
+    unsure_below: float | None = None
+    """Of a translator: the mean log-probability per token that all but the least sure twentieth reach."""
 
     @property
     def verdicts(self) -> list[str]:
@@ -90,7 +92,7 @@ class Report:
             "differences": [difference.to_dict() for difference in self.differences],
             "verdict": self.verdict, "verdicts": self.verdicts, "remedy": self.remedy or None,
             self.heading: list(self.samples), "seconds": self.seconds,
-            "texts_per_second": self.texts_per_second,
+            "texts_per_second": self.texts_per_second, "unsure_below": self.unsure_below,
         }  # fmt: skip
 
     def __str__(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import overload
 
 from transom.checkpoint.generation import UNSAID, GenerationConfig
@@ -52,6 +52,11 @@ class Translation:
     n_source_tokens: int
     finished: bool
     """Whether it ended by itself; otherwise max_tokens cut it."""
+    mean_logprob: float = field(init=False)
+    """`logprob` for each token: how sure the model is, comparable among lengths, of one model only."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean_logprob", self.logprob / max(1, len(self.tokens)))
 
     def __str__(self) -> str:
         return self.text

@@ -37,7 +37,7 @@ async def translate(call: Call) -> Answer:
     def made_of_them() -> dict[str, Any]:
         found = translator.answers(as_list(asked.text), [part.request for part in parts])
         n_source = sum(one.n_source_tokens for one in found)
-        shown = ("text", "tokens", "logprob", "n_source_tokens", "finished")
+        shown = ("text", "tokens", "logprob", "mean_logprob", "n_source_tokens", "finished")
         return {
             "object": "list",
             "model": call.served.name,
