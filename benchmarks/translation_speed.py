@@ -26,10 +26,10 @@ from transom.checkpoint.huggingface import load_model
 from transom.data.tokenizer import train_tokenizer
 from transom.hardware import keep_memory
 from transom.inference.engine import Engine
-from transom.inference.local import LocalEngine, local_settings
 from transom.inference.request import Request
 from transom.inference.runner import TorchRunner
 from transom.inference.sampling import SamplingParams
+from transom.inference.sync_engine import SyncEngine, sync_settings
 from transom.inference.token_rules import TokenRules
 
 from .measure import in_turns, median_ratio, tell
@@ -61,8 +61,8 @@ def of_transom(folder: Path, dtype: torch.dtype) -> Callable[[Tensor, int], list
     model, tokenizer = load_model(folder, dtype=dtype).eval(), train_tokenizer("bytes", iter(["text"]), 258)
     rules = TokenRules(read_generation(folder, VOCAB, searches=True))
     runner = TorchRunner(model, n_tokens=SENTENCES * 4 * 2 * NEW)
-    engine = LocalEngine(
-        model, lambda: Engine(runner, tokenizer, settings=local_settings(4 * SENTENCES, chunk_tokens=4096))
+    engine = SyncEngine(
+        model, lambda: Engine(runner, tokenizer, settings=sync_settings(4 * SENTENCES, chunk_tokens=4096))
     )
 
     def run(source: Tensor, beam: int) -> list[list[int]]:

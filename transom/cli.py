@@ -472,8 +472,8 @@ def look(
 
             show(Looked(look_at_run(Path(model)).save(page), all))
         else:
-            from .inference.inside import look_into
             from .inference.load import load as load_model
+            from .inference.look import look_into
             from .server.served import name_of
 
             _said((text,), "give its text in quotes")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from transom.inference.packed import packs
+from transom.inference.onednn_weights import packs
 from transom.model.build import Model, build
 from transom.model.config import ModelConfig
 

@@ -31,7 +31,7 @@ class PlainRunner:
         self.sizes: list[list[int]] = []
         """Of every run, the tokens that each chunk read."""
 
-    def open(self, tokens: list[int], source: list[int] | None = None, *, scope: str = "") -> PlainRow:
+    def open(self, tokens: list[int], source: list[int] | None = None, *, tenant: str = "") -> PlainRow:
         assert tokens
         self.rows.append(PlainRow(tokens, source))
         return self.rows[-1]
@@ -43,7 +43,7 @@ class PlainRunner:
         return (-(-(row.n_read + n) // self.block) - -(-row.n_read // self.block)) * self.block
 
     def run(self, chunks) -> Tensor:
-        rows = [chunk.row for chunk in chunks]
+        rows = [chunk.sequence for chunk in chunks]
         assert len(set(map(id, rows))) == len(rows) and all(row.open for row in rows)
         logits = [torch.empty(0, self.vocab_size)]
         for row, n, wanted in chunks:

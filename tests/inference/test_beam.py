@@ -13,12 +13,12 @@ from transom.checkpoint.generation import read_generation
 from transom.checkpoint.huggingface import load_model
 from transom.data.tokenizer import train_tokenizer
 from transom.errors import Refused
-from transom.inference.beam import Found, best_next, search_plain, top
+from transom.inference.beam import Finished, best_next, search_plain, top
 from transom.inference.engine import Engine
-from transom.inference.local import LocalEngine, local_settings
 from transom.inference.request import Request
 from transom.inference.runner import TorchRunner
 from transom.inference.sampling import SamplingParams
+from transom.inference.sync_engine import SyncEngine, sync_settings
 from transom.inference.token_rules import TokenRules
 from transom.model.build import Model, build
 from transom.model.config import ModelConfig
@@ -81,7 +81,7 @@ def search(
     length_penalty: float = 1.0,
     early_stopping: bool | str = False,
     rules: TokenRules | None = None,
-) -> list[list[Found]]:
+) -> list[list[Finished]]:
     """The best texts after each start, and after each source, by an engine."""
     greedy = SamplingParams(temperature=0, logprobs=0)
     requests = [
@@ -94,17 +94,17 @@ def search(
     ]  # fmt: skip
     rows = max(64, beam)
     runner = TorchRunner(model, n_tokens=rows * 64)
-    for _ in LocalEngine(model, lambda: Engine(runner, BYTES, settings=local_settings(rows))).run(requests):
+    for _ in SyncEngine(model, lambda: Engine(runner, BYTES, settings=sync_settings(rows))).run(requests):
         pass
     return [request.found or [_greedy(request, length_penalty)] for request in requests]
 
 
-def _greedy(request: Request, length_penalty: float) -> Found:
+def _greedy(request: Request, length_penalty: float) -> Finished:
     logprob = sum(one.logprob for one in request.logprobs)
-    return Found(logprob / len(request.tokens) ** length_penalty, logprob, request.tokens)
+    return Finished(logprob / len(request.tokens) ** length_penalty, logprob, request.tokens)
 
 
-def run(model: Model, lengths: tuple[int, ...], most: list[int], **options) -> list[list[Found]]:
+def run(model: Model, lengths: tuple[int, ...], most: list[int], **options) -> list[list[Finished]]:
     """A search over sources of these lengths, or from the start token alone."""
     texts = None
     if model.config.kind == "encoder-decoder":

@@ -54,7 +54,7 @@ def test_each_text_gets_the_answer_that_it_gets_alone(work: list[tuple[str, str,
     work = [(f"t{text}", scope, leaves) for text, scope, leaves in work]
     for reader, alone in ((CLASSIFIER, CLASSIFIER.classify), (EMBEDDER, EMBEDDER.embed)):
         engine = EncoderEngine(reader, budget=budget)
-        requests = [engine.requests([text], scope=scope)[0] for text, scope, _ in work]
+        requests = [engine.requests([text], tenant=scope)[0] for text, scope, _ in work]
         for request in requests:
             engine.submit(request)
         for request, (_, _, leaves) in zip(requests, work, strict=True):
@@ -79,10 +79,10 @@ def test_each_text_gets_the_answer_that_it_gets_alone(work: list[tuple[str, str,
 
 def test_texts_are_read_together_and_a_busy_scope_keeps_nobody_waiting():
     engine = EncoderEngine(EMBEDDER, budget=60, settings=EngineSettings(max_queue=100))
-    many = engine.requests(["a" * 18] * 30, scope="busy")
+    many = engine.requests(["a" * 18] * 30, tenant="busy")
     for request in many:
         engine.submit(request)
-    (other,) = engine.requests(["b"], scope="other")
+    (other,) = engine.requests(["b"], tenant="other")
     engine.submit(other)
     steps = []
     while engine.busy:
@@ -130,11 +130,11 @@ def test_what_cannot_run_is_refused_and_a_full_queue_says_when_to_come_again():
 def test_a_full_queue_of_one_scope_keeps_no_other_out():
     engine = EncoderEngine(EMBEDDER, settings=EngineSettings(max_queue=2, max_queue_tokens=12))
     for text in ("a", "b"):
-        engine.submit(engine.requests([text], scope="busy")[0])
+        engine.submit(engine.requests([text], tenant="busy")[0])
     with pytest.raises(Busy, match="2 texts wait already"):
-        engine.submit(engine.requests(["c"], scope="busy")[0])
+        engine.submit(engine.requests(["c"], tenant="busy")[0])
     for text in ("aaaa", "b"):
-        engine.submit(engine.requests([text], scope="other")[0])
+        engine.submit(engine.requests([text], tenant="other")[0])
     assert engine.load()["queued"] == 4 and len(drain(engine)) == 4 and not engine.busy
 
 

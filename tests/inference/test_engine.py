@@ -176,14 +176,14 @@ def ask(prompt: list[int], **changes: Any) -> dict[str, Any]:
         "temperature": 0,
         "seed": 0,
         "sample": 0,
-        "scope": "a",
+        "tenant": "a",
         "at": 0,
     } | changes
 
 
 def test_a_prompt_that_others_begin_with_too_is_read_once():
     model, shared = MODELS["decoder"], [3 + i % 9 for i in range(40)]
-    work = [ask([*shared, 3 + i], scope=scope) for i in range(4) for scope in "ab"]
+    work = [ask([*shared, 3 + i], tenant=scope) for i in range(4) for scope in "ab"]
     for reuse in (True, False):
         engine = Engine(TorchRunner(model, n_tokens=900, block=4, reuse=reuse), LETTERS)
         serve(engine, work)
@@ -246,7 +246,7 @@ def test_what_goes_wrong_in_one_request_ends_that_one_only(what: str, draft: int
         inner = getattr(runner, what)
 
         def failing(given, *more, **others):
-            rows = [given] if what == "open" else [chunk.row.tokens for chunk in given]
+            rows = [given] if what == "open" else [chunk.sequence.tokens for chunk in given]
             if any(tokens[2:3] == [8] for tokens in rows):
                 raise RuntimeError("no such thing")
             return inner(given, *more, **others)
@@ -324,11 +324,11 @@ def test_an_answer_begins_as_it_is_told_and_goes_on_as_if_it_had_chosen_that():
     how = {"temperature": 1.2, "seed": 4, "logprobs": 2, "max_tokens": 14}
     (free,) = serve(engine, [ask([5, 6], **how)])
     for n in (1, 5, 13):
-        (told,) = serve(engine, [ask([5, 6], **how, begins=free.tokens[:n])])
+        (told,) = serve(engine, [ask([5, 6], **how, prefix_tokens=free.tokens[:n])])
         assert told.tokens == free.tokens and told.text == free.text
         assert told.logprobs == free.logprobs, "given tokens have log-probabilities too"
     request = request_of(ask([5, 6], **how), LETTERS)
-    request.begins = [5] * 14
+    request.prefix_tokens = [5] * 14
     with pytest.raises(Refused, match="set max_tokens to at least 15"):
         engine.submit(request)
 
@@ -358,7 +358,7 @@ def test_a_grammar_ends_an_answer_and_must_allow_its_beginning():
         engine = Engine(plain(chain(V)), LETTERS, settings=EngineSettings(draft=draft))
         for begins, fine in (([], True), ([7], True), ([8], False)):
             request = request_of(ask([7, 7, 7, 7]), LETTERS)
-            request.grammar, request.begins = Twice(), begins
+            request.grammar, request.prefix_tokens = Twice(), begins
             if not fine:
                 with pytest.raises(Refused, match="does not fit its grammar"):
                     engine.submit(request)

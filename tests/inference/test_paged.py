@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transom.inference.blocks import Blocks, OutOfBlocks
+from transom.inference.block_manager import BlockManager, OutOfBlocks
 from transom.inference.paged import SHORT, PagedCache, PagedStep
-from transom.inference.rows import Row, Span
+from transom.inference.sequence import Span, TokenSequence
 from transom.model.attention import Rule, attend_plain
 from transom.model.config import ModelConfig
 
@@ -17,7 +17,7 @@ CONFIG = ModelConfig(8, 8, 2, 4, 2, head_dim=4, ffn_dim=8, max_len=512)
 CPU = torch.device("cpu")
 
 
-def filled(blocks: Blocks, parent: object, tokens: list[int]) -> tuple[list[int], list[int]]:
+def filled(blocks: BlockManager, parent: object, tokens: list[int]) -> tuple[list[int], list[int]]:
     """A row that has read whole blocks: its blocks and their nodes."""
     mine = blocks.take(len(tokens) // blocks.size)
     nodes = []
@@ -28,7 +28,7 @@ def filled(blocks: Blocks, parent: object, tokens: list[int]) -> tuple[list[int]
 
 
 def test_rows_grow_into_consecutive_blocks_side_by_side():
-    blocks = Blocks(64, 4)
+    blocks = BlockManager(64, 4)
     rows = [blocks.take(1) for _ in range(4)]
     for _ in range(7):
         for row in rows:
@@ -38,7 +38,7 @@ def test_rows_grow_into_consecutive_blocks_side_by_side():
 
 
 def test_a_common_beginning_is_found_again_in_its_own_scope_only():
-    blocks = Blocks(16, 2)
+    blocks = BlockManager(16, 2)
     mine, nodes = filled(blocks, "a", [1, 2, 3, 4, 5, 6])
     blocks.release(mine)
     assert blocks.available == 16
@@ -49,7 +49,7 @@ def test_a_common_beginning_is_found_again_in_its_own_scope_only():
 
 
 def test_the_longest_unused_goes_first_and_the_end_of_a_row_before_its_beginning():
-    blocks = Blocks(24, 1)
+    blocks = BlockManager(24, 1)
     old, _ = filled(blocks, "old", [*range(10)])
     new, _ = filled(blocks, "new", [*range(10)])
     blocks.release(old)
@@ -66,7 +66,7 @@ def test_the_longest_unused_goes_first_and_the_end_of_a_row_before_its_beginning
 
 
 def test_a_shared_or_kept_block_may_not_be_written():
-    blocks = Blocks(4, 2)
+    blocks = BlockManager(4, 2)
     (block,) = blocks.take(1)
     assert blocks.may_write(block)
     blocks.hold([block])
@@ -81,7 +81,7 @@ def test_a_shared_or_kept_block_may_not_be_written():
 @given(st.integers(1, 12), st.lists(st.tuples(st.integers(0, 3), st.integers(0, 30)), max_size=60))
 @settings(max_examples=100, deadline=None)
 def test_no_block_has_two_owners_and_none_is_lost(n_blocks, moves):
-    blocks = Blocks(n_blocks, 1)
+    blocks = BlockManager(n_blocks, 1)
     rows: list[list[int]] = []
     for move, number in moves:
         row = rows[number % len(rows)] if rows else []
@@ -133,7 +133,7 @@ def test_a_pass_over_many_rows_attends_as_each_row_alone(case, window, alike, in
     cache.pool[:, 1:] = torch.randn(cache.pool[:, 1:].shape, generator=generator, dtype=torch.float64)
     given_spans = []
     for blocks, start, n in spans:
-        row = Row([0] * (start + n), None, "")
+        row = TokenSequence([0] * (start + n), None, "")
         row.blocks = blocks
         given_spans.append(Span(row, start, n))
     ordered = [given_spans[i] for i in cache.arranged(given_spans, alike)]
@@ -154,7 +154,7 @@ def test_a_pass_over_many_rows_attends_as_each_row_alone(case, window, alike, in
 
 def test_consecutive_blocks_are_read_in_place_and_others_are_not():
     cache = PagedCache(CONFIG, 40, 16, torch.float32, CPU)
-    row = Row([0] * 300, None, "")
+    row = TokenSequence([0] * 300, None, "")
     row.blocks = [*range(5, 24)]
     assert cache.in_place_from == (256 << 10) // (2 * 2 * 4 * 4)
     cache.in_place_from = 128
@@ -179,14 +179,14 @@ def test_rows_with_one_beginning_look_back_together_as_each_alone(own, window, b
     cache.pool[:, 1:] = torch.randn(cache.pool[:, 1:].shape, generator=generator, dtype=torch.float64)
     free, spans = [*range(59, 15, -1)], []
     for before, n in own:
-        row = Row([0] * (60 + before + n), None, "")
+        row = TokenSequence([0] * (60 + before + n), None, "")
         row.blocks = beginning + [free.pop() for _ in range(-(-(before + n) // size))]
         spans.append(Span(row, 60 + before, n))
-    other = Row([0] * 20, None, "")
+    other = TokenSequence([0] * 20, None, "")
     other.blocks = [free.pop() for _ in range(5)]
     spans.insert(1, Span(other, 19, 1))
     together = sum(before + n for before, n in own) <= 60
-    assert cache.fans(spans) == ([[0, *range(2, len(spans))]] if together else [])
+    assert cache.shared_prefix_groups(spans) == ([[0, *range(2, len(spans))]] if together else [])
     ordered = [spans[i] for i in cache.arranged(spans)]
     step, n_tokens = PagedStep(cache, ordered), sum(span.n for span in ordered)
     longest = max(span.stop for span in ordered)

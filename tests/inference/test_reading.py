@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from transom.checkpoint.huggingface import save_model
 from transom.data.tokenizer import Tokenizer, train_tokenizer
 from transom.errors import Refused
+from transom.inference.batching import batches
 from transom.inference.classifier import Classifier
 from transom.inference.embedder import Embedder
 from transom.inference.fill_mask import FillMask
 from transom.inference.load import load
-from transom.inference.packed import Packing, packed, packs
-from transom.inference.texts import batches
+from transom.inference.onednn_weights import Packing, packed, packs
 from transom.model.build import Model, build
 from transom.model.config import Experts, ModelConfig
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from transom.inference.blocks import OutOfBlocks
-from transom.inference.runner import Chunk, Row, TorchRunner
+from transom.inference.block_manager import OutOfBlocks
+from transom.inference.runner import Chunk, TokenSequence, TorchRunner
 from transom.model.build import Model, build
 from transom.model.config import Experts, ModelConfig
 
@@ -68,10 +68,10 @@ class Play:
     """A random workload: what was asked, and the logits that came."""
 
     def __init__(self, runner: TorchRunner, two: bool) -> None:
-        self.runner, self.two, self.rows = runner, two, list[Row]()
+        self.runner, self.two, self.rows = runner, two, list[TokenSequence]()
         self.total = runner.free_tokens()
         self.seen: list[tuple[Key, Tensor]] = []
-        self.sources: dict[Row, tuple[int, ...] | None] = {}
+        self.sources: dict[TokenSequence, tuple[int, ...] | None] = {}
 
     def play(self, plan: Sequence[tuple[str, int]]) -> Play:
         for move, number in plan:
@@ -91,7 +91,7 @@ class Play:
         begin = BEGINNINGS[number % 3][: 1 + number // 3 % 15]
         tokens = [*begin, *[(number >> i) % 23 for i in range(number // 50 % 9)]]
         source = ((1, 2, 3), (4,), (5, 6, 7, 8, 9, 10))[number // 11 % 3] if self.two else None
-        row = self.runner.open(tokens, None if source is None else list(source), scope="ab"[number % 2])
+        row = self.runner.open(tokens, None if source is None else list(source), tenant="ab"[number % 2])
         assert row.tokens == tokens and row.n_read == row.n_reused < len(tokens)
         self.rows.append(row)
         self.sources[row] = source
@@ -103,7 +103,7 @@ class Play:
             if n and (number >> i) % 8:
                 chunks.append(Chunk(row, n, min(n, number // 3 % 4)))
         before = [row.n_read for row in self.rows]
-        needed = sum(self.runner.needs(chunk.row, chunk.n) for chunk in chunks)
+        needed = sum(self.runner.needs(chunk.sequence, chunk.n) for chunk in chunks)
         free = self.runner.free_tokens()
         try:
             logits = self.runner.run(chunks) if chunks else torch.empty(0)
@@ -120,21 +120,21 @@ class Play:
                 at += 1
         assert at == len(logits)
 
-    def _append(self, row: Row, number: int) -> None:
+    def _append(self, row: TokenSequence, number: int) -> None:
         row.tokens += [number % 23, number // 23 % 23][: CONFIG.max_len - len(row.tokens)]
 
-    def _fork(self, row: Row, number: int) -> None:
+    def _fork(self, row: TokenSequence, number: int) -> None:
         twin = self.runner.fork(row)
         self.sources[twin] = self.sources[row]
         twin.tokens.append(number % 23) if len(twin.tokens) < CONFIG.max_len else None
         self.rows.append(twin)
 
-    def _cut(self, row: Row, number: int) -> None:
+    def _cut(self, row: TokenSequence, number: int) -> None:
         n = max(1, len(row.tokens) - number % 9)
         self.runner.truncate(row, n)
         assert len(row.tokens) == n and row.n_read <= n
 
-    def _close(self, row: Row, number: int) -> None:
+    def _close(self, row: TokenSequence, number: int) -> None:
         self.rows.remove(row)
         self.runner.close(row)
 
@@ -208,9 +208,11 @@ def test_deterministic_decode_is_deterministic_prefill(name, deterministic):
     torch.testing.assert_close(at_once[:20], torch.stack(steps), rtol=1e-3, atol=1e-3)
 
 
-def opened(runner: TorchRunner, tokens: list[int], source: list[int] | None, scope: str = "") -> Row:
+def opened(
+    runner: TorchRunner, tokens: list[int], source: list[int] | None, tenant: str = ""
+) -> TokenSequence:
     two = runner._model.config.kind == "encoder-decoder"
-    return runner.open(tokens, source if two else None, scope=scope)
+    return runner.open(tokens, source if two else None, tenant=tenant)
 
 
 @pytest.mark.parametrize("name", THREE)
@@ -242,7 +244,7 @@ def test_a_common_beginning_is_read_once(name, monkeypatch):
     tokens = [*range(20)]
     first, early = opened(runner, tokens, [3]), opened(runner, [*tokens, 1], [3])
     runner.run([Chunk(first, 20, 1)])
-    second, elsewhere = opened(runner, [*tokens, 9], [3]), opened(runner, tokens, [3], scope="another key")
+    second, elsewhere = opened(runner, [*tokens, 9], [3]), opened(runner, tokens, [3], tenant="another key")
     assert (second.n_reused, elsewhere.n_reused, early.n_reused) == (20, 0, 0)
     last = opened(runner, tokens, [3])
     assert last.n_read == 16  # the last token is always read: its logits are wanted

@@ -23,12 +23,12 @@ def engine_of(n_tokens: int = 4000, **limits: Any) -> Engine:
     return Engine(runner, LETTERS, settings=EngineSettings(**limits))
 
 
-def ask(length: int, scope: str = "a", most: int = 4, first: int = 3, **changes: Any) -> Request:
+def ask(length: int, tenant: str = "a", most: int = 4, first: int = 3, **changes: Any) -> Request:
     """A prompt of so many tokens, which begins as no other with another `first`; it makes `most` tokens."""
     prompt = [first + i % 2 for i in range(length)]
     how = {"temperature": 0, "seed": 0, "sample": 0, "logit_bias": {0: -100.0}}
-    request = request_of(how | {"prompt": prompt, "scope": scope, "max_tokens": most} | changes, LETTERS)
-    request.id = f"{scope}{length}"
+    request = request_of(how | {"prompt": prompt, "tenant": tenant, "max_tokens": most} | changes, LETTERS)
+    request.id = f"{tenant}{length}"
     return request
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.inference.plain_runner import Score
 from transom.data.tokenizer import Tokenizer
-from transom.inference.beam import Sentence, best_next
+from transom.inference.beam import BeamSearch, best_next
 from transom.inference.engine import Engine
 from transom.inference.request import Event, Request
 from transom.inference.sampling import SamplingParams
@@ -37,7 +37,7 @@ def asks(
         "temperature": st.sampled_from([0, 0.8, 1.5]),
         "seed": st.integers(0, 3),
         "sample": st.integers(0, 2),
-        "scope": st.sampled_from("ab"),
+        "tenant": st.sampled_from("ab"),
         "at": st.integers(0, 12),
     }
     optional: dict[str, Any] = {
@@ -48,7 +48,7 @@ def asks(
         "frequency_penalty": st.sampled_from([-0.5, 0.5]),
         "logit_bias": st.dictionaries(token, st.sampled_from([-5.0, 5.0]), max_size=2),
         "logprobs": st.integers(0, 3),
-        "begins": st.lists(token, max_size=4),
+        "prefix_tokens": st.lists(token, max_size=4),
         "leaves": st.integers(0, 20),
     }
     if beams:
@@ -60,11 +60,11 @@ def asks(
 
 def request_of(ask: Ask, tokenizer: Tokenizer) -> Request:
     how = {name: ask[name] for name in SETTINGS if name in ask}
-    begins = ask.get("begins", [])[: ask["max_tokens"] - 1]
+    prefix = ask.get("prefix_tokens", [])[: ask["max_tokens"] - 1]
     return Request(
         list(ask["prompt"]), SamplingParams(**how), max_tokens=ask["max_tokens"], seed=ask["seed"],
         sample=ask["sample"], eos_ids=[0], decoder=tokenizer.decoder(), source=ask.get("source"),
-        beam=ask.get("beam", 1), begins=[] if ask.get("beam", 1) > 1 else begins, scope=ask["scope"],
+        beam=ask.get("beam", 1), prefix_tokens=[] if ask.get("beam", 1) > 1 else prefix, tenant=ask["tenant"],
     )  # fmt: skip
 
 
@@ -95,15 +95,15 @@ def alone(ask: Ask, tokenizer: Tokenizer, score: Score) -> Request:
 
 
 def _searched(request: Request, score: Score) -> Request:
-    sentence = Sentence(request.max_tokens, beam=request.beam, ends=request.ends)
+    search = BeamSearch(request.max_tokens, beam=request.beam, ends=request.ends)
     texts = [list(request.prompt)]
-    while not sentence.done:
+    while not search.done:
         logits = torch.stack([score(text, request.source)[-1] for text in texts])
-        before = torch.tensor([[one.logprob for one in sentence.open]])
+        before = torch.tensor([[one.logprob for one in search.open]])
         values, choices = best_next(logits, before, request.beam * 2)
-        sentence.grow(values[0], choices[0], logits.shape[-1])
-        texts = [[*texts[one.parent], one.token] for one in sentence.open]
-    for token in sentence.finished[0].tokens:
+        search.grow(values[0], choices[0], logits.shape[-1])
+        texts = [[*texts[one.parent], one.token] for one in search.open]
+    for token in search.finished[0].tokens:
         request.push(token)
     return request
 

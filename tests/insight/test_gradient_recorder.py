@@ -40,8 +40,8 @@ def _arguments(net: nn.Module) -> tuple:
     from transom.model.attention import Rule
     from transom.model.positions import rotation
 
-    turn = rotation(torch.arange(13)[None], net.frequencies, torch.float32)
-    return Rule(causal=True), turn, None
+    rotary = rotation(torch.arange(13)[None], net.frequencies, torch.float32)
+    return Rule(causal=True), rotary, None
 
 
 def test_figures_of_a_training_step() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from transom.inference.packed import PackedVocabulary
+from transom.inference.onednn_weights import PackedVocabulary
 from transom.model.losses import cross_entropy
 from transom.model.scores import multiplies_bfloat16, scores
 

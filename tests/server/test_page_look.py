@@ -199,8 +199,8 @@ def test_it_fits_a_phone(browser: Any, served: Running, theme: Any):  # noqa: F8
 def test_a_saved_look_opens_from_disk_with_the_network_off(
     browser: Any, folders: dict[str, Path], tmp_path: Path
 ):  # noqa: F811
-    from transom.inference.inside import look_into
     from transom.inference.load import load
+    from transom.inference.look import look_into
 
     path = tmp_path / "look.html"
     look_into(load(folders["crow"]), f"The crow {HOSTILE}", HOSTILE).save(path)

@@ -18,7 +18,7 @@ from transom.data.chat_template import ChatTemplate
 from transom.data.documents import printable
 from transom.data.textfile import bad_byte
 from transom.errors import Refused, nearest
-from transom.inference.arithmetic import in_words
+from transom.inference.dtype import in_words
 from transom.inference.generator import Generator
 
 from .conversation import Conversation, Kept

@@ -192,7 +192,7 @@ def _framed(sides: dict[str, list[str]], tokenizer: Tokenizer, report: ExampleRe
 
 
 def _cut(rows: Ragged, max_len: int, tokenizer: Tokenizer, report: ExampleReport) -> Ragged:
-    """Rows of at most `max_len` tokens, the frame's end kept, as `inference/texts.framed` cuts them."""
+    """Rows of at most `max_len` tokens, the frame's end kept, as `inference/batching.framed` cuts them."""
     after = len(tokenizer.frame[1])
     over = rows.lengths > max_len
     if not over.any():

@@ -32,7 +32,7 @@ Path = tuple["Path", int] | None
 """Tokens as a chain: the path before, and the last token. A step adds a link and copies nothing."""
 
 
-class Found(NamedTuple):
+class Finished(NamedTuple):
     """A text that a search ended with."""
 
     score: float
@@ -43,7 +43,7 @@ class Found(NamedTuple):
     """With the end token, where there is one."""
 
 
-class Open(NamedTuple):
+class Hypothesis(NamedTuple):
     """A beginning that may still grow: `parent` is the beam of the last step that it continues."""
 
     logprob: float
@@ -57,7 +57,7 @@ class Open(NamedTuple):
         return self.path[1]
 
 
-class Sentence:
+class BeamSearch:
     """One text being searched for: its open beginnings and its finished ones."""
 
     def __init__(
@@ -77,8 +77,8 @@ class Sentence:
         """
         self.max_tokens, self.beam, self.early_stopping, self.ends = max_tokens, beam, early_stopping, ends
         self.penalty, self.length, self.done = length_penalty, 0, False
-        self.open = [Open(0.0, 0, None)]
-        self.finished: list[Found] = []
+        self.open = [Hypothesis(0.0, 0, None)]
+        self.finished: list[Finished] = []
         """The best texts that have ended, best first."""
 
     def grow(self, logprobs: Sequence[float], choices: Sequence[int], vocab_size: int) -> None:
@@ -96,7 +96,7 @@ class Sentence:
             parent, token = divmod(choice, vocab_size)
             path = (before[parent].path, token)
             if token not in self.ends and self.length < self.max_tokens:
-                self.open.append(Open(logprob, parent, path))
+                self.open.append(Hypothesis(logprob, parent, path))
             elif rank < self.beam:  # an end that lies further back waits for the better ones before it
                 self._finish(logprob, path)
         self.done = not self._may_improve()
@@ -108,7 +108,7 @@ class Sentence:
             while path is not None:
                 path, token = path
                 tokens.append(token)
-            bisect.insort(self.finished, Found(score, logprob, tokens[::-1]), key=lambda one: -one.score)
+            bisect.insort(self.finished, Finished(score, logprob, tokens[::-1]), key=lambda one: -one.score)
             del self.finished[self.beam :]
 
     def _may_improve(self) -> bool:
@@ -173,7 +173,7 @@ def search_plain(
     ends: Collection[int],
     max_tokens: int,
     length_penalty: float = 1.0,
-) -> list[Found]:
+) -> list[Finished]:
     """Every text of at most `max_tokens` after one start, best first: for vocabularies of a few tokens."""
     texts = list(_texts(model.config.vocab_size, ends, max_tokens))
     found = []
@@ -181,7 +181,7 @@ def search_plain(
         row = torch.tensor([[*start, *text]])
         logprobs = model.logits(model(row[:, :-1], memory=memory)).log_softmax(-1)[0, len(start) - 1 :]
         logprob = float(logprobs.gather(1, row[0, len(start) :, None]).sum())
-        found.append(Found(logprob / len(text) ** length_penalty, logprob, text))
+        found.append(Finished(logprob / len(text) ** length_penalty, logprob, text))
     return sorted(found, reverse=True)
 
 

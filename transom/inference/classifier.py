@@ -1,6 +1,6 @@
 """Classification: the class of a text, how sure the model is, and the right to say nothing.
 
-Read next: texts, encoder_engine.
+Read next: batching, encoder_engine.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from transom.data.tokenizer import Tokenizer
 from transom.errors import Refused
 from transom.model.transformer import Transformer
 
-from .arithmetic import describe
-from .packed import Packing
-from .texts import TextBatch, as_list, batches, framed
+from .batching import TextBatch, as_list, batches, framed
+from .dtype import describe
+from .onednn_weights import Packing
 
 
 @dataclass(frozen=True)

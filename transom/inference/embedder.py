@@ -1,6 +1,6 @@
 """Embedding: a vector for each text, so that texts can be compared.
 
-Read next: texts, encoder_engine.
+Read next: batching, encoder_engine.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 from transom.data.tokenizer import Tokenizer
 from transom.model.transformer import Transformer
 
-from .arithmetic import describe
-from .packed import Packing
-from .texts import BUDGET, TextBatch, as_list, batches, framed
+from .batching import BUDGET, TextBatch, as_list, batches, framed
+from .dtype import describe
+from .onednn_weights import Packing
 
 
 class Embedder:

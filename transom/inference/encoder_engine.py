@@ -1,7 +1,8 @@
 """The engine for models that read whole texts: classes and vectors for many at once.
 
-Every step reads one batch: of the texts whose turn is next, each scope in its turn, those that are about as
-long as the very next one. The interface is that of `engine.Engine`. Read next: texts, classifier, embedder.
+Every step reads one batch: of the texts whose turn is next, each tenant in its turn, those that are about as
+long as the very next one. The interface is that of `engine.Engine`. Read next: batching, classifier,
+embedder.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from transom.data.tokenizer import Ids, Tokenizer
 from transom.errors import Refused
 from transom.model.transformer import Transformer
 
+from .batching import BUDGET, TextBatch, batches, framed
 from .engine import MOST_WAIT, NOT_FINITE, Busy, EngineSettings
 from .request import Event, FinishReason
-from .texts import BUDGET, TextBatch, batches, framed
 
 AHEAD = 4
 """Batches' worth of waiting texts among which those of one length are looked for."""
@@ -39,9 +40,9 @@ class Reader(Protocol):
 class TextRequest:
     """One text, framed as the model reads it."""
 
-    def __init__(self, tokens: Ids, *, scope: str = "", id: str = "") -> None:
-        """scope: who shares fairly with whom."""
-        self.tokens, self.scope, self.id = tokens, scope, id
+    def __init__(self, tokens: Ids, *, tenant: str = "", id: str = "") -> None:
+        """tenant: who shares fairly with whom."""
+        self.tokens, self.tenant, self.id = tokens, tenant, id
         self.finish_reason: FinishReason | None = None
         self.error: Exception | None = None
 
@@ -57,7 +58,7 @@ class EncoderEngine:
         self._waiting: dict[str, deque[TextRequest]] = {}
         self._events: list[Event] = []
         self._waiting_tokens: Counter[str] = Counter()
-        """Of each scope."""
+        """Of each tenant."""
         self._n_steps = self._n_read = self._n_answered = 0
         self._rate = 0.0  # tokens per second, the last steps counting most
 
@@ -68,7 +69,7 @@ class EncoderEngine:
         cut: bool = False,
         most: int | None = None,
         blank: bool = False,
-        scope: str = "",
+        tenant: str = "",
         id: str = "",
     ) -> list[TextRequest]:
         """A request for each text, of at most `most` tokens (None: what the model reads).
@@ -77,7 +78,7 @@ class EncoderEngine:
         """
         limit = min(most or self.reader.max_tokens, self.reader.max_tokens)
         framed_texts = framed(self.reader.tokenizer, texts, limit, cut=cut, blank=blank)
-        return [TextRequest(tokens, scope=scope, id=id) for tokens in framed_texts]
+        return [TextRequest(tokens, tenant=tenant, id=id) for tokens in framed_texts]
 
     @property
     def busy(self) -> bool:
@@ -89,7 +90,7 @@ class EncoderEngine:
         settings, length, limit = self.settings, len(request.tokens), self.reader.max_tokens
         if length > limit:
             raise Refused(f"the text has {length} tokens; this model reads at most {limit}: shorten it")
-        n_waiting, tokens = len(self._waiting.get(request.scope, ())), self._waiting_tokens[request.scope]
+        n_waiting, tokens = len(self._waiting.get(request.tenant, ())), self._waiting_tokens[request.tenant]
         if n_waiting >= settings.max_queue or tokens + length > settings.max_queue_tokens:
             wait = math.ceil(self._waiting_tokens.total() / self._rate) if self._rate else 1
             seconds = min(MOST_WAIT, max(1, wait))
@@ -98,12 +99,12 @@ class EncoderEngine:
                 f" {settings.max_queue_tokens:,} tokens); come again in {seconds} s",
                 seconds,
             )
-        self._waiting.setdefault(request.scope, deque()).append(request)
+        self._waiting.setdefault(request.tenant, deque()).append(request)
         self._count(request, 1)
 
     def abort(self, request: TextRequest) -> None:
         """Forget a text that waits; does nothing if it has been answered."""
-        if request in self._waiting.get(request.scope, ()):
+        if request in self._waiting.get(request.tenant, ()):
             self._end(request, "abort")
             self._events.append(Event(request, finish_reason="abort"))
 
@@ -126,15 +127,15 @@ class EncoderEngine:
         return self.reader.model.embed.weight.device
 
     def _ahead(self) -> list[TextRequest]:
-        """The next texts, one of each scope in turn; whose turn is first moves on with every step."""
-        scopes = list(self._waiting)
-        if scopes:
-            self._waiting[scopes[0]] = self._waiting.pop(scopes[0])
+        """The next texts, one of each tenant in turn; whose turn is first moves on with every step."""
+        tenants = list(self._waiting)
+        if tenants:
+            self._waiting[tenants[0]] = self._waiting.pop(tenants[0])
         found, tokens = [], 0
         for place in range(max(map(len, self._waiting.values()), default=0)):
-            for scope in scopes:
-                if place < len(self._waiting[scope]):
-                    found.append(self._waiting[scope][place])
+            for tenant in tenants:
+                if place < len(self._waiting[tenant]):
+                    found.append(self._waiting[tenant][place])
                     tokens += len(found[-1].tokens)
                     if tokens >= AHEAD * self.budget:
                         return found
@@ -179,16 +180,16 @@ class EncoderEngine:
 
     def _end(self, request: TextRequest, reason: FinishReason) -> None:
         request.finish_reason = reason
-        queue = self._waiting[request.scope]
+        queue = self._waiting[request.tenant]
         queue.remove(request)
         if not queue:
-            del self._waiting[request.scope]
+            del self._waiting[request.tenant]
         self._count(request, -1)
 
     def _count(self, request: TextRequest, sign: int) -> None:
-        self._waiting_tokens[request.scope] += sign * len(request.tokens)
-        if request.scope not in self._waiting:
-            del self._waiting_tokens[request.scope]
+        self._waiting_tokens[request.tenant] += sign * len(request.tokens)
+        if request.tenant not in self._waiting:
+            del self._waiting_tokens[request.tenant]
 
     def load(self) -> dict[str, float]:
         """Figures of now (queued, running) and totals since the engine was made."""

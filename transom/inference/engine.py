@@ -2,7 +2,7 @@
 
 Schedule, run, finish: the scheduler says which tokens are read, the runner turns them into logits, and each
 request takes its next token from its own. One thread calls it. Whatever goes wrong inside one request ends
-that request alone. For callers in the same process see `local`. Read next: scheduler, sampling_rows.
+that request alone. For callers in the same process see `sync_engine`. Read next: scheduler, sampling_rows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .beam import best_next
 from .request import Event, Request, TokenLogprob
 from .runner import Runner
 from .sampling_rows import FAILED, Place, RowLogprobs, SamplingRow, choose_rows, logprobs_rows
-from .scheduler import HEADROOM, Job, Scheduler, Turn
+from .scheduler import HEADROOM, RequestState, ScheduledRequest, Scheduler
 from .speculative import n_kept
 from .token_rules import Ruling
 
@@ -42,9 +42,9 @@ class EngineSettings:
     chunk_tokens: int = 512
     """Tokens of prompts that are read in one step, beside the rows that write."""
     max_queue: int = 64
-    """Requests of one scope that may wait: what one has waiting keeps no other out."""
+    """Requests of one tenant that may wait: what one has waiting keeps no other out."""
     max_queue_tokens: int = 1 << 20
-    """Tokens that those of one scope may come to hold, prompts and answers together."""
+    """Tokens that those of one tenant may come to hold, prompts and answers together."""
     draft: int = 0
     """Tokens guessed ahead by n-grams and checked in one pass; 0: none. The text is the same."""
 
@@ -82,7 +82,7 @@ class Engine:
         silent = tokenizer.spelling.silent - tokenizer.control_ids
         unnamed = [*sorted(silent), *range(tokenizer.vocab_size, runner.vocab_size)]
         self._unnamed = torch.tensor([i for i in unnamed if i < runner.vocab_size], dtype=torch.int64)
-        self._jobs: dict[Request, Job] = {}
+        self._states: dict[Request, RequestState] = {}
         self._events: list[Event] = []
         self._n_submitted = self._n_steps = self._n_read = self._n_made = self._n_drafted = self._n_kept = 0
         self._rate = 0.0  # tokens per second, the last steps counting most
@@ -90,17 +90,17 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether a step would do anything."""
-        return bool(self._jobs or self._events)
+        return bool(self._states or self._events)
 
     def submit(self, request: Request) -> None:
-        """Let a request wait its turn; raises Refused if it can never run, and Busy if the queue of its scope
-        is full.
+        """Let a request wait its turn; raises Refused if it can never run, and Busy if the queue of its
+        tenant is full.
         """
         self.check(request)
-        scheduler, settings, scope = self.scheduler, self.settings, request.scope
-        job = Job(request, self._n_submitted, self._sampling(request))
-        n_waiting = scheduler.n_waiting[scope]
-        tokens = scheduler.waiting_tokens[scope] + job.n_tokens
+        scheduler, settings, tenant = self.scheduler, self.settings, request.tenant
+        state = RequestState(request, self._n_submitted, self._sampling(request))
+        n_waiting = scheduler.n_waiting[tenant]
+        tokens = scheduler.waiting_tokens[tenant] + state.n_tokens
         if n_waiting >= settings.max_queue or tokens > settings.max_queue_tokens:
             seconds = self._wait()
             raise Busy(
@@ -109,8 +109,8 @@ class Engine:
                 seconds,
             )
         self._n_submitted += 1
-        self._jobs[request] = job
-        scheduler.queue(job)
+        self._states[request] = state
+        scheduler.queue(state)
 
     def check(self, request: Request) -> None:
         """Raise Refused, with the numbers, for a request that this engine can never run."""
@@ -135,13 +135,13 @@ class Engine:
                 f"the request may come to hold {whole:,} tokens, and the cache has room for {self._pool:,};"
                 " shorten the prompt, set a smaller max_tokens, or give the cache more memory"
             )
-        if len(request.begins) >= most:
+        if len(request.prefix_tokens) >= most:
             raise Refused(
-                f"the answer is to begin with {len(request.begins)} tokens and max_tokens is {most};"
-                f" set max_tokens to at least {len(request.begins) + 1}"
+                f"the answer is to begin with {len(request.prefix_tokens)} tokens and max_tokens is {most};"
+                f" set max_tokens to at least {len(request.prefix_tokens) + 1}"
             )
-        trial = request.grammar.copy() if request.grammar is not None and request.begins else None
-        if trial is not None and not all(map(trial.accept, request.begins)):
+        trial = request.grammar.copy() if request.grammar is not None and request.prefix_tokens else None
+        if trial is not None and not all(map(trial.accept, request.prefix_tokens)):
             raise Refused("what the answer is to begin with does not fit its grammar; leave one of them out")
         self._sampling(request)
 
@@ -160,44 +160,44 @@ class Engine:
 
     def abort(self, request: Request) -> None:
         """End a request now, wherever it is, and free what it holds; does nothing if it has ended."""
-        if request in self._jobs:
-            self._end(self._jobs[request], "abort")
+        if request in self._states:
+            self._end(self._states[request], "abort")
             self._events.append(Event(request, finish_reason="abort"))
 
-    def _fail(self, job: Job, error: Exception) -> None:
+    def _fail(self, state: RequestState, error: Exception) -> None:
         """End one request that went wrong."""
-        job.request.error = error
+        state.request.error = error
         said = str(error) if isinstance(error, Refused) else f"the request failed ({type(error).__name__})"
-        self._end(job, "error")
-        self._events.append(Event(job.request, finish_reason="error", error=said))
+        self._end(state, "error")
+        self._events.append(Event(state.request, finish_reason="error", error=said))
 
-    def _end(self, job: Job, reason: str | None = None) -> None:
+    def _end(self, state: RequestState, reason: str | None = None) -> None:
         if reason is not None:
-            job.request.finish_reason = reason  # type: ignore[assignment]
-        if self._jobs.pop(job.request, None) is not None:
-            self.scheduler.remove(job)
+            state.request.finish_reason = reason  # type: ignore[assignment]
+        if self._states.pop(state.request, None) is not None:
+            self.scheduler.remove(state)
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
         """Read the next tokens of all requests that run; what came of it, and of aborts before it."""
-        turns = self.scheduler.schedule()
-        logits = self._run(turns)
-        return self._finish(turns, logits)
+        scheduled = self.scheduler.schedule()
+        logits = self._run(scheduled)
+        return self._finish(scheduled, logits)
 
-    def _run(self, turns: list[Turn]) -> Tensor:
-        """Logits (sum of wanted, V); a turn that the model fails on leaves the list, and its request ends."""
-        if not turns:
+    def _run(self, scheduled: list[ScheduledRequest]) -> Tensor:
+        """Logits (sum of wanted, V); a request that the model fails on leaves the list and ends."""
+        if not scheduled:
             return torch.empty(0, self.runner.vocab_size)
-        started, n_read = time.perf_counter(), sum(chunk.n for turn in turns for chunk in turn.chunks)
+        started, n_read = time.perf_counter(), sum(chunk.n for item in scheduled for chunk in item.chunks)
         try:
-            logits = self.runner.run([chunk for turn in turns for chunk in turn.chunks])
+            logits = self.runner.run([chunk for item in scheduled for chunk in item.chunks])
         except Exception as error:
-            if len(turns) == 1:
-                self._fail(turns.pop().job, error)
+            if len(scheduled) == 1:
+                self._fail(scheduled.pop().state, error)
                 return torch.empty(0, self.runner.vocab_size)
-            each = [[turn] for turn in turns]
+            each = [[item] for item in scheduled]
             logits = torch.cat([self._run(alone) for alone in each])
-            turns[:] = [turn for alone in each for turn in alone]
+            scheduled[:] = [item for alone in each for item in alone]
             return logits
         self._count(n_read, time.perf_counter() - started)
         return logits
@@ -207,15 +207,15 @@ class Engine:
         self._n_read += n_read
         self._rate += (n_read / max(seconds, 1e-6) - self._rate) / min(self._n_steps, 16)
 
-    def _finish(self, turns: list[Turn], logits: Tensor) -> list[Event]:
+    def _finish(self, scheduled: list[ScheduledRequest], logits: Tensor) -> list[Event]:
         """Let every request that has logits take its next tokens; the events of this step."""
         writing, searching, at = [], [], 0
-        for turn in turns:
-            if turn.wanted and turn.job.sentence is None:
-                writing.append((turn.job, range(at, at + turn.wanted)))
-            elif turn.wanted:
-                searching.append((turn.job, range(at, at + turn.wanted)))
-            at += turn.wanted
+        for item in scheduled:
+            if item.wanted and item.state.search is None:
+                writing.append((item.state, range(at, at + item.wanted)))
+            elif item.wanted:
+                searching.append((item.state, range(at, at + item.wanted)))
+            at += item.wanted
         self._write(writing, logits)
         self._search(searching, logits)
         events, self._events = self._events, []
@@ -223,46 +223,48 @@ class Engine:
 
     # One token after the other
 
-    def _write(self, writing: list[tuple[Job, range]], logits: Tensor) -> None:
+    def _write(self, writing: list[tuple[RequestState, range]], logits: Tensor) -> None:
         """Choose a token at every place that has logits, and let each request take those that are right."""
         if not writing:
             return
-        jobs = [job for job, _ in writing]
+        states = [state for state, _ in writing]
         logits = _rows(logits, [i for _, places in writing for i in places])
         try:
-            chosen = self._chosen(jobs, logits)
+            chosen = self._chosen(states, logits)
         except Exception as error:  # a grammar's own, say: find whose
-            if len(jobs) == 1:
-                self._fail(jobs[0], error)
+            if len(states) == 1:
+                self._fail(states[0], error)
             else:
                 parts = logits.split([len(places) for _, places in writing])
-                for (job, places), part in zip(writing, parts, strict=True):
-                    self._write([(job, range(len(places)))], part)
+                for (state, places), part in zip(writing, parts, strict=True):
+                    self._write([(state, range(len(places)))], part)
             return
-        for job, tokens, logprobs in chosen:
+        for state, tokens, logprobs in chosen:
             try:
-                self._take(job, tokens, logprobs)
+                self._take(state, tokens, logprobs)
             except Exception as error:
-                self._fail(job, error)
+                self._fail(state, error)
 
     def _chosen(
-        self, jobs: list[Job], logits: Tensor
-    ) -> list[tuple[Job, list[int], list[RowLogprobs | None]]]:
-        """For each job the tokens that it makes: the drafts that are right, and the one after them."""
+        self, states: list[RequestState], logits: Tensor
+    ) -> list[tuple[RequestState, list[int], list[RowLogprobs | None]]]:
+        """For each request the tokens that it makes: the drafts that are right, and the one after them."""
         places = [
-            Place(job.sampling, tuple(job.drafts[:i])) for job in jobs for i in range(len(job.drafts) + 1)
+            Place(state.sampling, tuple(state.draft_tokens[:i]))
+            for state in states
+            for i in range(len(state.draft_tokens) + 1)
         ]
         tokens, wanted, slices = choose_rows(self._of_tokens(logits), places), [], []
-        for job in jobs:
+        for state in states:
             begin = len(wanted)
-            end = begin + len(job.drafts) + 1
-            given = job.request.begins[len(job.request.tokens) :][: end - begin]
+            end = begin + len(state.draft_tokens) + 1
+            given = state.request.prefix_tokens[len(state.request.tokens) :][: end - begin]
             tokens[begin : begin + len(given)] = given
-            kept = begin + n_kept(job.drafts, tokens[begin:end]) + 1
-            wanted += [job.request.params.logprobs if i < kept else None for i in range(begin, end)]
+            kept = begin + n_kept(state.draft_tokens, tokens[begin:end]) + 1
+            wanted += [state.request.params.logprobs if i < kept else None for i in range(begin, end)]
             slices.append(slice(begin, kept))
         logprobs = logprobs_rows(logits, tokens, wanted)
-        return [(job, tokens[of], logprobs[of]) for job, of in zip(jobs, slices, strict=True)]
+        return [(state, tokens[of], logprobs[of]) for state, of in zip(states, slices, strict=True)]
 
     def _of_tokens(self, logits: Tensor) -> Tensor:
         """Logits (N, V) in which ids that are no token of the tokenizer are at -inf: none can be written."""
@@ -270,28 +272,28 @@ class Engine:
             return logits
         return logits.index_fill(-1, self._unnamed.to(logits.device), -math.inf)
 
-    def _take(self, job: Job, tokens: list[int], logprobs: list[RowLogprobs | None]) -> None:
-        """Give a request its next tokens; its row ends with them and with no draft that was wrong."""
-        request, row, drafts = job.request, job.rows[0], job.drafts
+    def _take(self, state: RequestState, tokens: list[int], logprobs: list[RowLogprobs | None]) -> None:
+        """Give a request its next tokens; its sequence ends with them and with no draft that was wrong."""
+        request, sequence, draft_tokens = state.request, state.sequences[0], state.draft_tokens
         if tokens[-1] == FAILED:
             raise Refused(NOT_FINITE if request.grammar is None else NOTHING_FITS)
-        job.drafts = []
-        self._n_drafted, self._n_kept = self._n_drafted + len(drafts), self._n_kept + len(tokens) - 1
-        if len(tokens) <= len(drafts):
-            self.runner.truncate(row, len(row.tokens) - len(drafts) + len(tokens) - 1)
-        row.tokens.append(tokens[-1])
+        state.draft_tokens = []
+        self._n_drafted, self._n_kept = self._n_drafted + len(draft_tokens), self._n_kept + len(tokens) - 1
+        if len(tokens) <= len(draft_tokens):
+            self.runner.truncate(sequence, len(sequence.tokens) - len(draft_tokens) + len(tokens) - 1)
+        sequence.tokens.append(tokens[-1])
         piece, told = "", []
         for token, found in zip(tokens, logprobs, strict=True):
-            job.sampling.push(token)
-            if job.ngrams is not None:
-                job.ngrams.push(token)
+            state.sampling.push(token)
+            if state.ngrams is not None:
+                state.ngrams.push(token)
             text = self._push(request, token, found, told)
             if found is not None:
                 request.logprobs.append(told[-1])
             piece += text
             if request.finish_reason is not None:
                 break
-        self._tell(job, piece, told)
+        self._tell(state, piece, told)
 
     def _push(self, request: Request, token: int, found: RowLogprobs | None, told: list[TokenLogprob]) -> str:
         """Give a request its next token, add what to tell of it to `told`; the text that is now certain."""
@@ -306,65 +308,68 @@ class Engine:
         told.append(TokenLogprob(token, spell(token), logprob, top, tuple(data), span))
         return piece
 
-    def _tell(self, job: Job, piece: str, told: Sequence[TokenLogprob]) -> None:
+    def _tell(self, state: RequestState, piece: str, told: Sequence[TokenLogprob]) -> None:
         self._n_made += len(told)
-        reason = job.request.finish_reason
+        reason = state.request.finish_reason
         if reason is not None:
-            self._end(job)
-        self._events.append(Event(job.request, piece, tuple(told), reason))
+            self._end(state)
+        self._events.append(Event(state.request, piece, tuple(told), reason))
 
     # Beam search
 
-    def _search(self, searching: list[tuple[Job, range]], logits: Tensor) -> None:
+    def _search(self, searching: list[tuple[RequestState, range]], logits: Tensor) -> None:
         """Let every search grow by one token; those of one shape are ranked together."""
-        shape = {job: (len(places), job.request.beam, len(job.request.ends)) for job, places in searching}
+        shape = {
+            state: (len(places), state.request.beam, len(state.request.ends)) for state, places in searching
+        }
         ordered = sorted(searching, key=lambda one: shape[one[0]])
         for (_, beam, n_ends), group in groupby(ordered, key=lambda one: shape[one[0]]):
             members = list(group)
-            scores = torch.tensor([[one.logprob for one in job.sentence.open] for job, _ in members])  # type: ignore[union-attr]
+            scores = torch.tensor([[one.logprob for one in state.search.open] for state, _ in members])  # type: ignore[union-attr]
             rows = self._of_tokens(_rows(logits, [i for _, places in members for i in places]))
             # So many that enough are left when the best ones end.
-            rulings = self._rulings([job for job, _ in members])
+            rulings = self._rulings([state for state, _ in members])
             values, choices = best_next(rows, scores.to(rows.device), beam * (1 + n_ends), rulings)
-            for (job, _), value, choice in zip(members, values, choices, strict=True):
+            for (state, _), value, choice in zip(members, values, choices, strict=True):
                 try:
-                    self._grow(job, value, choice)
+                    self._grow(state, value, choice)
                 except Exception as error:
-                    self._fail(job, error)
+                    self._fail(state, error)
 
-    def _rulings(self, jobs: list[Job]) -> list[Ruling]:
-        """What every beginning of these searches must obey, in the order of their rows; empty: nothing."""
-        if all(job.request.rules is None for job in jobs):
+    def _rulings(self, states: list[RequestState]) -> list[Ruling]:
+        """What each beginning of these searches must obey, in the order of sequences; empty: nothing."""
+        if all(state.request.rules is None for state in states):
             return []
         return [
-            job.request.ruling(row.tokens, len(row.tokens) - len(job.request.prompt)) or Ruling()
-            for job in jobs
-            for row in job.rows
+            state.request.ruling(sequence.tokens, len(sequence.tokens) - len(state.request.prompt))
+            or Ruling()
+            for state in states
+            for sequence in state.sequences
         ]
 
-    def _grow(self, job: Job, values: list[float], choices: list[int]) -> None:
-        """One step of one search: its beginnings take the rows of their parents, or forks of them."""
-        sentence, request = job.sentence, job.request
-        assert sentence is not None
-        sentence.grow(values, choices, self.runner.vocab_size)
-        if sentence.done:
-            request.found = sentence.finished
+    def _grow(self, state: RequestState, values: list[float], choices: list[int]) -> None:
+        """One step of one search: its beginnings take the sequences of their parents, or forks of them."""
+        search, request = state.search, state.request
+        assert search is not None
+        search.grow(values, choices, self.runner.vocab_size)
+        if search.done:
+            request.found = search.finished
             tokens = request.found[0].tokens
             told: list[TokenLogprob] = []
             piece = "".join([self._push(request, token, None, told) for token in tokens])
-            self._tell(job, piece, told)
+            self._tell(state, piece, told)
             return
-        before, used = job.rows, set()
-        job.rows = []
-        for beginning in sentence.open:
-            row = before[beginning.parent]
-            job.rows.append(self.runner.fork(row) if beginning.parent in used else row)
+        before, used = state.sequences, set()
+        state.sequences = []
+        for beginning in search.open:
+            sequence = before[beginning.parent]
+            state.sequences.append(self.runner.fork(sequence) if beginning.parent in used else sequence)
             used.add(beginning.parent)
-        for place, row in enumerate(before):
+        for place, sequence in enumerate(before):
             if place not in used:
-                self.runner.close(row)
-        for row, beginning in zip(job.rows, sentence.open, strict=True):
-            row.tokens.append(beginning.token)
+                self.runner.close(sequence)
+        for sequence, beginning in zip(state.sequences, search.open, strict=True):
+            sequence.tokens.append(beginning.token)
 
     def load(self) -> dict[str, float]:
         """Figures of now (queued, running, rows, free tokens) and totals since the engine was made."""
@@ -372,7 +377,7 @@ class Engine:
         return {
             "queued": scheduler.n_waiting.total(),
             "running": len(scheduler.running),
-            "rows": sum(len(job.rows) for job in scheduler.running),
+            "rows": sum(len(state.sequences) for state in scheduler.running),
             "free_tokens": self.runner.free_tokens(),
             "cache_tokens": self._pool,
             "tokens_read": self._n_read,
@@ -380,7 +385,7 @@ class Engine:
             "tokens_made": self._n_made,
             "drafted": self._n_drafted,
             "drafts_kept": self._n_kept,
-            "put_back": scheduler.n_put_back,
+            "put_back": scheduler.n_preempted,
             "steps": self._n_steps,
         }
 

@@ -1,6 +1,6 @@
 """Filling gaps: what an encoder that learned from masked words would put in the place of one.
 
-Read next: texts.
+Read next: batching.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from transom.data.tokenizer import Tokenizer
 from transom.errors import Refused
 from transom.model.transformer import Transformer
 
-from .arithmetic import describe
+from .dtype import describe
 
 GAP = "<mask>"
 """What stands for the gap in a text given to `fill`, whatever the model's own mask token is called."""

@@ -3,7 +3,7 @@
 Prompts become requests, and an engine runs them together; `generate` and `stream` read the same events, so a
 stream is the completion's text in pieces. A request's tokens depend on its own logits and (seed, sample)
 alone; beside others its logits differ from those alone by float rounding only, so its tokens are the same
-unless two candidates tie within that rounding. Read next: request, local, engine.
+unless two candidates tie within that rounding. Read next: request, sync_engine, engine.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from transom.data.tokenizer import Tokenizer
 from transom.errors import Refused
 from transom.model.build import Model
 
-from .arithmetic import describe
+from .dtype import describe
 from .engine import Engine, EngineSettings
-from .local import LocalEngine, cache_tokens, local_settings
 from .request import Completion, Event, Grammar, Request
 from .runner import TorchRunner
 from .sampling import Sampling, SamplingParams, by_name
+from .sync_engine import SyncEngine, cache_tokens, sync_settings
 from .token_rules import TokenRules
 
 DEFAULT_MAX_TOKENS = 128
@@ -90,7 +90,7 @@ class Generator:
         # What the folder's tokenizer puts before every text: a begin token (Llama, Mistral) or nothing.
         before = tokenizer.backend.encode("", add_special_tokens=True).ids[:1]
         self._opening = before if before == [tokenizer.bos_id] else []
-        self._local = LocalEngine(model, lambda: self.engine(local_settings(MAX_ROWS)))
+        self._local = SyncEngine(model, lambda: self.engine(sync_settings(MAX_ROWS)))
 
     def __repr__(self) -> str:
         return describe(self.model, "Generator", self.reason)
@@ -198,30 +198,30 @@ class Generator:
         params: SamplingParams,
         *,
         continues: bool = True,
-        begins: Sequence[int] = (),
+        prefix_tokens: Sequence[int] = (),
         grammar: Compiled | None = None,
-        scope: str = "",
+        tenant: str = "",
         id: str = "",
         markers: Mapping[int, str] = MappingProxyType({}),
     ) -> list[Request]:
         """The requests of one prompt, one for each of `params.n` answers, for an engine of this model.
 
         continues: the answer's text goes on from the prompt's, so that the two are `decode` of all ids; a
-        message in a conversation is a text of its own. begins: each answer begins with these tokens and goes
+        message in a conversation is a text of its own. prefix_tokens: each answer begins with them and goes
         on after them; they count as made. markers: tokens without text of their own that stand in it by name.
         The rest is as for `Request`. Raises Refused, with the numbers, where it does not fit.
         """
         prompts, several = self._prompts(prompt)
         if several:
             raise Refused("a request has one prompt: text, or a list of token ids")
-        self._check_known(begins, "the beginning of the answer")
+        self._check_known(prefix_tokens, "the beginning of the answer")
         return self._requests(
             prompts,
             params,
             continues=continues,
-            begins=begins,
+            prefix_tokens=prefix_tokens,
             grammar=grammar,
-            scope=scope,
+            tenant=tenant,
             id=id,
             markers=markers,
         )
@@ -282,9 +282,9 @@ class Generator:
         params: SamplingParams,
         *,
         continues: bool = True,
-        begins: Sequence[int] = (),
+        prefix_tokens: Sequence[int] = (),
         grammar: Compiled | None = None,
-        scope: str = "",
+        tenant: str = "",
         id: str = "",
         markers: Mapping[int, str] = MappingProxyType({}),
     ) -> list[Request]:
@@ -296,7 +296,7 @@ class Generator:
         stop_tokens = {number: named[name] for number, name in control if name in named}
         for i, (prompt, first) in enumerate(prompts):
             name = f"prompt {i}" if len(prompts) > 1 else "the prompt"
-            max_tokens = self._max_tokens(len(prompt), params, len(begins), name)
+            max_tokens = self._max_tokens(len(prompt), params, len(prefix_tokens), name)
             fresh = 0 if params.greedy else secrets.randbits(31)  # greedy text draws nothing
             seed = fresh if params.seed is None else params.seed
             requests += [
@@ -311,23 +311,23 @@ class Generator:
                         prompt if continues else (), spaced=first is not None, markers=markers
                     ),
                     first=first,
-                    begins=begins,
+                    prefix_tokens=prefix_tokens,
                     grammar=None if grammar is None else grammar.matcher(),
                     stop_tokens=stop_tokens,
                     rules=self._rules,
-                    scope=scope,
+                    tenant=tenant,
                     id=id,
                 )
                 for sample in range(params.n)
             ]
         return requests
 
-    def _max_tokens(self, n_prompt: int, params: SamplingParams, n_begins: int, name: str) -> int:
+    def _max_tokens(self, n_prompt: int, params: SamplingParams, n_prefix: int, name: str) -> int:
         """How many tokens an answer may have; raises Refused where they do not fit."""
         limit = self.model.config.max_len
         room = limit - n_prompt
         most = self.generation.max_new_tokens or DEFAULT_MAX_TOKENS
-        most = min(n_begins + most, max(min(room, (self.generation.max_length or limit) - n_prompt), 1))
+        most = min(n_prefix + most, max(min(room, (self.generation.max_length or limit) - n_prompt), 1))
         max_tokens = params.max_tokens or most
         if max_tokens > room:
             excess, ways = max_tokens - room, []

@@ -26,7 +26,7 @@ from transom.hardware import Hardware
 from transom.model.build import build
 from transom.model.config import ModelConfig
 
-from .arithmetic import choose
+from .dtype import choose
 from .sampling import SamplingParams
 
 if TYPE_CHECKING:

@@ -25,8 +25,8 @@ from transom.model.cache import Memory
 from transom.model.config import ModelConfig
 from transom.model.transformer import Transformer
 
-from .rows import Span
-from .sources import Sources
+from .encoder_memory import EncoderMemory
+from .sequence import Span
 
 SHORT = 64
 """Rows that read up to so many tokens look back together; longer ones each alone."""
@@ -57,7 +57,7 @@ class PagedCache:
         """The tokens of a short row from which on it is read in place."""
         self.short, self.shared_from = SHORT, SHARED
         self.aligned = aligns(device, dtype) and config.position != "relative" and config.attn_softcap is None
-        """Whether a row's bits are those of the row alone (`model.aligned_attention`), but for a fan's."""
+        """Whether a row's bits are those of it alone (`model.aligned_attention`), a shared prefix aside."""
         self.blocks = list(self.pool)
         self.slots = [blocks.flatten(0, 1) for blocks in self.blocks]
 
@@ -73,7 +73,7 @@ class PagedCache:
             self.pool.index_copy_(1, index[1], self.pool.index_select(1, index[0]))
 
     def read(
-        self, model: Transformer, spans: Sequence[Span], sources: Sources, alike: bool = False
+        self, model: Transformer, spans: Sequence[Span], sources: EncoderMemory, alike: bool = False
     ) -> tuple[Tensor, list[int]]:
         """Hidden states (N, D) of the tokens of all spans, and the place of each span's first token.
 
@@ -82,8 +82,8 @@ class PagedCache:
         order = self.arranged(spans, alike)
         ordered = [spans[i] for i in order]
         memory = None
-        if spans[0].row.source is not None:
-            memory = sources.memory([span.row.source for span in ordered for _ in range(span.n)])  # type: ignore[misc]
+        if spans[0].sequence.source is not None:
+            memory = sources.memory([span.sequence.source for span in ordered for _ in range(span.n)])  # type: ignore[misc]
         step = PagedStep(self, ordered, memory, alike)
         tokens = torch.tensor([token for span in ordered for token in span.tokens()], device=self.device)
         hidden = model(tokens[:, None], state=step)[:, 0]
@@ -94,14 +94,14 @@ class PagedCache:
 
     def arranged(self, spans: Sequence[Span], gather: bool = False) -> list[int]:
         """The order in which a pass reads spans: those that look back together stand side by side."""
-        fan_of = {i: n for n, fan in enumerate(self.fans(spans, gather)) for i in fan}
+        group_of = {i: n for n, group in enumerate(self.shared_prefix_groups(spans, gather)) for i in group}
         keys = [
-            (fan_of.get(i, len(spans)), span.n, self.in_place(span, gather), span.stop)
+            (group_of.get(i, len(spans)), span.n, self.in_place(span, gather), span.stop)
             for i, span in enumerate(spans)
         ]
         return sorted(range(len(spans)), key=keys.__getitem__)
 
-    def fans(self, spans: Sequence[Span], gather: bool = False) -> list[list[int]]:
+    def shared_prefix_groups(self, spans: Sequence[Span], gather: bool = False) -> list[list[int]]:
         """Which spans are read together because their rows have a beginning in common that is long.
 
         It is at least as long as all that comes after it, so that little is compared in vain.
@@ -112,15 +112,15 @@ class PagedCache:
         for i, span in enumerate(spans):
             if span.start >= self.shared_from:
                 alike[span.blocks[0]].append(i)
-        return [fan for fan in alike.values() if len(fan) > 1 and self._pays([spans[i] for i in fan])]
+        return [group for group in alike.values() if len(group) > 1 and self._pays([spans[i] for i in group])]
 
-    def _pays(self, fan: Sequence[Span]) -> bool:
-        shared = self.size * len(self.shared(fan))
-        return shared >= max(self.shared_from, sum(span.stop - shared for span in fan))
+    def _pays(self, group: Sequence[Span]) -> bool:
+        shared = self.size * len(self.shared(group))
+        return shared >= max(self.shared_from, sum(span.stop - shared for span in group))
 
-    def shared(self, fan: Sequence[Span]) -> list[int]:
+    def shared(self, group: Sequence[Span]) -> list[int]:
         """The blocks that all these rows begin with and that none of them is about to write."""
-        return list(commonprefix([span.blocks[: span.start // self.size] for span in fan]))
+        return list(commonprefix([span.blocks[: span.start // self.size] for span in group]))
 
     def in_place(self, span: Span, gather: bool = False) -> bool:
         """Whether a row is read where it lies: its blocks are consecutive, and it pays."""
@@ -189,13 +189,13 @@ class PagedStep:
         mixed = [group.attend(self.cache, layer, query[group.of], rule) for group in self._groups]
         return torch.cat(mixed)
 
-    def _grouped(self, spans: Sequence[Span], gather: bool) -> list[_Group | _Fan]:
-        groups: list[_Group | _Fan] = []
+    def _grouped(self, spans: Sequence[Span], gather: bool) -> list[_Group | _SharedPrefixGroup]:
+        groups: list[_Group | _SharedPrefixGroup] = []
         begin, at = 0, 0
-        for fan in self.cache.fans(spans, gather):  # they stand first
-            end = begin + len(fan)
+        for group in self.cache.shared_prefix_groups(spans, gather):  # they stand first
+            end = begin + len(group)
             of = slice(at, at + sum(span.n for span in spans[begin:end]))
-            groups.append(_Fan(self.cache, spans[begin:end], of))
+            groups.append(_SharedPrefixGroup(self.cache, spans[begin:end], of))
             begin, at = end, of.stop
         while begin < len(spans):
             first, end = spans[begin], begin + 1
@@ -263,7 +263,7 @@ class _Group:
         return replace(rule, causal=causal, positions=own, bias=bias, _masks={})
 
 
-class _Fan:
+class _SharedPrefixGroup:
     """Rows with one beginning: all their tokens look at it, laid out once, and each at its own row behind it.
 
     It is one row to the kernel: M slots, those of the beginning and then those of one row after the other.

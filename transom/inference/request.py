@@ -14,7 +14,7 @@ from torch import Tensor
 
 from transom.data.decoding import StreamDecoder
 
-from .beam import EarlyStopping, Found
+from .beam import EarlyStopping, Finished
 from .sampling import SamplingParams
 from .stop import StopMatcher
 from .token_rules import Ruling, TokenRules
@@ -108,7 +108,7 @@ class Request:
         eos_ids: Collection[int],
         decoder: StreamDecoder,
         first: frozenset[int] | None = None,
-        begins: Sequence[int] = (),
+        prefix_tokens: Sequence[int] = (),
         source: list[int] | None = None,
         grammar: Grammar | None = None,
         stop_tokens: Mapping[int, str] | None = None,
@@ -116,41 +116,46 @@ class Request:
         length_penalty: float = 1.0,
         early_stopping: EarlyStopping = False,
         rules: TokenRules | None = None,
-        scope: str = "",
+        tenant: str = "",
         id: str = "",
     ) -> None:
         """first: the tokens that may come first, each beginning with the prompt's last space; None: any.
 
-        decoder: writes the answer, after the prompt or as a text of its own. begins: the answer begins with
+        decoder: writes the answer, after the prompt or as a text of its own. prefix_tokens: it begins with
         these tokens and goes on after them. stop_tokens: control tokens that end it, with their names, though
         ends be ignored. source: what an encoder reads. beam: how many beginnings a search keeps
-        (length_penalty and early_stopping: see `beam.Sentence`); 1 draws a token at a time. rules: what the
-        folder forces and forbids. scope: whose prefixes may be reused, and who shares fairly with whom.
+        (length_penalty and early_stopping: see `beam.BeamSearch`); 1 draws a token at a time. rules: what the
+        folder forces and forbids. tenant: whose prefixes may be reused, and who shares fairly with whom.
         """
         self.prompt, self.params, self.max_tokens = prompt, params, max_tokens
         self.seed, self.sample = seed, sample
-        self.first, self.begins, self.source, self.grammar = first, list(begins), source, grammar
+        self.first, self.prefix_tokens, self.source, self.grammar = (
+            first,
+            list(prefix_tokens),
+            source,
+            grammar,
+        )
         self.beam, self.length_penalty = beam, length_penalty
         self.early_stopping: EarlyStopping = early_stopping
         self.rules = rules if rules else None
-        self.scope, self.id = scope, id
+        self.tenant, self.id = tenant, id
         self.tokens: list[int] = []
         self.logprobs: list[TokenLogprob] = []
-        self.found: list[Found] = []
+        self.found: list[Finished] = []
         """What a beam search ended with, the best first: that is the answer."""
         self.finish_reason: FinishReason | None = None
         self.error: Exception | None = None
         self._stop_tokens = dict(stop_tokens or {})
         self.ends = frozenset(self._stop_tokens) | (frozenset() if params.ignore_eos else frozenset(eos_ids))
         self.decoder, self._matcher = decoder, StopMatcher(params.stop)
-        self.given_text = decoder.text(self.begins)
+        self.prefix_text = decoder.text(self.prefix_tokens)
         """The text of what it begins with."""
         self._pieces: list[str] = []
 
     @property
     def forced(self) -> int | None:
         """The next token, where it is not to be chosen."""
-        return self.begins[len(self.tokens)] if len(self.tokens) < len(self.begins) else None
+        return self.prefix_tokens[len(self.tokens)] if len(self.tokens) < len(self.prefix_tokens) else None
 
     def ruling(self, tokens: Sequence[int], n_made: int) -> Ruling | None:
         """What the folder's rules say of the token after these, the last `n_made` of which are new."""

@@ -1,8 +1,8 @@
-"""The runner: the only thing here that knows how logits are computed. Rows of token ids in, logits out.
+"""The runner: the only thing here that knows how logits are computed. Sequences of token ids in, logits out.
 
-A row is opened with its tokens, read in chunks of any size beside other rows, forked, cut and closed; what it
-has read lies in blocks (`paged` for attention, `states` for a recurrence), whose bookkeeping is `blocks`.
-Its plain twin is `Model.new_state`: one contiguous batch. Read next: engine.
+A sequence is opened with its tokens, read in chunks of any size beside other sequences, forked, cut and
+closed; what it has read lies in blocks (`paged` for attention, `recurrent_cache` for a recurrence), whose
+bookkeeping is `block_manager`. Its plain twin is `Model.new_state`: one contiguous batch. Read next: engine.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from torch import Tensor
 
 from transom.model.build import Model
 
-from .blocks import Blocks, OutOfBlocks
-from .packed import Packing
+from .block_manager import BlockManager, OutOfBlocks
+from .encoder_memory import EncodedSource, EncoderMemory
+from .onednn_weights import Packing
 from .paged import PagedCache
-from .rows import Row as Row
-from .rows import Span
-from .sources import Source, Sources
-from .states import BlockStates
+from .recurrent_cache import RecurrentCache
+from .sequence import Span
+from .sequence import TokenSequence as TokenSequence
 
 ENCODE_TOKENS = 4096
 """Sources that are encoded as one padded batch: so many tokens, padding included."""
 
 
 class Chunk(NamedTuple):
-    """Read the next `n` tokens of a row; logits are wanted after each of the last `wanted` of them."""
+    """Read the next `n` tokens of a sequence; logits are wanted after each of the last `wanted` of them."""
 
-    row: Row
+    sequence: TokenSequence
     n: int
     wanted: int = 1
 
@@ -41,12 +41,12 @@ class Runner(Protocol):
 
     vocab_size: int
     max_len: int
-    """The most tokens in a row."""
+    """The most tokens in a sequence."""
 
-    def open(self, tokens: list[int], source: list[int] | None = None, *, scope: str = "") -> Row:
-        """A row with its tokens, of which the prefix cache of `scope` may hold some already.
+    def open(self, tokens: list[int], source: list[int] | None = None, *, tenant: str = "") -> TokenSequence:
+        """A sequence with its tokens, of which the prefix cache of `tenant` may hold some already.
 
-        source: of an encoder-decoder; encoded when the row is first read.
+        source: of an encoder-decoder; encoded when the sequence is first read.
         """
         ...
 
@@ -54,24 +54,24 @@ class Runner(Protocol):
         """How many tokens can be given blocks now."""
         ...
 
-    def needs(self, row: Row, n: int) -> int:
-        """How many of `free_tokens` it takes to read n tokens more; a row may have room in its last block."""
+    def needs(self, sequence: TokenSequence, n: int) -> int:
+        """How many of `free_tokens` it takes to read n more tokens; the last block may have room."""
         ...
 
     def run(self, chunks: list[Chunk]) -> Tensor:
-        """Read chunks of different rows: float32 logits (sum of wanted, V), in the order of chunks."""
+        """Read chunks of different sequences: float32 logits (sum of wanted, V), in the order of chunks."""
         ...
 
-    def fork(self, row: Row) -> Row:
-        """A row that goes on from where this one is."""
+    def fork(self, sequence: TokenSequence) -> TokenSequence:
+        """A sequence that goes on from where this one is."""
         ...
 
-    def truncate(self, row: Row, n: int) -> None:
-        """Forget the row's tokens past the first n."""
+    def truncate(self, sequence: TokenSequence, n: int) -> None:
+        """Forget the sequence's tokens past the first n."""
         ...
 
-    def close(self, row: Row) -> None:
-        """Give the row's blocks back; full ones stay as prefix cache until their place is needed."""
+    def close(self, sequence: TokenSequence) -> None:
+        """Give the sequence's blocks back; full ones stay as prefix cache until their place is needed."""
         ...
 
 
@@ -87,104 +87,105 @@ class TorchRunner:
         reuse: bool = True,
         deterministic: bool = False,
     ) -> None:
-        """A model in eval mode, and room for `n_tokens` tokens of all rows, in blocks of `block`.
+        """A model in eval mode, and room for `n_tokens` tokens of all sequences, in blocks of `block`.
 
-        reuse: rows that begin alike share what was read of it. deterministic: a row's logits are bitwise a
-        function of its own tokens and source; every block is then read as a whole and alone.
+        reuse: sequences that begin alike share what was read of it. deterministic: a sequence's logits are
+        bitwise a function of its own tokens and source; every block is then read as a whole and alone.
         """
         config, weight = model.config, model.embed.weight
         self.vocab_size, self.max_len = config.vocab_size, config.max_len
         self.deterministic = deterministic
-        self.blocks = Blocks(-(-n_tokens // block), block, reuse)
-        store = PagedCache if config.cell is None else BlockStates
+        self.blocks = BlockManager(-(-n_tokens // block), block, reuse)
+        store = PagedCache if config.cell is None else RecurrentCache
         self._store: Any = store(config, self.blocks.n_blocks, block, weight.dtype, weight.device)
-        self._sources, self._packing = Sources(), Packing(model)
+        self._sources, self._packing = EncoderMemory(), Packing(model)
         self._model, self._version = self._packing.current(), self._packing.version()
         # How many tokens of an expert or a recurrence run together changes their bits: there, one by one.
         self._grid = 1 if config.cell is not None or config.experts is not None else block
-        self._n_rows = 0
+        self._n_sequences = 0
 
-    def open(self, tokens: list[int], source: list[int] | None = None, *, scope: str = "") -> Row:
-        """A row with its tokens, of which the prefix cache of `scope` may hold some already.
+    def open(self, tokens: list[int], source: list[int] | None = None, *, tenant: str = "") -> TokenSequence:
+        """A sequence with its tokens, of which the prefix cache of `tenant` may hold some already.
 
-        source: of an encoder-decoder; encoded when the row is first read.
+        source: of an encoder-decoder; encoded when the sequence is first read.
         """
-        if self._n_rows == 0:
+        if self._n_sequences == 0:
             self._renew()
-        self._n_rows += 1
-        root = (scope, None if source is None else tuple(source))
-        row = Row(list(tokens), None if source is None else Source(source), root)
-        self._reuse(row, len(tokens) - 1)
-        return row
+        self._n_sequences += 1
+        root = (tenant, None if source is None else tuple(source))
+        sequence = TokenSequence(list(tokens), None if source is None else EncodedSource(source), root)
+        self._reuse(sequence, len(tokens) - 1)
+        return sequence
 
     def free_tokens(self) -> int:
         """How many tokens can be given blocks now."""
         return self.blocks.available * self.blocks.size
 
-    def needs(self, row: Row, n: int) -> int:
-        """How many of `free_tokens` it takes to read n tokens more; a row may have room in its last block."""
-        return self._blocks_for([Span(row, row.n_read, n)]) * self.blocks.size
+    def needs(self, sequence: TokenSequence, n: int) -> int:
+        """How many of `free_tokens` it takes to read n more tokens; the last block may have room."""
+        return self._blocks_for([Span(sequence, sequence.n_read, n)]) * self.blocks.size
 
     @torch.inference_mode()
     def run(self, chunks: list[Chunk]) -> Tensor:
-        """Read chunks of different rows: float32 logits (sum of wanted, V), in the order of chunks.
+        """Read chunks of different sequences: float32 logits (sum of wanted, V), in the order of chunks.
 
-        Raises OutOfBlocks when there is no room for them; whatever is raised, the rows are as before.
+        Raises OutOfBlocks when there is no room for them; whatever is raised, the sequences are as before.
         """
-        stops = [chunk.row.n_read + chunk.n for chunk in chunks]
+        stops = [chunk.sequence.n_read + chunk.n for chunk in chunks]
         for chunk, stop in zip(chunks, stops, strict=True):
             self._check(chunk, stop)
-            self._reuse(chunk.row, stop - chunk.wanted)  # what another row has read since this one was opened
+            self._reuse(chunk.sequence, stop - chunk.wanted)  # what another has read since it was opened
         spans = [
-            Span(c.row, c.row.n_read, stop - c.row.n_read) for c, stop in zip(chunks, stops, strict=True)
+            Span(c.sequence, c.sequence.n_read, stop - c.sequence.n_read)
+            for c, stop in zip(chunks, stops, strict=True)
         ]
         try:
             self._reserve(spans)
-            self._encode([span.row.source for span in spans if span.row.source is not None])
+            self._encode([span.sequence.source for span in spans if span.sequence.source is not None])
             read = self._alone if self.deterministic else self._together
             logits = read(spans, [chunk.wanted for chunk in chunks])
-        except BaseException:  # whatever it was: no row may hold blocks for what it has not read
+        except BaseException:  # whatever it was: no sequence may hold blocks for what it has not read
             for chunk, stop in zip(chunks, stops, strict=True):
-                self._go_back(chunk.row, stop - chunk.n)
+                self._go_back(chunk.sequence, stop - chunk.n)
             raise
         for span in spans:
-            span.row.n_read = span.stop
-            self._keep(span.row)
+            span.sequence.n_read = span.stop
+            self._keep(span.sequence)
         return logits.cpu() if logits.device.type == "mps" else logits  # Metal lacks the float64 of a draw
 
-    def fork(self, row: Row) -> Row:
-        """A row that goes on from where this one is; they share blocks until one of them writes."""
-        twin = Row(list(row.tokens), row.source, row.chain[0])
-        twin.n_read, twin.n_reused, twin.newest = row.n_read, row.n_reused, row.newest
-        twin.blocks, twin.chain = list(row.blocks), list(row.chain)
+    def fork(self, sequence: TokenSequence) -> TokenSequence:
+        """A sequence that goes on from where this one is; they share blocks until one of them writes."""
+        twin = TokenSequence(list(sequence.tokens), sequence.source, sequence.nodes[0])
+        twin.n_read, twin.n_reused, twin.newest = sequence.n_read, sequence.n_reused, sequence.newest
+        twin.blocks, twin.nodes = list(sequence.blocks), list(sequence.nodes)
         self.blocks.hold(twin.blocks)
-        self._n_rows += 1
+        self._n_sequences += 1
         return twin
 
-    def truncate(self, row: Row, n: int) -> None:
-        """Forget the row's tokens past the first n."""
-        if not 0 <= n <= len(row.tokens):
-            raise ValueError(f"the row has {len(row.tokens)} tokens; it cannot be cut to {n}")
-        del row.tokens[n:]
-        self._go_back(row, n)
+    def truncate(self, sequence: TokenSequence, n: int) -> None:
+        """Forget the sequence's tokens past the first n."""
+        if not 0 <= n <= len(sequence.tokens):
+            raise ValueError(f"the row has {len(sequence.tokens)} tokens; it cannot be cut to {n}")
+        del sequence.tokens[n:]
+        self._go_back(sequence, n)
 
-    def close(self, row: Row) -> None:
-        """Give the row's blocks back; full ones stay as prefix cache until their place is needed."""
-        if not row.chain:
+    def close(self, sequence: TokenSequence) -> None:
+        """Give the sequence's blocks back; full ones stay as prefix cache until their place is needed."""
+        if not sequence.nodes:
             return
-        self.blocks.release(row.blocks)
-        row.blocks, row.chain, row.newest, row.source = [], [], None, None
-        self._n_rows -= 1
+        self.blocks.release(sequence.blocks)
+        sequence.blocks, sequence.nodes, sequence.newest, sequence.source = [], [], None, None
+        self._n_sequences -= 1
 
-    def _go_back(self, row: Row, n: int) -> None:
-        """Let the state hold at most the first n tokens of a row, and no blocks but theirs."""
-        row.n_read = n = min(n, row.n_read)
-        row.n_reused = min(row.n_reused, n)
+    def _go_back(self, sequence: TokenSequence, n: int) -> None:
+        """Let the state hold at most the first n tokens of a sequence, and no blocks but theirs."""
+        sequence.n_read = n = min(n, sequence.n_read)
+        sequence.n_reused = min(sequence.n_reused, n)
         used = -(-n // self.blocks.size)
-        self.blocks.release(row.blocks[used:])
-        del row.blocks[used:], row.chain[1 + n // self.blocks.size :]
-        if row.newest is not None and row.newest[0] != n:
-            row.newest = None
+        self.blocks.release(sequence.blocks[used:])
+        del sequence.blocks[used:], sequence.nodes[1 + n // self.blocks.size :]
+        if sequence.newest is not None and sequence.newest[0] != n:
+            sequence.newest = None
 
     def _renew(self) -> None:
         """Notice weights that have changed: what was made of the old ones is forgotten."""
@@ -194,24 +195,27 @@ class TorchRunner:
             self.blocks.forget()
 
     def _check(self, chunk: Chunk, stop: int) -> None:
-        if not 0 <= chunk.wanted <= chunk.n or not 1 <= chunk.n <= len(chunk.row.tokens) - chunk.row.n_read:
-            left = len(chunk.row.tokens) - chunk.row.n_read
+        if (
+            not 0 <= chunk.wanted <= chunk.n
+            or not 1 <= chunk.n <= len(chunk.sequence.tokens) - chunk.sequence.n_read
+        ):
+            left = len(chunk.sequence.tokens) - chunk.sequence.n_read
             raise ValueError(f"a chunk of {chunk.n} tokens, {chunk.wanted} wanted; the row has {left} unread")
         if stop > self.max_len:
             raise ValueError(f"{stop} tokens in a row; this model reads at most {self.max_len}")
 
-    def _reuse(self, row: Row, limit: int) -> None:
-        """Take what the prefix cache holds of the row's next tokens, up to number `limit`."""
+    def _reuse(self, sequence: TokenSequence, limit: int) -> None:
+        """Take what the prefix cache holds of the sequence's next tokens, up to number `limit`."""
         size = self.blocks.size
-        if not self.blocks.reuse or row.n_read % size:
+        if not self.blocks.reuse or sequence.n_read % size:
             return
-        assert len(row.blocks) == len(row.chain) - 1 == row.n_read // size
-        found = self.blocks.find(row.chain[-1], row.tokens, row.n_read, limit)
+        assert len(sequence.blocks) == len(sequence.nodes) - 1 == sequence.n_read // size
+        found = self.blocks.find(sequence.nodes[-1], sequence.tokens, sequence.n_read, limit)
         self.blocks.hold(known.block for known in found)
-        row.blocks += [known.block for known in found]
-        row.chain += [known.node for known in found]
-        row.n_read += len(found) * size
-        row.n_reused += len(found) * size
+        sequence.blocks += [known.block for known in found]
+        sequence.nodes += [known.node for known in found]
+        sequence.n_read += len(found) * size
+        sequence.n_reused += len(found) * size
 
     def _blocks_for(self, spans: Sequence[Span]) -> int:
         """How many blocks it takes to read spans: new ones, and copies of those that others share."""
@@ -224,7 +228,7 @@ class TorchRunner:
         return more + sum(self.blocks.copies(block, writers) for block, writers in shared.items())
 
     def _reserve(self, spans: Sequence[Span]) -> None:
-        """Give each row blocks of its own for what it is about to read."""
+        """Give each sequence blocks of its own for what it is about to read."""
         size, wanted = self.blocks.size, self._blocks_for(spans)
         if wanted > self.blocks.available:
             room = f"{self.blocks.available} of {self.blocks.n_blocks} can be had"
@@ -246,15 +250,15 @@ class TorchRunner:
         self._store.copy(origin, to)  # first: a block let go of may have a new owner by now
         self._store.clear(new)
 
-    def _encode(self, sources: Sequence[Source]) -> None:
+    def _encode(self, sources: Sequence[EncodedSource]) -> None:
         """Encode the sources that are asked for the first time, and lay all that are asked side by side."""
         new = [source for source in dict.fromkeys(sources) if source.hidden is None]
         new.sort(key=lambda source: len(source.tokens))
         while new:
             longest = len(new[-1].tokens)
-            rows = 1 if self.deterministic else max(1, ENCODE_TOKENS // longest)
-            self._sources.encode(self._model, new[-rows:])
-            del new[-rows:]
+            sequences = 1 if self.deterministic else max(1, ENCODE_TOKENS // longest)
+            self._sources.encode(self._model, new[-sequences:])
+            del new[-sequences:]
         if sources and not self.deterministic:
             self._sources.prepare(sources)
 
@@ -264,8 +268,8 @@ class TorchRunner:
         if not some:
             return self._nothing()
         hidden, firsts = self._store.read(self._model, some, self._sources)
-        ends = {span.row: first + span.n for span, first in zip(some, firsts, strict=True)}
-        places = [ends[s.row] - w + i for s, w in zip(spans, wanted, strict=True) for i in range(w)]
+        ends = {span.sequence: first + span.n for span, first in zip(some, firsts, strict=True)}
+        places = [ends[s.sequence] - w + i for s, w in zip(spans, wanted, strict=True) for i in range(w)]
         if not places:
             return self._nothing()
         if places != [*range(len(hidden))]:
@@ -273,13 +277,13 @@ class TorchRunner:
         return self._model.logits(hidden)
 
     def _alone(self, spans: Sequence[Span], wanted: Sequence[int]) -> Tensor:
-        """The same, each row alone, in cells of a fixed grid: every shape depends on a token's place only."""
+        """The same, each alone, in cells of a fixed grid: every shape depends on a token's place only."""
         logits = []
         for span, most in zip(spans, wanted, strict=True):
-            if span.row.source is not None:
-                self._sources.prepare([span.row.source])
+            if span.sequence.source is not None:
+                self._sources.prepare([span.sequence.source])
             for start in range(span.start // self._grid * self._grid, span.stop, self._grid):
-                cell = Span(span.row, start, min(self._grid, self.max_len - start))
+                cell = Span(span.sequence, start, min(self._grid, self.max_len - start))
                 hidden, _ = self._store.read(self._model, [cell], self._sources, alike=True)
                 mine = range(max(start, span.stop - most), min(cell.stop, span.stop))
                 if mine:
@@ -289,9 +293,9 @@ class TorchRunner:
     def _nothing(self) -> Tensor:
         return torch.empty(0, self.vocab_size, device=self._model.embed.weight.device)
 
-    def _keep(self, row: Row) -> None:
-        """Put the blocks that have become full where later rows find them."""
+    def _keep(self, sequence: TokenSequence) -> None:
+        """Put the blocks that have become full where later sequences find them."""
         size = self.blocks.size
-        for place in range(len(row.chain) - 1, row.n_read // size if self.blocks.reuse else 0):
-            tokens = row.tokens[place * size : (place + 1) * size]
-            row.chain.append(self.blocks.keep(row.chain[-1], tokens, row.blocks[place]))
+        for place in range(len(sequence.nodes) - 1, sequence.n_read // size if self.blocks.reuse else 0):
+            tokens = sequence.tokens[place * size : (place + 1) * size]
+            sequence.nodes.append(self.blocks.keep(sequence.nodes[-1], tokens, sequence.blocks[place]))

@@ -1,10 +1,10 @@
 """How the next token is chosen from logits (N, V): the settings of a request, and pure functions.
 
 Order of work, as in `transformers`: penalties, bias, grammar, temperature, top-k, top-p, min-p, one draw.
-Filters are thresholds on probability, so a token tied with the last one kept is kept too, and a row's
-result never depends on the other rows. The draw inverts the cumulative distribution with one number per
-row and step, and that number is a pure function of (seed, sample, step). Read next: sampling_rows, for rows
-with different settings in one batch.
+Filters are thresholds on probability, so a token tied with the last one kept is kept too, and a row's result
+never depends on the other rows. The draw inverts the cumulative distribution with one number per row and
+step, and that number is a pure function of (seed, sample, step). Read next: sampling_rows, for sequence with
+different settings in one batch.
 """
 
 from __future__ import annotations

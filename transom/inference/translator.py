@@ -1,7 +1,7 @@
 """Translation: sources in, the likeliest targets out; the whole path of a call, in the order it happens.
 
 Every source becomes a request with a beam search of its own, and an engine runs as many of them together as
-have room; sources of about one length start together. Read next: beam, local, engine.
+have room; sources of about one length start together. Read next: beam, sync_engine, engine.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from transom.data.tokenizer import Tokenizer
 from transom.errors import Refused
 from transom.model.build import Model
 
-from .arithmetic import describe
+from .batching import as_list, framed, lines_of
 from .beam import EarlyStopping
+from .dtype import describe
 from .engine import Engine, EngineSettings
-from .local import LocalEngine, cache_tokens, local_settings
 from .request import Request
 from .runner import TorchRunner
 from .sampling import SamplingParams
-from .texts import as_list, framed, lines_of
+from .sync_engine import SyncEngine, cache_tokens, sync_settings
 from .token_rules import TokenRules
 
 LONGER, MORE = 2, 10
@@ -102,7 +102,7 @@ class Translator:
         if start is None:
             raise Refused("the model's config names no token that a target begins with (start_id)")
         self.start_id = start
-        self._local = LocalEngine(model, lambda: self.engine(local_settings(MAX_ROWS, CHUNK_TOKENS)))
+        self._local = SyncEngine(model, lambda: self.engine(sync_settings(MAX_ROWS, CHUNK_TOKENS)))
 
     def __repr__(self) -> str:
         return describe(self.model, "Translator", self.reason)
@@ -144,11 +144,11 @@ class Translator:
         """The translation of one text, or of each of several.
 
         beam: how many beginnings are kept at every step; 1 is greedy. length_penalty and early_stopping: as
-        for `beam.Sentence`. None takes what the folder says (num_beams, length_penalty, early_stopping), else
-        4, 1.0 and False. max_tokens: most tokens of a target; None: 2 for each token of the source and 10
-        more (at most what the folder says and the model has room for). A text of several lines is translated
-        line by line, and a blank line is blank in the answer too. Raises Refused where all is blank, and for
-        a line that is longer than the model reads.
+        for `beam.BeamSearch`; None takes what the folder says (num_beams, length_penalty, early_stopping),
+        else 4, 1.0 and False. max_tokens: most tokens of a target; None: 2 for each token of the source and
+        10 more (at most what the folder says and the model has room for). A text of several lines is
+        translated line by line, and a blank line is blank in the answer too. Raises Refused where all is
+        blank, and for a line that is longer than the model reads.
         """
         listed, several = as_list(texts)
         requests = self.requests(
@@ -179,7 +179,7 @@ class Translator:
         length_penalty: float | None = None,
         max_tokens: int | None = None,
         early_stopping: EarlyStopping | None = None,
-        scope: str = "",
+        tenant: str = "",
         id: str = "",
     ) -> list[Request]:
         """A request for each line that is not blank, for an engine of this model; settings and refusals are
@@ -210,7 +210,7 @@ class Translator:
                 length_penalty=length_penalty,
                 early_stopping=said.early_stopping if early_stopping is None else early_stopping,
                 rules=self._rules,
-                scope=scope,
+                tenant=tenant,
                 id=id,
             )
             for ids in framed(self.tokenizer, lines, limit, names=names)

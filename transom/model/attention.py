@@ -162,23 +162,23 @@ class SelfAttention(nn.Module):
         self.n_heads, self.n_kv_heads = config.n_heads, config.n_kv_heads
 
     def forward(
-        self, x: Tensor, rule: Rule, turn: tuple[Tensor, Tensor] | None, state: DecodeState | None
+        self, x: Tensor, rule: Rule, rotary: tuple[Tensor, Tensor] | None, state: DecodeState | None
     ) -> Tensor:
-        """`turn`: cosines and sines of rotary positions; `state`: keys and values of earlier calls."""
-        return self.o_proj(self.mix(x, rule, turn, state))
+        """`rotary`: cosines and sines of rotary positions; `state`: keys and values of earlier calls."""
+        return self.o_proj(self.mix(x, rule, rotary, state))
 
     def mix(
-        self, x: Tensor, rule: Rule, turn: tuple[Tensor, Tensor] | None, state: DecodeState | None
+        self, x: Tensor, rule: Rule, rotary: tuple[Tensor, Tensor] | None, state: DecodeState | None
     ) -> Tensor:
         """What the heads have found, side by side: (B, L, D) -> (B, L, H * K)."""
-        query, key, value = self.heads(x, turn)
+        query, key, value = self.heads(x, rotary)
         if state is None:
             mixed = attend(query, key, value, rule)
         else:
             mixed = state.attend(self.layer, query, key, value, rule)
         return mixed.flatten(2)
 
-    def heads(self, x: Tensor, turn: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+    def heads(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, L, H, K), keys and values (B, L, G, K), normed and turned to their positions."""
         batch, length, _ = x.shape
         query, key, value = self.project(x)
@@ -189,8 +189,8 @@ class SelfAttention(nn.Module):
         value = value.view(batch, length, -1, self.head_dim)
         if self.qk_norm and not self.whole_norm:
             query, key = self.q_norm(query), self.k_norm(key)
-        if turn is not None:
-            query, key = rotate(query, *turn), rotate(key, *turn)
+        if rotary is not None:
+            query, key = rotate(query, *rotary), rotate(key, *rotary)
         return query, key, value
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

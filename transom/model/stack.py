@@ -21,7 +21,7 @@ from .feedforward import FeedForward
 from .norms import NORMS
 from .positions import RelativeBias, rotary_frequencies, rotation
 
-Turn = tuple[Tensor, Tensor]
+Rotary = tuple[Tensor, Tensor]
 """Cosines and sines of rotary positions."""
 
 
@@ -47,17 +47,17 @@ class Block(nn.Module):
         self,
         x: Tensor,
         rule: Rule,
-        turn: Turn | None,
+        rotary: Rotary | None,
         state: DecodeState | None,
         memory: Memory | None = None,
         memory_rule: Rule | None = None,
     ) -> Tensor:
         if self.norm_before:
-            x = x + self._drop(self.attn(self.attn_norm(x), rule, turn, state))
+            x = x + self._drop(self.attn(self.attn_norm(x), rule, rotary, state))
             if self.reads_source:
                 x = x + self._drop(self.cross_attn(self.cross_norm(x), memory_rule, memory))
             return x + self._drop(self.ffn(self.ffn_norm(x)))
-        x = self.attn_norm(x + self._drop(self.attn(x, rule, turn, state)))
+        x = self.attn_norm(x + self._drop(self.attn(x, rule, rotary, state)))
         if self.reads_source:
             x = self.cross_norm(x + self._drop(self.cross_attn(x, memory_rule, memory)))
         return self.ffn_norm(x + self._drop(self.ffn(x)))
@@ -95,7 +95,7 @@ class Stack(nn.Module):
         """Embedded tokens (B, L, D) at positions (B or 1, L) -> hidden states (B, L, D)."""
         length, config = x.shape[1], self.config
         slots = positions if state is not None and state.ragged else None
-        turn = None if self.frequencies is None else rotation(positions, self.frequencies, x.dtype)
+        rotary = None if self.frequencies is None else rotation(positions, self.frequencies, x.dtype)
         bias = None
         if config.position == "relative":
             # Of slots, not of positions: in a packed row those begin anew, and distances are the same.
@@ -108,7 +108,7 @@ class Stack(nn.Module):
         }  # fmt: skip
         memory_rule = None if memory is None else self._rule_of(memory, x, documents)
         for i, block in enumerate(self.layers):
-            arguments = (x, rules[config.window_of(i)], turn, state, memory, memory_rule)
+            arguments = (x, rules[config.window_of(i)], rotary, state, memory, memory_rule)
             if self.checkpoint_activations and self.training:
                 x = checkpoint(block, *arguments, use_reentrant=False)
             else:

@@ -61,7 +61,7 @@ def _choice(call: Call, part: Part) -> dict[str, Any]:
 
 
 def _parser(call: Call, part: Part) -> OutputParser:
-    return parser_of(call, part.request, part.request.given_text, separate=call.asked.separate_reasoning)
+    return parser_of(call, part.request, part.request.prefix_text, separate=call.asked.separate_reasoning)
 
 
 def _finish_reason(part: Part, called: bool) -> str | None:

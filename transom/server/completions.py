@@ -75,7 +75,7 @@ def _choice(call: Call, step: Step, echoes: list[str]) -> dict[str, Any]:
 def _logprobs(call: Call, part: Part, tokens: list[TokenLogprob]) -> dict[str, Any] | None:
     if call.asked.logprobs is None:
         return None
-    return completion_entries(tokens, len(part.request.given_text))
+    return completion_entries(tokens, len(part.request.prefix_text))
 
 
 def _object(call: Call, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:

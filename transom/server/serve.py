@@ -19,7 +19,7 @@ import uvicorn
 
 from transom.chat.memory import default_path
 from transom.errors import Refused
-from transom.inference.arithmetic import in_words
+from transom.inference.dtype import in_words
 from transom.server_settings import ServerSettings
 
 from .app import App

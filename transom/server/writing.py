@@ -102,7 +102,7 @@ async def _steps(
 
 
 def _part(index: int, request: Request) -> Part:
-    n_tokens, n_characters = len(request.begins), len(request.given_text)
+    n_tokens, n_characters = len(request.prefix_tokens), len(request.prefix_text)
     return Part(index, request, given_tokens=n_tokens, given_characters=n_characters)
 
 

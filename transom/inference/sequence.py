@@ -1,6 +1,6 @@
-"""A row of the decode state: the tokens of one sequence, and what of them has been read.
+"""A sequence of the decode state: its tokens, and what of them has been read.
 
-Read next: blocks, runner.
+Read next: block_manager, runner.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .sources import Source
+from .encoder_memory import EncodedSource
 
 
-class Row:
-    """One sequence that a runner reads: its prompt, and what was made after it."""
+class TokenSequence:
+    """What a runner reads for one prompt: its tokens, and those made after it."""
 
-    def __init__(self, tokens: list[int], source: Source | None, root: Hashable) -> None:
+    def __init__(self, tokens: list[int], source: EncodedSource | None, root: Hashable) -> None:
         self.tokens = tokens
         """Prompt and made; whoever makes a token appends it."""
         self.n_read = 0
@@ -26,16 +26,16 @@ class Row:
         self.source = source
         self.blocks: list[int] = []
         """Where what was read lies: one block for each `size` tokens, the last perhaps not full."""
-        self.chain: list[Hashable] = [root]
-        """The nodes of its full blocks in the tree of kept ones, behind the root they are found under."""
+        self.nodes: list[Hashable] = [root]
+        """The nodes of its full blocks in the prefix tree, behind the root they are found under."""
         self.newest: tuple[int, Tensor] | None = None
         """Of a recurrence: how many tokens it has read, and its state after them (layers, parts, D)."""
 
 
 class Span(NamedTuple):
-    """Tokens of a row that one pass reads: `n` from number `start` on."""
+    """Tokens of a sequence that one pass reads: `n` from number `start` on."""
 
-    row: Row
+    sequence: TokenSequence
     start: int
     n: int
 
@@ -45,9 +45,9 @@ class Span(NamedTuple):
 
     @property
     def blocks(self) -> list[int]:
-        return self.row.blocks
+        return self.sequence.blocks
 
     def tokens(self) -> list[int]:
         """The n tokens; those that are not known yet are 0, which nothing before them sees."""
-        known = self.row.tokens[self.start : self.stop]
+        known = self.sequence.tokens[self.start : self.stop]
         return known + [0] * (self.n - len(known))

@@ -28,8 +28,9 @@ def choose(
     Writing, measured on 2 cores of a Zen 5 (torch 2.13, 2026-11-23), bfloat16 against float32: one text at a
     time 0.73 times as fast with 14M parameters, 0.86 to 0.97 with 90M to 320M; 16 texts 1.3 and 1.5 to 2.3;
     reading a prompt of 256 tokens 2.0 and 2.5 to 3.7. So small models keep the exact arithmetic.
-    Whole texts, packed (`packed`), on one core of a Xeon with AMX (2026-11-24), 16 rows of 16 tokens and 64
-    of 32: 0.9 and 1.3 with 0.6M parameters, 1.4 and 2.0 with 1.8M, 2.4 and 3.4 with 5M, 3.2 and 3.9 with 14M.
+    Whole texts, packed (`onednn_weights`), on one core of a Xeon with AMX (2026-11-24), 16 rows of 16 tokens
+    and 64 of 32: 0.9 and 1.3 with 0.6M parameters, 1.4 and 2.0 with 1.8M, 2.4 and 3.4 with 5M, 3.2 and 3.9
+    with 14M.
     """
     name = "auto" if wanted is None else str(wanted).removeprefix("torch.")
     if name not in ("auto", *DTYPES):

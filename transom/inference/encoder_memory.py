@@ -21,7 +21,7 @@ from transom.model.recurrent import Recurrent
 Project = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-class Source:
+class EncodedSource:
     """One source: its tokens and, once encoded, its memory."""
 
     def __init__(self, tokens: Sequence[int]) -> None:
@@ -34,13 +34,13 @@ class Source:
         """Of a recurrence: the state before the target, (layers, parts, D)."""
 
 
-class Sources:
+class EncoderMemory:
     """The sources that are being asked."""
 
     def __init__(self) -> None:
-        self._beside: _Beside | None = None
+        self._beside: _PaddedSources | None = None
 
-    def encode(self, model: Model, sources: Sequence[Source]) -> None:
+    def encode(self, model: Model, sources: Sequence[EncodedSource]) -> None:
         """Read sources, as one padded batch."""
         device = model.embed.weight.device
         rows = [torch.tensor(source.tokens) for source in sources]
@@ -52,23 +52,23 @@ class Sources:
             if first is not None:
                 source.first = torch.stack([torch.stack([part[i] for part in parts]) for parts in first])
 
-    def prepare(self, asked: Sequence[Source]) -> None:
+    def prepare(self, asked: Sequence[EncodedSource]) -> None:
         """Lay the sources of a pass side by side, unless they lie so with few others between them."""
         wanted = dict.fromkeys(asked)
         now = self._beside
         if now is None or 2 * len(wanted) < len(now.place) or any(one not in now.place for one in wanted):
-            self._beside = _Beside(list(wanted))
+            self._beside = _PaddedSources(list(wanted))
 
-    def memory(self, asked: Sequence[Source]) -> Memory:
+    def memory(self, asked: Sequence[EncodedSource]) -> Memory:
         """What tokens read besides: the source of each token of a pass, all of them prepared."""
         assert self._beside is not None
         return SourceMemory(self._beside, asked)
 
 
-class _Beside:
+class _PaddedSources:
     """Sources side by side: (S, M, ...), padded."""
 
-    def __init__(self, sources: list[Source]) -> None:
+    def __init__(self, sources: list[EncodedSource]) -> None:
         self.sources, self.place = sources, {source: i for i, source in enumerate(sources)}
         self.hidden = _side_by_side([source.hidden for source in sources if source.hidden is not None])
         self.documents = _documents([len(source.tokens) for source in sources], self.hidden.device)
@@ -96,10 +96,10 @@ class _Beside:
 class SourceMemory(Memory):
     """The memory of a pass over tokens (N, 1), or (B, L) with N = B * L, each with a source of its own."""
 
-    def __init__(self, beside: _Beside, asked: Sequence[Source]) -> None:
+    def __init__(self, beside: _PaddedSources, asked: Sequence[EncodedSource]) -> None:
         super().__init__(beside.hidden, beside.documents)
         self._beside = beside
-        counts = Counter[Source]()
+        counts = Counter[EncodedSource]()
         places = []
         for source in asked:
             places.append((beside.place[source], counts[source]))
@@ -130,7 +130,7 @@ class SourceMemory(Memory):
         return flat.view(shape[0], shape[1], -1)
 
 
-def _share(layer: int, sources: Sequence[Source], key: Tensor, value: Tensor) -> None:
+def _share(layer: int, sources: Sequence[EncodedSource], key: Tensor, value: Tensor) -> None:
     """Each source keeps its part of what lies side by side, and lets go of what it kept before."""
     for i, source in enumerate(sources):
         source.kept[layer] = key[i, : len(source.tokens)], value[i, : len(source.tokens)]

@@ -11,8 +11,8 @@ from typing import Any
 from transom.errors import Refused
 from transom.insight.overview import Overview, overview
 
+from .batching import framed
 from .sampling import SamplingParams
-from .texts import framed
 from .translator import Translator
 
 

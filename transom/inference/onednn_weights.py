@@ -104,12 +104,12 @@ def _share_product(twin: Any, module: SelfAttention) -> None:
     widths = [part.out_features for part in parts]
     counts = [width // module.head_dim for width in widths]
 
-    def heads(x: Tensor, turn: tuple[Tensor, Tensor] | None) -> tuple[Tensor, ...]:
+    def heads(x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, ...]:
         found = product(x).unflatten(-1, (-1, module.head_dim))
-        if turn is None:
+        if rotary is None:
             return found.split(counts, dim=-2)
         asking, value = found.split((counts[0] + counts[1], counts[2]), dim=-2)
-        return *rotate(asking, *turn).split(counts[:2], dim=-2), value
+        return *rotate(asking, *rotary).split(counts[:2], dim=-2), value
 
     twin.project = lambda x: product(x).split(widths, dim=-1)
     if not module.qk_norm:

@@ -1,10 +1,10 @@
 """Blocks: which piece of the decode state belongs to whom, and which pieces may be used again.
 
-A block holds what was made of `size` tokens that follow each other. Rows share the blocks of a common
-beginning; a full block that no row holds stays as prefix cache until its place is needed, the longest unused
-first. Full blocks form a tree, each known by its parent and its own tokens, so that what is found is always
-right: nothing is compared by a hash alone. Only bookkeeping is here, no tensor. Sources: paged attention
-(Kwon et al. 2023), radix attention (Zheng et al. 2024). Read next: paged.
+A block holds what was made of `size` tokens that follow each other. Sequences share the blocks of a common
+beginning; a full block that no sequence holds stays as prefix cache until its place is needed, the longest
+unused first. Full blocks form a tree, each known by its parent and its own tokens, so that what is found is
+always right: nothing is compared by a hash alone. Only bookkeeping is here, no tensor. Sources: paged
+attention (Kwon et al. 2023), radix attention (Zheng et al. 2024). Read next: paged.
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ class OutOfBlocks(ValueError):
     """More blocks were asked for than are free or may be given up; nothing was changed."""
 
 
-class Known(NamedTuple):
+class CachedBlock(NamedTuple):
     """A full block in the tree: where it lies, and its place in the tree."""
 
     block: int
     node: int
 
 
-class Blocks:
+class BlockManager:
     """The blocks 1 .. n of a pool; block 0 is nobody's and never written."""
 
     def __init__(self, n_blocks: int, size: int, reuse: bool = True) -> None:
         """Blocks of `size` tokens each; reuse: whether full ones are kept as prefix cache."""
         self.n_blocks, self.size, self.reuse = n_blocks, size, reuse
         self._holders = [0] * (n_blocks + 1)
-        self._in_use = bytearray([1]) + bytearray(n_blocks)  # 1: held by a row, or kept
+        self._in_use = bytearray([1]) + bytearray(n_blocks)  # 1: held by a sequence, or kept
         self._n_free = n_blocks
-        self._tree: dict[tuple[Hashable, tuple[int, ...]], Known] = {}
+        self._tree: dict[tuple[Hashable, tuple[int, ...]], CachedBlock] = {}
         self._key_of: dict[int, tuple[Hashable, tuple[int, ...]]] = {}  # of a block that is in the tree
-        self._idle: OrderedDict[int, None] = OrderedDict()  # in the tree, held by no row; oldest first
+        self._idle: OrderedDict[int, None] = OrderedDict()  # in the tree, held by no sequence; oldest first
         self._nodes = count(1)
 
     @property
     def available(self) -> int:
-        """How many blocks can be had now: free ones, and kept ones that no row holds."""
+        """How many blocks can be had now: free ones, and kept ones that no sequence holds."""
         return self._n_free + len(self._idle)
 
-    def find(self, parent: Hashable, tokens: Sequence[int], start: int, limit: int) -> list[Known]:
+    def find(self, parent: Hashable, tokens: Sequence[int], start: int, limit: int) -> list[CachedBlock]:
         """The kept blocks of tokens start .. limit, as far as they go; `start` is the end of a block."""
-        found: list[Known] = []
+        found: list[CachedBlock] = []
         for place in range(start, limit - self.size + 1, self.size):
             known = self._tree.get((parent, tuple(tokens[place : place + self.size])))
             if known is None:
@@ -64,18 +64,18 @@ class Blocks:
         """Put a full block into the tree, behind its parent: its node, which may be that of its equal."""
         key = (parent, tuple(tokens))
         if key not in self._tree:
-            self._tree[key] = Known(block, next(self._nodes))
+            self._tree[key] = CachedBlock(block, next(self._nodes))
             self._key_of[block] = key
         return self._tree[key].node
 
     def hold(self, blocks: Iterable[int]) -> None:
-        """One more row holds these blocks."""
+        """One more sequence holds these blocks."""
         for block in blocks:
             self._holders[block] += 1
             self._idle.pop(block, None)
 
     def release(self, blocks: Sequence[int]) -> None:
-        """A row holds these blocks of its own no more; the last of them is the first to be given up."""
+        """A sequence holds these blocks of its own no more; the last of them is the first to be given up."""
         for block in reversed(blocks):
             self._holders[block] -= 1
             if self._holders[block]:
@@ -86,7 +86,7 @@ class Blocks:
                 self._free(block)
 
     def may_write(self, block: int) -> bool:
-        """Whether a block is one row's own, and nobody will look for what it holds."""
+        """Whether a block is one sequence's own, and nobody will look for what it holds."""
         return self._holders[block] == 1 and block not in self._key_of
 
     def copies(self, block: int, writers: int) -> int:
@@ -94,7 +94,7 @@ class Blocks:
         return writers if block in self._key_of else min(writers, self._holders[block] - 1)
 
     def take(self, n: int, after: int = 0) -> list[int]:
-        """n blocks for one row, consecutive where that can be, and behind the block `after` if one is named.
+        """n blocks for one sequence, consecutive where that can be, and behind block `after` if there is one.
 
         Raises OutOfBlocks.
         """
@@ -107,7 +107,7 @@ class Blocks:
             taken.append(after)
             self._in_use[after] = 1
         while len(taken) < n:
-            # A row that is in pieces already, or a copy, may have its one block anywhere: looking for the
+            # A sequence in pieces already, or a copy, may have its one block anywhere: looking for the
             # longest gap took a fifth of a profiled beam search over 1,000 sentences.
             part = self._anywhere() if after and n == 1 else self._gap(n - len(taken))
             self._in_use[part.start : part.stop] = b"\1" * len(part)

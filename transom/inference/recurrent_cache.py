@@ -1,8 +1,8 @@
-"""The states of a recurrence: the newest of each row, and one at the end of each block.
+"""The states of a recurrence: the newest of each sequence, and one at the end of each block.
 
-A recurrence forgets what it has read but for one state, so a row needs no more than its newest; the states at
-block ends are what a common beginning is taken up from, and what a row that is cut goes back to, reading the
-few tokens from there on again. Twin: `model.cache.StateHistory`. Read next: runner.
+A recurrence forgets what it has read but for one state, so a sequence needs no more than its newest; the
+states at block ends are what a common beginning is taken up from, and what a sequence that is cut goes back
+to, reading the few tokens from there on again. Twin: `model.cache.StateHistory`. Read next: runner.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor
 from transom.model.config import ModelConfig
 from transom.model.recurrent import Recurrent
 
-from .rows import Span
-from .sources import Sources
+from .encoder_memory import EncoderMemory
+from .sequence import Span
 
 
-class BlockStates:
+class RecurrentCache:
     """The state after each full block: (blocks + 1, layers, parts, D); block 0 is the state before all."""
 
     def __init__(
@@ -38,12 +38,12 @@ class BlockStates:
         """Nothing: a block that is not full holds nothing yet."""
 
     def read(
-        self, model: Recurrent, spans: Sequence[Span], sources: Sources, alike: bool = False
+        self, model: Recurrent, spans: Sequence[Span], sources: EncoderMemory, alike: bool = False
     ) -> tuple[Tensor, list[int]]:
         """Hidden states (N, D) of the tokens of all spans, and the place of each span's first token.
 
-        Rows go from block end to block end, those with equally far to go together; alike: token by token, so
-        that what is computed never depends on where a row goes on from.
+        Sequences go from block end to block end, those with equally far to go together; alike: token by
+        token, so that what is computed never depends on where a sequence goes on from.
         """
         states = [self._before(span) for span in spans]
         made: list[list[Tensor]] = [[] for _ in spans]
@@ -56,7 +56,7 @@ class BlockStates:
             if not together:
                 break
             for length, places in together.items():
-                pieces = [Span(spans[i].row, states[i][0], length) for i in places]
+                pieces = [Span(spans[i].sequence, states[i][0], length) for i in places]
                 hidden, after = self._onward(model, pieces, [states[i][1] for i in places], sources)
                 for i, piece, mine, state in zip(places, pieces, hidden, after, strict=True):
                     states[i] = piece.stop, state
@@ -64,7 +64,7 @@ class BlockStates:
                     if piece.stop % self.size == 0:
                         self.pool[piece.blocks[piece.stop // self.size - 1]] = state
         for span, state in zip(spans, states, strict=True):
-            span.row.newest = state
+            span.sequence.newest = state
         firsts = [0]
         for span in spans:
             firsts.append(firsts[-1] + span.n)
@@ -72,22 +72,22 @@ class BlockStates:
 
     def _before(self, span: Span) -> tuple[int, Tensor]:
         """The state to go on from, and after how many tokens: all before the span, or up to a block end."""
-        row = span.row
-        if row.newest is not None and row.newest[0] == span.start:
-            return row.newest
+        sequence = span.sequence
+        if sequence.newest is not None and sequence.newest[0] == span.start:
+            return sequence.newest
         at = span.start // self.size
-        if at == 0 and row.source is not None:
-            assert row.source.first is not None
-            return 0, row.source.first
-        return at * self.size, self.pool[row.blocks[at - 1] if at else 0]
+        if at == 0 and sequence.source is not None:
+            assert sequence.source.first is not None
+            return 0, sequence.source.first
+        return at * self.size, self.pool[sequence.blocks[at - 1] if at else 0]
 
     def _onward(
-        self, model: Recurrent, pieces: Sequence[Span], states: Sequence[Tensor], sources: Sources
+        self, model: Recurrent, pieces: Sequence[Span], states: Sequence[Tensor], sources: EncoderMemory
     ) -> tuple[Tensor, Tensor]:
         """Read equally long pieces: hidden states (B, L, D), and the states after (B, layers, parts, D)."""
         memory = None
-        if pieces[0].row.source is not None:
-            memory = sources.memory([piece.row.source for piece in pieces for _ in range(piece.n)])  # type: ignore[misc]
+        if pieces[0].sequence.source is not None:
+            memory = sources.memory([piece.sequence.source for piece in pieces for _ in range(piece.n)])  # type: ignore[misc]
         before = torch.stack(list(states))
         tokens = torch.tensor([piece.tokens() for piece in pieces], device=self.pool.device)
         hidden, after = model.onward(tokens, [list(layer.unbind(1)) for layer in before.unbind(1)], memory)

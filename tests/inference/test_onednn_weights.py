@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.inference.bfloat16 import PLAIN_FEED_FORWARD, in_bfloat16
-from transom.inference.packed import PackedLinear, packed, packs
+from transom.inference.onednn_weights import PackedLinear, packed, packs
 from transom.inference.runner import Chunk, TorchRunner
 from transom.model.build import Model, build
 from transom.model.config import Experts, ModelConfig

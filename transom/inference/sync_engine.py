@@ -20,7 +20,7 @@ CACHE_BYTES = 1 << 30
 """Room for the decode state of a local engine, unless one row alone needs more."""
 
 
-class LocalEngine:
+class SyncEngine:
     """Runs requests to their end."""
 
     def __init__(self, model: Model, make: Callable[[], Engine]) -> None:
@@ -96,6 +96,6 @@ def cache_tokens(model: Model, max_rows: int) -> int:
 UNBOUNDED = 1 << 60
 
 
-def local_settings(max_rows: int, chunk_tokens: int = 512) -> EngineSettings:
+def sync_settings(max_rows: int, chunk_tokens: int = 512) -> EngineSettings:
     """For one caller, who waits for all that it asks: a queue without bounds."""
     return EngineSettings(max_rows, chunk_tokens, max_queue=UNBOUNDED, max_queue_tokens=UNBOUNDED)
