@@ -19,14 +19,14 @@ from hypothesis import strategies as st
 
 from transom.data.check import check
 from transom.data.documents import MARKER, divided
-from transom.data.findings import Findings
+from transom.data.issues import Issues
 from transom.data.labelled import open_labelled
 from transom.data.lines import rows_to_answer
 from transom.data.pairs import open_pairs
 from transom.data.prepare_examples import prepare_labelled
 from transom.data.rows import rows_of
-from transom.data.shape import guess_task
 from transom.data.sources import open_source
+from transom.data.task_guess import guess_task
 from transom.errors import Refused
 
 Written = Callable[[str, bytes | str], Path]
@@ -222,7 +222,7 @@ def test_a_named_separator_is_read_as_the_csv_module_does(
     path = tmp_path_factory.getbasetemp() / "named.csv"
     path.write_bytes(f"sep={separator}\r\n{made.getvalue()}".encode())
     expected = list(csv.reader(io.StringIO(made.getvalue(), newline=""), delimiter=separator))
-    assert [row for _, row in rows_of(path, "x", Findings())] == expected == rows
+    assert [row for _, row in rows_of(path, "x", Issues())] == expected == rows
 
 
 @given(
@@ -241,7 +241,7 @@ def test_what_a_writer_of_tsv_quotes_is_read_back(
     writer.writerows([("text", "label"), *rows])
     path = tmp_path_factory.getbasetemp() / "quoted.tsv"
     path.write_bytes(made.getvalue().encode())
-    read = [tuple(row) for _, row in rows_of(path, "x", Findings())]
+    read = [tuple(row) for _, row in rows_of(path, "x", Issues())]
     assert read == [("text", "label"), *rows]
 
 
@@ -262,13 +262,13 @@ def test_what_a_writer_of_tsv_quotes_is_read_back(
     ],
 )  # fmt: skip
 def test_cells(written: Written, name: str, content: str, read: list[list[str]]) -> None:
-    assert [row for _, row in rows_of(written(name, content), name, Findings())] == read
+    assert [row for _, row in rows_of(written(name, content), name, Issues())] == read
 
 
 def test_a_long_table_needs_no_more_than_its_beginning_to_tell_the_separator(written: Written) -> None:
     rows = [[f"Gut, sehr {n} " + "x" * 90, "pos"] for n in range(2000)]
     path = written("long.csv", "text;label\n" + "".join(";".join(row) + "\n" for row in rows))
-    assert [row for _, row in rows_of(path, "x", Findings())][1:] == rows
+    assert [row for _, row in rows_of(path, "x", Issues())][1:] == rows
 
 
 # ------------------------------------------------------------------------------------------- what nobody can mean

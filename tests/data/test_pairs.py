@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from transom.data.findings import Findings
+from transom.data.issues import Issues
 from transom.data.pairs import Pair, open_pairs
 from transom.errors import Refused
 
@@ -90,9 +90,9 @@ def test_misaligned_files(written: Written) -> None:
 
 
 def test_a_blank_line_at_the_end_of_both_is_no_pair(written: Written) -> None:
-    findings = Findings()
+    issues = Issues()
     source = open_pairs(str(written("a", "x\n\n")), str(written("b", "y\n \n")))
-    assert len(list(source.examples(findings))) == 1 and findings.n_empty == 1
+    assert len(list(source.examples(issues))) == 1 and issues.n_empty == 1
     assert "has 2 lines and" in refusal(written("a", "x\n\n"), written("b", "y\n"))
 
 
@@ -110,9 +110,9 @@ def test_empty_sides(written: Written) -> None:
         "text, or --data.on-error replace for bad bytes"
     )
     many = written("many.tsv", "x\ty\n" * 150 + "z\t\n")
-    findings = Findings()
-    assert len(list(open_pairs(str(many), on_error="skip").examples(findings))) == 150
-    assert findings.n_skipped_records == 1 and findings.faults["empty sides"].first == f"{many}:151"
+    issues = Issues()
+    assert len(list(open_pairs(str(many), on_error="skip").examples(issues))) == 150
+    assert issues.n_skipped_records == 1 and issues.faults["empty sides"].first == f"{many}:151"
 
 
 def test_a_skipped_line_takes_its_partner_with_it(written: Written) -> None:

@@ -18,12 +18,12 @@ import pytest
 
 from tests.data.conftest import NASTY
 from tests.data.test_check import words
+from transom.data import ngram_baselines as counting
 from transom.data import prepare as preparing
-from transom.data import references as counting
 from transom.data.check import Progress
+from transom.data.ngram_baselines import NgramBaselines, count_baselines
 from transom.data.order import Windows
 from transom.data.prepare import Corpus, prepare
-from transom.data.references import References, references
 from transom.data.sources import open_source
 from transom.data.tokenizer import Tokenizer
 from transom.data.tokens import TokenFile, write_tokens
@@ -317,13 +317,13 @@ def test_reference_lines_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     chain = np.minimum(numbers.zipf(1.3, size=3000), 399).tolist()
     train = file_of(tmp_path / "t.tokens", [chain[:300], chain[300:]], 400)
     held_out = file_of(tmp_path / "h.tokens", [numbers.integers(1, 400, size=200).tolist()], 400)
-    lines = references(train, held_out)
+    lines = count_baselines(train, held_out)
     expected = by_hand(train.tokens.tolist(), held_out.tokens.tolist(), 400)
     found = (lines.uniform, lines.unigram, lines.bigram)
     assert [line.nats_per_token for line in found] == pytest.approx(expected)
     assert lines.bigram.bits_per_byte == pytest.approx(expected[2] / math.log(2))
     assert lines.n_counted == train.n_tokens
-    assert References.from_dict(json.loads(json.dumps(lines.to_dict()))) == lines
+    assert NgramBaselines.from_dict(json.loads(json.dumps(lines.to_dict()))) == lines
 
 
 def test_a_bigram_is_a_distribution(tmp_path: Path) -> None:
@@ -332,8 +332,8 @@ def test_a_bigram_is_a_distribution(tmp_path: Path) -> None:
         total = 0.0
         for second in range(6):
             held_out = file_of(tmp_path / "h.tokens", [[first, second]], 6)
-            opening = references(train, file_of(tmp_path / "o.tokens", [[first]], 6))
-            lines = references(train, held_out)
+            opening = count_baselines(train, file_of(tmp_path / "o.tokens", [[first]], 6))
+            lines = count_baselines(train, held_out)
             total += math.exp(-(2 * lines.bigram.nats_per_token - opening.bigram.nats_per_token))
         assert total == pytest.approx(1.0)
 
@@ -343,7 +343,7 @@ def test_a_large_vocabulary_is_counted_on_a_sample(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(counting, "SPARSE_TOKENS", 300)
     monkeypatch.setattr("transom.data.tokens._CHUNK_TOKENS", 100)
     train = file_of(tmp_path / "t.tokens", [[n % 17 + 1 for n in range(999)]], 20)
-    lines = references(train, train)
+    lines = count_baselines(train, train)
     assert 200 <= lines.n_counted <= 400
     assert lines.bigram.nats_per_token < 0.5 < lines.unigram.nats_per_token
 

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transom.data import textfile
-from transom.data.findings import Findings
+from transom.data.issues import Issues
 from transom.data.samples import stdlib_files
 from transom.data.sources import open_source
 from transom.errors import Refused
@@ -25,8 +25,8 @@ from transom.errors import Refused
 Written = Callable[[str, bytes | str], Path]
 
 
-def texts(spec: object, findings: Findings | None = None, **options: str) -> list[str]:
-    return [document.text() for document in open_source(spec, **options).documents(findings)]  # type: ignore[arg-type]
+def texts(spec: object, issues: Issues | None = None, **options: str) -> list[str]:
+    return [document.text() for document in open_source(spec, **options).documents(issues)]  # type: ignore[arg-type]
 
 
 def refusal(spec: object, **options: str) -> str:
@@ -52,11 +52,11 @@ def test_a_folder_gives_text_files_by_path_and_counts_the_rest(written: Written,
         written(name, "x")
     written("blob", b"\x7fELF\0\0")
     written("empty.txt", b"")
-    findings = Findings()
+    issues = Issues()
     source = open_source(tmp_path)
-    read = [(d.where.removeprefix(f"{tmp_path}/"), d.text()) for d in source.documents(findings)]
+    read = [(d.where.removeprefix(f"{tmp_path}/"), d.text()) for d in source.documents(issues)]
     assert read == [(name, name) for name in ("a/z.py", "a.txt", "b.md", "c.unknown")]
-    assert findings.n_empty == 1
+    assert issues.n_empty == 1
     assert source.left_out["binary files"] == 2
     assert source.left_out["hidden and installed folders"] == 3
     assert source.left_out["hidden files"] == 1
@@ -245,50 +245,50 @@ def test_a_forged_file_name_stays_on_one_line(written: Written) -> None:
 
 
 def test_byte_order_mark_is_dropped_and_line_ends_are_kept(written: Written) -> None:
-    findings = Findings()
-    assert texts(written("a.txt", b"\xef\xbb\xbfa\r\nb\rc\n"), findings) == ["a\r\nb\rc\n"]
-    assert findings.n_bom == 1
+    issues = Issues()
+    assert texts(written("a.txt", b"\xef\xbb\xbfa\r\nb\rc\n"), issues) == ["a\r\nb\rc\n"]
+    assert issues.n_bom == 1
     assert texts(written("a.jsonl", b'\xef\xbb\xbf{"text": "x"}\r\n')) == ["x"]
 
 
 def test_replace_writes_replacement_characters(written: Written) -> None:
-    findings = Findings()
+    issues = Issues()
     path = written("a.txt", b"caf\xe9 \xef\xbf\xbd ok\0\n")
-    assert texts(path, findings, on_error="replace") == ["caf\ufffd \ufffd ok\ufffd\n"]
-    assert findings.n_replaced == 2 and findings.faults["bad UTF-8"].first == f"{path}:1"
+    assert texts(path, issues, on_error="replace") == ["caf\ufffd \ufffd ok\ufffd\n"]
+    assert issues.n_replaced == 2 and issues.faults["bad UTF-8"].first == f"{path}:1"
     rows = written("a.jsonl", b'{"text": "\xff"}\n{"text": "\\ud800 \\u0000"}\n')
     assert texts(rows, on_error="replace") == ["\ufffd", "\ufffd \ufffd"]
     assert "not an object" in refusal(written("b.jsonl", b"3\n"), on_error="replace")
 
 
 def test_skip_leaves_out_lines_and_records(written: Written) -> None:
-    findings = Findings()
+    issues = Issues()
     lines = [b"line %d\n" % n for n in range(2000)]
     lines[700] = b"bad \xff\n"
     lines[900] = b"bad \0\n"
     good = b"".join(line for line in lines if not line.startswith(b"bad")).decode()
-    assert texts(written("a.txt", b"".join(lines)), findings, on_error="skip") == [good]
-    assert findings.n_skipped_bytes == 12 and findings.faults["bad UTF-8"].first.endswith(":701")
-    findings.refuse_if_much_was_skipped()
+    assert texts(written("a.txt", b"".join(lines)), issues, on_error="skip") == [good]
+    assert issues.n_skipped_bytes == 12 and issues.faults["bad UTF-8"].first.endswith(":701")
+    issues.refuse_if_much_was_skipped()
 
-    findings = Findings()
+    issues = Issues()
     rows = written("a.jsonl", b'{"text": "a"}\n3\n{"text": "\xff"}\n{"text": "b"}\n')
-    assert texts(rows, findings, on_error="skip") == ["a", "b"]
-    assert (findings.n_records, findings.n_skipped_records) == (4, 2)
+    assert texts(rows, issues, on_error="skip") == ["a", "b"]
+    assert (issues.n_records, issues.n_skipped_records) == (4, 2)
     with pytest.raises(Refused, match=r"2 of 4 records \(50.0%\) would be skipped, the limit is 1%"):
-        findings.refuse_if_much_was_skipped()
+        issues.refuse_if_much_was_skipped()
 
 
 @given(data=st.binary(max_size=200), size=st.integers(1, 40), policy=st.sampled_from(["skip", "replace"]))
 @settings(max_examples=400, deadline=None)
 def test_any_bytes_are_read_the_same_in_any_chunks(data: bytes, size: int, policy: str) -> None:
-    def read(chunk: int) -> tuple[str | None, Findings]:
-        findings = Findings(policy=policy)  # type: ignore[arg-type]
+    def read(chunk: int) -> tuple[str | None, Issues]:
+        issues = Issues(policy=policy)  # type: ignore[arg-type]
         before, textfile.CHUNK_BYTES = textfile.CHUNK_BYTES, chunk
         try:
-            return "".join(textfile.read_text(io.BytesIO(data), "x", findings)), findings
+            return "".join(textfile.read_text(io.BytesIO(data), "x", issues)), issues
         except (textfile.SkippedFile, Refused):
-            return None, findings
+            return None, issues
         finally:
             textfile.CHUNK_BYTES = before
 

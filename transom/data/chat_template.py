@@ -3,7 +3,8 @@
 The one idea: a template is rendered as it is, by `template_worker`, which also says which characters of the
 text the template itself wrote. A control token is one that stands wholly in those. All the text is encoded
 at once, so that words join as they did in training, by a copy of the tokenizer in which every control token
-has a secret name: what a user writes is never that name. Read next: messages, template_worker, resident.
+has a secret name: what a user writes is never that name. Read next: messages,
+template_worker, worker_process.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from tokenizers import Tokenizer as Backend
 from transom.data.documents import printable
 from transom.data.in_folder import read_text
 from transom.data.messages import checked_messages, checked_objects
-from transom.data.resident import Died, Resident
 from transom.data.tokenizer import Tokenizer
 from transom.data.tokenizer_files import json_object
 from transom.data.tokenizer_json import hide
+from transom.data.worker_process import Died, WorkerProcess
 from transom.errors import Refused, nearest
 
 MAX_TEMPLATE_BYTES = 256 << 10
@@ -85,7 +86,7 @@ class ChatTemplate:
         self.text, self.name, self._tool_text = text, name, tool_text
         self.stop: tuple[str, ...] = ("\nUser:",) if text == BUILTIN["plain"] else ()
         """Strings that end an answer, where no token does."""
-        self._worker = Resident(Path(__file__).with_name("template_worker.py"), seconds=WALL_SECONDS)
+        self._worker = WorkerProcess(Path(__file__).with_name("template_worker.py"), seconds=WALL_SECONDS)
         self._spellings: dict[str, _Spelling] = {}
 
     @property

@@ -20,7 +20,7 @@ import numpy as np
 
 from transom.data.documents import MARKER
 from transom.data.duplicates import COMPARED_BYTES, Duplicates, Words
-from transom.data.findings import Findings
+from transom.data.issues import Issues
 from transom.data.sources import Source
 from transom.data.textfile import controls_note, n_controls
 from transom.errors import Refused
@@ -211,13 +211,13 @@ def check(source: Source, *, on_progress: OnProgress | None = None) -> Report:
 
 def survey(source: Source, *, on_progress: OnProgress | None = None) -> Survey:
     """Read a source once: its report, data hash, and the size and duplicates of every document."""
-    report, findings = Report(source.name), Findings()
+    report, issues = Report(source.name), Issues()
     duplicates, whole = Duplicates(), hashlib.sha256()
     sizes, characters = array("Q"), array("Q")
     inside = controls = 0
     first_control = ""
     meter = Meter("check", source.n_bytes, on_progress)
-    for document in source.documents(findings):
+    for document in source.documents(issues):
         digest, head = hashlib.sha256(), b""
         n_bytes = n_characters = line = 0
         after_cr = False
@@ -241,13 +241,13 @@ def survey(source: Source, *, on_progress: OnProgress | None = None) -> Survey:
         duplicates.add(int.from_bytes(hashed[:8], "big"), head)
         sizes.append(n_bytes)
         characters.append(n_characters)
-    findings.refuse_if_much_was_skipped()
+    issues.refuse_if_much_was_skipped()
     groups, report.n_near_duplicates = duplicates.groups()
     report.n_exact_duplicates, report.n_compared = duplicates.n_exact, duplicates.n_compared
     report.n_bytes, report.n_characters, report.n_documents = sum(sizes), sum(characters), len(sizes)
-    _take_findings(report, findings, source)
-    if findings.n_divided:
-        lines = _count(findings.n_divided, "line")
+    _take_issues(report, issues, source)
+    if issues.n_divided:
+        lines = _count(issues.n_divided, "line")
         report.notes.append(f"{lines} {MARKER} between documents, which are no text")
     if inside:
         says = f"{MARKER} stands {inside:,} times inside of lines, where it is read as letters"
@@ -281,11 +281,11 @@ def _longest_line(data: bytes, carried: int, known: int) -> tuple[int, int]:
     return unfinished, max(carried + int(ends[0]), inner, unfinished)
 
 
-def _take_findings(report: Report, findings: Findings, source: Source) -> None:
+def _take_issues(report: Report, issues: Issues, source: Source) -> None:
     for name in ("n_empty", "n_bom", "n_rough_cuts", "n_replaced"):
-        setattr(report, name, getattr(findings, name))
+        setattr(report, name, getattr(issues, name))
     for name in ("n_skipped_bytes", "n_skipped_records", "n_skipped_files"):
-        setattr(report, name, getattr(findings, name))
-    report.faults = {kind: (fault.count, fault.first) for kind, fault in findings.faults.items()}
+        setattr(report, name, getattr(issues, name))
+    report.faults = {kind: (fault.count, fault.first) for kind, fault in issues.faults.items()}
     report.left_out = dict(source.left_out)
-    report.notes += findings.notes
+    report.notes += issues.notes

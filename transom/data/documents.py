@@ -4,7 +4,7 @@ The one idea: a part ends only where every known byte-level pre-tokenizer ends a
 the parts, joined, are the ids of the whole. That place is before a space that follows a visible character, or
 before a newline that follows a letter or digit: a word never reaches across it from the left, and from the
 right these pre-tokenizers cannot look back. (After a newline is not such a place: blank lines join into one
-token.) Read next: findings, textfile.
+token.) Read next: issues, textfile.
 """
 
 from __future__ import annotations

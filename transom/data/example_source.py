@@ -1,7 +1,7 @@
 """Where examples come from: a stream of pairs or of labelled texts that can be read again and again.
 
 The one idea: as with text (sources), a source is a name, a way to read it from the start, and a fingerprint;
-what is met on the way is noted in Findings, and more than 1% left out is an error. Read next: pairs,
+what is met on the way is noted in Issues, and more than 1% left out is an error. Read next: pairs,
 labelled.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from transom.data.findings import Findings, Policy
+from transom.data.issues import Issues, Policy
 from transom.data.textfile import SkippedFile
 
 Example = TypeVar("Example")
@@ -25,7 +25,7 @@ class ExampleSource(Generic[Example]):
     """Examples to learn from, in a fixed order, with the place of each."""
 
     name: str
-    read: Callable[[Findings], Iterator[Example]]
+    read: Callable[[Issues], Iterator[Example]]
     """Reads all of it once."""
     paths: tuple[Path, ...] = ()
     settings: tuple[object, ...] = ()
@@ -41,13 +41,13 @@ class ExampleSource(Generic[Example]):
     def __iter__(self) -> Iterator[Example]:
         return self.examples()
 
-    def examples(self, findings: Findings | None = None) -> Iterator[Example]:
+    def examples(self, issues: Issues | None = None) -> Iterator[Example]:
         """Stream the examples; raises Refused, with the place, as `on_error` asks."""
-        findings = findings if findings is not None else Findings()
-        findings.policy = self.on_error
+        issues = issues if issues is not None else Issues()
+        issues.policy = self.on_error
         with contextlib.suppress(SkippedFile):
-            yield from self.read(findings)
-        findings.refuse_if_much_was_skipped()
+            yield from self.read(issues)
+        issues.refuse_if_much_was_skipped()
 
     def fingerprint(self) -> str:
         """A hash that changes when a file is resized or written to, or a setting differs; reads no text."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from transom.data.findings import MAX_RECORD_BYTES, Findings
+from transom.data.issues import MAX_RECORD_BYTES, Issues
 from transom.data.textfile import head_of, read_lines, read_text, skip_record
 from transom.errors import Refused
 
@@ -25,16 +25,16 @@ def begins_an_array(path: Path, where: str) -> bool:
     return head_of(path, where).lstrip().startswith(b"[")
 
 
-def json_rows(stream: BinaryIO, where: str, findings: Findings) -> Iterator[tuple[int, Any]]:
+def json_rows(stream: BinaryIO, where: str, issues: Issues) -> Iterator[tuple[int, Any]]:
     """Yield (line number, value) of one JSON value a line."""
-    for line, text in read_lines(stream, where, findings):
+    for line, text in read_lines(stream, where, issues):
         if not text.strip():
             continue
         try:
             yield line, json.loads(text)
         except (ValueError, RecursionError) as error:
             says = f"not a JSON object on one line ({json_fault(error)})"
-            skip_record(findings, "broken JSON", where, line, says)
+            skip_record(issues, "broken JSON", where, line, says)
 
 
 def json_fault(error: Exception) -> str:
@@ -44,12 +44,12 @@ def json_fault(error: Exception) -> str:
     return "nested too deeply" if isinstance(error, RecursionError) else "a number is too long"
 
 
-def array_items(stream: BinaryIO, where: str, findings: Findings) -> Iterator[tuple[int, Any]]:
+def array_items(stream: BinaryIO, where: str, issues: Issues) -> Iterator[tuple[int, Any]]:
     """Yield (line, value) of the items of a JSON array, holding little more than the longest item."""
     scan = json.JSONDecoder().raw_decode
     held, line, begun, ended = "", 1, False, False
     fault: Exception | None = None
-    pieces = read_text(stream, where, findings)
+    pieces = read_text(stream, where, issues)
     for piece in pieces:
         held, at = held + piece, 0
         while True:

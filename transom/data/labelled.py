@@ -29,7 +29,7 @@ from transom.data.columns import (
 )
 from transom.data.documents import printable
 from transom.data.example_source import ExampleSource
-from transom.data.findings import Findings, Policy, as_policy
+from transom.data.issues import Issues, Policy, as_policy
 from transom.data.rows import (
     RECORDS,
     Row,
@@ -96,9 +96,9 @@ def _embedded() -> dict[str, LabelledSource]:
     """The labelled set that is always at hand, and its part for measuring."""
 
     def made(name: str, held_out: bool) -> LabelledSource:
-        def read(findings: Findings) -> Iterator[Labelled]:
+        def read(issues: Issues) -> Iterator[Labelled]:
             for text, label, where in stdlib_labels(held_out=held_out):
-                findings.n_records += 1
+                issues.n_records += 1
                 yield Labelled(text, label, where)
 
         return LabelledSource(name, read)
@@ -111,11 +111,11 @@ def _embedded() -> dict[str, LabelledSource]:
 # Reading
 
 
-def _rows(path: Path, where: str, columns: Columns, findings: Findings) -> Iterator[Labelled]:
-    for line, text, label in columns.values(path, where, findings):
-        clean = text_value(text, columns.names[0], where, line, findings)
+def _rows(path: Path, where: str, columns: Columns, issues: Issues) -> Iterator[Labelled]:
+    for line, text, label in columns.values(path, where, issues):
+        clean = text_value(text, columns.names[0], where, line, issues)
         if clean is not None:
-            yield from _example(clean, _label(label), where, line, findings)
+            yield from _example(clean, _label(label), where, line, issues)
 
 
 def _label(value: Any) -> str | None:
@@ -129,20 +129,20 @@ def _label(value: Any) -> str | None:
     return str(value) if isinstance(value, (str, int, float)) else None
 
 
-def _example(text: str, label: str | None, where: str, line: int, findings: Findings) -> Iterator[Labelled]:
+def _example(text: str, label: str | None, where: str, line: int, issues: Issues) -> Iterator[Labelled]:
     """The example of a row, where it has both a text and a label."""
     if label is None:
         says = "the label is neither text nor a number; give one class for each text"
-        skip_record(findings, "labels that are no label", where, line, says)
+        skip_record(issues, "labels that are no label", where, line, says)
     elif not label.strip():
-        skip_record(findings, "empty labels", where, line, "the label is empty; name the class of this text")
+        skip_record(issues, "empty labels", where, line, "the label is empty; name the class of this text")
     elif len(label.strip()) > LONGEST_LABEL:
         says = f"a label of {len(label)} characters (the limit is {LONGEST_LABEL}); is the column right?"
-        skip_record(findings, "over-long labels", where, line, says)
+        skip_record(issues, "over-long labels", where, line, says)
     elif not text.strip():
-        skip_record(findings, "empty texts", where, line, "the text is empty; fill it in or remove the line")
+        skip_record(issues, "empty texts", where, line, "the text is empty; fill it in or remove the line")
     else:
-        findings.n_records += 1
+        issues.n_records += 1
         yield Labelled(text.strip(), label.strip(), f"{where}:{line}")
 
 
@@ -151,25 +151,25 @@ def is_fasttext(path: Path, where: str, policy: Policy) -> bool:
     if file_kind(path) in RECORDS:
         return False
     with opened(path, where) as stream:
-        lines = (text for _, text in plain_lines(stream, where, Findings(policy)))
+        lines = (text for _, text in plain_lines(stream, where, Issues(policy)))
         return next((text for text in lines if text.strip()), "").startswith(_PREFIX)
 
 
-def _fasttext(path: Path, where: str, findings: Findings) -> Iterator[Labelled]:
+def _fasttext(path: Path, where: str, issues: Issues) -> Iterator[Labelled]:
     """Lines such as `__label__sport The match was drawn`."""
     with opened(path, where) as stream:
-        for line, row in plain_lines(stream, where, findings):
+        for line, row in plain_lines(stream, where, issues):
             if not row.strip():
                 continue
             head, _, text = row.strip().partition(" ")
             if not head.startswith(_PREFIX):
                 says = f"the line does not begin with {_PREFIX}, as the first one does; add its class"
-                skip_record(findings, "lines without a label", where, line, says)
+                skip_record(issues, "lines without a label", where, line, says)
             elif text.startswith(_PREFIX):
                 says = "the line has more than one label; give one class for each text"
-                skip_record(findings, "lines with several labels", where, line, says)
+                skip_record(issues, "lines with several labels", where, line, says)
             else:
-                yield from _example(text, head.removeprefix(_PREFIX), where, line, findings)
+                yield from _example(text, head.removeprefix(_PREFIX), where, line, issues)
 
 
 # The layout

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from transom.data.documents import printable
-from transom.data.findings import Findings
+from transom.data.issues import Issues
 from transom.data.records import record_texts
 from transom.data.rows import RECORDS, file_kind, readable_file
 from transom.data.tables import TABLES, layout_of
@@ -38,30 +38,30 @@ def rows_to_answer(path: Path | None, field: str | None = None) -> list[tuple[Ro
 
     Raises Refused, with the line, for what cannot be read, and where there is no text at all.
     """
-    findings = Findings(settable=False)
+    issues = Issues(settable=False)
     if path is None:
         name = STANDARD_INPUT
-        rows = list(_lines(standard_input(), name, findings))
+        rows = list(_lines(standard_input(), name, issues))
     else:
         name = readable_file(path, "--input names a text file, a table or records")
-        rows = list(_file_rows(path, name, field, findings))
+        rows = list(_file_rows(path, name, field, issues))
     if not any(text.strip() for _, text in rows):
         raise Refused(f"{name}: there is no text in it")
     return rows
 
 
-def _file_rows(path: Path, name: str, field: str | None, findings: Findings) -> Iterator[tuple[Row, str]]:
+def _file_rows(path: Path, name: str, field: str | None, issues: Issues) -> Iterator[tuple[Row, str]]:
     if file_kind(path) in RECORDS:
-        yield from record_texts(path, name, field, findings)
+        yield from record_texts(path, name, field, issues)
         return
     if field is not None:
         raise Refused(f"{name}: a text file has no field '{printable(field)}'; leave out --field")
     with opened(path, name) as stream:
-        yield from _lines(stream, name, findings)
+        yield from _lines(stream, name, issues)
 
 
-def _lines(stream: BinaryIO, name: str, findings: Findings) -> Iterator[tuple[Row, str]]:
-    for _, text in plain_lines(stream, name, findings):
+def _lines(stream: BinaryIO, name: str, issues: Issues) -> Iterator[tuple[Row, str]]:
+    for _, text in plain_lines(stream, name, issues):
         yield {"text": text}, text
 
 
@@ -112,7 +112,7 @@ def _cell(value: Any) -> Any:
 
 def whole_input() -> str:
     """All that standard input holds, as one text."""
-    return "".join(read_text(standard_input(), STANDARD_INPUT, Findings(settable=False)))
+    return "".join(read_text(standard_input(), STANDARD_INPUT, Issues(settable=False)))
 
 
 def standard_input() -> BinaryIO:

@@ -20,7 +20,7 @@ from transom.data.columns import SIDES, Columns, header_names, named_columns
 from transom.data.dates import DATES, date_pairs
 from transom.data.documents import printable
 from transom.data.example_source import ExampleSource
-from transom.data.findings import Findings, Policy, as_policy
+from transom.data.issues import Issues, Policy, as_policy
 from transom.data.rows import (
     RECORDS,
     Row,
@@ -91,9 +91,9 @@ def _dates() -> dict[str, PairSource]:
     """The pairs that are always at hand: dates in words to ISO dates, and those kept for measuring."""
 
     def made(name: str, n: int, held_out: bool) -> PairSource:
-        def read(findings: Findings) -> Iterator[Pair]:
+        def read(issues: Issues) -> Iterator[Pair]:
             for number, (text, iso) in enumerate(date_pairs(n, held_out=held_out), start=1):
-                findings.n_records += 1
+                issues.n_records += 1
                 yield Pair(text, iso, f"{name}:{number}")
 
         return PairSource(name, read, settings=(n,), tokenizer="chars")
@@ -124,7 +124,7 @@ def pair_columns(path: Path, where: str, fields: tuple[str, str] | None, policy:
 
 def _has_tab(path: Path, where: str, policy: Policy) -> bool:
     with opened(path, where) as stream:
-        lines = plain_lines(stream, where, Findings(policy))
+        lines = plain_lines(stream, where, Issues(policy))
         return any("\t" in text for _, text in itertools.islice(lines, 1))
 
 
@@ -177,26 +177,26 @@ def _unclear(first: Row, where: str, line: int) -> Refused:
     )
 
 
-def _one_file(path: Path, where: str, columns: Columns, findings: Findings) -> Iterator[Pair]:
-    for line, source, target in columns.values(path, where, findings):
-        one = text_value(source, columns.names[0], where, line, findings)
-        other = text_value(target, columns.names[1], where, line, findings) if one is not None else None
+def _one_file(path: Path, where: str, columns: Columns, issues: Issues) -> Iterator[Pair]:
+    for line, source, target in columns.values(path, where, issues):
+        one = text_value(source, columns.names[0], where, line, issues)
+        other = text_value(target, columns.names[1], where, line, issues) if one is not None else None
         if one is not None and other is not None:
-            yield from _pair(one, other, where, where, line, findings)
+            yield from _pair(one, other, where, where, line, issues)
 
 
 # Two aligned files
 
 
-def _aligned(path: Path, where: str, other: Path, there: str, findings: Findings) -> Iterator[Pair]:
+def _aligned(path: Path, where: str, other: Path, there: str, issues: Issues) -> Iterator[Pair]:
     """Line n of one file with line n of the other; Refused, with both counts, when one has more lines."""
     with opened(path, where) as one_file, opened(other, there) as other_file:
         counted = _Counted(one_file), _Counted(other_file)
         lines = [
-            plain_lines(cast(BinaryIO, stream), name, findings)
+            plain_lines(cast(BinaryIO, stream), name, issues)
             for stream, name in zip(counted, (where, there), strict=True)
         ]
-        yield from _joined(lines[0], lines[1], where, there, findings)
+        yield from _joined(lines[0], lines[1], where, there, issues)
         for side in lines:
             for _ in side:
                 pass
@@ -213,7 +213,7 @@ def _joined(
     other: Iterator[tuple[int, str]],
     where: str,
     there: str,
-    findings: Findings,
+    issues: Issues,
 ) -> Iterator[Pair]:
     """Pairs of equal line numbers; a line that was left out on one side takes its partner with it."""
     with contextlib.suppress(StopIteration):
@@ -221,7 +221,7 @@ def _joined(
         number, translation = next(other)
         while True:
             if line == number:
-                yield from _pair(text, translation, where, there, line, findings)
+                yield from _pair(text, translation, where, there, line, issues)
                 line, text = next(one)
                 number, translation = next(other)
             elif line < number:
@@ -250,15 +250,15 @@ class _Counted:
         return self._ended + self._open
 
 
-def _pair(source: str, target: str, where: str, there: str, line: int, findings: Findings) -> Iterator[Pair]:
+def _pair(source: str, target: str, where: str, there: str, line: int, issues: Issues) -> Iterator[Pair]:
     """The pair of a line, unless both sides are blank; a blank side is a fault."""
     source, target = source.strip(), target.strip()
     if source and target:
-        findings.n_records += 1
+        issues.n_records += 1
         yield Pair(source, target, f"{where}:{line}")
     elif source or target:
         side, file = ("target", there) if source else ("source", where)
         says = f"the {side} side is empty while the other is not; fill it in or remove the pair"
-        skip_record(findings, "empty sides", file, line, says)
+        skip_record(issues, "empty sides", file, line, says)
     else:
-        findings.n_empty += 1
+        issues.n_empty += 1

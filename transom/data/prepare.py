@@ -23,7 +23,7 @@ from filelock import FileLock
 
 from transom.data.check import Meter, OnProgress, Report, Survey, survey
 from transom.data.documents import clean_cut
-from transom.data.references import References, references
+from transom.data.ngram_baselines import NgramBaselines, count_baselines
 from transom.data.sources import Source
 from transom.data.split import HELD_OUT, TRAIN, Piece, Split, split
 from transom.data.tokenizer import Ids, Tokenizer, tokenizer_named, train_tokenizer
@@ -48,7 +48,7 @@ class Corpus:
     held_out: TokenFile
     tokenizer: Tokenizer
     report: Report
-    references: References
+    references: NgramBaselines
     data_hash: str
     """SHA-256 over every document's text in order; what a resumed run compares."""
     folder: Path
@@ -113,7 +113,7 @@ def _found(home: Path, settings: dict[str, Any], expected_hash: str | None) -> C
         )
         for file in (train, held_out):
             file.verify()
-        report, lines = Report(**record["report"]), References.from_dict(record["references"])
+        report, lines = Report(**record["report"]), NgramBaselines.from_dict(record["references"])
     except (OSError, ValueError, KeyError, TypeError):
         return None  # a damaged cache is made again; Refused is a ValueError
     _refuse_changed_data(report.name, record["data_hash"], expected_hash)
@@ -152,7 +152,7 @@ def _made(
             tokenizer.save(temporary)
         made = _tokenized(source, facts, halves, tokenizer, temporary, on_progress)
         files = [TokenFile.open(temporary / name) for name in ("train.tokens", "held_out.tokens")]
-        lines = references(*files)
+        lines = count_baselines(*files)
         _complete(facts.report, files, tokenizer, settings, made, halves, lines)
         record = {
             "settings": settings,
@@ -322,7 +322,7 @@ def _complete(
     settings: dict[str, Any],
     made: _Made,
     halves: Split,
-    lines: References,
+    lines: NgramBaselines,
 ) -> None:
     """Add to the report what was made, and say what a reader should know about it."""
     n_tokens = sum(file.n_tokens for file in files)

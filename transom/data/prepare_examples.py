@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from transom.data.example_report import ExampleReport, counted
 from transom.data.examples import LabelledRows, PairRows
-from transom.data.findings import MAX_SKIPPED
+from transom.data.issues import MAX_SKIPPED
 from transom.data.labelled import Labelled, LabelledSource
 from transom.data.pairs import Pair, PairSource
 from transom.data.prepare import SAMPLE_BYTES

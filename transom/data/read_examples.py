@@ -17,7 +17,7 @@ from transom.data.documents import printable
 from transom.data.example_report import ExampleReport, counted
 from transom.data.example_source import ExampleSource
 from transom.data.example_split import held_out_groups, held_out_of_each, linked, same
-from transom.data.findings import Findings
+from transom.data.issues import Issues
 from transom.data.labelled import Labelled
 from transom.data.pairs import Pair
 from transom.data.textfile import controls_note, n_controls
@@ -57,8 +57,8 @@ def read_examples(
     split: Callable[[list[Example], float], Mask],
 ) -> AllExamples[Example]:
     """Read both sources, or split one, and note in the report what was met."""
-    findings, others = Findings(), Findings()
-    examples = list(train.examples(findings))
+    issues, others = Issues(), Issues()
+    examples = list(train.examples(issues))
     n_own, validation = len(examples), validation or train.held_out
     if not examples:
         raise Refused(f"{train.name}: there is no {report.noun} in it; name a file that holds some")
@@ -71,7 +71,7 @@ def read_examples(
     else:
         held_out = split(examples, val_fraction)
         report.split = "chosen by the hash of the text; no text stands on both sides"
-    for found in (findings, others):
+    for found in (issues, others):
         report.n_skipped += found.n_skipped_records
         report.n_empty += found.n_empty
         for kind, fault in found.faults.items():

@@ -13,7 +13,7 @@ from typing import Any
 
 from transom.data.columns import TEXT_NAMES
 from transom.data.documents import Document, in_parts, printable
-from transom.data.findings import Findings
+from transom.data.issues import Issues
 from transom.data.json_rows import json_rows
 from transom.data.rows import Row, file_kind, layout_notes, refuse_twins, rows_of, text_value, type_name
 from transom.data.tables import TABLES
@@ -26,26 +26,26 @@ class TextField:
     text.
     """
 
-    def __init__(self, name: str | None, where: str, findings: Findings, hint: str = "") -> None:
+    def __init__(self, name: str | None, where: str, issues: Issues, hint: str = "") -> None:
         self.name = name
         self.where = where
-        self.findings = findings
+        self.issues = issues
         self.hint = hint
 
     def text(self, record: Any, line: int) -> str | None:
         """The text of one record, or None where it is skipped."""
         if not isinstance(record, dict):
             says = f'the record is {type_name(record)}, not an object such as {{"text": "..."}}'
-            return skip_record(self.findings, "records that are no object", self.where, line, says)
+            return skip_record(self.issues, "records that are no object", self.where, line, says)
         if self.name is None:
             self.name = self._default(record, line)
         if self.name not in record:
             fields = [printable(name) for name in record]
             says = f"the record has no field '{printable(self.name)}'"
             says += nearest(self.name, fields) or f"; it has {', '.join(fields[:12]) or 'none'}"
-            return skip_record(self.findings, "records without the field", self.where, line, says)
-        text = text_value(record[self.name], self.name, self.where, line, self.findings)
-        self.findings.n_records += text is not None
+            return skip_record(self.issues, "records without the field", self.where, line, says)
+        text = text_value(record[self.name], self.name, self.where, line, self.issues)
+        self.issues.n_records += text is not None
         return text
 
     def _default(self, record: dict[str, Any], line: int) -> str:
@@ -55,7 +55,7 @@ class TextField:
         if len(texts) == 1:
             return texts[0]
         fields = ", ".join(printable(name) for name in list(record)[:12]) or "no field at all"
-        asks = f"set --data.field{self.hint}" if self.findings.settable else "name it with --field"
+        asks = f"set --data.field{self.hint}" if self.issues.settable else "name it with --field"
         asks = f"which field holds the text? The record has {fields}: {asks}"
         raise Refused(f"{self.where}:{line}: {asks}")
 
@@ -70,47 +70,47 @@ def _texts(records: Iterable[tuple[int, Any]], field: TextField) -> Iterator[tup
 def _documents(records: Iterable[tuple[int, Any]], field: TextField) -> Iterator[Document]:
     for line, _, text in _texts(records, field):
         if text.strip():
-            yield Document(field.where, line, in_parts([text], field.findings.rough_cut))
+            yield Document(field.where, line, in_parts([text], field.issues.rough_cut))
         else:
-            field.findings.n_empty += 1
+            field.issues.n_empty += 1
 
 
-def record_file(path: Path, where: str, field: str | None, findings: Findings) -> Iterator[Document]:
+def record_file(path: Path, where: str, field: str | None, issues: Issues) -> Iterator[Document]:
     """A file of rows, read by its extension: one document each."""
-    yield from _documents(*_named_rows(path, where, field, findings))
+    yield from _documents(*_named_rows(path, where, field, issues))
 
 
 def record_texts(
-    path: Path, where: str, field: str | None, findings: Findings
+    path: Path, where: str, field: str | None, issues: Issues
 ) -> Iterator[tuple[dict[str, Any], str]]:
     """Yield every row of such a file, by the names of its values, with its text; blank ones too."""
-    for _, record, text in _texts(*_named_rows(path, where, field, findings)):
+    for _, record, text in _texts(*_named_rows(path, where, field, issues)):
         yield record, text
 
 
 def _named_rows(
-    path: Path, where: str, field: str | None, findings: Findings
+    path: Path, where: str, field: str | None, issues: Issues
 ) -> tuple[Iterable[tuple[int, Any]], TextField]:
     """Rows whose values have names, by JSON, Parquet or a table's header, and which of them is the text."""
-    rows: Iterator[tuple[int, Any]] = rows_of(path, where, findings, [field] if field else [])
+    rows: Iterator[tuple[int, Any]] = rows_of(path, where, issues, [field] if field else [])
     hint = ""
     if file_kind(path) in TABLES:
-        findings.notes += layout_notes(path, where)
+        issues.notes += layout_notes(path, where)
         rows, hint = (
-            _named(rows, where, field, findings),
+            _named(rows, where, field, issues),
             " (a column number where the file has no header row)",
         )
-    return rows, TextField(field, where, findings, hint)
+    return rows, TextField(field, where, issues, hint)
 
 
-def json_lines(path: Path, where: str, field: str | None, findings: Findings) -> Iterator[Document]:
+def json_lines(path: Path, where: str, field: str | None, issues: Issues) -> Iterator[Document]:
     """One JSON object a line, whatever the file is called (standard input)."""
     with opened(path, where) as stream:
-        yield from _documents(json_rows(stream, where, findings), TextField(field, where, findings))
+        yield from _documents(json_rows(stream, where, issues), TextField(field, where, issues))
 
 
 def _named(
-    rows: Iterator[tuple[int, Row]], where: str, field: str | None, findings: Findings
+    rows: Iterator[tuple[int, Row]], where: str, field: str | None, issues: Issues
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows of a table with their names: those of the first line, or numbers where `field` is one."""
     line, first = next(rows, (0, []))
@@ -119,7 +119,7 @@ def _named(
         numbers = [str(n) for n in range(1, len(names) + 1)]
         text = dict(zip(numbers, names, strict=True)).get(field, "")
         if text.strip().lower() in TEXT_NAMES and len(text) > 1:
-            findings.notes.append(f"{where}:{line}: '{printable(text)}' is taken for the name of its column")
+            issues.notes.append(f"{where}:{line}: '{printable(text)}' is taken for the name of its column")
         elif names:
             rows = itertools.chain([(line, first)], rows)
         names = numbers
@@ -129,6 +129,6 @@ def _named(
         yield line, dict(zip(names, row, strict=True))
 
 
-def hub_rows(name: str, rows: Iterable[Any], field: str | None, findings: Findings) -> Iterator[Document]:
+def hub_rows(name: str, rows: Iterable[Any], field: str | None, issues: Issues) -> Iterator[Document]:
     """The rows of a data set of the Hugging Face hub, already opened."""
-    return _documents(enumerate(rows, start=1), TextField(field, name, findings))
+    return _documents(enumerate(rows, start=1), TextField(field, name, issues))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from transom.data.documents import printable
-from transom.data.findings import Findings, Policy
+from transom.data.issues import Issues, Policy
 from transom.data.json_rows import array_items, begins_an_array, json_rows
 from transom.data.tables import TABLES, layout_of, table_rows
 from transom.data.textfile import SkippedFile, opened, skip_record
@@ -57,9 +57,7 @@ def readable_file(path: Path, instead: str) -> str:
     return name
 
 
-def rows_of(
-    path: Path, where: str, findings: Findings, fields: Sequence[str] = ()
-) -> Iterator[tuple[int, Row]]:
+def rows_of(path: Path, where: str, issues: Issues, fields: Sequence[str] = ()) -> Iterator[tuple[int, Row]]:
     """Yield (line, row) of a file: objects of JSON or Parquet, else a table's cells (tabs, but for .csv).
 
     `fields` are those that matter, where they are known: of Parquet only these are read.
@@ -71,17 +69,17 @@ def rows_of(
     if kind not in JSON:
         layout = layout_of(path, kind, where)
         with opened(path, where) as stream:
-            yield from table_rows(stream, where, layout, findings)
+            yield from table_rows(stream, where, layout, issues)
         return
     is_array = kind == ".json" and begins_an_array(path, where)
     with opened(path, where) as stream:
         records = array_items if is_array else json_rows
-        for line, value in records(stream, where, findings):
+        for line, value in records(stream, where, issues):
             if isinstance(value, dict):
                 yield line, value
             else:
                 says = f'the record is {type_name(value)}, not an object such as {{"text": "..."}}'
-                skip_record(findings, "records that are no object", where, line, says)
+                skip_record(issues, "records that are no object", where, line, says)
 
 
 def _parquet_rows(path: Path, where: str, fields: Sequence[str]) -> Iterator[tuple[int, Row]]:
@@ -119,7 +117,7 @@ def layout_notes(path: Path, where: str) -> tuple[str, ...]:
 def first_rows(path: Path, where: str, policy: Policy, n: int = 1000) -> list[tuple[int, Row]]:
     """The first rows of a file, from which its layout is told. Raises Refused where there are none."""
     try:
-        rows = list(itertools.islice(rows_of(path, where, Findings(policy)), n))
+        rows = list(itertools.islice(rows_of(path, where, Issues(policy)), n))
     except SkippedFile:
         rows = []
     if not rows:
@@ -127,24 +125,24 @@ def first_rows(path: Path, where: str, policy: Policy, n: int = 1000) -> list[tu
     return rows
 
 
-def text_value(value: Any, field: str, where: str, line: int, findings: Findings) -> str | None:
+def text_value(value: Any, field: str, where: str, line: int, issues: Issues) -> str | None:
     """A row's value as text, once NUL and halves of surrogate pairs have been dealt with; None: left out."""
     if not isinstance(value, str):
         says = f"field '{printable(field)}' is {type_name(value)}, not text"
-        skip_record(findings, "fields that are not text", where, line, says)
+        skip_record(issues, "fields that are not text", where, line, says)
         return None
     nul, half = "\0" in value, not value.isascii() and _HALF_PAIR.search(value) is not None
     if not (nul or half):
         return value
     kind, says = ("NUL bytes", "NUL") if nul else ("bad UTF-8", "half of a surrogate pair")
     says = f"field '{printable(field)}' holds {says}, which text does not hold; remove it"
-    findings.fault(kind, where, line, says, mendable=True)
-    if findings.policy == "skip":
-        findings.n_records += 1
-        findings.n_skipped_records += 1
+    issues.fault(kind, where, line, says, mendable=True)
+    if issues.policy == "skip":
+        issues.n_records += 1
+        issues.n_skipped_records += 1
         return None
     value, times = _HALF_PAIR.subn("\ufffd", value.replace("\0", "\ufffd"))
-    findings.n_replaced += max(times, 1)
+    issues.n_replaced += max(times, 1)
     return value
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from transom.data.documents import Document, divided, in_parts, printable
-from transom.data.findings import Findings, Policy, as_policy
+from transom.data.issues import Issues, Policy, as_policy
 from transom.data.lines import standard_input
 from transom.data.records import hub_rows, json_lines, record_file
 from transom.data.rows import RECORDS, file_kind, readable_file
@@ -32,26 +32,26 @@ from transom.data.samples import STDLIB, stdlib_files
 from transom.data.textfile import SkippedFile, opened, read_text
 from transom.errors import Refused
 
-Reader = Callable[[Path, str, str | None, Findings], Iterator[Document]]
+Reader = Callable[[Path, str, str | None, Issues], Iterator[Document]]
 
 
-def text_file(path: Path, where: str, _field: str | None, findings: Findings) -> Iterator[Document]:
+def text_file(path: Path, where: str, _field: str | None, issues: Issues) -> Iterator[Document]:
     """A text, code or Markdown file: one document, or those between its lines `<|endoftext|>`."""
 
     def pieces() -> Iterator[str]:
         with opened(path, where) as stream:
-            yield from read_text(stream, where, findings)
+            yield from read_text(stream, where, issues)
 
     n_documents = 0
-    for line, stream in divided(pieces(), findings.division):
+    for line, stream in divided(pieces(), issues.division):
         head: list[str] = []
         for piece in stream:
             head.append(piece)
             if piece.strip():
                 n_documents += 1
-                yield Document(where, line, in_parts(chain(head, stream), findings.rough_cut))
+                yield Document(where, line, in_parts(chain(head, stream), issues.rough_cut))
                 break
-    findings.n_empty += not n_documents
+    issues.n_empty += not n_documents
 
 
 _NOT_TEXT = frozenset(
@@ -99,17 +99,17 @@ class Source:
             return None
         return sum(entry.path.stat().st_size for entry in self.entries)
 
-    def documents(self, findings: Findings | None = None) -> Iterator[Document]:
+    def documents(self, issues: Issues | None = None) -> Iterator[Document]:
         """Stream the documents in a fixed order; each must be read before the next is asked for.
 
-        What is met on the way is counted in `findings`. Raises Refused, with the place, as `on_error` asks.
+        What is met on the way is counted in `issues`. Raises Refused, with the place, as `on_error` asks.
         """
-        findings = findings if findings is not None else Findings()
-        findings.policy = self.on_error
+        issues = issues if issues is not None else Issues()
+        issues.policy = self.on_error
         for entry in self.entries:
-            findings.n_files += 1
+            issues.n_files += 1
             try:
-                yield from entry.reader(entry.path, entry.where, self.field, findings)
+                yield from entry.reader(entry.path, entry.where, self.field, issues)
             except SkippedFile:
                 continue
 
@@ -133,10 +133,10 @@ class HubSource(Source):
     def n_bytes(self) -> int | None:
         return None
 
-    def documents(self, findings: Findings | None = None) -> Iterator[Document]:
-        findings = findings if findings is not None else Findings()
-        findings.policy = self.on_error
-        yield from hub_rows(self.name, self.rows, self.field, findings)
+    def documents(self, issues: Issues | None = None) -> Iterator[Document]:
+        issues = issues if issues is not None else Issues()
+        issues.policy = self.on_error
+        yield from hub_rows(self.name, self.rows, self.field, issues)
 
     def fingerprint(self) -> str:
         facts = (

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from transom.data.findings import MAX_RECORD_BYTES, Findings
+from transom.data.issues import MAX_RECORD_BYTES, Issues
 from transom.data.textfile import head_of, plain_lines, read_lines, skip_record
 from transom.errors import Refused
 
@@ -94,13 +94,10 @@ def _divided(lines: list[str], separator: str, whole: bool) -> float:
 
 
 def table_rows(
-    stream: BinaryIO, where: str, layout: Layout, findings: Findings
+    stream: BinaryIO, where: str, layout: Layout, issues: Issues
 ) -> Iterator[tuple[int, list[str]]]:
     """Yield (first line, cells) of every row of a table; all are as wide as the first, a header like any."""
-    if layout.quoted:
-        rows = _quoted_rows(stream, where, layout, findings)
-    else:
-        rows = _tab_rows(stream, where, findings)
+    rows = _quoted_rows(stream, where, layout, issues) if layout.quoted else _tab_rows(stream, where, issues)
     width = 0
     for line, row in rows:
         width = width or len(row)
@@ -108,14 +105,14 @@ def table_rows(
             yield line, row
         else:
             says = f"the row has {len(row)} columns where the first has {width}"
-            skip_record(findings, "rows of another width", where, line, says)
+            skip_record(issues, "rows of another width", where, line, says)
 
 
 def _quoted_rows(
-    stream: BinaryIO, where: str, layout: Layout, findings: Findings
+    stream: BinaryIO, where: str, layout: Layout, issues: Issues
 ) -> Iterator[tuple[int, list[str]]]:
     csv.field_size_limit(MAX_RECORD_BYTES)
-    source = read_lines(stream, where, findings)
+    source = read_lines(stream, where, issues)
     line = 0
     if layout.named:
         line, _ = next(source)
@@ -139,9 +136,9 @@ def _quoted_rows(
             yield start, row
 
 
-def _tab_rows(stream: BinaryIO, where: str, findings: Findings) -> Iterator[tuple[int, list[str]]]:
+def _tab_rows(stream: BinaryIO, where: str, issues: Issues) -> Iterator[tuple[int, list[str]]]:
     csv.field_size_limit(MAX_RECORD_BYTES)
-    source = plain_lines(stream, where, findings)
+    source = plain_lines(stream, where, issues)
     ahead: deque[tuple[int, str]] = deque()
     """Lines that were looked at before their turn."""
     width = 0

@@ -4,7 +4,7 @@ The one idea: what the template wrote itself is told from everything else while 
 literals of the template, roles and the tokenizer's own token names are `Traced`; a content is an ordinary
 string, so the template may strip, test and split it as it likes, and whatever becomes of it is not scaffold.
 An operation that Traced does not know gives an ordinary string: trust can be lost, never gained.
-Runs as a script of its own (resident), and so imports nothing of ours. Read next: chat_template.
+Runs as a script of its own (worker_process), and so imports nothing of ours. Read next: chat_template.
 """
 
 from __future__ import annotations

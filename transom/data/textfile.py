@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from transom.data.findings import MAX_RECORD_BYTES, Findings
+from transom.data.issues import MAX_RECORD_BYTES, Issues
 from transom.errors import Refused
 
 CHUNK_BYTES = 1 << 19
@@ -63,50 +63,50 @@ def head_of(path: Path, where: str, size: int = CHUNK_BYTES) -> bytes:
         return stream.read(size).removeprefix(codecs.BOM_UTF8)
 
 
-def without_mark(head: bytes, where: str, findings: Findings) -> bytes:
+def without_mark(head: bytes, where: str, issues: Issues) -> bytes:
     """Drop the byte-order mark of UTF-8 from the first bytes of a file; refuse those of UTF-16 and UTF-32."""
     for mark, name in _FOREIGN_MARKS:
         if head.startswith(mark):
             mend = f"convert it with `iconv -f {name.lower()} -t utf-8`"
-            findings.n_skipped_files += 1
-            findings.fault(f"{name} files", where, 1, f"byte 0: this is {name}, not UTF-8; {mend}")
+            issues.n_skipped_files += 1
+            issues.fault(f"{name} files", where, 1, f"byte 0: this is {name}, not UTF-8; {mend}")
             raise SkippedFile
     if head.startswith(codecs.BOM_UTF8):
-        findings.n_bom += 1
+        issues.n_bom += 1
         return head[len(codecs.BOM_UTF8) :]
     return head
 
 
-def read_text(stream: BinaryIO, where: str, findings: Findings) -> Iterator[str]:
+def read_text(stream: BinaryIO, where: str, issues: Issues) -> Iterator[str]:
     """Yield the text of a file in pieces of about half a megabyte.
 
     Raises Refused, with line and byte, at bytes that are not UTF-8 and at NUL bytes, as the policy asks.
     """
     head = stream.read(CHUNK_BYTES)
-    data = without_mark(head, where, findings)
+    data = without_mark(head, where, issues)
     offset, line = len(head) - len(data), 1
-    findings.n_bytes += len(head)
+    issues.n_bytes += len(head)
     while True:
-        if findings.policy == "skip" and data:
+        if issues.policy == "skip" and data:
             rest = stream.readline(CHUNK_BYTES)  # whole lines, so that a bad one can be left out whole
-            findings.n_bytes += len(rest)
+            issues.n_bytes += len(rest)
             data += rest
-        text, used = _decode(data, where, line, offset, findings)
+        text, used = _decode(data, where, line, offset, issues)
         if text:
             yield text
         line += data.count(b"\n", 0, used)
         offset += used
         fresh = stream.read(CHUNK_BYTES)
-        findings.n_bytes += len(fresh)
+        issues.n_bytes += len(fresh)
         tail = data[used:]
         if not fresh:
             if tail:
-                yield _bad_chunk(tail, where, line, offset, findings)
+                yield _bad_chunk(tail, where, line, offset, issues)
             return
         data = tail + fresh
 
 
-def _decode(data: bytes, where: str, line: int, offset: int, findings: Findings) -> tuple[str, int]:
+def _decode(data: bytes, where: str, line: int, offset: int, issues: Issues) -> tuple[str, int]:
     """Decode a chunk: its text, and how many of its bytes were used (a character cut at the end is left
     over).
     """
@@ -117,10 +117,10 @@ def _decode(data: bytes, where: str, line: int, offset: int, findings: Findings)
     except UnicodeDecodeError:
         # Leave the start of a cut character for the next chunk here as well.
         used = codecs.utf_8_decode(data, "replace", False)[1]
-    return _bad_chunk(data[:used], where, line, offset, findings), used
+    return _bad_chunk(data[:used], where, line, offset, issues), used
 
 
-def _bad_chunk(data: bytes, where: str, line: int, offset: int, findings: Findings) -> str:
+def _bad_chunk(data: bytes, where: str, line: int, offset: int, issues: Issues) -> str:
     """The text of a chunk that holds bad bytes, by the policy: refused, without its bad lines, or mended."""
     kept: list[str] = []
     for row in _LINES.findall(data):
@@ -129,13 +129,13 @@ def _bad_chunk(data: bytes, where: str, line: int, offset: int, findings: Findin
             kept.append(row.decode())
         else:
             at, kind, says = fault
-            findings.fault(kind, where, line, f"byte {offset + at} {says}", mendable=True)
-            if findings.policy == "replace":
+            issues.fault(kind, where, line, f"byte {offset + at} {says}", mendable=True)
+            if issues.policy == "replace":
                 text, times = mended(row)
-                findings.n_replaced += times
+                issues.n_replaced += times
                 kept.append(text)
             else:
-                findings.n_skipped_bytes += len(row)
+                issues.n_skipped_bytes += len(row)
         line += row.count(b"\n")
         offset += len(row)
     return "".join(kept)
@@ -163,18 +163,18 @@ def mended(data: bytes) -> tuple[str, int]:
     return text, text.count("\ufffd") - genuine
 
 
-def read_lines(stream: BinaryIO, where: str, findings: Findings) -> Iterator[tuple[int, str]]:
+def read_lines(stream: BinaryIO, where: str, issues: Issues) -> Iterator[tuple[int, str]]:
     """Yield (line number, text with its newline) of a file of records, each at most 8 MB and valid UTF-8."""
     line, offset = 0, 0
     while row := stream.readline(MAX_RECORD_BYTES + 1):
         line += 1
         here, offset = offset, offset + len(row)
         if line == 1:
-            row = without_mark(row, where, findings)
+            row = without_mark(row, where, issues)
         if len(row) > MAX_RECORD_BYTES:
             limit = f"{MAX_RECORD_BYTES >> 20} MB"
             says = f"the record is longer than {limit}; split it, or give the text as a .txt file"
-            skip_record(findings, "over-long records", where, line, says)
+            skip_record(issues, "over-long records", where, line, says)
             while row and not row.endswith(b"\n"):
                 row = stream.readline(MAX_RECORD_BYTES)
                 offset += len(row)
@@ -184,22 +184,22 @@ def read_lines(stream: BinaryIO, where: str, findings: Findings) -> Iterator[tup
             yield line, row.decode()
             continue
         at, kind, says = fault
-        findings.fault(kind, where, line, f"byte {here + at} {says}", mendable=True)
-        if findings.policy == "replace":
+        issues.fault(kind, where, line, f"byte {here + at} {says}", mendable=True)
+        if issues.policy == "replace":
             text, times = mended(row)
-            findings.n_replaced += times
+            issues.n_replaced += times
             yield line, text
         else:
-            findings.n_records += 1
-            findings.n_skipped_records += 1
+            issues.n_records += 1
+            issues.n_skipped_records += 1
 
 
-def plain_lines(stream: BinaryIO, where: str, findings: Findings) -> Iterator[tuple[int, str]]:
+def plain_lines(stream: BinaryIO, where: str, issues: Issues) -> Iterator[tuple[int, str]]:
     """Yield (line number, text without its line end) of every line, blank ones too.
 
     A line ends in LF or CR LF, as for every other program; U+2028, NEL, form feed and a lone CR are text.
     """
-    for line, text in read_lines(stream, where, findings):
+    for line, text in read_lines(stream, where, issues):
         yield line, text[:-1].removesuffix("\r") if text.endswith("\n") else text
 
 
@@ -227,8 +227,8 @@ def not_text(text: str) -> str | None:
     return f"character {at} is half of a surrogate pair, which is not text; remove it"
 
 
-def skip_record(findings: Findings, kind: str, where: str, line: int, says: str) -> None:
+def skip_record(issues: Issues, kind: str, where: str, line: int, says: str) -> None:
     """Note a record that has no meaning; raises Refused unless the policy is `skip`."""
-    findings.n_records += 1
-    findings.n_skipped_records += 1
-    findings.fault(kind, where, line, says)
+    issues.n_records += 1
+    issues.n_skipped_records += 1
+    issues.fault(kind, where, line, says)

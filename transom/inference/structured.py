@@ -22,8 +22,8 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from torch import Tensor
 
 from transom.data.documents import printable
-from transom.data.resident import Died, Resident
 from transom.data.tokenizer import Tokenizer
+from transom.data.worker_process import Died, WorkerProcess
 from transom.errors import Refused
 
 from .schemas import MAX_BYTES, checked_schema, kept_to, words
@@ -135,7 +135,7 @@ class GrammarCompiler:
             eos_token=sorted(self.end_ids),
             slices=LLTokenizer.json_slices(),
         )
-        self._worker = Resident(Path(__file__).with_name("structured_worker.py"), seconds=WALL_SECONDS)
+        self._worker = WorkerProcess(Path(__file__).with_name("structured_worker.py"), seconds=WALL_SECONDS)
         self._kept: OrderedDict[str, Grammar] = OrderedDict()
         self._lock = threading.Lock()
 

@@ -1,7 +1,8 @@
 """The process that tries schemas out: compiles one within limits and says whether it may be compiled again.
 
 The one idea: a schema that would take all time or memory takes them here, where only this process ends.
-Runs as a script of its own (transom.data.resident), and so imports nothing of ours. Read next: structured.
+Runs as a script of its own (transom.data.worker_process), and so imports nothing of ours. Read next:
+structured.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..data.shape import command_for, guess_task, refuse_piped_rows
+from ..data.task_guess import command_for, guess_task, refuse_piped_rows
 from ..errors import Refused
 from ..settings import LIMITS, TrainSettings
 from .architecture import member

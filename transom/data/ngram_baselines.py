@@ -35,7 +35,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class References:
+class NgramBaselines:
     """The reference lines of a corpus."""
 
     uniform: Line
@@ -48,12 +48,12 @@ class References:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> References:
+    def from_dict(cls, values: dict[str, Any]) -> NgramBaselines:
         lines = {name: Line(**values[name]) for name in ("uniform", "unigram", "bigram")}
         return cls(**lines, n_counted=values["n_counted"])
 
 
-def references(train: TokenFile, held_out: TokenFile) -> References:
+def count_baselines(train: TokenFile, held_out: TokenFile) -> NgramBaselines:
     """Count the training tokens and score the held-out ones."""
     single, keys, counts = _counted(train)
     n_vocab = train.vocab_size
@@ -80,7 +80,7 @@ def references(train: TokenFile, held_out: TokenFile) -> References:
     nats[0] = n_targets * math.log(n_vocab)
     to_bits = 1 / (max(held_out.n_bytes, 1) * math.log(2))
     lines = [Line(float(score) / max(n_targets, 1), float(score) * to_bits) for score in nats]
-    return References(*lines, n_counted=int(single.sum()))
+    return NgramBaselines(*lines, n_counted=int(single.sum()))
 
 
 def _discounts(counts: Counts) -> npt.NDArray[np.float64]:

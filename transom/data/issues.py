@@ -41,7 +41,7 @@ class Fault:
 
 
 @dataclass
-class Findings:
+class Issues:
     """Counts gathered while a source is read once."""
 
     policy: Policy = "error"

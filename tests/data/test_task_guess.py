@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from transom.data.shape import guess_task, refuse_piped_rows
+from transom.data.task_guess import guess_task, refuse_piped_rows
 from transom.errors import Refused
 
 Written = Callable[[str, bytes | str], Path]

@@ -27,7 +27,7 @@ class Died(Exception):
     """The process was ended, by its own limits or for want of time, before it had answered."""
 
 
-class Resident:
+class WorkerProcess:
     """One script that is kept running; safe to use from several threads, which take turns."""
 
     def __init__(self, script: Path, *, seconds: float) -> None:
