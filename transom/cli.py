@@ -438,13 +438,14 @@ def look(
     text: str | None = None,
     /,
     *,
+    patch: str | None = None,
     out: Path | None = None,
     all: Switched = False,
     dtype: str | None = None,
     device: str | None = None,
     json: Json = False,
 ) -> None:
-    """Overview inside.
+    """Look inside.
 
     Parameters
     ----------
@@ -453,6 +454,9 @@ def look(
         (`runs/NAME`), to see how its inside moved while it learned.
     text
         What the model reads; leave it out for a run.
+    patch
+        Another text of as many tokens: which layer and token carry what the two differ in. Pieces of the
+        text's run are put into the run over this one, and what comes back of the answer is measured.
     out
         Where the pictures go: one HTML file that needs no network [default: look.html, or
         the next such name that is free].
@@ -468,6 +472,8 @@ def look(
     page = writable(out or unused("look.html"))
     with _answer(json) as show:
         if text is None:
+            if patch is not None:
+                raise Refused("--patch compares two texts; give the first: transom look MODEL 'a text'")
             from .training.inside import look_at_run
 
             show(Looked(look_at_run(Path(model)).save(page), all))
@@ -478,7 +484,7 @@ def look(
 
             _said((text,), "give its text in quotes")
             loaded = load_model(model, dtype=dtype, device=device)
-            show(Looked(look_into(loaded, text, name_of(model)).save(page), all))
+            show(Looked(look_into(loaded, text, name_of(model), patch).save(page), all))
 
 
 def evaluate(
@@ -637,7 +643,7 @@ def bench(*, flags: Flags = TrainSettings(), config: Config = None, json: Json =
 
 
 def doctor(*, device: str = "auto", json: Json = False) -> int:
-    """Overview at this machine.
+    """Look at this machine.
 
     Parameters
     ----------

@@ -228,6 +228,25 @@ def test_a_screen_of_a_large_model_fits_a_screen_and_the_rest_is_asked_for(token
     assert "░░ 0.25" in whole and len(whole.splitlines()) > 100
 
 
+def test_a_text_patched_into_another_says_what_carries_their_difference(tokenizer: Any, tmp_path: Path):
+    model = small(tokenizer)
+    tokens, other = tokenizer.encode("a cat sat"), tokenizer.encode("a rat sat")
+    found = overview(model, tokens, tokenizer, other=other).save(tmp_path / "look.html")
+    picture, view = found.pictures[0], found.to_dict()["views"][0]
+    assert view["view"] == "Patching" and view["clean"] == tokens and view["corrupt"] == other
+    at = next(i for i, (a, b) in enumerate(zip(tokens, other, strict=True)) if a != b)
+    restored = np.array(view["restored"]).reshape(2, len(tokens))
+    assert restored[0, at] == pytest.approx(1, abs=1e-4) and abs(restored[0, at - 1]) < 1e-6
+    assert "“c”" in picture.finding and "r→c" in picture.text
+    assert picture.finding in " ".join(str(found).split())
+    is_harmless((tmp_path / "look.html").read_text(encoding="utf-8"))
+    assert "Patched: " in found.whole() and picture.caveat in found.whole()
+    with pytest.raises(Refused, match="equally long"):
+        overview(model, tokens, tokenizer, other=other[:-1])
+    with pytest.raises(Refused, match="the limit is 200,000"):
+        overview(model, tokens * 40, tokenizer, other=other * 40)
+
+
 def test_the_token_that_the_text_helped_most_is_explained_exactly(tokenizer: Any):
     model = small(tokenizer)
     tokens = tokenizer.encode("So <b> & naïve")

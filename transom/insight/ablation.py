@@ -18,10 +18,13 @@ from torch import Tensor, nn
 
 from ..errors import Refused, nearest
 from ..model.recurrent import Recurrent
+from . import figures
 from .answer_score import AnswerScore, answer_score, chunks
 from .hooks import Edit, edited
+from .html import Picture
 from .module_finder import ModelParts, model_parts
-from .view import View
+from .token_probabilities import TokenProbabilities, token_probabilities
+from .view import View, Words
 
 What = Literal["heads", "attention", "ffn", "layers", "experts"]
 How = Literal["zero", "mean", "resample"]
@@ -56,6 +59,10 @@ class Ablation(View):
         """Units with their change, those that the answer needs most first."""
         pairs = zip(self.units, self.change.tolist(), strict=True)
         return sorted(pairs, key=lambda pair: pair[1])
+
+    def draw(self, words: Words) -> Picture:
+        """Draw it; words gives the texts of its tokens."""
+        return figures.ablation(self.to_dict())
 
 
 def ablate(
@@ -93,6 +100,29 @@ def ablate(
     change = torch.stack(draws) - before
     spread = torch.stack((change.amin(0), change.amax(0)), dim=-1)
     return Ablation(what, how, str(metric), tuple(chosen), before, change.mean(0), spread)
+
+
+@torch.no_grad()
+def without_head(
+    model: nn.Module, tokens: Sequence[int], layer: int, head: int, *, how: How = "mean",
+    source: Sequence[int] | None = None,
+) -> TokenProbabilities:  # fmt: skip
+    """Judge each token (L,) anew while one head says its mean over the text; of an encoder-decoder a head of
+    its decoder's own attention. Raises `Refused`.
+    """
+    parts = model_parts(model)
+    modules = places(parts, "heads")
+    for name, value, known in (("layer", layer, len(modules)), ("head", head, parts.n_heads)):
+        if not 0 <= value < known:
+            raise Refused(f"{name} is {value}; this model has 0 to {known - 1}")
+    read = tuple(tokens[:-1])
+    metric = AnswerScore(
+        read, ((len(read) - 1, tokens[-1]),), None, None if source is None else tuple(source)
+    )
+    said = what_they_say(parts, metric, "heads")
+    instead = replacements(said, how, torch.Generator().manual_seed(0))[layer]
+    with edited(replacing(modules[layer], "heads", parts.n_heads, [(0, head)], instead)):
+        return token_probabilities(model, tokens, top=1, source=source)
 
 
 def all_units(parts: ModelParts, what: What) -> list[Unit]:

@@ -19,12 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import Refused, nearest
+from . import figures
 from .activations import embedded
 from .answer_score import AnswerScore, answer_score, chunks, device_of, logits_at
 from .gradients import differentiable
 from .hooks import Edit, edited
+from .html import Picture
 from .module_finder import ModelParts, model_parts
-from .view import View
+from .view import View, Words, plain
 
 Method = Literal["gradient_x_input", "integrated", "gradient", "leave_one_out"]
 STEPS = 32
@@ -62,8 +64,6 @@ class Control:
                 f"(random scores: {self.random:.2f}, 95% within {self.random_95:.2f}): {word}")  # fmt: skip
 
     def to_dict(self) -> dict[str, object]:
-        from .view import plain
-
         said = {name: plain(value) for name, value in vars(self).items()}
         return {**said, "beats_random": self.beats_random, "text": str(self)}
 
@@ -92,6 +92,10 @@ class Attribution(View):
     def ranked(self) -> list[int]:
         """Units by their score, largest first."""
         return self.scores.argsort(descending=True).tolist()
+
+    def draw(self, words: Words) -> Picture:
+        """Draw it; words gives the texts of its tokens."""
+        return figures.attribution(self.to_dict(), words(self.tokens))
 
 
 def attribute(

@@ -244,6 +244,53 @@ def ablation(view: Numbers) -> Picture:
                    view["caveat"], note)  # fmt: skip
 
 
+def patching(view: Numbers, texts: Sequence[str], others: Sequence[str], answer: str) -> Picture:
+    """How much of the answer each piece of the text's run brings back in the run over the other text."""
+    n_layers = 1 + max(layer for layer, _ in view["units"])
+    restored = np.asarray(view["restored"], dtype=np.float64).reshape(n_layers, -1)
+    places = [_seen(pair) for pair in zip(texts, others, strict=True)]
+    columns = [a if a == b else f"{b}→{a}" for a, b in places]
+    if view["points"] != "resid":
+        columns = [str(i) for i in range(restored.shape[1])]
+    names = [f"layer {layer}" for layer in range(n_layers)]
+    body = heat(np.clip(restored, 0, 1)[::-1], names[::-1], columns, top=1.0, word="of the difference",
+                label="share of the difference that comes back")  # fmt: skip
+    best = [int(row.argmax()) for row in restored]
+    lines = [
+        f"  {names[layer]:>9} {fitted(columns[best[layer]])} {bar(restored[layer, best[layer]], 20)} "
+        f"{restored[layer, best[layer]]:5.2f}"
+        for layer in reversed(range(n_layers))
+    ]
+    few = sorted({round(i * (n_layers - 1) / (FEW - 1)) for i in range(FEW)})
+    brief = "\n".join(line for at, line in enumerate(reversed(lines)) if at in few)
+    brief = "\n".join(reversed(brief.split("\n")))
+    p_text, p_other = (percent(math.exp(min(0.0, view[f"{name}_score"]))) for name in ("clean", "corrupt"))
+    changed = [i for i, (a, b) in enumerate(places) if a != b]
+    found = (
+        f"{quoted(answer)} follows the text at {p_text} and the other text at {p_other}. "
+        + (_carried(restored, texts, changed) if view["points"] == "resid" else "")
+    ).strip()
+    note = (
+        "Patched: what the text's run holds before a layer at one token, put into the run over the other "
+        "text. A row is a layer, the last on top, a column a token (other→text where they differ); "
+        "brighter: more of the difference comes back, 0 nothing and 1 all of it."
+    )
+    return Picture("Where the difference of the two texts is carried", body, "\n".join(lines), view["caveat"],
+                   note, finding=found, brief=brief)  # fmt: skip
+
+
+def _carried(restored: np.ndarray, texts: Sequence[str], changed: Sequence[int]) -> str:
+    """Where the difference stands at the bottom, and from which layer on the last token carries it."""
+    last = len(texts) - 1
+    if last in changed:
+        return "The last token itself differs, so it carries the difference from the start."
+    since = next((i for i in range(len(restored)) if (restored[i:, last] >= 0.5).all()), None)
+    start = ", ".join(quoted(texts[i]) for i in changed)
+    if since is None:
+        return f"It stands at {start}, and no layer's input at the last token brings half of it back."
+    return f"It stands at {start}; from layer {since} on the last token, {quoted(texts[last])}, carries most."
+
+
 def _seen(texts: Sequence[str]) -> list[str]:
     return [visible(text) for text in texts]
 

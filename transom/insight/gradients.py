@@ -20,11 +20,13 @@ from torch import Tensor, nn
 
 from ..errors import Refused
 from ..model.recurrent import Recurrent
+from . import figures
 from .activations import embedded, residual_stream
 from .answer_score import AnswerScore, answer_score, chunks, device_of, logits_at
 from .hooks import Edit, edited
+from .html import Picture
 from .module_finder import ModelParts, model_parts
-from .view import View
+from .view import View, Words
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,10 @@ class GradientFlow(View):
     """(n_layers, L): what comes through the branches of each layer; branch + identity = total as vectors."""
     why: str
     """Why there is no split, where there is none."""
+
+    def draw(self, words: Words) -> Picture:
+        """Draw it; words gives the texts of its tokens."""
+        return figures.gradient_flow(self.to_dict(), words(self.tokens))
 
 
 def gradient_flow(
@@ -114,6 +120,10 @@ class TokenGradients(View):
         """(L - 1,) the mean over rows at each distance t - s; distance 0 is the token just read."""
         n = len(self.norms)
         return torch.stack([self.norms.diagonal(-d).mean() for d in range(n)])
+
+    def draw(self, words: Words) -> Picture:
+        """Draw it; words gives the texts of its tokens."""
+        return figures.token_gradients(self.to_dict(), words(self.tokens))
 
 
 def token_gradients(model: nn.Module, tokens: Tensor | Sequence[int], *, rows: int = 16) -> TokenGradients:

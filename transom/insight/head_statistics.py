@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from transom.errors import Refused, nearest
 
-from .drawn import Drawn
+from . import attention_figures
+from .html import Picture
 from .maps import Call
+from .view import View, Words
 
 FIGURES = {
     "entropy": "nats of a row of weights: 0 for one key, log M for all alike",
@@ -34,7 +36,7 @@ OF_PLACES: tuple[str, ...] = ("distance", "previous", "duplicate")
 
 
 @dataclass(frozen=True, eq=False)
-class HeadGrid(Drawn):
+class HeadGrid(View):
     """Figures of every head of every layer, each (n_layers, H) float32."""
 
     figures: dict[str, Tensor]
@@ -42,7 +44,7 @@ class HeadGrid(Drawn):
     kind: str
     missing: dict[str, str]
     """Figures that cannot be had, with the reason."""
-    caveat: str = "means over the queries of one text; a head may do something else on another"
+    caveat: ClassVar[str] = "means over the queries of one text; a head may do something else on another"
 
     def figure(self, name: str) -> Tensor:
         """One figure of all heads, (n_layers, H); raises Refused with the reason where it cannot be had."""
@@ -90,15 +92,12 @@ class HeadGrid(Drawn):
         return [(self.layers[at], head, float(values[at, head])) for at, head in places]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain numbers, with what each figure says."""
-        return {
-            "layers": list(self.layers),
-            "kind": self.kind,
-            "figures": {name: values.tolist() for name, values in self.figures.items()},
-            "says": {name: FIGURES[name] for name in self.figures},
-            "missing": self.missing,
-            "caveat": self.caveat,
-        }
+        """Plain values for JSON, with what each figure says."""
+        return {**super().to_dict(), "says": {name: FIGURES[name] for name in self.figures}}
+
+    def draw(self, words: Words) -> Picture:
+        """Draw its figures as maps of layers by heads."""
+        return attention_figures.grid_of_heads(self.to_dict())
 
 
 def head_grid(calls: Sequence[Call], batch: int = 0) -> HeadGrid:

@@ -14,10 +14,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from . import figures
 from .activations import residual_stream
 from .answer_score import device_of, hidden_of, logits_at
+from .html import Picture
 from .module_finder import ModelParts, model_parts
-from .view import View
+from .view import View, Words
 
 POSITIONS = 64
 """Positions whose scores over the whole vocabulary are held at once."""
@@ -47,6 +49,10 @@ class LogitLens(View):
         """(n,) the first layer from which on the first choice is the final one."""
         same = self.top[..., 0] == self.top[-1, :, 0]
         return len(same) - same.flip(0).long().cumprod(0).sum(0)
+
+    def draw(self, words: Words) -> Picture:
+        """Draw it; words gives the texts of its tokens."""
+        return figures.lens(self.to_dict(), words(self.tokens), lambda token: words([token])[0])
 
 
 @torch.no_grad()

@@ -10,15 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from transom.errors import Refused
 
-from .drawn import Drawn
+from . import attention_figures
+from .html import Picture
 from .recorded_calls import AttentionArgs, RecordedCall, changed
+from .view import View, Words
 
 TILE_BYTES = 4 << 20
 """Weights held at a time by reductions."""
@@ -194,7 +196,7 @@ def _grouped(left: Tensor, right: Tensor, n_heads: int, heads: slice) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class AttentionMap(Drawn):
+class AttentionMap(View):
     """Weights that a model used: (L, M) of a head, (M,) of a row of it, (H, L, M) or (H, M) of all heads."""
 
     weights: Tensor
@@ -205,14 +207,21 @@ class AttentionMap(Drawn):
     error: float
     """The largest difference of these rows to the kernel's output."""
     name: str
-    caveat: str = "weights that were used; what was done with them, and whether it mattered, is not shown"
+    caveat: ClassVar[str] = (
+        "weights that were used; what was done with them, and whether it mattered, is not shown"
+    )
 
-    def to_dict(self) -> dict[str, Any]:
-        """As plain numbers."""
-        said = {
-            part: getattr(self, part) for part in ("layer", "head", "row", "kind", "error", "name", "caveat")
-        }
-        return {**said, "weights": self.weights.tolist()}
+    def draw(self, words: Words) -> Picture:
+        """Draw it by the places of its tokens, which it does not know."""
+        view = self.to_dict()
+        if self.head is None:
+            return attention_figures.layer_of_heads(view)
+        n_keys = self.weights.shape[-1]
+        n_queries = len(self.weights) if self.row is None else 1 + self.row
+        places = [str(i) for i in range(max(n_queries, n_keys))]
+        if self.kind == "cross":
+            return attention_figures.attention(view, places[:n_queries], places[:n_keys])
+        return attention_figures.attention(view, places)
 
 
 def attention_map(call: Call, head: int | None, row: int | None, batch: int = 0) -> AttentionMap:

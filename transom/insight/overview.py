@@ -26,16 +26,20 @@ from .gradients import gradient_flow, token_gradients
 from .html import Picture, quoted, readable, tag, visible, write
 from .lens import logit_lens
 from .look import Seen, look
+from .module_finder import model_parts
+from .patching import Patching, patch
 from .reading import OF_TEXT, found, opening
 from .routing import routing
 from .token_probabilities import TokenProbabilities, token_probabilities, unaided
-from .view import plain
+from .view import View
 
 MANY = 128
 """Of a longer text the map of gradients is left out: it costs a backward pass for every token."""
 READ, TRIED = 8192, 64
 """To see what an answer hangs on, so many of the last tokens are taken away, a forward pass each, that no
 more than READ are read in all."""
+PATCHED = 200_000
+"""Tokens that are read at most to patch one text into another: each piece is a pass over all of it."""
 WHERE = {"cross": ", from what is written to the source", "self": ", within what is written",
          "encoder": ", within the source"}  # fmt: skip
 """Kind of attention -> how it is called where there are several."""
@@ -125,19 +129,26 @@ class Overview:
 
 def overview(
     model: nn.Module, tokens: Sequence[int], tokenizer: Any = None, *, source: Sequence[int] | None = None,
-    title: str = "A look inside",
+    other: Sequence[int] | None = None, title: str = "A look inside",
 ) -> Overview:  # fmt: skip
-    """Overview at a text of tokens (L,) from every side that this model has. Raises `Refused`."""
+    """Look at a text of tokens (L,) from every side that this model has. Raises `Refused`.
+
+    other (L,): a text whose run is patched with pieces of this one's, to see what carries their difference.
+    """
     text = Text(model, [int(token) for token in tokens], tokenizer, source)
     if not text.tokens:
         raise Refused("a text of no tokens has nothing to look at; give at least one")
     pictures: list[Picture] = []
     views: list[dict[str, Any]] = []
+    if other is not None:
+        patched = _patched(text, [int(token) for token in other])
+        pictures.append(patched.draw(text.words))
+        views.append(patched.to_dict())
     for name, sides in SIDES:
         try:
             for picture, view in sides(text):
                 pictures.append(picture)
-                views.append(view)
+                views.append(view.to_dict())
         except Refused as refused:
             reason = f"  not shown: {refused}"
             pictures.append(Picture(name, tag("p", str(refused)), reason, "", "Not shown.", brief=reason))
@@ -147,13 +158,13 @@ def overview(
     return Overview(title, f"{read[:300]}{'…' if len(read) > 300 else ''}", pictures, views)
 
 
-Drawn = Iterator[tuple[Picture, dict[str, Any]]]
+Drawn = Iterator[tuple[Picture, View]]
 
 
 def _token_probabilities(text: Text) -> Drawn:
     if text.predicts:
-        view = text.token_probabilities.to_dict()
-        yield figures.token_probabilities(view, text.words(text.tokens)), view
+        view = text.token_probabilities
+        yield view.draw(text.words), view
 
 
 def _attention(text: Text) -> Drawn:
@@ -168,21 +179,21 @@ def _attention(text: Text) -> Drawn:
 def _heads(text: Text, seen: Seen, kind: str) -> Drawn:
     """The heads that say most, and the grid of all."""
     grid = seen.heads(kind=kind)
-    view = grid.to_dict()
+    numbers = grid.to_dict()
     where = "" if len(text.kinds) == 1 else WHERE[kind]
     queries = text.words(text.source or () if kind == "encoder" else text.tokens)
     keys = text.words(text.source or ()) if kind == "cross" else None
     titles = []
-    for layer, head in _telling(view)[: DRAWN if kind == text.kinds[0] else 1]:
-        looked = seen.attention(layer, head, kind=kind).to_dict()
-        picture = attention_figures.attention(looked, queries, keys)
+    for layer, head in _telling(numbers)[: DRAWN if kind == text.kinds[0] else 1]:
+        looked = seen.attention(layer, head, kind=kind)
+        picture = attention_figures.attention(looked.to_dict(), queries, keys)
         titles.append(f"{picture.title}{where}")
         yield replace(picture, title=titles[-1]), looked
     small = [seen.thumbnails(layer, 24, kind=kind).numpy() for layer in grid.layers]
-    drawn = attention_figures.heads(view, small)
+    drawn = attention_figures.heads(numbers, small)
     said = "\n".join([*(f"  {title}" for title in titles), drawn.brief]).rstrip()
     yield replace(drawn, title=f"{drawn.title}{where}", folded=True, brief=said,
-                  finding=f"{drawn.finding} Among the sharpest: l{titles[0][1:]}.".strip()), view  # fmt: skip
+                  finding=f"{drawn.finding} Among the sharpest: l{titles[0][1:]}.".strip()), grid  # fmt: skip
 
 
 def _telling(view: dict[str, Any]) -> list[tuple[int, int]]:
@@ -212,8 +223,8 @@ def _run(text: Text) -> None:
 
 def _lens(text: Text) -> Drawn:
     if getattr(text.config, "head", "tokens") == "tokens":
-        view = logit_lens(text.model, text.tokens, source=text.source).to_dict()
-        yield figures.lens(view, text.words(text.tokens), lambda token: text.words([token])[0]), view
+        view = logit_lens(text.model, text.tokens, source=text.source)
+        yield view.draw(text.words), view
 
 
 def _why(text: Text) -> Drawn:
@@ -234,8 +245,8 @@ def _why(text: Text) -> Drawn:
     n_read = len(source or read)
     first = n_read - max(1, min(TRIED, READ // n_read, n_read))
     view = attribute(text.model, read, target, method="leave_one_out", source=source,
-                     units=[(place,) for place in range(first, n_read)]).to_dict()  # fmt: skip
-    picture = figures.attribution(view, text.words(view["tokens"]))
+                     units=[(place,) for place in range(first, n_read)])  # fmt: skip
+    picture = view.draw(text.words)
     word, start, last = (quoted(one) for one in text.words([target, read[0], read[-1]]))
     little, much = (figures.percent(float(logs[most].exp())) for logs in (alone, whole))
     if source is None:
@@ -245,20 +256,29 @@ def _why(text: Text) -> Drawn:
     helped += f", {much} with it. "
     asked = "" if not first else f", of the {n_read - first} tokens before it"
     yield replace(picture, title=f"What {word} hangs on{asked}", finding=helped + picture.finding), view
-    flow = gradient_flow(text.model, read, target=target, source=text.source).to_dict()
-    yield replace(figures.gradient_flow(flow, text.words(read)), folded=True), flow
+    flow = gradient_flow(text.model, read, target=target, source=text.source)
+    yield replace(flow.draw(text.words), folded=True), flow
 
 
 def _between(text: Text) -> Drawn:
     if text.predicts and text.source is None and len(text.tokens) <= MANY:
-        view = token_gradients(text.model, text.tokens).to_dict()
-        yield replace(figures.token_gradients(view, text.words(text.tokens)), folded=True), view
+        view = token_gradients(text.model, text.tokens)
+        yield replace(view.draw(text.words), folded=True), view
 
 
 def _experts(text: Text) -> Drawn:
     if routers(text.model):
-        view = routing(text.model, text.tokens, source=text.source).to_dict()
-        yield figures.routing(view), view
+        view = routing(text.model, text.tokens, source=text.source)
+        yield view.draw(text.words), view
+
+
+def _patched(text: Text, other: list[int]) -> Patching:
+    """The residual stream of the text, piece by piece in the run over the other one."""
+    n_read = len(text.tokens) ** 2 * model_parts(text.model).n_layers
+    if n_read > PATCHED:
+        raise Refused(f"to patch {len(text.tokens)} tokens in every layer {n_read:,} would be read; the "
+                      f"limit is {PATCHED:,}: give shorter texts")  # fmt: skip
+    return patch(text.model, text.tokens, other)
 
 
 SIDES: tuple[tuple[str, Callable[[Text], Drawn]], ...] = (
@@ -270,38 +290,3 @@ SIDES: tuple[tuple[str, Callable[[Text], Drawn]], ...] = (
     ("Which experts were asked", _experts),
 )
 """What a look is made of, in order."""
-
-
-def _map_alone(view: dict[str, Any]) -> Picture:
-    """A map that knows no tokens: by their places."""
-    if view["head"] is None:
-        return attention_figures.layer_of_heads(view)
-    rows = view["weights"] if view["row"] is None else [view["weights"]]
-    n_queries = len(rows) if view["row"] is None else 1 + view["row"]
-    places = [str(i) for i in range(max(n_queries, len(rows[0])))]
-    return attention_figures.attention(view, places[:n_queries] if view["kind"] == "cross" else places,
-                             places[: len(rows[0])] if view["kind"] == "cross" else None)  # fmt: skip
-
-
-def picture_of(view: Any, tokenizer: Any = None) -> Picture:
-    """The picture of one view by itself, for a notebook; without a tokenizer its tokens are numbers."""
-    numbers = plain(view)
-    kind = type(view).__name__
-    if kind not in ALONE:
-        raise Refused(f"no picture of a {kind} can be drawn alone; there are {', '.join(ALONE)}")
-    words = lambda tokens: readable(tokenizer, tokens)  # noqa: E731
-    return ALONE[kind](numbers, words)
-
-
-ALONE: dict[str, Callable[[dict[str, Any], Callable[[Sequence[int]], list[str]]], Picture]] = {
-    "TokenProbabilities": lambda view, words: figures.token_probabilities(view, words(view["tokens"])),
-    "LogitLens": lambda view, words: figures.lens(view, words(view["tokens"]), lambda t: words([t])[0]),
-    "GradientFlow": lambda view, words: figures.gradient_flow(view, words(view["tokens"])),
-    "TokenGradients": lambda view, words: figures.token_gradients(view, words(view["tokens"])),
-    "Attribution": lambda view, words: figures.attribution(view, words(view["tokens"])),
-    "AttentionMap": lambda view, words: _map_alone(view),
-    "HeadGrid": lambda view, words: attention_figures.grid_of_heads(view),
-    "Routing": lambda view, words: figures.routing(view),
-    "Ablation": lambda view, words: figures.ablation(view),
-}
-"""View -> how it is drawn where only its numbers and a tokenizer are there."""

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import Refused, nearest
+from . import figures
 from .ablation import Unit, all_units, places, replacing, what_they_say
 from .answer_score import AnswerScore, answer_score, chunks
 from .hooks import Edit, edited
+from .html import Picture
 from .module_finder import ModelParts, model_parts
-from .view import View
+from .view import View, Words
 
 Points = Literal["resid", "heads", "attention", "ffn"]
 POINTS = ("resid", "heads", "attention", "ffn")
@@ -36,6 +38,8 @@ class Patching(View):
     )
     points: str
     metric: str
+    answer: int
+    """The token whose probability is followed."""
     clean: tuple[int, ...]
     corrupt: tuple[int, ...]
     clean_score: float
@@ -47,6 +51,11 @@ class Patching(View):
     """(units,) float64, in nats: of the corrupt run, with the piece minus without it."""
     restored: Tensor
     """(units,) change over the difference of the two texts: 0 nothing, 1 all of it."""
+
+    def draw(self, words: Words) -> Picture:
+        """Draw it; words gives the texts of its tokens."""
+        view = self.to_dict()
+        return figures.patching(view, words(self.clean), words(self.corrupt), words([self.answer])[0])
 
 
 def patch(
@@ -77,8 +86,8 @@ def patch(
                 scores.append(bad.of(model, bad.rows(model, len(some))))
     change = torch.cat(scores).cpu() - corrupt_score
     return Patching(
-        points, str(good), good.tokens, bad.tokens, clean_score, corrupt_score, tuple(units), change,
-        change / (clean_score - corrupt_score),
+        points, str(good), good.targets[0][1], good.tokens, bad.tokens, clean_score, corrupt_score,
+        tuple(units), change, change / (clean_score - corrupt_score),
     )  # fmt: skip
 
 

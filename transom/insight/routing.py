@@ -14,10 +14,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from . import figures
 from .answer_score import device_of, logits_at
 from .hooks import Edit, edited
+from .html import Picture
 from .module_finder import model_parts
-from .view import View
+from .view import View, Words
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,10 @@ class Routing(View):
     """(layers,) float32, in nats, of the load; log(E) is an even one."""
     even: float
     """log(E), in nats."""
+
+    def draw(self, words: Words) -> Picture:
+        """Draw it; words gives the texts of its tokens."""
+        return figures.routing(self.to_dict())
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ Hochreiter & Schmidhuber 1997; Cho et al. 2014. Read next: look.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +19,11 @@ from transom.errors import Refused
 from .maps import LIMITS, Mismatch
 from .module_finder import number_of
 from .recorded_calls import RecordedRecurrence
+from .view import View
 
 
 @dataclass(frozen=True, eq=False)
-class States:
+class States(View):
     """What a recurrent layer held after every token: each (B, L, D) float32."""
 
     cell: str
@@ -33,11 +34,12 @@ class States:
     """LSTM: input, forget, new, output. GRU: reset, update, new. RNN: new."""
     error: float
     """The largest difference to the fused pass."""
-    caveat: str = "how far a gate is open says what could pass, not what did"
+    caveat: ClassVar[str] = "how far a gate is open says what could pass, not what did"
 
     def to_dict(self) -> dict[str, Any]:
         """As means over the width, (B, L), with the norm of the states."""
         return {
+            "view": "States",
             "cell": self.cell,
             "gates": {name: gate.mean(-1).tolist() for name, gate in self.gates.items()},
             "hidden_norm": self.hidden.norm(dim=-1).tolist(),

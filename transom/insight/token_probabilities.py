@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from ..errors import Refused
 from ..model.recurrent import Recurrent
 from ..model.transformer import Transformer
+from . import figures
 from .answer_score import chunks, device_of, hidden_of, logits_at
-from .view import View
+from .html import Picture
+from .view import View, Words
 
 POSITIONS = 64
 """Positions whose scores over the whole vocabulary are held at once."""
@@ -47,6 +49,10 @@ class TokenProbabilities(View):
     def perplexity(self) -> float:
         """exp of the mean surprisal over the tokens that were predicted."""
         return float((-self.logprob).mean().exp())
+
+    def draw(self, words: Words) -> Picture:
+        """Draw it; words gives the texts of its tokens."""
+        return figures.token_probabilities(self.to_dict(), words(self.tokens))
 
 
 @torch.no_grad()

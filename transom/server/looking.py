@@ -20,7 +20,7 @@ from torch import Tensor
 
 from transom.errors import Refused
 from transom.inference.sampling import SamplingParams
-from transom.insight.ablation import Ablation
+from transom.insight.ablation import Ablation, without_head
 from transom.insight.attention_figures import checked, tiny
 from transom.insight.attribution import attribute
 from transom.insight.gradients import gradient_flow
@@ -30,7 +30,6 @@ from transom.insight.look import Seen
 from transom.insight.look import look as look_at
 from transom.insight.routing import routing
 from transom.insight.token_probabilities import TokenProbabilities, token_probabilities
-from transom.insight.without import without_head
 
 from .chat_schema import for_template
 from .endpoint import Answer, Call
