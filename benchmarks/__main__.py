@@ -21,6 +21,7 @@ NAMES = (
     "multi30k",
     "classification",
     "look_speed",
+    "reading",
 )
 
 SPINS = "300000"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transom.inference.block_manager import BlockManager, OutOfBlocks
 from transom.inference.paged import SHORT, PagedCache, PagedStep
 from transom.inference.sequence import Span, TokenSequence
-from transom.model.attention import Rule, attend_plain
+from transom.model.attend import Rule, attend_plain
 from transom.model.config import ModelConfig
 
 CONFIG = ModelConfig(8, 8, 2, 4, 2, head_dim=4, ffn_dim=8, max_len=512)

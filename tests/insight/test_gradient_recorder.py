@@ -37,7 +37,7 @@ def test_gradients_are_autograd_s_and_branches_add_up() -> None:
 
 
 def _arguments(net: nn.Module) -> tuple:
-    from transom.model.attention import Rule
+    from transom.model.attend import Rule
     from transom.model.positions import rotation
 
     rotary = rotation(torch.arange(13)[None], net.frequencies, torch.float32)

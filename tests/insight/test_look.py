@@ -13,7 +13,7 @@ from transom.data.tokenizer import train_tokenizer
 from transom.errors import Refused
 from transom.inference.generator import Generator
 from transom.insight.maps import Mismatch
-from transom.model.attention import Rule, attend_plain
+from transom.model.attend import Rule, attend_plain
 from transom.model.build import build
 from transom.model.config import Experts, ModelConfig
 

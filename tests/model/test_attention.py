@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transom.model.attention import Rule, attend, attend_plain
-from transom.model.blocked_attention import blocked_attention, pays
+from transom.model.attend import Rule, attend, attend_plain
+from transom.model.cpu import blocked_attention, pays
 
 
 def qkv(batch: int, n_queries: int, n_keys: int, heads: int, groups: int, width: int = 8, seed: int = 0):

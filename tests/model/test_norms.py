@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from transom.model.norms import LayerNorm, RMSNorm
+from transom.model.layers import LayerNorm, RMSNorm
 
 
 @pytest.mark.parametrize("shape", [(5, 16), (2, 3, 4, 8)])

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from transom.model.attention import SelfAttention
 from transom.model.build import Model
-from transom.model.feedforward import Linear
+from transom.model.layers import Linear
 from transom.model.losses import cap
 from transom.model.positions import rotate
 from transom.model.scores import in_two_parts, multiplies_bfloat16

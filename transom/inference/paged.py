@@ -19,10 +19,10 @@ from os.path import commonprefix
 import torch
 from torch import Tensor
 
-from transom.model.aligned_attention import aligns, reach
-from transom.model.attention import Rule, attend
+from transom.model.attend import Rule, attend
 from transom.model.cache import Memory
 from transom.model.config import ModelConfig
+from transom.model.cpu import aligns, reach
 from transom.model.transformer import Transformer
 
 from .encoder_memory import EncoderMemory
@@ -57,7 +57,7 @@ class PagedCache:
         """The tokens of a short row from which on it is read in place."""
         self.short, self.shared_from = SHORT, SHARED
         self.aligned = aligns(device, dtype) and config.position != "relative" and config.attn_softcap is None
-        """Whether a row's bits are those of it alone (`model.aligned_attention`), a shared prefix aside."""
+        """Whether a row's bits are those of it alone (`model.cpu.aligned_attention`) but for a prefix."""
         self.blocks = list(self.pool)
         self.slots = [blocks.flatten(0, 1) for blocks in self.blocks]
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from transom.model.aligned_attention import aligned_attention
-from transom.model.attention import attend_plain
+from transom.model.attend import attend_plain
+from transom.model.cpu import aligned_attention
 
 from .module_finder import NO_TEXT
 from .recorded_calls import (

@@ -3,7 +3,7 @@
 Slot s of row b holds what was made of that row's token number s: its keys and values, or, of a recurrence,
 the state after it. Rows may have different lengths: a token is written at its own row's length, and nobody
 looks past it. Every decode state of the project has these methods: append, advance, reorder, truncate,
-lengths; the memory of a source moves with it. Read next: attention, recurrent.
+lengths; the memory of a source moves with it. Read next: attend, recurrent.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .attention import Rule, attend
+from .attend import Rule, attend
 from .config import ModelConfig
 
 

@@ -4,7 +4,7 @@ A router scores every expert for every token; the best few are taken, and their 
 scores. Tokens are sorted by expert, so that each expert is one product over its own rows: no token is dropped
 and none is padded. `mixed_plain` is the same one token at a time, the oracle and the explanation.
 Load is kept even by a bias that takes part in the choice but not in the mixing (Wang et al. 2024,
-arXiv:2408.15664), or by a loss (Fedus et al. 2021). Routing: Shazeer et al. 2017. Read next: feedforward.
+arXiv:2408.15664), or by a loss (Fedus et al. 2021). Routing: Shazeer et al. 2017. Read next: layers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import Experts, ModelConfig
-from .feedforward import ACTIVATIONS, FeedForward
+from .layers import ACTIVATIONS, FeedForward
 
 
 class Router(nn.Module):

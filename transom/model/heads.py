@@ -13,9 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import ModelConfig
-from .dropout import dropout
-from .feedforward import ACTIVATIONS, Linear
-from .norms import NORMS
+from .layers import ACTIVATIONS, NORMS, Linear, dropout
 
 
 class TokenHead(nn.Module):

@@ -3,7 +3,7 @@
 Rotary positions (Su et al. 2021) turn each pair of query and key channels by an angle that grows with the
 position, so that a dot product depends on the distance only. Sinusoidal ones (Vaswani et al. 2017) and a
 learned table are added to the embeddings instead. Relative ones (Raffel et al. 2020) add a learned number to
-the scores, one for each bucket of distances and head. Read next: attention.
+the scores, one for each bucket of distances and head. Read next: heads.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from .config import ModelConfig, RopeScaling
+
+Rotary = tuple[Tensor, Tensor]
+"""Cosines and signed sines of the angles of rotary positions; see `rotation`."""
 
 
 def rotary_frequencies(config: ModelConfig) -> Tensor:
@@ -40,7 +43,7 @@ def stretch(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
     return torch.where(between, ramp, stretched)
 
 
-def rotation(positions: Tensor, frequencies: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def rotation(positions: Tensor, frequencies: Tensor, dtype: torch.dtype) -> Rotary:
     """Cosine and signed sine of every angle, as `rotate` takes them; angles in float32.
 
     (..., L) positions and (K/2,) frequencies -> two (..., L, 1, K): cosines twice, and sines, first negated.

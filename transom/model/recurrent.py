@@ -18,10 +18,9 @@ from torch import Tensor, nn
 
 from .cache import Memory, StateHistory
 from .config import ModelConfig
-from .dropout import dropout
-from .feedforward import Linear
 from .heads import TokenHead
 from .initialize import initialize
+from .layers import Linear, dropout
 from .losses import cap, cross_entropy
 from .scores import scores
 from .transformer import Batch, Table

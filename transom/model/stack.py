@@ -3,7 +3,7 @@
 A block adds two branches to the residual stream, attention, which moves information between positions, and
 the feed-forward, which works on each alone; where there is a source to read, cross-attention stands between.
 Pre-norm (Radford et al. 2019) norms what goes into a branch, post-norm (Vaswani et al. 2017) what comes out.
-Read next: attention, feedforward, experts.
+Read next: attention, layers, experts.
 """
 
 from __future__ import annotations
@@ -12,17 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .attention import CrossAttention, Rule, SelfAttention
+from .attend import Rule
+from .attention import CrossAttention, SelfAttention
 from .cache import DecodeState, Memory
 from .config import ModelConfig
-from .dropout import dropout
 from .experts import MixtureOfExperts
-from .feedforward import FeedForward
-from .norms import NORMS
-from .positions import RelativeBias, rotary_frequencies, rotation
-
-Rotary = tuple[Tensor, Tensor]
-"""Cosines and sines of rotary positions."""
+from .layers import NORMS, FeedForward, dropout
+from .positions import RelativeBias, Rotary, rotary_frequencies, rotation
 
 
 class Block(nn.Module):
@@ -74,6 +70,7 @@ class Stack(nn.Module):
     def __init__(self, config: ModelConfig, n_layers: int, *, causal: bool, reads_source: bool = False):
         super().__init__()
         self.config, self.causal = config, causal
+        self.windows = [config.window_of(i) for i in range(n_layers)]
         self.layers = nn.ModuleList(Block(config, i, reads_source) for i in range(n_layers))
         if config.norm_position == "before":
             self.final_norm = NORMS[config.norm](config.dim, config.norm_eps)
@@ -104,11 +101,11 @@ class Stack(nn.Module):
         rules = {
             window: Rule(causal=self.causal, window=window, documents=documents, positions=slots, bias=bias,
                          softcap=config.attn_softcap, scale=config.attn_scale)
-            for window in {config.window_of(i) for i in range(len(self.layers))}
+            for window in set(self.windows)
         }  # fmt: skip
         memory_rule = None if memory is None else self._rule_of(memory, x, documents)
-        for i, block in enumerate(self.layers):
-            arguments = (x, rules[config.window_of(i)], rotary, state, memory, memory_rule)
+        for window, block in zip(self.windows, self.layers, strict=True):
+            arguments = (x, rules[window], rotary, state, memory, memory_rule)
             if self.checkpoint_activations and self.training:
                 x = checkpoint(block, *arguments, use_reentrant=False)
             else:

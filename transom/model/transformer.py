@@ -15,12 +15,11 @@ from torch import Tensor, nn
 
 from .cache import DecodeState, KVCache, Memory
 from .config import ModelConfig
-from .dropout import dropout
 from .experts import balance_loss, routers
 from .heads import HEADS
 from .initialize import initialize
+from .layers import NORMS, Table, dropout
 from .losses import IGNORE, cap, cross_entropy
-from .norms import NORMS
 from .positions import sinusoids
 from .scores import scores
 from .stack import Stack
@@ -40,13 +39,6 @@ class Batch(Protocol):
     def documents(self) -> Tensor | None: ...  # (B, L)
     @property
     def positions(self) -> Tensor | None: ...  # (B, L) int64
-
-
-class Table(nn.Embedding):
-    """One row (D,) a number: (B, L) -> (B, L, D)."""
-
-    def reset_parameters(self) -> None:
-        """Leave the rows as they are: `initialize` draws the weights of a whole model."""
 
 
 class Transformer(Stack):

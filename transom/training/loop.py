@@ -21,8 +21,8 @@ from torch import nn
 
 from .. import hardware as machine
 from ..hardware import Hardware
-from ..model.dropout import set_dropout
 from ..model.experts import routers
+from ..model.layers import set_dropout
 from ..settings import TrainSettings
 from . import ledger, memory, state
 from .architecture import optimizer, phases, rates, settle
