@@ -105,7 +105,7 @@ def told_of(call: Call) -> Told:
         return Told(served, [*request.prompt, *asked.answer], len(request.prompt), request.source, asked)
     prompt = asked.prompt if asked.messages is None else render(served, for_template(asked.messages)).tokens
     params = SamplingParams(max_tokens=len(asked.answer))
-    (request,) = served.model.request(prompt, params, begins=asked.answer)
+    (request,) = served.model.request(prompt, params, prefix_tokens=asked.answer)
     return Told(served, [*request.prompt, *asked.answer], len(request.prompt), None, asked)
 
 
