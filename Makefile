@@ -62,7 +62,7 @@ demo: $(VENV)/base.done
 	$(VENV)/bin/transom generate runs/demo "def " --max-tokens 80
 
 test: $(VENV)/test.done
-	$(PY) -m pytest -q -n auto --dist loadfile
+	$(PY) -m pytest -q -n auto --dist loadfile --timeout 600
 
 lint: $(VENV)/dev.done
 	$(VENV)/bin/ruff check

@@ -126,7 +126,7 @@ def test_who_leaves_while_it_is_written_frees_the_slot(alone: Running, stream: b
     wire.close()
     assert wait_until(lambda: idle(alone)) < 1.5
     engine: Any = alone.app.state.models["crow"].worker.engine
-    assert not engine._jobs and engine.runner.free_tokens() == engine._pool
+    assert not engine._states and engine.runner.free_tokens() == engine._pool
 
 
 @pytest.mark.parametrize("stream", [True, False])

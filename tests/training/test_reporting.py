@@ -251,9 +251,9 @@ def test_the_shape_follows_from_a_width_given_alone(tiny: Tiny) -> None:
     assert 25 * 32 < tokens < 100 * 32
 
 
-def test_held_out_windows_are_spread_and_all_are_scored_once(tiny: Tiny, corpus_folder: Path) -> None:
-    train(tiny(steps=1))
-    file = TokenFile.open(next((corpus_folder / "tokens").glob("*/held_out.tokens")))
+def test_held_out_windows_are_spread_and_all_are_scored_once(tiny: Tiny, tmp_path: Path) -> None:
+    train(tiny(steps=1, data__cache=str(tmp_path / "tokens")))
+    file = TokenFile.open(next((tmp_path / "tokens").glob("*/held_out.tokens")))
     windows = Windows(file, 8)
     whole = ScoredWindows(windows, 4, stride=1)
     assert sum(batch.n_targets for batch in whole) == file.n_tokens - 1
@@ -272,8 +272,8 @@ def test_held_out_windows_are_spread_and_all_are_scored_once(tiny: Tiny, corpus_
     assert score(objective, whole, World(), give_up=lambda: True) is None
 
 
-def test_documents_are_kept_apart_in_the_batches_of_a_run(tiny: Tiny, corpus_folder: Path) -> None:
-    train(tiny(steps=1))
-    file = TokenFile.open(next((corpus_folder / "tokens").glob("*/train.tokens")))
+def test_documents_are_kept_apart_in_the_batches_of_a_run(tiny: Tiny, tmp_path: Path) -> None:
+    train(tiny(steps=1, data__cache=str(tmp_path / "tokens")))
+    file = TokenFile.open(next((tmp_path / "tokens").glob("*/train.tokens")))
     batch: Batch = Windows(file, 32).batch(0, 8)
     assert batch.documents is not None and int(batch.documents.max()) >= 1
