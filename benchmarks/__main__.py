@@ -20,6 +20,7 @@ NAMES = (
     "experts_speed",
     "multi30k",
     "classification",
+    "embedding_quality",
     "look_speed",
     "reading",
 )
