@@ -1,9 +1,9 @@
 """Which answer belongs to which question: recall@1 among 1,000 held-out pairs of MedQuAD.
 
-Contenders: TF-IDF, the real MiniLM as it comes, and `transom train --task embed` by its defaults but for what
-is asked for here, from nothing and from MiniLM. `--before` is another checkout of Transom, run the same way. An
-answer is its first 60 words for all, since that is what the smallest of them reads. No held-out question or
-answer is among those to learn from, and nothing is chosen by them.
+Contenders: TF-IDF, the real MiniLM as it comes, and `transom train --task embed` by its defaults but for
+what is asked for here, from nothing and from MiniLM. `--before` is another checkout of Transom, run the same
+way. An answer is its first 60 words for all, which no contender has to cut. No held-out question or answer
+is among those to learn from, and nothing is chosen by them.
 """
 
 from __future__ import annotations
