@@ -15,6 +15,7 @@ from transom.checkpoint.folder import verify
 from transom.checkpoint.huggingface import load_model
 from transom.data.tokenizer import Tokenizer
 from transom.errors import Refused
+from transom.inference.generator import Generator
 from transom.training import folder as run_folder
 from transom.training import lock, loop, milestones
 from transom.training.loop import train
@@ -36,6 +37,7 @@ def test_a_run_leaves_what_the_design_says(tiny: Tiny) -> None:
     ]
     model, tokenizer = load_model(run.model_folder), Tokenizer.load(run.model_folder)
     assert fingerprint(dict(model.state_dict())) == run.weights_sha256
+    assert isinstance(run.model, Generator) and run.model.model.n_parameters == model.n_parameters
     assert tokenizer.pad_id is not None and model.config.eos_id == tokenizer.eos_id
     assert (run.folder / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert [e["event"] for e in heard] == [e["event"] for e in run.metrics]

@@ -40,13 +40,16 @@ class FillMask:
     def __repr__(self) -> str:
         return describe(self.model, "FillMask", self.reason)
 
-    @torch.inference_mode()
     def fill(self, text: str, *, n: int = 5) -> list[list[Filling]]:
         """The n likeliest tokens for every `<mask>` of a text, likeliest first.
 
         Raises Refused for a text without a gap and for one that is longer than the model reads.
         """
-        ids = self._with_gaps(text)
+        return self.read(self._with_gaps(text), n)
+
+    @torch.inference_mode()
+    def read(self, ids: list[int], n: int = 5) -> list[list[Filling]]:
+        """The n likeliest tokens for every mask token of a framed text, likeliest first."""
         gaps = [place for place, token in enumerate(ids) if token == self.tokenizer.mask_id]
         hidden = self.model(torch.tensor([ids], device=self.model.embed.weight.device))[0, gaps]
         best = self.model.logits(hidden).softmax(-1).topk(min(n, self.model.config.vocab_size))

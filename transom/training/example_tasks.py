@@ -77,10 +77,10 @@ def translate_task(settings: TrainSettings, folder: RunFolder, world: World, rep
         feed=learned, scored=_scored(held_out), lines=target_lines(made.train, made.held_out, tokenizer),
         build=first,
         objective=partial(objectives.LanguageModelling, smoothing=smoothing),
-        write=lambda model, dtype: (
+        write=lambda model: (
             f"{shown.source}{ARROW}",
             "{} ({:.0%} sure of all of it; wanted: {})".format(
-                *translated(model, tokenizer=tokenizer, source=shown.source, dtype=dtype), shown.target
+                *translated(model, tokenizer=tokenizer, source=shown.source), shown.target
             ),
         ),
         facts=_facts(made), generation={"num_beams": 4, "max_length": config.max_len},
@@ -119,9 +119,9 @@ def classify_task(settings: TrainSettings, folder: RunFolder, world: World, repo
         objective=partial(
             objectives.Classification, weights=weights, smoothing=settings.optim.label_smoothing or 0.0
         ),
-        write=lambda model, dtype: (
+        write=lambda model: (
             f"{shown.text}{ARROW}",
-            f"{classified(model, tokenizer=tokenizer, text=shown.text, dtype=dtype)}, labelled {shown.label}",
+            f"{classified(model, tokenizer=tokenizer, text=shown.text)}, labelled {shown.label}",
         ),
         divisor=learned.n_examples / learned.steps_per_epoch,
         facts=_facts(made),

@@ -331,7 +331,7 @@ class Milestones:
         write = self.task.write
         if self.world.kind == "fsdp" or write is None:
             return
-        given, made = self.world.first(lambda: list(write(self.model, self.choice.dtype)))
+        given, made = self.world.first(lambda: list(write(self.model)))
         self.written = given, made
         self.report("sample", self.position.step, prompt=given, text=made)
 

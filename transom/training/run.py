@@ -6,13 +6,17 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..settings import format_time
 from . import metrics
 from .display import clock, one_line
+
+if TYPE_CHECKING:
+    from ..inference.load import Loaded
 
 ARROW = " -> "
 """Between what a model was given and what it made of it, where that is not the same text."""
@@ -89,6 +93,13 @@ class Run:
     def model_folder(self) -> Path:
         """The trained model, a Hugging Face folder."""
         return self.folder / "model"
+
+    @cached_property
+    def model(self) -> Loaded:
+        """The trained model, as `transom.load` gives it. Raises `Refused` where none is kept."""
+        from ..inference.load import load
+
+        return load(self.model_folder)
 
     @property
     def resume_command(self) -> str:

@@ -1,36 +1,61 @@
-"""A few words from the model while it learns: the quickest way to see how far it is.
+"""What the model makes of something while it learns: the quickest way to see how far it is.
 
-The plainest decoding there is, one token after the other. For real use see the engine in inference/, which
-this room may not look at.
+It is run as it will be run later, by the engine of `inference/`, over the weights in memory. Nothing is drawn
+from the random numbers of training, and the engine's cache holds no more than what is asked. Logits that are
+not finite end a text where it is. Read next: inference/generator.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
 
+from ..checkpoint.generation import GenerationConfig
 from ..data.tokenizer import Tokenizer
+from ..errors import Refused
+from ..inference.classifier import Classifier
+from ..inference.fill_mask import FillMask
+from ..inference.generator import Generator
+from ..inference.request import Request
+from ..inference.sampling import SamplingParams
+from ..inference.sync_engine import sync_settings
+from ..inference.translator import Translator
 from ..model.build import Model
-from ..model.cache import Memory
 
 DRAWN = {"temperature": 0.8, "top_p": 0.95}
 """How running text is drawn, here and by whoever uses the model."""
+BLOCK = 8
+"""Tokens by which a cache is rounded up."""
 
 
 @contextmanager
-def resting(model: Model) -> Iterator[torch.device]:
-    """The model in evaluation for a moment, without gradients; yields its device."""
+def evaluating(model: Model) -> Iterator[None]:
+    """Let a model answer for a moment: no dropout, no gradients, nothing compiled for lengths seen once."""
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():
-            yield model.embed.weight.device
+        with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
+            yield
     finally:
         model.train(was_training)
+
+
+def run(job: Generator | Translator, requests: Sequence[Request]) -> None:
+    """Run requests to their end in an engine that has room for them and for nothing else."""
+    n_tokens = sum(len(one.prompt) + one.max_tokens + BLOCK for one in requests)
+    engine = job.engine(sync_settings(max_rows=len(requests)), n_tokens=n_tokens)
+    for request in requests:
+        engine.submit(request)
+    while engine.busy:
+        engine.step()
+
+
+def ends(tokenizer: Tokenizer) -> list[int]:
+    """Return the tokens that end a text: a model that knows little writes padding too."""
+    return [token for token in (tokenizer.eos_id, tokenizer.pad_id) if token is not None]
 
 
 def sample(
@@ -42,96 +67,43 @@ def sample(
     temperature: float = DRAWN["temperature"],
     top_p: float = DRAWN["top_p"],
     seed: int = 0,
-    dtype: torch.dtype = torch.float32,
 ) -> str:
-    """Continue `prompt` and return the continuation; the same seed gives the same text."""
-    ids, first = tokenizer.encode_prompt(prompt)
-    if not ids and tokenizer.eos_id is not None:
-        ids = [tokenizer.eos_id]  # it opens every document
-    room = model.config.max_len - len(ids)
-    if room < 1 or not ids:
+    """Continue `prompt`; return what was written, "" where none fits; the same seed gives the same text."""
+    with evaluating(model):
+        said = GenerationConfig(max_new_tokens=max_tokens)
+        generator = Generator(model, tokenizer, eos_ids=ends(tokenizer), generation=said)
+        try:
+            params = SamplingParams(temperature=temperature, top_p=top_p, seed=seed)
+            requests = generator.request(prompt, params)
+        except Refused:  # no room after the prompt, or nothing that opens an empty one
+            return ""
+        run(generator, requests)
+    return requests[0].text
+
+
+def translated(model: Model, *, tokenizer: Tokenizer, source: str) -> tuple[str, float]:
+    """Translate greedily; return the text, and how likely the model finds it as a whole, its end included."""
+    with evaluating(model):
+        translator = Translator(model, tokenizer, eos_ids=ends(tokenizer))
+        requests = translator.requests([source], beam=1)
+        run(translator, requests)
+        (answer,) = translator.answers([source], requests)
+    return answer.text, math.exp(answer.logprob)
+
+
+def fill(model: Model, *, tokenizer: Tokenizer, prompt: str) -> str:
+    """Return what a masked model puts in the place of the last token of `prompt`, likeliest first."""
+    ids, (before, after) = tokenizer.framed(prompt.rstrip()), tokenizer.frame
+    if tokenizer.mask_id is None or not len(before) + len(after) < len(ids) <= model.config.max_len:
         return ""
-    generator = torch.Generator().manual_seed(seed)
-
-    def pick(scores: Tensor, written: list[int]) -> int:
-        shares = tokenizer.only_first(scores / temperature, None if written else first).softmax(-1)
-        ranked, order = shares.sort(descending=True)
-        ranked[ranked.cumsum(-1) - ranked > top_p] = 0
-        return int(order[torch.multinomial(ranked, 1, generator=generator)])
-
-    written = _written(model, tokenizer, ids, min(max_tokens, room), dtype, pick)
-    return tokenizer.decode(written, after=ids, spaced=first is not None)
+    ids[len(ids) - len(after) - 1] = tokenizer.mask_id
+    with evaluating(model):
+        (best,) = FillMask(model, tokenizer).read(ids)  # type: ignore[arg-type]
+    return " | ".join(one.text for one in best)
 
 
-def translated(
-    model: Model, *, tokenizer: Tokenizer, source: str, dtype: torch.dtype = torch.float32
-) -> tuple[str, float]:
-    """The likeliest next token, again and again: a plain greedy translation, and how likely the model finds
-    it as a whole, its end included.
-    """
-    with resting(model) as device:
-        tokens = torch.tensor([tokenizer.framed(source)], device=device)
-        memory = model.encode(tokens, dtype=dtype)
-    start, longest = model.config.start_id, min(model.config.max_len, 2 * tokens.shape[1] + 20)
-    assert start is not None
-
-    nats: list[float] = []
-
-    def likeliest(scores: Tensor, _: list[int]) -> int:
-        nats.append(-float(scores.float().log_softmax(-1).max()))
-        return int(scores.argmax())
-
-    written = _written(model, tokenizer, [start], longest, dtype, likeliest, memory)
-    return tokenizer.decode(written), math.exp(-sum(nats))
-
-
-def _written(
-    model: Model,
-    tokenizer: Tokenizer,
-    ids: list[int],
-    most: int,
-    dtype: torch.dtype,
-    pick: Callable[[Tensor, list[int]], int],
-    memory: Memory | None = None,
-) -> list[int]:
-    """The tokens that `pick` chooses one after the other, up to an end token or a broken score."""
-    written: list[int] = []
-    with resting(model) as device:
-        state = model.new_state(1, len(ids) + most, dtype, memory)
-        tokens = torch.tensor([ids], device=device)
-        while len(written) < most:
-            hidden = model(tokens, state=state, dtype=dtype)  # type: ignore[arg-type]
-            scores = model.logits(hidden[0, -1]).cpu()
-            if not scores.isfinite().all():
-                break
-            token = pick(scores, written)
-            if token in (tokenizer.eos_id, tokenizer.pad_id):
-                break
-            written.append(token)
-            tokens = torch.tensor([[token]], device=device)
-    return written
-
-
-def fill(
-    model: Model, *, tokenizer: Tokenizer, prompt: str, seed: int = 0, dtype: torch.dtype = torch.float32
-) -> str:
-    """What a masked language model puts in the place of the last token of `prompt`, likeliest first."""
-    ids = tokenizer.framed(prompt.rstrip())
-    n_after = len(tokenizer.frame[1])
-    if tokenizer.mask_id is None or len(ids) < n_after + 2:
-        return ""
-    place = len(ids) - n_after - 1
-    ids[place] = tokenizer.mask_id
-    with resting(model) as device:
-        hidden = model(torch.tensor([ids], device=device), dtype=dtype)
-        best = model.logits(hidden[0, place]).topk(5).indices.tolist()
-    return " | ".join(tokenizer.token(number).strip() for number in best)
-
-
-def classified(model: Model, *, tokenizer: Tokenizer, text: str, dtype: torch.dtype = torch.float32) -> str:
-    """The likeliest class of a text, with its probability."""
-    with resting(model) as device:
-        tokens = torch.tensor([tokenizer.framed(text)[: model.config.max_len]], device=device)
-        shares = model.label_logits(model(tokens, dtype=dtype))[0].softmax(-1)  # type: ignore[union-attr]
-    best = int(shares.argmax())
-    return f"{model.config.labels[best]} ({float(shares[best]):.2f})"
+def classified(model: Model, *, tokenizer: Tokenizer, text: str) -> str:
+    """Return the likeliest class of a text, with its probability."""
+    with evaluating(model):
+        answer = Classifier(model, tokenizer).classify(text, cut=True)  # type: ignore[arg-type]
+    return f"{answer.label} ({answer.confidence:.2f})"

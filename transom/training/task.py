@@ -68,7 +68,7 @@ class Scored(Protocol):
     def __iter__(self) -> Iterator[Any]: ...
 
 
-Writes = Callable[[Model, torch.dtype], tuple[str, str]]
+Writes = Callable[[Model], tuple[str, str]]
 """Lets a model show what it can: (what it was given, what it made of it)."""
 
 

@@ -57,7 +57,7 @@ def text_task(settings: TrainSettings, folder: RunFolder, world: World, report: 
     ]
     n_windows = windows_per_step(settings, config, world.size, corpus.train.n_tokens)
     prompt = opening(corpus.held_out, tokenizer) if settings.prompt is None else settings.prompt
-    writes = partial(fill if masked else sample, tokenizer=tokenizer, prompt=prompt, seed=settings.seed)
+    writes = fill if masked else partial(sample, seed=settings.seed)
     shown = f"{prompt}{ARROW}" if masked else prompt
     return Task(
         name=settings.task,
@@ -70,7 +70,7 @@ def text_task(settings: TrainSettings, folder: RunFolder, world: World, report: 
         lines=reference_lines(corpus, masked),
         build=first,
         objective=partial(LanguageModelling, smoothing=settings.optim.label_smoothing or 0.0),
-        write=(lambda model, dtype: (shown, writes(model, dtype=dtype))) if prompt else None,
+        write=(lambda model: (shown, writes(model, tokenizer=tokenizer, prompt=prompt))) if prompt else None,
         facts={
             "documents": corpus.train.n_documents,
             "bytes": corpus.train.n_bytes,
