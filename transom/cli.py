@@ -391,7 +391,7 @@ def chat(
     from .chat.memory import Memory, default_path
     from .chat.terminal import chat as talk
     from .checkpoint.hub import resolve
-    from .server.served import template_of
+    from .server.models import template_of
 
     generator = _loaded(model, "Generator", dtype, device)
     template = template_of(resolve(model), chat_template)
@@ -480,7 +480,7 @@ def look(
         else:
             from .inference.load import load as load_model
             from .inference.look import look_into
-            from .server.served import name_of
+            from .server.models import name_of
 
             _said((text,), "give its text in quotes")
             loaded = load_model(model, dtype=dtype, device=device)

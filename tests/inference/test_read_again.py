@@ -13,7 +13,7 @@ from transom.inference.runner import Chunk, TorchRunner
 from transom.insight.token_probabilities import token_probabilities
 from transom.model.build import Model, build
 from transom.model.config import Experts, ModelConfig
-from transom.server.looking import AGREES
+from transom.server.look import AGREES
 
 CONFIG = ModelConfig(256, 32, 3, 4, 2, head_dim=8, ffn_dim=1100, max_len=640)
 MEMBERS = {

@@ -16,9 +16,9 @@ import pytest
 from tests.server import models
 from transom.server.app import App, make_app
 from transom.server.keys import Keys
-from transom.server.remembering import Memories
+from transom.server.memory import MemoryStore
+from transom.server.models import serve_folders
 from transom.server.serve import DrainingServer
-from transom.server.served import serve_folders
 from transom.server_settings import ServerSettings
 from transom.settings import load as load_settings
 
@@ -79,7 +79,7 @@ def serving(
     checked = load_settings(ServerSettings, {"port": 0, **settings})
     app = make_app(
         serve_folders([str(folders[name]) for name in names], checked), checked, Keys(keys),
-        None if memory is None else Memories(memory),
+        None if memory is None else MemoryStore(memory),
     )  # fmt: skip
     with run(app, checked) as running:
         yield running

@@ -30,8 +30,8 @@ from transom.server.app import POSTS
 from transom.server.body import LARGE, n_values
 from transom.server.endpoint import PIECE, pieces, to_json
 from transom.server.errors import ApiError
+from transom.server.memory import FactBody, RecallBody, SwitchBody
 from transom.server.output_parser import OutputParser, parsed
-from transom.server.remembering import FactBody, RecallBody, SwitchBody
 from transom.server.tool_calls import HERMES, LLAMA, MISTRAL
 from transom.server_settings import LimitSettings
 

@@ -2,7 +2,7 @@
 
     protocol (deadlines) -> Guard (who, from where) -> Endpoint (what is asked) -> handler -> Worker (engine)
 
-Read next: guard, endpoint, served.
+Read next: guard, endpoint, models.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from starlette.routing import BaseRoute, Route, Router
 
 from transom.server_settings import ServerSettings
 
-from . import openapi, remembering, static, status
+from . import memory as memory_routes
+from . import openapi, static, status
 from .chat import chat
 from .chat_schema import ChatBody, ResponseBody, TokenizeBody
 from .completions import completions
@@ -26,13 +27,13 @@ from .endpoint import Endpoint
 from .errors import ApiError
 from .guard import Guard
 from .keys import Keys
+from .look import look
 from .look_schema import LookBody
-from .looking import look
-from .native import classify, embeddings, tokenize, translate
+from .models import ServedModel
 from .responses import responses
 from .schema import ClassifyBody, CompletionBody, EmbeddingBody, TranslateBody
-from .served import Served
 from .state import State
+from .task_routes import classify, embeddings, tokenize, translate
 
 WRITES = ("generate", "chat")
 GONE = 499
@@ -54,7 +55,7 @@ class App:
     """The whole of it, as uvicorn runs it; `drain` lets it end well."""
 
     def __init__(
-        self, models: Mapping[str, Served], settings: ServerSettings, keys: Keys, memory: Any = None
+        self, models: Mapping[str, ServedModel], settings: ServerSettings, keys: Keys, memory: Any = None
     ) -> None:
         self.state = State(models, settings, memory)
         page, doors = static.files(), []
@@ -62,7 +63,7 @@ class App:
             Route(path, Endpoint(self.state, body, tasks, handler), methods=["POST"])
             for path, (body, tasks, handler) in POSTS.items()
         ]
-        routes += status.routes(self.state, doors) + remembering.routes(self.state) + static.routes(page)
+        routes += status.routes(self.state, doors) + memory_routes.routes(self.state) + static.routes(page)
         routes += [openapi.route(POSTS)]
         self.router = Router(routes, redirect_slashes=False, default=static.missing, lifespan=self._lifespan)
         self.guard = Guard(self._measured, settings, keys, {"/health", *page})
@@ -125,7 +126,7 @@ class App:
 
 
 def make_app(
-    models: Mapping[str, Served], settings: ServerSettings, keys: Keys | None = None, memory: Any = None
+    models: Mapping[str, ServedModel], settings: ServerSettings, keys: Keys | None = None, memory: Any = None
 ) -> App:
     """An ASGI application that serves these models; without keys it is open to whoever reaches it."""
     return App(models, settings, keys or Keys(), memory)

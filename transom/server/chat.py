@@ -12,7 +12,7 @@ from .endpoint import DONE, Answer, Call, Frames, frame
 from .logprobs import chat_entries
 from .output_parser import OutputParser, Said, parsed
 from .prompts import for_chat, grammar_for, parser_of, plain_tools
-from .writing import Part, Step, all_parts, n_values, prompt_tokens, usage, writing
+from .streaming import Part, Step, all_parts, n_values, prompt_tokens, stream_steps, usage
 
 
 async def chat(call: Call) -> Answer:
@@ -77,7 +77,7 @@ def _logprobs(call: Call, tokens: list[Any]) -> dict[str, Any] | None:
 async def _stream(call: Call, requests: list[Request], n_prompt: int) -> Frames:
     """Chunks for each step of each part: what is certain of it by then."""
     writers: dict[int, _Writer] = {}
-    async with writing(call, requests) as steps:
+    async with stream_steps(call, requests) as steps:
         for index in range(len(requests)):
             yield frame(_chunk(call, index, {"role": "assistant", "content": "", "refusal": None}))
         async for step in steps:

@@ -11,7 +11,7 @@ from .endpoint import DONE, Answer, Call, Frames, frame
 from .logprobs import completion_entries
 from .prompts import for_completion
 from .schema import CompletionBody
-from .writing import Part, Step, all_parts, n_values, prompt_tokens, usage, writing
+from .streaming import Part, Step, all_parts, n_values, prompt_tokens, stream_steps, usage
 
 FINGERPRINT = f"transom-{__version__}"
 
@@ -50,7 +50,7 @@ def _echoes(call: Call, count: int) -> list[str]:
 
 async def _stream(call: Call, requests: list[Any], n_prompt: int, echoes: list[str]) -> Frames:
     parts: dict[int, Part] = {}
-    async with writing(call, requests) as steps:
+    async with stream_steps(call, requests) as steps:
         async for step in steps:
             parts[step.part.index] = step.part
             choice = _choice(call, step, echoes)

@@ -21,8 +21,8 @@ from transom.errors import Refused
 
 from .body import read_body
 from .errors import ApiError, from_refused, unavailable
+from .models import ServedModel
 from .schema import Body
-from .served import Served
 from .state import State
 
 Frames = AsyncGenerator[bytes, None]
@@ -38,7 +38,7 @@ class Call:
 
     asked: Any
     """The checked body."""
-    served: Served
+    served: ServedModel
     state: State
     scope: str
     """Whose request it is: one name for each API key."""

@@ -1,6 +1,6 @@
 """What a client may ask of a look inside: an answer, what it answered, and one view of it.
 
-The server keeps nothing of an answer, so all of it comes along. Read next: looking.
+The server keeps nothing of an answer, so all of it comes along. Read next: look.
 """
 
 from __future__ import annotations

@@ -20,9 +20,9 @@ from transom.server_settings import LimitSettings
 
 from .endpoint import Call
 from .errors import ApiError
+from .models import ServedModel
 from .output_parser import OutputParser
 from .schema import Sampling, at_most
-from .served import Served
 from .tools_in_words import in_call_order, in_words, writes_tools
 
 DEFAULT_COMPLETION = 16
@@ -69,7 +69,7 @@ def for_chat(
 
 
 def render(
-    served: Served,
+    served: ServedModel,
     messages: Sequence[Mapping[str, Any]],
     tools: list[dict[str, Any]] | None = None,
     variables: Mapping[str, Any] | None = None,
@@ -98,7 +98,7 @@ def render(
 
 
 def sampling(
-    served: Served,
+    served: ServedModel,
     asked: Sampling,
     max_tokens: int,
     logprobs: int | None,
@@ -188,7 +188,7 @@ def _bound(asked: Any, format: Any) -> bool:
     return strict and asked.tool_choice == "auto"
 
 
-def _spelled(served: Served, function: Any, forced: bool) -> Stretch:
+def _spelled(served: ServedModel, function: Any, forced: bool) -> Stretch:
     """A call as the model's family writes it: the arguments of a strict tool follow its schema, and those of
     another where its call is asked for and its schema can be kept to.
     """

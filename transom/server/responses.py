@@ -17,7 +17,7 @@ from .logprobs import chat_entries
 from .output_parser import Said, parsed
 from .prompts import for_chat, grammar_for, parser_of, plain_tools
 from .schema import Sampling
-from .writing import Part, all_parts, n_values, writing
+from .streaming import Part, all_parts, n_values, stream_steps
 
 
 async def responses(call: Call) -> Answer:
@@ -140,7 +140,7 @@ async def _stream(call: Call, requests: list[Request]) -> Frames:
     """The events of a response: each item begins, grows and ends before the next begins."""
     events = _Events(call)
     parser, told, part = parser_of(call, requests[0]), Said(), None
-    async with writing(call, requests) as steps:
+    async with stream_steps(call, requests) as steps:
         yield events.event("response.created", response=_response(call, [], None))
         yield events.event("response.in_progress", response=_response(call, [], None))
         async for step in steps:

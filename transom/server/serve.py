@@ -24,9 +24,9 @@ from transom.server_settings import ServerSettings
 
 from .app import App
 from .keys import read_keys
+from .memory import MemoryStore
+from .models import ServedModel, serve_folders
 from .protocol import FLOOD, protocol
-from .remembering import Memories
-from .served import Served, serve_folders
 
 ABORTED = 1
 AT_ONCE = 16
@@ -53,11 +53,11 @@ def serve(folders: Sequence[str], settings: ServerSettings, tell: Callable[[List
     return ABORTED if server.force_exit else 0
 
 
-def memories(settings: ServerSettings) -> Memories | None:
+def memories(settings: ServerSettings) -> MemoryStore | None:
     """Where the memory lies, if there is to be one."""
     if settings.no_memory or (settings.memory is None and not settings.loopback):
         return None
-    return Memories(settings.memory or default_path())
+    return MemoryStore(settings.memory or default_path())
 
 
 @contextlib.contextmanager
@@ -90,7 +90,7 @@ class Listening:
     url: str
     page: str
     """The address of the page; without API keys it ends in the token that opens the memory."""
-    models: list[Served]
+    models: list[ServedModel]
     made_key: str
     """The key that was made just now, which is never shown again."""
     public: bool

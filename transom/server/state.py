@@ -1,6 +1,6 @@
 """What all requests of one server share: its models, its settings, threads for text and answers, the clocks.
 
-Read next: turns, served, endpoint.
+Read next: fair_semaphore, models, endpoint.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from transom.errors import nearest
 from transom.server_settings import ServerSettings
 
 from .errors import ApiError
+from .fair_semaphore import FairSemaphore
 from .metrics import Metrics
-from .served import Served
-from .turns import Turns
+from .models import ServedModel
 
 TEXT_THREADS = 2
 MOST_TEXTS = 128
@@ -30,17 +30,19 @@ T = TypeVar("T")
 class State:
     """One server: made once, looked at by every request."""
 
-    def __init__(self, models: Mapping[str, Served], settings: ServerSettings, memory: Any = None) -> None:
+    def __init__(
+        self, models: Mapping[str, ServedModel], settings: ServerSettings, memory: Any = None
+    ) -> None:
         """memory: from the name of an API key to what is remembered for it; None where nothing is."""
         self.models, self.settings, self.memory = dict(models), settings, memory
         self.metrics = Metrics(self.models)
         self.stopping = False
         self._clocks: set[asyncio.Timeout] = set()
         self._pool = ThreadPoolExecutor(TEXT_THREADS, thread_name_prefix="text")
-        self._texts = Turns(TEXT_THREADS, MOST_TEXTS, "texts")
+        self._texts = FairSemaphore(TEXT_THREADS, MOST_TEXTS, "texts")
         self._writers = ThreadPoolExecutor(TEXT_THREADS, thread_name_prefix="answer")
 
-    def find(self, name: str | None, tasks: tuple[str, ...] = ()) -> Served:
+    def find(self, name: str | None, tasks: tuple[str, ...] = ()) -> ServedModel:
         """The model of this name, which must do one of these tasks; raises ApiError 404 or 400."""
         able = [model for model in self.models.values() if not tasks or model.task in tasks]
         if name is None:

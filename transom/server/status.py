@@ -15,7 +15,7 @@ from transom.data.in_folder import read_text
 
 from .endpoint import to_json
 from .guard import Guard
-from .served import Served
+from .models import ServedModel
 from .state import State
 
 MOST_CARD = 1 << 20
@@ -57,7 +57,7 @@ def _json(value: Any, status: int = 200) -> Response:
     return Response(to_json(value), status, media_type="application/json")
 
 
-def _props(served: Served, state: State) -> dict[str, Any]:
+def _props(served: ServedModel, state: State) -> dict[str, Any]:
     """All that there is to know of one model: shape, limits, template, and how it was trained."""
     model = served.model.model
     return {

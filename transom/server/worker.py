@@ -3,7 +3,7 @@
 What the loop wants done lies in an inbox that the thread empties between two steps. Events of a step go back
 in one call. Whoever leaves, for whatever reason, leaves through `run`'s exit, and that aborts: so a slot is
 freed however a client goes. An engine that breaks is made anew; those it was working for are told that they
-may ask again. Read next: turns, served, completions.
+may ask again. Read next: fair_semaphore, models, completions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from .errors import unavailable
-from .turns import Turns
+from .fair_semaphore import FairSemaphore
 
 Call = Callable[[Any], None]
 T = TypeVar("T")
@@ -59,7 +59,7 @@ class Worker:
         """What the engine said of itself after its last step."""
         self._inbox: deque[Call] = deque()
         self._wake = threading.Event()
-        self.beside = Turns(1, looks, f"looks into {name}")
+        self.beside = FairSemaphore(1, looks, f"looks into {name}")
         """Callers of `between_steps` that wait for their work, or for their turn."""
         self._closing = False
         self._listeners: dict[int, asyncio.Queue[Any]] = {}

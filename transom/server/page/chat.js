@@ -6,7 +6,7 @@ import { Meter, fitting, roomFor, tooLong, withNote } from "./context.js";
 import { recall } from "./memory.js";
 import { answered, empty, said } from "./message.js";
 import { tintSwitch } from "./settings.js";
-import { listConversations } from "./shelf.js";
+import { listConversations } from "./sidebar.js";
 import * as store from "./store.js";
 
 const fresh = () => ({ id: crypto.getRandomValues(new Uint32Array(2)).join("-"), title: "", updated: 0, messages: [] });

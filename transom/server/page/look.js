@@ -1,11 +1,11 @@
 // A look inside: one answer replayed by the plain model, and what its layers and heads did. Loaded when it is opened.
 //
 // The server keeps nothing of an answer: what was asked and written goes along with every request, and each view is one more pass over it.
-// Token text only ever becomes text nodes. Read next: looks.js, server/looking.py.
+// Token text only ever becomes text nodes. Read next: look_parts.js, server/look.py.
 
 import { post } from "./api.js";
 import { $, action, announce, h, icon, later, percent } from "./dom.js";
-import { Heads, Tokens, bits, nats, say, visible } from "./looks.js";
+import { Heads, Tokens, bits, nats, say, visible } from "./look_parts.js";
 
 const KINDS = { self: "among the words written", cross: "from the words written to the source", encoder: "within the source" };
 const FIRST = 160; // tokens of a long prompt that are shown at once, the last ones

@@ -9,7 +9,7 @@ import { Complete } from "./complete.js";
 import { $, h, showError } from "./dom.js";
 import { memoryPanel } from "./memory.js";
 import { settingsDrawer, themeButton } from "./settings.js";
-import { shelf } from "./shelf.js";
+import { sidebar } from "./sidebar.js";
 import * as store from "./store.js";
 import { Translate } from "./translate.js";
 
@@ -118,7 +118,7 @@ function escape(closeShelf) {
 async function start() {
   themeButton();
   settingsDrawer();
-  escape(shelf());
+  escape(sidebar());
   tabs();
   try {
     const { data } = await get("/v1/models");

@@ -35,7 +35,7 @@ LISTS = 4
 
 
 @dataclass
-class Served:
+class ServedModel:
     """One model of a server."""
 
     name: str
@@ -113,11 +113,11 @@ class Served:
         return {"sampling": {name: getattr(usual, name) for name in SAMPLED}}
 
 
-def serve_folders(folders: Sequence[str], settings: ServerSettings) -> dict[str, Served]:
+def serve_folders(folders: Sequence[str], settings: ServerSettings) -> dict[str, ServedModel]:
     """Load each folder or hub id and make it ready; raises Refused for one without a job or its own name."""
     if not folders:
         raise Refused("name at least one model folder: transom serve runs/NAME/model")
-    models: dict[str, Served] = {}
+    models: dict[str, ServedModel] = {}
     for given in folders:
         name, folder = name_of(given), resolve(given)
         if name in models:
@@ -142,7 +142,7 @@ def serve_model(
     *,
     folder: Path | None = None,
     aliases: Iterable[str] = (),
-) -> Served:
+) -> ServedModel:
     """A loaded model as one that is served; its worker is not started yet."""
     kind = type(model).__name__
     if kind not in ENGINES:
@@ -156,7 +156,7 @@ def serve_model(
     system = None if template is None else template.default_system(model.tokenizer)
     task = TASKS.get(kind, "chat" if template is not None else "generate")
     worker = Worker(ENGINES[kind](model, settings), name, settings.limits.looks)
-    return Served(name, task, model, worker, template, ends, system, frozenset(aliases), folder)
+    return ServedModel(name, task, model, worker, template, ends, system, frozenset(aliases), folder)
 
 
 def template_of(folder: Path | None, given: str | None) -> ChatTemplate | None:

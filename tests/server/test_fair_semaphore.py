@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from transom.server.errors import ApiError
-from transom.server.turns import Turns
+from transom.server.fair_semaphore import FairSemaphore
 
 
 def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -19,7 +19,7 @@ def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 def test_queues_take_turns_and_one_that_is_full_leaves_room_for_the_others():
     async def work() -> None:
-        turns, order, ending = Turns(1, 4, "texts"), [], asyncio.Event()
+        turns, order, ending = FairSemaphore(1, 4, "texts"), [], asyncio.Event()
 
         async def one(scope: str) -> None:
             async with turns.turn(scope):
@@ -43,7 +43,7 @@ def test_queues_take_turns_and_one_that_is_full_leaves_room_for_the_others():
 
 def test_whoever_leaves_at_any_moment_takes_no_place_along():
     async def work() -> None:
-        chance, turns = random.Random(0), Turns(3, 1000, "texts")
+        chance, turns = random.Random(0), FairSemaphore(3, 1000, "texts")
         most = 0
 
         async def one(scope: str) -> None:

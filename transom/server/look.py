@@ -35,9 +35,9 @@ from .chat_schema import for_template
 from .endpoint import Answer, Call
 from .errors import ApiError
 from .look_schema import LookBody
+from .models import ServedModel
 from .prompts import render
 from .schema import at_most
-from .served import Served
 from .state import LARGE
 
 AGREES = 0.02
@@ -52,10 +52,10 @@ LIKELIEST = 3
 
 
 @dataclass(frozen=True)
-class Told:
+class Replay:
     """What was read and written, as token ids; the source is that of an encoder-decoder."""
 
-    served: Served
+    served: ServedModel
     tokens: list[int]
     n_prompt: int
     source: list[int] | None
@@ -81,16 +81,16 @@ class Told:
 async def look(call: Call) -> Answer:
     """One view of an answer."""
     worker, limits = call.served.worker, call.state.settings.limits
-    told = await call.text_work(told_of, call)
-    at_most("prompt and answer together", len(told.tokens) + told.offset, limits.look_tokens, "tokens")
-    call.state.metrics.tokens.labels(call.served.name, "read").inc(len(told.tokens) + told.offset)
+    replay = await call.text_work(replay_of, call)
+    at_most("prompt and answer together", len(replay.tokens) + replay.offset, limits.look_tokens, "tokens")
+    call.state.metrics.tokens.labels(call.served.name, "read").inc(len(replay.tokens) + replay.offset)
     view = VIEWS[call.asked.view]
-    found = await worker.between_steps(lambda: view(told), call.scope)
+    found = await worker.between_steps(lambda: view(replay), call.scope)
     what = {"object": "look", "view": call.asked.view, "model": call.served.name}
     return await call.whole(LARGE, lambda: {**what, **_finite(found)})
 
 
-def told_of(call: Call) -> Told:
+def replay_of(call: Call) -> Replay:
     """What the request says was read and written, as ids. Raises ApiError or Refused."""
     asked, served = call.asked, call.served
     if (served.task == "translate") != (asked.source is not None):
@@ -102,59 +102,65 @@ def told_of(call: Call) -> Told:
         if max(asked.answer) >= known:
             raise ApiError(400, f"answer: this model's tokens are 0 to {known - 1}", param="answer")
         at_most("answer", len(asked.answer), served.model.model.config.max_len - 1, "tokens")
-        return Told(served, [*request.prompt, *asked.answer], len(request.prompt), request.source, asked)
+        return Replay(served, [*request.prompt, *asked.answer], len(request.prompt), request.source, asked)
     prompt = asked.prompt if asked.messages is None else render(served, for_template(asked.messages)).tokens
     params = SamplingParams(max_tokens=len(asked.answer))
     (request,) = served.model.request(prompt, params, prefix_tokens=asked.answer)
-    return Told(served, [*request.prompt, *asked.answer], len(request.prompt), None, asked)
+    return Replay(served, [*request.prompt, *asked.answer], len(request.prompt), None, asked)
 
 
 # Views: what is told of each, as plain values.
 
 
-def tokens_view(told: Told) -> dict[str, Any]:
+def tokens_view(replay: Replay) -> dict[str, Any]:
     """Every token with its probability, rank and entropy, and whether the replay is what was served."""
     began = perf_counter()
-    found = token_probabilities(told.model, told.tokens, top=LIKELIEST, source=told.source)
+    found = token_probabilities(replay.model, replay.tokens, top=LIKELIEST, source=replay.source)
     seconds = perf_counter() - began
-    texts = told.texts(told.tokens)
-    tokens = [{"text": text, "logprob": None} for text in told.texts(told.source or ())]
+    texts = replay.texts(replay.tokens)
+    tokens = [{"text": text, "logprob": None} for text in replay.texts(replay.source or ())]
     tokens.append({"text": texts[0], "logprob": None})
-    tokens += [_token(told, found, at, texts[at]) for at in range(1, len(texts))]
-    config = told.model.config
+    tokens += [_token(replay, found, at, texts[at]) for at in range(1, len(texts))]
+    config = replay.model.config
     return {
-        "n_tokens": len(tokens), "n_prompt": told.n_prompt + told.offset, "n_source": told.offset,
-        "seconds": seconds, "replay": agreement(told, found), "tokens": tokens, "caveat": found.caveat,
+        "n_tokens": len(tokens), "n_prompt": replay.n_prompt + replay.offset, "n_source": replay.offset,
+        "seconds": seconds, "replay": agreement(replay, found), "tokens": tokens, "caveat": found.caveat,
         "n_layers": config.n_layers, "n_heads": 0 if config.cell else config.n_heads,
-        "n_experts": config.experts.n_experts if config.experts else 0, "kinds": _kinds(told),
+        "n_experts": config.experts.n_experts if config.experts else 0, "kinds": _kinds(replay),
     }  # fmt: skip
 
 
-def _token(told: Told, found: TokenProbabilities, at: int, text: str) -> dict[str, Any]:
+def _token(replay: Replay, found: TokenProbabilities, at: int, text: str) -> dict[str, Any]:
     token: dict[str, Any] = {
         "text": text,
         "logprob": float(found.logprob[at - 1]),
         "rank": int(found.rank[at - 1]) + 1,
         "entropy": float(found.entropy[at - 1]),
     }
-    if at >= told.n_prompt:
+    if at >= replay.n_prompt:
         token["answer"] = True
-        token["top"] = _likeliest(told, found.top[at - 1].tolist(), found.top_logprob[at - 1].tolist())
+        token["top"] = _likeliest(replay, found.top[at - 1].tolist(), found.top_logprob[at - 1].tolist())
     return token
 
 
-def _likeliest(told: Told, tokens: Sequence[int], logprobs: Sequence[float]) -> list[dict[str, Any]]:
-    pairs = zip(told.texts(tokens), logprobs, strict=True)
+def _likeliest(replay: Replay, tokens: Sequence[int], logprobs: Sequence[float]) -> list[dict[str, Any]]:
+    pairs = zip(replay.texts(tokens), logprobs, strict=True)
     return [{"text": text, "p": math.exp(logprob)} for text, logprob in pairs]
 
 
-def _kinds(told: Told) -> list[str]:
-    return [] if told.model.config.cell else ["self"] if told.source is None else ["cross", "self", "encoder"]
+def _kinds(replay: Replay) -> list[str]:
+    return (
+        []
+        if replay.model.config.cell
+        else ["self"]
+        if replay.source is None
+        else ["cross", "self", "encoder"]
+    )
 
 
-def agreement(told: Told, found: TokenProbabilities) -> dict[str, Any]:
+def agreement(replay: Replay, found: TokenProbabilities) -> dict[str, Any]:
     """How far the replay is from what was served, in nats, and what that means, in words."""
-    replayed, asked = found.logprob[told.n_prompt - 1 :], told.asked
+    replayed, asked = found.logprob[replay.n_prompt - 1 :], replay.asked
     if asked.logprobs is not None:
         drift = float((replayed - torch.tensor(asked.logprobs, dtype=torch.float64)).abs().max())
         what = "no token differs from what was served by more than"
@@ -172,28 +178,28 @@ def agreement(told: Told, found: TokenProbabilities) -> dict[str, Any]:
     return {"drift": drift, "agrees": agrees, "limit": AGREES, "text": text}
 
 
-def seen_of(told: Told, layers: list[int] | None = None) -> Seen:
+def seen_of(replay: Replay, layers: list[int] | None = None) -> Seen:
     """The replay, watched from outside."""
-    with look_at(told.model, layers=layers) as seen:
-        told.run()
+    with look_at(replay.model, layers=layers) as seen:
+        replay.run()
     return seen
 
 
-def kind_of(told: Told) -> str:
+def kind_of(replay: Replay) -> str:
     """Which attention is meant."""
-    kinds = _kinds(told)
+    kinds = _kinds(replay)
     if not kinds:
         raise Refused("a recurrence has no heads: nothing here attends")
-    kind = told.asked.kind or kinds[0]
+    kind = replay.asked.kind or kinds[0]
     if kind not in kinds:
         raise Refused(f"kind is '{kind}'; this model has {', '.join(kinds)}")
     return kind
 
 
-def heads_view(told: Told) -> dict[str, Any]:
+def heads_view(replay: Replay) -> dict[str, Any]:
     """Figures and a thumbnail of every head."""
-    kind = kind_of(told)
-    seen = seen_of(told)
+    kind = kind_of(replay)
+    seen = seen_of(replay)
     grid = seen.heads(kind=kind)
     pixels = [_squared(seen.thumbnails(layer, PANE, kind=kind)) for layer in grid.layers]
     figures = {name: values.tolist() for name, values in grid.figures.items()}
@@ -217,18 +223,18 @@ def _squared(small: Tensor) -> Tensor:
     return (255 * (small.float() / scale).sqrt())[:, rows][:, :, columns].round().to(torch.uint8)
 
 
-def attention_view(told: Told) -> dict[str, Any]:
+def attention_view(replay: Replay) -> dict[str, Any]:
     """What one head weighs: the heaviest keys of every row."""
-    asked, kind = told.asked, kind_of(told)
-    layer = _layer(told)
-    found = seen_of(told, [layer]).attention(layer, asked.head, kind=kind)
-    queries = 0 if kind == "encoder" else told.offset
-    keys = told.offset if kind == "self" else 0
+    asked, kind = replay.asked, kind_of(replay)
+    layer = _layer(replay)
+    found = seen_of(replay, [layer]).attention(layer, asked.head, kind=kind)
+    queries = 0 if kind == "encoder" else replay.offset
+    keys = replay.offset if kind == "self" else 0
     best = found.weights.topk(min(KEYS, found.weights.shape[1]), dim=-1)
-    rows: list[Any] = [None] * (len(told.tokens) + told.offset)
+    rows: list[Any] = [None] * (len(replay.tokens) + replay.offset)
     whole = len(rows) <= ROWS
     for i in range(len(found.weights)):
-        if whole or i >= told.n_prompt - 1:
+        if whole or i >= replay.n_prompt - 1:
             pairs = [(k + keys, round(w, 4)) for k, w in zip(*_row(best, i), strict=True) if w >= 5e-4]
             rows[i + queries] = {"keys": [k for k, _ in pairs], "weights": [w for _, w in pairs]}
     return {
@@ -242,27 +248,29 @@ def _row(best: Any, i: int) -> tuple[list[int], list[float]]:
     return best.indices[i].tolist(), best.values[i].tolist()
 
 
-def lens_view(told: Told) -> dict[str, Any]:
+def lens_view(replay: Replay) -> dict[str, Any]:
     """What each layer would have said where a token was chosen."""
-    at = _place(told)
-    found = logit_lens(told.model, told.tokens[:at], top=LIKELIEST, positions=[at - 1], source=told.source)
+    at = _place(replay)
+    found = logit_lens(
+        replay.model, replay.tokens[:at], top=LIKELIEST, positions=[at - 1], source=replay.source
+    )
     layers = [
         {
             "name": "before any" if i == 0 else str(i - 1),
-            "top": _likeliest(told, found.top[i, 0].tolist(), found.logprob[i, 0].tolist()),
+            "top": _likeliest(replay, found.top[i, 0].tolist(), found.logprob[i, 0].tolist()),
             "distance": float(found.divergence[i, 0]),
         }
         for i in range(len(found.top))
     ]  # fmt: skip
-    return {"layers": layers, "after": told.texts([told.tokens[at - 1]])[0], "caveat": found.caveat}
+    return {"layers": layers, "after": replay.texts([replay.tokens[at - 1]])[0], "caveat": found.caveat}
 
 
-def gradient_view(told: Told) -> dict[str, Any]:
+def gradient_view(replay: Replay) -> dict[str, Any]:
     """What the log-probability of a token hangs on: each token read, graded, and the gradient by layer."""
-    at = _place(told)
-    read, target = told.tokens[:at], told.tokens[at]
-    found = attribute(told.model, read, target, source=told.source)
-    flow = gradient_flow(told.model, read, target=target, source=told.source)
+    at = _place(replay)
+    read, target = replay.tokens[:at], replay.tokens[at]
+    found = attribute(replay.model, read, target, source=replay.source)
+    flow = gradient_flow(replay.model, read, target=target, source=replay.source)
     return {
         "scores": found.scores.tolist(), "control": str(found.control),
         "trusted": found.control is None or found.control.beats_random,
@@ -270,9 +278,9 @@ def gradient_view(told: Told) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def experts_view(told: Told) -> dict[str, Any]:
+def experts_view(replay: Replay) -> dict[str, Any]:
     """How the choices of each router were shared."""
-    found = routing(told.model, told.tokens, source=told.source)
+    found = routing(replay.model, replay.tokens, source=replay.source)
     layers = [
         {"layer": layer, "shares": load}
         for layer, load in zip(found.layers, found.load.tolist(), strict=True)
@@ -280,19 +288,19 @@ def experts_view(told: Told) -> dict[str, Any]:
     return {"layers": layers, "caveat": found.caveat}
 
 
-def ablate_view(told: Told) -> dict[str, Any]:
+def ablate_view(replay: Replay) -> dict[str, Any]:
     """The probability of every token of the answer with and without one head."""
-    layer, head = _layer(told), told.asked.head
-    before = token_probabilities(told.model, told.tokens, top=1, source=told.source).logprob
-    found = without_head(told.model, told.tokens, layer, head or 0, source=told.source)
-    first = told.n_prompt - 1
+    layer, head = _layer(replay), replay.asked.head
+    before = token_probabilities(replay.model, replay.tokens, top=1, source=replay.source).logprob
+    found = without_head(replay.model, replay.tokens, layer, head or 0, source=replay.source)
+    first = replay.n_prompt - 1
     return {
-        "first": told.n_prompt + told.offset, "how": "replaced by its mean over the text",
+        "first": replay.n_prompt + replay.offset, "how": "replaced by its mean over the text",
         "before": before[first:].tolist(), "after": found.logprob[first:].tolist(), "caveat": Ablation.caveat,
     }  # fmt: skip
 
 
-VIEWS: dict[str, Callable[[Told], dict[str, Any]]] = {
+VIEWS: dict[str, Callable[[Replay], dict[str, Any]]] = {
     "tokens": tokens_view,
     "heads": heads_view,
     "attention": attention_view,
@@ -304,9 +312,9 @@ VIEWS: dict[str, Callable[[Told], dict[str, Any]]] = {
 """Name -> what it tells."""
 
 
-def _layer(told: Told) -> int:
+def _layer(replay: Replay) -> int:
     """The layer and head that are asked for, which must be there."""
-    asked, config = told.asked, told.model.config
+    asked, config = replay.asked, replay.model.config
     if config.cell:
         raise Refused("a recurrence has no heads: nothing here attends")
     of_encoder = config.n_encoder_layers if asked.kind == "encoder" else None
@@ -320,12 +328,13 @@ def _layer(told: Told) -> int:
     return asked.layer or 0
 
 
-def _place(told: Told) -> int:
+def _place(replay: Replay) -> int:
     """The place in `tokens` of the token that is asked for; one that was predicted."""
-    at = (told.asked.token or 0) - told.offset
-    if not 1 <= at < len(told.tokens):
-        raise ApiError(400, f"token is {told.asked.token}; those that were predicted are {told.offset + 1} to"
-                       f" {told.offset + len(told.tokens) - 1}", param="token")  # fmt: skip
+    at = (replay.asked.token or 0) - replay.offset
+    if not 1 <= at < len(replay.tokens):
+        first, last = replay.offset + 1, replay.offset + len(replay.tokens) - 1
+        message = f"token is {replay.asked.token}; those that were predicted are {first} to {last}"
+        raise ApiError(400, message, param="token")
     return at
 
 

@@ -1,4 +1,4 @@
-"""So many at a time, each API key in its turn: what one of them has waiting is in nobody else's way.
+"""A fair semaphore: so many at a time, each API key in its turn, and none in the way of another.
 
 Those of one key wait in a queue of their own, which is bounded; whenever something ends, the next queue is
 asked for its first. Nothing is reserved: a key alone gets all places. Read next: state, worker.
@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from .errors import busy
 
 
-class Turns:
+class FairSemaphore:
     """Places, and who waits for one. Of one event loop."""
 
     def __init__(self, places: int, most: int, what: str) -> None:

@@ -51,7 +51,7 @@ class RecallBody(Body):
     k: Annotated[int, Field(ge=1, le=50)] = IN_PROMPT
 
 
-class Memories:
+class MemoryStore:
     """The memory of whoever asks."""
 
     def __init__(self, path: Path) -> None:
@@ -81,7 +81,7 @@ def routes(state: State) -> list[Route]:
     """All routes of the memory; they answer 404 where the server remembers nothing."""
 
     def route(path: str, method: str, body: type[Body] | None, work: Work) -> Route:
-        return Route(path, Remembering(state, body, work), methods=[method])
+        return Route(path, MemoryRoute(state, body, work), methods=[method])
 
     return [
         route("/memory", "GET", None, lambda memory, _, __: _all(memory)),
@@ -99,7 +99,7 @@ def routes(state: State) -> list[Route]:
     ]
 
 
-class Remembering:
+class MemoryRoute:
     """One route: its work is done in the pool, since it waits for a disk."""
 
     def __init__(self, state: State, body: type[Body] | None, work: Work) -> None:

@@ -1,6 +1,6 @@
 """What is not text that goes on: `/translate`, `/classify`, `/v1/embeddings`, `/tokenize`.
 
-Read next: writing.
+Read next: streaming.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .endpoint import Answer, Call
 from .errors import ApiError, unavailable
 from .prompts import render
 from .schema import ClassifyBody, EmbeddingBody, TranslateBody, as_list
-from .writing import all_parts, failure
+from .streaming import all_parts, failure
 
 
 async def translate(call: Call) -> Answer:

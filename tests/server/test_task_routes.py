@@ -12,7 +12,7 @@ import pytest
 
 from tests.server.conftest import Running, serving
 from transom.errors import Refused
-from transom.server.served import name_of, serve_folders
+from transom.server.models import name_of, serve_folders
 from transom.server_settings import ServerSettings
 from transom.settings import load as load_settings
 

@@ -78,7 +78,7 @@ class Step:
 
 
 @asynccontextmanager
-async def writing(call: Call, requests: Sequence[Request]) -> AsyncIterator[AsyncIterator[Step]]:
+async def stream_steps(call: Call, requests: Sequence[Request]) -> AsyncIterator[AsyncIterator[Step]]:
     """Have the requests worked on; gives the steps of their parts as they come."""
     async with call.served.worker.run(requests) as events:
         yield _steps(call, requests, events)
@@ -119,7 +119,7 @@ def failure(event: Event) -> ApiError:
 async def all_parts(call: Call, requests: Sequence[Request]) -> list[Part]:
     """The parts when all of them have ended."""
     parts: dict[int, Part] = {}
-    async with writing(call, requests) as steps:
+    async with stream_steps(call, requests) as steps:
         async for step in steps:
             parts[step.part.index] = step.part
     return [parts[index] for index in sorted(parts)]

@@ -25,18 +25,18 @@ export function listConversations({ open, onopen, ondelete }) {
 }
 
 /** The button that opens the list where the screen is narrow. Gives what closes it: true where it was open. */
-export function shelf() {
+export function sidebar() {
   const turn = (open) => {
-    const was = document.body.hasAttribute("data-shelf");
-    document.body.toggleAttribute("data-shelf", open);
-    $("shelf-close").hidden = !open;
-    $("shelf-open").setAttribute("aria-expanded", open);
+    const was = document.body.hasAttribute("data-sidebar");
+    document.body.toggleAttribute("data-sidebar", open);
+    $("sidebar-close").hidden = !open;
+    $("sidebar-open").setAttribute("aria-expanded", open);
     if (open) $("new-chat").focus();
     return was;
   };
-  $("shelf-open").append(icon("menu"));
-  $("shelf-open").addEventListener("click", () => turn(!document.body.hasAttribute("data-shelf")));
-  $("shelf-close").addEventListener("click", () => turn(false));
-  $("shelf").addEventListener("click", (event) => event.target.closest(".conversation, #new-chat") && turn(false));
+  $("sidebar-open").append(icon("menu"));
+  $("sidebar-open").addEventListener("click", () => turn(!document.body.hasAttribute("data-sidebar")));
+  $("sidebar-close").addEventListener("click", () => turn(false));
+  $("sidebar").addEventListener("click", (event) => event.target.closest(".conversation, #new-chat") && turn(false));
   return () => turn(false);
 }
