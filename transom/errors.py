@@ -1,7 +1,8 @@
 """The one kind of error a person should see: a mistake they can mend, said in one line.
 
 `Refused` carries what is wrong, where, the limit and the fix. The command line prints it without a
-traceback and exits with 2; in Python it is a `ValueError`. Anything else that escapes is our own bug.
+traceback and exits with 2; in Python it is a `ValueError`. Its `code` is for whoever acts on the kind of
+refusal: no program reads the words. Anything else that escapes is our own bug.
 """
 
 from __future__ import annotations
@@ -9,16 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from difflib import SequenceMatcher, get_close_matches
 from pathlib import Path
+from typing import Literal
 
 ALIKE = 0.7
 """From this ratio of difflib on, one name may be meant by another."""
+
+Code = Literal["", "context_length_exceeded", "logits_not_finite", "memory_file"]
+"""Kinds of refusals that somebody acts on; most are for people alone and have none."""
 
 
 class Refused(ValueError):
     """A request that cannot be carried out as given: one line with the place, the limit and the fix."""
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, *, code: Code = "") -> None:
         super().__init__(" ".join(message.split()))
+        self.code: Code = code
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -120,7 +120,8 @@ class Memory:
             elif version != VERSION:
                 raise Refused(
                     f"{printable(path)}: not a memory, or one of another version ({version}, this one reads"
-                    f" {VERSION}); name another file for the memory"
+                    f" {VERSION}); name another file for the memory",
+                    code="memory_file",
                 )
 
     def close(self) -> None:
@@ -253,7 +254,8 @@ class Memory:
             except (sqlite3.Error, OSError) as error:
                 raise Refused(
                     f"{printable(self.path)}: the memory cannot be used ({printable(str(error))});"
-                    " name another file for it, or move this one away"
+                    " name another file for it, or move this one away",
+                    code="memory_file",
                 ) from None
 
 

@@ -20,7 +20,7 @@ from transom.errors import Refused
 from transom.model.transformer import Transformer
 
 from .batching import BUDGET, TextBatch, batches, framed
-from .engine import MOST_WAIT, NOT_FINITE, Busy, EngineSettings
+from .engine import MOST_WAIT, Busy, EngineSettings, not_finite
 from .request import Event, FinishReason
 
 AHEAD = 4
@@ -167,7 +167,7 @@ class EncoderEngine:
         for request, answer in zip(requests, answers, strict=True):
             error = answer if isinstance(answer, Exception) else None
             if error is None and not _finite(answer):
-                error = Refused(NOT_FINITE)
+                error = not_finite()
             self._end(request, "stop" if error is None else "error")
             self._n_answered += error is None
             if error is None:

@@ -29,7 +29,6 @@ from .token_rules import Ruling
 
 MOST_WAIT = 60
 """Seconds that a refused client is told to wait at most."""
-NOT_FINITE = "the model's logits are not finite: damaged weights, or a training that diverged"
 NOTHING_FITS = "no token that the model may write fits the answer's grammar"
 
 
@@ -123,7 +122,8 @@ class Engine:
         if n_prompt + most - 1 > limit:
             raise Refused(
                 f"the prompt has {n_prompt} tokens and max_tokens is {most}: together {n_prompt + most},"
-                f" where this model's limit (max_len) is {limit}; shorten the prompt or set less max_tokens"
+                f" where this model's limit (max_len) is {limit}; shorten the prompt or set less max_tokens",
+                code="context_length_exceeded",
             )
         if beam > self.settings.max_rows:
             raise Refused(
@@ -276,7 +276,7 @@ class Engine:
         """Give a request its next tokens; its sequence ends with them and with no draft that was wrong."""
         request, sequence, draft_tokens = state.request, state.sequences[0], state.draft_tokens
         if tokens[-1] == FAILED:
-            raise Refused(NOT_FINITE if request.grammar is None else NOTHING_FITS)
+            raise not_finite() if request.grammar is None else Refused(NOTHING_FITS)
         state.draft_tokens = []
         self._n_drafted, self._n_kept = self._n_drafted + len(draft_tokens), self._n_kept + len(tokens) - 1
         if len(tokens) <= len(draft_tokens):
@@ -388,6 +388,14 @@ class Engine:
             "put_back": scheduler.n_preempted,
             "steps": self._n_steps,
         }
+
+
+def not_finite() -> Refused:
+    """Say that a model's numbers are no numbers: its fault, and not that of the request."""
+    return Refused(
+        "the model's logits are not finite: damaged weights, or a training that diverged",
+        code="logits_not_finite",
+    )
 
 
 def _rows(logits: Tensor, places: list[int]) -> Tensor:

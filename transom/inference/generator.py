@@ -339,6 +339,7 @@ class Generator:
             raise Refused(
                 f"{name} has {n_prompt} tokens and max_tokens is {max_tokens}: together"
                 f" {n_prompt + max_tokens}, where this model's limit (max_len) is {limit};"
-                f" {' or '.join(ways)}"
+                f" {' or '.join(ways)}",
+                code="context_length_exceeded",
             )
         return max_tokens

@@ -33,13 +33,13 @@ def look_into(loaded: Any, text: str, name: str = "a model", patch: str | None =
         return overview(model, tokens, tokenizer, source=request.source, title=title)
     if hasattr(loaded, "request"):
         (request,) = loaded.request(text, SamplingParams(max_tokens=1))
-        other = None if patch is None else _as_long(loaded, patch, request.prompt)
+        other = None if patch is None else _of_as_many(loaded, patch, request.prompt)
         return overview(model, request.prompt, tokenizer, other=other, title=title)
     ids = framed(tokenizer, [text], model.config.max_len)[0]
     return overview(model, ids.tolist(), tokenizer, title=title)
 
 
-def _as_long(loaded: Any, patch: str, prompt: Sequence[int]) -> list[int]:
+def _of_as_many(loaded: Any, patch: str, prompt: Sequence[int]) -> list[int]:
     """The tokens of the other text, which must be as many as those of the text."""
     if not patch:
         raise Refused("--patch: there is no other text; give one that differs in a word")
@@ -47,5 +47,5 @@ def _as_long(loaded: Any, patch: str, prompt: Sequence[int]) -> list[int]:
     if len(request.prompt) != len(prompt):
         words = " ".join(visible(word) for word in readable(loaded.tokenizer, request.prompt)[:32])
         raise Refused(f"--patch: {len(request.prompt)} tokens ({words}) beside {len(prompt)} of the text; "
-                      "each piece goes to its own place: change words for others as long")  # fmt: skip
+                      "each piece goes to its own place: change words, not the number of tokens")  # fmt: skip
     return request.prompt

@@ -109,7 +109,8 @@ def attend_plain(query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tenso
     """The same as `attend`, step by step: scores, cap, bias, mask, softmax, mix. Holds an (L, M) map."""
     n_queries, n_keys = query.shape[1], key.shape[1]
     per_group = query.shape[2] // key.shape[2]  # queries that share a head of keys
-    key, value = (x.repeat_interleave(per_group, dim=2) for x in (key, value))
+    if per_group > 1:
+        key, value = (x.repeat_interleave(per_group, dim=2) for x in (key, value))
     at_least_float32 = torch.promote_types(query.dtype, torch.float32)
     scores = torch.einsum("blhk,bmhk->bhlm", query, key).to(at_least_float32) * rule.scale_of(query)
     if rule.softcap is not None:

@@ -56,9 +56,13 @@ def unavailable(message: str, seconds: float = 1.0) -> ApiError:
 
 
 def from_refused(refused: Refused, param: str | None = None) -> ApiError:
-    """A refusal of the engine or of a loader as an answer: 429 when it names a time to wait, else 400."""
+    """Tell a client of a refusal: 429 when it names a time to wait, 500 for the model's fault, else 400."""
     seconds = getattr(refused, "retry_after", None)
-    return ApiError(400, str(refused), param=param) if seconds is None else busy(str(refused), seconds)
+    if seconds is not None:
+        return busy(str(refused), seconds)
+    if refused.code == "logits_not_finite":
+        return ApiError(500, str(refused))
+    return ApiError(400, str(refused), param=param, code=refused.code or None)
 
 
 INTERNAL = ApiError(500, "something went wrong inside the server; the operator's log has more")

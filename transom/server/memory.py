@@ -122,9 +122,7 @@ class MemoryRoute:
         try:
             data = await self.state.text_work(scope["transom.scope"], lambda: to_json(work()))
         except Refused as refused:
-            if str(self.state.memory.path.parent) in str(
-                refused
-            ):  # about the file, which is the operator's business
+            if refused.code == "memory_file":  # the operator's business
                 logger.error("%s", refused)
                 raise INTERNAL from None
             raise from_refused(refused) from None

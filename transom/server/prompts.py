@@ -150,9 +150,9 @@ def _requests(
             markers=markers,
         )
     except Refused as refused:
-        if "max_len" in str(refused):
+        if refused.code == "context_length_exceeded":
             param = "prompt" if continues else "messages"
-            raise ApiError(400, str(refused), param=param, code="context_length_exceeded") from None
+            raise ApiError(400, str(refused), param=param, code=refused.code) from None
         raise
     return requests
 

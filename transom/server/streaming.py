@@ -13,7 +13,6 @@ from time import perf_counter
 from typing import Any
 
 from transom.errors import Refused
-from transom.inference.engine import NOT_FINITE
 from transom.inference.request import Event, Request, TokenLogprob
 
 from .endpoint import Call
@@ -111,9 +110,7 @@ def failure(event: Event) -> ApiError:
     if event.finish_reason == "abort":
         return unavailable("the answer was ended by the server; the request can be sent again")
     error = event.request.error
-    if not isinstance(error, Refused):
-        return INTERNAL
-    return ApiError(500, str(error)) if str(error) == NOT_FINITE else from_refused(error)
+    return from_refused(error) if isinstance(error, Refused) else INTERNAL
 
 
 async def all_parts(call: Call, requests: Sequence[Request]) -> list[Part]:

@@ -208,9 +208,9 @@ class Worker:
             self._empty_inbox(engine)
             if engine.busy:
                 events = engine.step()
+                self.figures = engine.load()  # before its events: whoever hears of a step may look at them
                 if events:
                     self._to_loop(self._hand_out, events)
-                self.figures = engine.load()
             elif not self._inbox:
                 self._wake.wait()
                 self._wake.clear()
