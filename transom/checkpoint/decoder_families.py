@@ -11,10 +11,10 @@ from typing import Any
 from transom.model.config import ModelConfig
 
 from .config_keys import ConfigKeys
+from .config_labels import ACTIVATION_LABELS, ACTIVATIONS, even_share
 from .experts import read_experts, write_experts
 from .family import Family, Rule, Window, named
 from .rope import read_rope, write_rope
-from .spelling import ACTIVATIONS, SPELLED, even_share
 
 # --- the families that descend from Llama -------------------------------------------------------------------
 
@@ -63,7 +63,7 @@ def _write_llama_like(family: Family, config: ModelConfig) -> dict[str, Any]:
         {key: getattr(config, name) for name, (key, _) in family.numbers.items()}
         | {switch: getattr(config, names[0]) for switch, names in family.biases.items()}
         | {
-            "hidden_act": SPELLED[config.activation],
+            "hidden_act": ACTIVATION_LABELS[config.activation],
             "rms_norm_eps": config.norm_eps,
             "tie_word_embeddings": config.tie_embeddings,
             "attention_dropout": config.dropout,
@@ -139,7 +139,7 @@ def llama_like(
         numbers={name: (key, sizes.get(name)) for name, key in keys.items() if name not in without},
         read=_read_llama_like,
         write=_write_llama_like,
-        copies={"lm_head.weight": "embed.weight"},
+        tied_copies={"lm_head.weight": "embed.weight"},
         ignored=r"(?:model\.)?(?:layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",
         **table,
     )
@@ -206,7 +206,9 @@ def _write_gpt2(family: Family, config: ModelConfig) -> dict[str, Any]:
     values = {key: getattr(config, name) for name, (key, _) in family.numbers.items()}
     return values | {
         "n_inner": None if config.ffn_dim == 4 * config.dim else config.ffn_dim,
-        "activation_function": {"gelu_tanh": "gelu_new"}.get(config.activation, SPELLED[config.activation]),
+        "activation_function": {"gelu_tanh": "gelu_new"}.get(
+            config.activation, ACTIVATION_LABELS[config.activation]
+        ),
         "layer_norm_epsilon": config.norm_eps,
         "tie_word_embeddings": config.tie_embeddings,
         "resid_pdrop": config.dropout,
@@ -245,6 +247,6 @@ GPT2 = Family(
     write=_write_gpt2,
     ids={"bos_token_id": 50256, "eos_token_id": 50256},
     only={"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,)},
-    copies={"lm_head.weight": "embed.weight"},
+    tied_copies={"lm_head.weight": "embed.weight"},
     ignored=r"(?:transformer\.)?h\.\d+\.attn\.(?:bias|masked_bias)",
 )

@@ -10,8 +10,8 @@ from typing import Any
 from transom.model.config import ModelConfig
 
 from .config_keys import ConfigKeys
+from .config_labels import ACTIVATION_LABELS, ACTIVATIONS, even_share
 from .family import Family, named
-from .spelling import ACTIVATIONS, SPELLED, even_share
 
 PARTS = dict(
     kind="encoder", norm="layer", norm_position="after", gated=False, position="learned", embed_norm=True,
@@ -59,7 +59,7 @@ def _read(family: Family, keys: ConfigKeys) -> dict[str, Any]:
 
 def _write(family: Family, config: ModelConfig) -> dict[str, Any]:
     return {key: getattr(config, name) for name, (key, _) in family.numbers.items()} | {
-        "hidden_act": SPELLED[config.activation],
+        "hidden_act": ACTIVATION_LABELS[config.activation],
         "layer_norm_eps": config.norm_eps,
         "hidden_dropout_prob": config.dropout,
         "attention_probs_dropout_prob": config.dropout,
@@ -129,11 +129,11 @@ BERT = Family(
     write=_write,
     ids={"pad_token_id": 0},
     only=ONLY,
-    copies={
+    tied_copies={
         "cls.predictions.decoder.weight": "embed.weight",
         "cls.predictions.decoder.bias": "head.bias",
     },
-    respelled={r"\.gamma$": ".weight", r"\.beta$": ".bias"},
+    renames={r"\.gamma$": ".weight", r"\.beta$": ".bias"},
     ignored=rf"(?:bert\.)?(?:pooler\.dense\.(?:weight|bias)|{BUFFERS})|cls\.seq_relationship\.(?:weight|bias)",
 )
 ROBERTA = Family(
@@ -164,6 +164,6 @@ ROBERTA = Family(
     ids={"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2},
     # Its head for masked words is always GELU, whatever the config says.
     only=ONLY | {"hidden_act": ("gelu",)},
-    copies={"lm_head.decoder.weight": "embed.weight", "lm_head.decoder.bias": "head.bias"},
+    tied_copies={"lm_head.decoder.weight": "embed.weight", "lm_head.decoder.bias": "head.bias"},
     ignored=rf"(?:roberta\.)?(?:pooler\.dense\.(?:weight|bias)|{BUFFERS})",
 )

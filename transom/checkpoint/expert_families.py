@@ -64,7 +64,7 @@ MIXTRAL = llama_like(
     without=("ffn_dim",),
     rules=_expert_rules("block_sparse_moe", "w1", "w3", "w2"),
     fused=_fused("block_sparse_moe"),
-    respelled={r"\.mlp\.": ".block_sparse_moe."},
+    renames={r"\.mlp\.": ".block_sparse_moe."},
     parts=LLAMA_PARTS | NO_BIAS | dict(qk_norm=False),
     window=Window(None),
     experts=ExpertKeys(("num_local_experts",), ("intermediate_size", 14336), (8, 2), loss=0.001),
@@ -126,6 +126,6 @@ DOTS1 = llama_like(
         first_dense="first_k_dense_replace",
         rate="router_bias_update_rate",
     ),
-    hollow=_shared_of_no_width,
+    empty_tensors=_shared_of_no_width,
     only={"n_group": (1, None), "topk_group": (1, None), "use_sliding_window": (False, None)},
 )

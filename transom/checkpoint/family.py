@@ -1,7 +1,7 @@
 """What the table of a family is made of, and how it is applied: config.json in and out, names of weights.
 
 Nothing here knows one family from another; the tables are in the files that families names.
-Read next: families, placing.
+Read next: families, weight_mapping.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from transom.errors import Refused
 from transom.model.config import ModelConfig
 
 from .config_keys import ConfigKeys
+from .config_labels import read_labels, write_labels
 from .experts import ExpertKeys
-from .spelling import read_labels, write_labels
 
 # What any folder may say that would change the arithmetic; only these values are what we compute, unless the
 # family says otherwise.
@@ -110,15 +110,15 @@ class Family:
     rope_theta: float = 10_000.0
     only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """Keys with the only values that are supported; leaving the key out is always one."""
-    copies: Mapping[str, str] = field(default_factory=dict)
+    tied_copies: Mapping[str, str] = field(default_factory=dict)
     """Tensors that some folders store besides -> the parameter of ours that they must equal."""
-    follows: Mapping[str, Callable[[ModelConfig], Tensor]] = field(default_factory=dict)
+    derived_tensors: Mapping[str, Callable[[ModelConfig], Tensor]] = field(default_factory=dict)
     """Tensors that some folders store though they follow from the config -> what they must be."""
-    respelled: Mapping[str, str] = field(default_factory=dict)
+    renames: Mapping[str, str] = field(default_factory=dict)
     """Patterns of names that other versions of the library use -> what they are called here."""
     fused: tuple[Rule, ...] = ()
     """Rules that replace those of the same parameters where a folder holds all experts in one tensor."""
-    hollow: Callable[[ModelConfig], Iterable[tuple[str, tuple[int, ...]]]] = lambda config: ()
+    empty_tensors: Callable[[ModelConfig], Iterable[tuple[str, tuple[int, ...]]]] = lambda config: ()
     """Tensors without a number in them that readers of the family ask for: names and shapes."""
     ignored: str = r"(?!)"
     """Names of stored tensors that take no part in what is computed here (a pattern)."""

@@ -2,7 +2,7 @@
 
 config.json names a family; its table (families) says what the model is and where its weights stand. Nothing
 in a folder is ever run: no pickle, no `auto_map`. Shapes are compared with the headers of the files before
-any memory is taken, so a lying config costs nothing. Read next: families, placing, sentence.
+any memory is taken, so a lying config costs nothing. Read next: families, weight_mapping, sentence.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from .family import DEFAULTS, Family, canonical, read_config, stored_tensors, wr
 from .folder import recover
 from .generation import CONFIG, GENERATION
 from .manifest import verify_read
-from .placing import find_places, joined, read_weights
 from .sentence import MODULES, read_sentence, write_sentence
 from .shards import SHARD_BYTES, save_weights, weight_files
 from .strict_json import read_json, write_json
+from .weight_mapping import map_weights, read_weights, to_stored
 
 OWN = "transom"
 """model_type of a folder in Transom's own format: the fields of ModelConfig, and weights under our names."""
@@ -108,8 +108,8 @@ def load_model(
     model = _without_weights(config, folder)
     like = model.state_dict(keep_vars=True)
     shapes = {name: tuple(weight.shape) for name, weight in like.items()}
-    places = find_places(family, config, shapes, files, folder, another_head=another_head)
-    weights = read_weights(places, like, dtype, device)
+    locations = map_weights(family, config, shapes, files, folder, another_head=another_head)
+    weights = read_weights(locations, like, dtype, device)
     if another_head:
         drawn = _drawn_head(config, seed)
         weights = {name: weight.to(device, dtype) for name, weight in drawn.items()} | weights
@@ -268,9 +268,9 @@ def save_model(
     if config.head == "tokens" and config.kind != "encoder":
         write_json(folder / GENERATION, {**_generation(config), **(generation or {})})
     bare = family.prefix if family is not None and config.head == "embed" else ""
-    tensors = [(tensor.name.removeprefix(bare), joined(tensor, weights)) for tensor in stored]
+    tensors = [(tensor.name.removeprefix(bare), to_stored(tensor, weights)) for tensor in stored]
     if family is not None:
-        tensors += [(name, embeddings.new_empty(shape)) for name, shape in family.hollow(config)]
+        tensors += [(name, embeddings.new_empty(shape)) for name, shape in family.empty_tensors(config)]
     save_weights(folder, tensors, max_shard_bytes)
     if family is not None and config.head == "embed":
         write_sentence(folder, config, max_tokens)

@@ -15,8 +15,8 @@ from transom.model.config import ModelConfig
 from transom.model.positions import sinusoids
 
 from .config_keys import ConfigKeys
+from .config_labels import ACTIVATION_LABELS, ACTIVATIONS, even_share
 from .family import Family, Rule, named
-from .spelling import ACTIVATIONS, SPELLED, even_share
 
 # --- Marian -------------------------------------------------------------------------------------------------
 
@@ -56,7 +56,7 @@ def _write_marian(family: Family, config: ModelConfig) -> dict[str, Any]:
     values = {key: getattr(config, name) for name, (key, _) in family.numbers.items()}
     return values | {
         **{other: values[one] for one, other in ALIKE.items()},
-        "activation_function": SPELLED[config.activation],
+        "activation_function": ACTIVATION_LABELS[config.activation],
         "scale_embedding": config.scale_embeddings,
         "dropout": config.dropout,
         "attention_dropout": config.dropout,
@@ -134,12 +134,12 @@ MARIAN = Family(
         "normalize_embedding": (False,),
         "add_final_layer_norm": (False,),
     },
-    copies={
+    tied_copies={
         "lm_head.weight": "embed.weight",
         "model.encoder.embed_tokens.weight": "embed.weight",
         "model.decoder.embed_tokens.weight": "embed.weight",
     },
-    follows=dict.fromkeys(
+    derived_tensors=dict.fromkeys(
         ("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight"), _sines
     ),
 )
@@ -254,7 +254,7 @@ T5 = Family(
     write=_write_t5,
     ids={"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0},
     only={"is_encoder_decoder": (True,)},
-    copies={
+    tied_copies={
         "lm_head.weight": "embed.weight",
         "encoder.embed_tokens.weight": "embed.weight",
         "decoder.embed_tokens.weight": "embed.weight",

@@ -21,7 +21,9 @@ ACTIVATIONS = {
     "relu": "relu",
     "relu2": "relu2",
 }
-SPELLED = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu", "relu2": "relu2"}
+ACTIVATION_LABELS = {name: name for name in ("silu", "gelu", "relu", "relu2")} | {
+    "gelu_tanh": "gelu_pytorch_tanh"
+}
 MOST_LABELS = 100_000
 
 

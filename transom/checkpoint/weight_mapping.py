@@ -25,15 +25,15 @@ FUSED = re.compile(r"\.experts\.gate_up_proj$")
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a tensor stands: the file, its name in it, its shape."""
+class TensorLocation:
+    """The file of a tensor, its name in it, its shape."""
 
     path: Path
     name: str
     shape: tuple[int, ...]
 
 
-def find_places(
+def map_weights(
     family: Family | None,
     config: ModelConfig,
     shapes: Mapping[str, tuple[int, ...]],
@@ -41,8 +41,8 @@ def find_places(
     folder: Path,
     *,
     another_head: bool = False,
-) -> dict[Stored, Place]:
-    """Where each of our parameters stands; raises Refused for one missing, left over or of another shape.
+) -> dict[Stored, TensorLocation]:
+    """Find where our parameters stand; raises Refused for one missing, left over or of another shape.
 
     another_head: heads are passed over, those that we look for and those that are there, but for what the
     family counts to the body (BERT's pooler): that is taken where it serves.
@@ -59,35 +59,35 @@ def find_places(
             of_their_body = pooled and tensor.name.startswith(prefix) and name in there
             if tensor.ours[0].startswith("head.") and not of_their_body:
                 del named[tensor]
-    places = {tensor: _take(tensor, name, there, config, folder) for tensor, name in named.items()}
+    locations = {tensor: _take(tensor, name, there, config, folder) for tensor, name in named.items()}
     if family is not None:
-        _check_copies(family, there, places)
-        _check_what_follows(family, config, there)
-    for name, place in there.items():
+        _check_tied_copies(family, there, locations)
+        _check_derived(family, config, there)
+    for name, location in there.items():
         ignored = family is not None and re.fullmatch(family.ignored, name)
         if not ignored and not (another_head and _is_head(name, family)):
             raise Refused(
-                f"{place.path}: tensor {place.name[:120]!r} of shape {place.shape} has no place in the model "
-                "of config.json"
+                f"{location.path}: tensor {location.name[:120]!r} of shape {location.shape} has no place "
+                "in the model of config.json"
             )
-    return places
+    return locations
 
 
-def _there(files: Mapping[Path, Header], family: Family | None) -> dict[str, Place]:
-    """The tensors of a folder by the names that the family's table uses; raises Refused for one twice."""
-    there: dict[str, Place] = {}
+def _there(files: Mapping[Path, Header], family: Family | None) -> dict[str, TensorLocation]:
+    """List the tensors of a folder by the names of the family's table; raises Refused for one twice."""
+    there: dict[str, TensorLocation] = {}
     for path, header in files.items():
         for name, shape in header.shapes.items():
             if 0 in shape:
                 continue  # without a number in it
             known = name
-            for pattern, replacement in family.respelled.items() if family is not None else ():
+            for pattern, replacement in family.renames.items() if family is not None else ():
                 known = re.sub(pattern, replacement, known)
             if known in there:
                 raise Refused(
                     f"{path}: tensor {name!r} is another spelling of {there[known].name!r}; one may stay"
                 )
-            there[known] = Place(path, name, shape)
+            there[known] = TensorLocation(path, name, shape)
     return there
 
 
@@ -96,28 +96,32 @@ def _is_head(name: str, family: Family | None) -> bool:
     if family is None:
         return name.startswith("head.")
     heads = [rule.theirs for rule in family.rules if rule.ours[0].split(".")[0] == "head"]
-    return any(name == head or name.startswith(f"{head}.") for head in heads) or name in family.copies
+    return any(name == head or name.startswith(f"{head}.") for head in heads) or name in family.tied_copies
 
 
-def _take(tensor: Stored, name: str, there: dict[str, Place], config: ModelConfig, folder: Path) -> Place:
-    """The place of one tensor, out of those that are still there."""
+def _take(
+    tensor: Stored, name: str, there: dict[str, TensorLocation], config: ModelConfig, folder: Path
+) -> TensorLocation:
+    """Take one tensor out of those that are still there."""
     if name not in there:
         could_tie = tensor.ours == ("head.weight",) and not config.tie_embeddings
         tied = "; tie_word_embeddings would take the embeddings instead" if could_tie else ""
         raise Refused(f"{folder}: tensor {name!r} of shape {tensor.shape} is missing{tied}")
-    place = there.pop(name)
-    if place.shape != tensor.shape:
+    location = there.pop(name)
+    if location.shape != tensor.shape:
         raise Refused(
-            f"{place.path}: tensor {place.name!r} has shape {place.shape}; "
+            f"{location.path}: tensor {location.name!r} has shape {location.shape}; "
             f"config.json asks for {tensor.shape}"
         )
-    return place
+    return location
 
 
-def _check_copies(family: Family, there: dict[str, Place], places: Mapping[Stored, Place]) -> None:
+def _check_tied_copies(
+    family: Family, there: dict[str, TensorLocation], locations: Mapping[Stored, TensorLocation]
+) -> None:
     """A tensor stored beside the one that it is tied to must be the same numbers."""
-    of_ours = {tensor.ours[0]: place for tensor, place in places.items()}
-    for name, ours in family.copies.items():
+    of_ours = {tensor.ours[0]: location for tensor, location in locations.items()}
+    for name, ours in family.tied_copies.items():
         if name not in there or ours not in of_ours:
             continue
         copy, original = there.pop(name), of_ours[ours]
@@ -129,40 +133,41 @@ def _check_copies(family: Family, there: dict[str, Place], places: Mapping[Store
                 )
 
 
-def _check_what_follows(family: Family, config: ModelConfig, there: dict[str, Place]) -> None:
+def _check_derived(family: Family, config: ModelConfig, there: dict[str, TensorLocation]) -> None:
     """A stored tensor that is computed here must be what is computed, as near as half precision holds it."""
-    for name in family.follows.keys() & there.keys():
-        place, follow = there.pop(name), family.follows[name]
+    for name in family.derived_tensors.keys() & there.keys():
+        location, follow = there.pop(name), family.derived_tensors[name]
         with torch.device("meta"):  # the shape, before any memory is taken
-            same = place.shape == tuple(follow(config).shape)
-        with open_tensors(place.path, mapped=True) as file:
+            same = location.shape == tuple(follow(config).shape)
+        with open_tensors(location.path, mapped=True) as file:
             same = same and torch.allclose(
-                file.get_tensor(place.name).float(), follow(config), rtol=0, atol=5e-3
+                file.get_tensor(location.name).float(), follow(config), rtol=0, atol=5e-3
             )
         if not same:
             raise Refused(
-                f"{place.path}: {place.name} is not what follows from config.json, and only that is computed"
+                f"{location.path}: {location.name} is not what follows from config.json, and only that "
+                "is computed"
             )
 
 
 def read_weights(
-    places: Mapping[Stored, Place],
+    locations: Mapping[Stored, TensorLocation],
     like: Mapping[str, Tensor],
     dtype: torch.dtype,
     device: str | torch.device,
 ) -> dict[str, Tensor]:
-    """Our parameters out of the places of theirs, in `dtype`, each in memory of its own.
+    """Read our parameters from the locations of theirs, in `dtype`, each in memory of its own.
 
     like: tensors of the shapes that are asked for. What is no weight (a buffer) stays in float32.
     """
     weights: dict[str, Tensor] = {}
-    for path in dict.fromkeys(place.path for place in places.values()):
+    for path in dict.fromkeys(location.path for location in locations.values()):
         with open_tensors(path) as file:
-            for stored, place in places.items():
-                if place.path != path:
+            for stored, location in locations.items():
+                if location.path != path:
                     continue
                 buffer = not isinstance(like[stored.ours[0]], torch.nn.Parameter)
-                found = file.get_tensor(place.name)
+                found = file.get_tensor(location.name)
                 _put(found, stored, like, weights, torch.float32 if buffer else dtype, device)
     return weights
 
@@ -175,7 +180,7 @@ def _put(
     dtype: torch.dtype,
     device: str | torch.device,
 ) -> None:
-    """One tensor of theirs, to where it belongs in ours: turned back, cut apart, cast."""
+    """Put one tensor of theirs to where it belongs in ours: turned back, cut apart, cast."""
     if not found.is_floating_point():
         raise Refused(f"tensor {stored.name!r} holds {found.dtype}; weights are floating-point numbers")
     name, shape = stored.ours[0], like[stored.ours[0]].shape
@@ -193,8 +198,8 @@ def _put(
         weights[part] = cut.to(device, dtype, copy=True, memory_format=torch.contiguous_format)
 
 
-def joined(stored: Stored, weights: Mapping[str, Tensor]) -> Tensor:
-    """One tensor of theirs out of ours: a view where possible, so nothing is copied before it is written."""
+def to_stored(stored: Stored, weights: Mapping[str, Tensor]) -> Tensor:
+    """Make one tensor of theirs out of ours: a view where possible, so nothing is copied before writing."""
     parts = [weights[name] for name in stored.ours]
     if stored.expert is not None:
         return parts[0][stored.expert]
