@@ -47,10 +47,10 @@ def _read_llama_like(family: Family, keys: ConfigKeys) -> dict[str, Any]:
         values["head_dim"] = values.get("head_dim") or share
     for switch, names in family.biases.items():
         values |= dict.fromkeys(names, keys.flag(switch, False))
-    values["activation"] = keys.choice("hidden_act", "silu", ACTIVATIONS)
+    values["activation"] = keys.choice("hidden_act", family.activation, ACTIVATIONS)
     values["norm_eps"] = keys.real("rms_norm_eps", family.norm_eps)
     values["tie_embeddings"] = keys.flag("tie_word_embeddings", False)
-    values["dropout"] = keys.real("attention_dropout", 0.0)
+    values["dropout"] = keys.real("attention_dropout", family.dropout)
     values |= read_rope(keys, values["max_len"], family.rope_theta)
     if family.experts is not None:
         values["experts"] = read_experts(family.experts, keys, values["n_layers"])

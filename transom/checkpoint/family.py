@@ -108,6 +108,9 @@ class Family:
     """Whether transformers asks for a width that the heads share evenly, even when head_dim is given."""
     norm_eps: float = 1e-6
     rope_theta: float = 10_000.0
+    activation: str = "silu"
+    dropout: float = 0.0
+    """Defaults of what a folder may leave out (families that descend from Llama)."""
     only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """Keys with the only values that are supported; leaving the key out is always one."""
     tied_copies: Mapping[str, str] = field(default_factory=dict)
