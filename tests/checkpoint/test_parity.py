@@ -29,6 +29,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    SeedOssConfig,
+    SeedOssForCausalLM,
 )
 
 from tests.checkpoint.oracle import (
@@ -52,6 +54,7 @@ CLASSES = {
     "mistral": (MistralConfig, MistralForCausalLM),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    "seed_oss": (SeedOssConfig, SeedOssForCausalLM),
 }
 SMALL = {
     "vocab_size": 97,
@@ -101,6 +104,7 @@ CASES: dict[str, tuple[str, dict]] = {
     "qwen2-window": ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),
     "qwen2-tied": ("qwen2", {"tie_word_embeddings": True, "rms_norm_eps": 1e-5}),
     "qwen3": ("qwen3", {"head_dim": 16}),
+    "seed-oss": ("seed_oss", {"head_dim": 16}),
     "qwen3-biases-tied": ("qwen3", {"head_dim": 8, "attention_bias": True, "tie_word_embeddings": True}),
     "qwen3-window": (
         "qwen3",

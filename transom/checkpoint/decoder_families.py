@@ -183,6 +183,16 @@ QWEN3 = llama_like(
     window=Window(4096, switched=True, first=28),
     only={"mlp_bias": (False, None)},
 )
+SEED_OSS = llama_like(
+    "seed_oss",
+    "SeedOssForCausalLM",
+    dict(vocab_size=155136, dim=4096, ffn_dim=27648, n_layers=64, n_heads=80, n_kv_heads=8, head_dim=128)
+    | dict(max_len=524288),
+    parts=LLAMA_PARTS | NO_BIAS | dict(qk_norm=False, qkv_bias=True),
+    dropout=0.1,
+    ids={"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1},
+    only={"attention_bias": (True, None), "attention_out_bias": (False, None), "mlp_bias": (False, None)},
+)
 
 # --- GPT-2 --------------------------------------------------------------------------------------------------
 

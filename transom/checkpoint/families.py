@@ -11,7 +11,7 @@ from transom.errors import Refused
 from transom.model.config import ModelConfig
 
 from .config_keys import ConfigKeys
-from .decoder_families import GPT2, LLAMA, MISTRAL, QWEN2, QWEN3
+from .decoder_families import GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, SEED_OSS
 from .encoder_families import BERT, ROBERTA
 from .expert_families import DOTS1, MIXTRAL, OLMOE, QWEN3_MOE
 from .family import Family, canonical, read_config, write_config
@@ -19,7 +19,8 @@ from .seq2seq_families import MARIAN, T5
 
 # Where several can express the same model, the first of them is written.
 BY_PREFERENCE = (
-    LLAMA, MISTRAL, QWEN2, QWEN3, GPT2, QWEN3_MOE, DOTS1, MIXTRAL, OLMOE, BERT, ROBERTA, MARIAN, T5
+    LLAMA, MISTRAL, QWEN2, QWEN3, GPT2, QWEN3_MOE, DOTS1, MIXTRAL, OLMOE, BERT, ROBERTA, MARIAN, T5,
+    SEED_OSS,
 )  # fmt: skip
 FAMILIES = {family.model_type: family for family in sorted(BY_PREFERENCE, key=lambda one: one.model_type)}
 
