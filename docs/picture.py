@@ -25,7 +25,7 @@ STYLES = {
     "sample": "cyan",
     "step ": "white",
     "trained": "bold",
-    "lines to beat": "yellow",
+    "baselines:": "yellow",
 }
 """How a line is coloured, by its beginning."""
 

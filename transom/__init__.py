@@ -57,7 +57,7 @@ def train(data: str = "stdlib", /, *, config: str | None = None, **settings: Any
 
     A section is a dict, a dotted name or its short form: `train("notes/", model="gpt", budget="10min",
     optim={"lr": 3e-4})`, `train(**{"model.n_layers": 6})`. Gives a Run: its `model` (as `load` gives it),
-    `loss`, `references` (the lines to beat), `sentence` (what the loss means), `sample`, `metrics`, `ledger`.
+    `loss`, `references` (the baselines), `sentence` (what the loss means), `sample`, `metrics`, `ledger`.
     Raises Refused for a setting that cannot be.
     """
     from .training.loop import train as run_training

@@ -474,7 +474,7 @@ def look(
         if text is None:
             if patch is not None:
                 raise Refused("--patch compares two texts; give the first: transom look MODEL 'a text'")
-            from .training.inside import look_at_run
+            from .training.probes import look_at_run
 
             show(Looked(look_at_run(Path(model)).save(page), all))
         else:

@@ -270,8 +270,8 @@ class ModelSettings(Settings):
     ffn_dim: Size | None = None
     """Width inside the feed-forward."""
     max_len: Size | None = None
-    """The context: tokens in a training window, and the longest sequence; from given weights the window alone
-    [default: by the size; 1024 at most from given weights]."""
+    """The context: tokens in a training window, and the longest sequence; from pretrained weights the window
+    alone [default: by the size; 1024 at most from pretrained weights]."""
     activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"] | None = None
     """The feed-forward's nonlinearity."""
     gated: bool | None = None
@@ -328,7 +328,7 @@ class ModelSettings(Settings):
 class OptimSettings(Settings):
     name: Literal["auto", "muon", "adamw"] = "auto"
     """Muon for the matrices with AdamW for the rest, or AdamW for all; `--optim adamw` for short; auto: muon,
-    but adamw from given weights."""
+    but adamw from pretrained weights."""
     lr: Annotated[float, Field(gt=0)] | None = None
     """AdamW's peak learning rate [default: by the size]; what it is moved by moves matrix_lr too."""
     matrix_lr: Annotated[float, Field(gt=0)] | None = None

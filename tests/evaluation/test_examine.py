@@ -218,7 +218,9 @@ def test_a_classifier_from_nothing_is_told_of_given_weights() -> None:
     _, bound, unknown = door.app.parse_known_args(words[1:])[:3]
     flags = bound.arguments["flags"]
     assert not unknown and (flags.data.field, flags.data.label) == ("Subject", "Team")
-    assert "given weights" not in remedy(settings.with_({"model.weights": flags.model.weights}), Path("run"))
+    assert "pretrained weights" not in remedy(
+        settings.with_({"model.weights": flags.model.weights}), Path("run")
+    )
 
 
 def test_a_translator_is_told_how_to_go_on() -> None:

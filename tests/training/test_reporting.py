@@ -23,10 +23,10 @@ from transom.model.config import ModelConfig
 from transom.model.transformer import Transformer
 from transom.training import display, metrics
 from transom.training.architecture import model_config, windows_per_step
+from transom.training.evaluate import Best, EvalWindows, Score, score, verdict
 from transom.training.figure import draw_loss, smooth
 from transom.training.folder import RunFolder
 from transom.training.forecast import activation_bytes, plan
-from transom.training.held_out import Best, Score, ScoredWindows, score, verdict
 from transom.training.loop import train
 from transom.training.micro_batch import find_micro_batch
 from transom.training.objectives import LanguageModelling
@@ -40,7 +40,7 @@ from .conftest import Tiny
 UNSHAPED = dict(
     model__dim=None, model__n_layers=None, model__head_dim=None, model__max_len=None, data__tokenizer="auto"
 )
-"""What of `tiny` given weights do not take."""
+"""What of `tiny` pretrained weights do not take."""
 LINES = {"uniform": 4.0, "unigram": 3.0, "bigram": 2.0}
 STEP = {"event": "step", "step": 1200, "loss": 3.1024, "tokens_per_second": 6012.0,
         "flops_per_second": 3.5e11, "share_of_peak": 0.44, "left": 201.0, "position": 0.5}  # fmt: skip
@@ -49,14 +49,15 @@ STEP = {"event": "step", "step": 1200, "loss": 3.1024, "tokens_per_second": 6012
 @pytest.mark.parametrize(
     ("loss", "words"),
     [
-        (4.5, "not yet below the uniform line (4.00)"),
+        (4.5, "not yet below the uniform baseline (4.00)"),
         (
             3.5,
-            "below the uniform line (4.00): it has begun to learn what is frequent; still above the unigram",
+            "below the uniform baseline (4.00): it has begun to learn what is frequent; still above "
+            "the unigram",
         ),
-        (2.5, "below the unigram line (3.00)"),
-        (2.5, "still above the bigram line (2.00)"),
-        (1.5, "below the bigram line (2.00): it predicts better than knowing which token follows which"),
+        (2.5, "below the unigram baseline (3.00)"),
+        (2.5, "still above the bigram baseline (2.00)"),
+        (1.5, "below the bigram baseline (2.00): it predicts better than knowing which token follows which"),
         (math.nan, "not yet below"),
     ],
 )
@@ -173,7 +174,7 @@ def test_the_last_line_is_the_next_command(
 
 def test_what_may_help_is_said_where_something_simpler_is_ahead(tiny: Tiny, tmp_path: Path) -> None:
     run = Run(folder=tmp_path, step=9, tokens=9, loss=3.0, bits_per_byte=None, references={"bigram": 2.5},
-              sentence="still above the bigram line (2.50)", prompt="a", sample="b", seconds=70.0,
+              sentence="still above the bigram baseline (2.50)", prompt="a", sample="b", seconds=70.0,
               weights_sha256="")  # fmt: skip
     assert f"what may help: more time (transom train --out {tmp_path} --resume --budget 4min)" in str(run)
     for fine in (dict(loss=2.4), dict(sentence="it memorises"), dict(interrupted=True), dict(references={})):
@@ -255,10 +256,10 @@ def test_held_out_windows_are_spread_and_all_are_scored_once(tiny: Tiny, tmp_pat
     train(tiny(steps=1, data__cache=str(tmp_path / "tokens")))
     file = TokenFile.open(next((tmp_path / "tokens").glob("*/held_out.tokens")))
     windows = Windows(file, 8)
-    whole = ScoredWindows(windows, 4, stride=1)
+    whole = EvalWindows(windows, 4, stride=1)
     assert sum(batch.n_targets for batch in whole) == file.n_tokens - 1
     assert whole.n_batches == len(list(whole)) and whole.whole
-    part = ScoredWindows.about(windows, 4, 12)
+    part = EvalWindows.about(windows, 4, 12)
     assert part.n_batches == len(list(part)) and 8 <= part.n_rows <= 32 and not part.whole
     net = Transformer(ModelConfig(vocab_size=258, dim=16, n_layers=1, n_heads=1, n_kv_heads=1, head_dim=16,
                                   ffn_dim=32, max_len=8))  # fmt: skip

@@ -20,9 +20,9 @@ from transom.training.architecture import (
     model_config,
     windows_per_step,
 )  # fmt: skip
+from transom.training.evaluate import Best, Score, kept, score, verdict
 from transom.training.folder import RunFolder
 from transom.training.forecast import plan
-from transom.training.held_out import Best, Score, kept, score, verdict
 from transom.training.loop import train
 from transom.training.objectives import LanguageModelling
 from transom.training.parallelism import World
@@ -79,7 +79,7 @@ def test_the_best_weights_are_kept_and_reported_on_rows_that_did_not_choose(tiny
     model = load_model(run.model_folder)
     with Report(is_first=False) as silent:
         task = prepare_task(settings, RunFolder(run.folder), World(), silent)
-    again = score(LanguageModelling(model), task.scored(1000, False), World())
+    again = score(LanguageModelling(model), task.eval_set(1000, False), World())
     assert again is not None and again.reporting is not None
     assert again.loss == pytest.approx(best.score.loss, rel=1e-5)
     assert again.reporting.loss == pytest.approx(run.loss, rel=1e-5)
@@ -142,10 +142,10 @@ def test_chosen_on_one_half_the_number_of_the_other_is_not_optimistic() -> None:
 def test_words_of_kept_weights() -> None:
     best = Best(87, 5.2, Score(6.10, 200, None, choosing=6.0, reporting=Score(6.2, 100, None)))
     assert kept(best, 7.5, LINES, 0.9) == (
-        "below the uniform line (8.32): it has begun to learn what is frequent; still above the unigram line "
-        "(6.00); the weights are those of step 87, 5.2 times through the data, and all later ones did worse: "
-        "7.50 in the end, while it is 0.90 on what it learns from. It memorised; a shorter run (--epochs 6), "
-        "more text or given weights (--model.weights) would help"
+        "below the uniform baseline (8.32): it has begun to learn what is frequent; still above the unigram "
+        "baseline (6.00); the weights are those of step 87, 5.2 times through the data, and all later ones "
+        "did worse: 7.50 in the end, while it is 0.90 on what it learns from. It memorised; a shorter run "
+        "(--epochs 6), more text or pretrained weights (--model.weights) would help"
     )
     assert "memorised" not in kept(best, 6.12, LINES, 5.9), "no worse than one evaluation beside another"
     assert verdict(7.5, LINES, best, 0.9).startswith("risen from 6.10 at step 87, while it is 0.90")

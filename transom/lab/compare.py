@@ -21,10 +21,10 @@ from ..errors import Refused, nearest
 from ..hardware import Hardware
 from ..model.config import ModelConfig
 from ..settings import ALIASES, TrainSettings, format_time, load, parse_count, parse_time
-from ..training import held_out
+from ..training import evaluate
 from ..training.architecture import CAN, CELLS, model_config
+from ..training.evaluate import Score
 from ..training.folder import RunFolder
-from ..training.held_out import Score
 from ..training.loop import train
 from ..training.parallelism import World
 from ..training.report import Report
@@ -92,7 +92,7 @@ def final_score(run: Run, task: Task, settings: TrainSettings) -> Score | None:
     device = torch.device(Hardware.detect(settings.device).device)
     model = load_model(run.model_folder, device=device)
     objective = task.objective(model, getattr(torch, run.ledger["dtype"]["name"]))
-    return held_out.score(objective, task.scored(SCORED, device.type == "cuda"), World(device=device))
+    return evaluate.score(objective, task.eval_set(SCORED, device.type == "cuda"), World(device=device))
 
 
 def plan_members(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..output import write_whole
-from ..training.held_out import Score
+from ..training.evaluate import Score
 from ..training.run import Run
 
 

@@ -27,7 +27,7 @@ CAN = {
 } | dict.fromkeys(CELLS, ("lm", "translate"))
 """The tasks that each member can learn."""
 
-GIVEN_WINDOW = 1024
+PRETRAINED_WINDOW = 1024
 """Tokens of a window of running text where weights are given and nobody says."""
 
 BIASED = dict(qkv_bias=True, out_bias=True, ffn_bias=True)
@@ -141,12 +141,12 @@ def experts(settings: ModelSettings, ffn_dim: int) -> Experts:
 def longest_row(settings: TrainSettings, config: ModelConfig) -> int:
     """Tokens of the longest row that is learned from: as asked for, else as long as the model reads.
 
-    Running text for given weights is cut into windows of at most `GIVEN_WINDOW`, since a context of many
-    thousands asks for more text and memory than most have. The model's own context stays as it is.
+    Running text for pretrained weights is cut into windows of at most `PRETRAINED_WINDOW`, since a context
+    of many thousands asks for more text and memory than most have. The model's own context stays as it is.
     """
     longest = settings.model.max_len or config.max_len
     if settings.model.max_len is None and settings.model.weights and settings.task in ("lm", "mlm"):
-        longest = GIVEN_WINDOW
+        longest = PRETRAINED_WINDOW
     return min(longest, config.max_len)
 
 
@@ -208,13 +208,13 @@ def phases(settings: TrainSettings, config: ModelConfig) -> dict[str, float | in
     }
 
 
-def rates(settings: OptimSettings, config: ModelConfig, given_weights: bool = False) -> Rates:
+def rates(settings: OptimSettings, config: ModelConfig, pretrained: bool = False) -> Rates:
     """The peak learning rates: as given, else by the rule for the width (or for weights that are given).
 
     One that is given alone moves the other with it: the matrices, where most of a model is, learn as much
     slower as was asked for.
     """
-    rule = default_rates(config, settings.name, given_weights)
+    rule = default_rates(config, settings.name, pretrained)
     lr = settings.lr or rule.lr
     return Rates(lr=lr, matrix_lr=settings.matrix_lr or rule.matrix_lr * lr / rule.lr)
 

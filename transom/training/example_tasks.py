@@ -25,13 +25,13 @@ from ..model.config import SIZES, ModelConfig
 from ..settings import TrainSettings
 from . import objectives
 from .architecture import model_config
+from .evaluate import LEAST_BATCHES, EvalExamples
 from .folder import RunFolder
-from .held_out import LEAST_BATCHES, ScoredExamples
 from .parallelism import World
+from .pretrained import pretrained_config, pretrained_model, tokenizer_of
 from .report import Report
 from .run import ARROW
 from .sample import classified, translated
-from .start import given_config, given_model, tokenizer_of
 from .task import Task
 
 TOKENS = {"translate": 4096, "classify": 2048, "embed": 8192}
@@ -74,8 +74,8 @@ def translate_task(settings: TrainSettings, folder: RunFolder, world: World, rep
     shown = made.held_out_pairs[0]
     return Task(
         name="translate", unit="target token", config=config, tokenizer=tokenizer, data_hash=made.data_hash,
-        feed=learned, scored=_scored(held_out), lines=target_lines(made.train, made.held_out, tokenizer),
-        build=first,
+        feed=learned, eval_set=_eval_set(held_out), build=first,
+        baselines=target_baselines(made.train, made.held_out, tokenizer),
         objective=partial(objectives.LanguageModelling, smoothing=smoothing),
         write=lambda model: (
             f"{shown.source}{ARROW}",
@@ -115,7 +115,8 @@ def classify_task(settings: TrainSettings, folder: RunFolder, world: World, repo
     shown = made.held_out_texts[0]
     return Task(
         name="classify", unit="text", config=config, tokenizer=tokenizer, data_hash=made.data_hash,
-        feed=learned, scored=_scored(held_out), lines=class_lines(counts, made.held_out.labels), build=first,
+        feed=learned, eval_set=_eval_set(held_out), build=first,
+        baselines=class_baselines(counts, made.held_out.labels),
         objective=partial(
             objectives.Classification, weights=weights, smoothing=settings.optim.label_smoothing or 0.0
         ),
@@ -147,7 +148,7 @@ def embed_task(settings: TrainSettings, folder: RunFolder, world: World, report:
     )  # fmt: skip
     return Task(
         name="embed", unit="text", config=config, tokenizer=tokenizer, data_hash=made.data_hash,
-        feed=learned, scored=_scored(held_out), lines={"chance": chance(held_out)}, build=first,
+        feed=learned, eval_set=_eval_set(held_out), baselines={"chance": chance(held_out)}, build=first,
         objective=objectives.Contrast, write=None, facts=_facts(made),
     )  # fmt: skip
 
@@ -183,7 +184,7 @@ def labelled_sources(settings: TrainSettings) -> tuple[LabelledSource, LabelledS
 
 
 def longest(settings: TrainSettings) -> int:
-    """The longest text in tokens: as asked for, else that of the given weights, else of the size."""
+    """The longest text in tokens: as asked for, else that of the pretrained weights, else of the size."""
     if settings.model.max_len is not None:
         return settings.model.max_len
     if settings.model.weights:
@@ -203,8 +204,8 @@ def _model(
 ) -> tuple[ModelConfig, Callable[[int], Model]]:
     """The config, and what makes the first weights: from nothing, or from those that are given."""
     if settings.model.weights:
-        config = given_config(settings, tokenizer, **head)
-        return config, partial(given_model, settings, config)
+        config = pretrained_config(settings, tokenizer, **head)
+        return config, partial(pretrained_model, settings, config)
     config = model_config(settings.model, tokenizer.vocab_size, settings.task, labels, **ids)
     return config, partial(build, config)
 
@@ -212,7 +213,7 @@ def _model(
 def _on_all(world: World, report: Report, make: Callable[[], Made]) -> Made:
     """What `make` gives, on every rank; rank 0 goes first, so that what is wrong is said once."""
     made: list[Made] = []
-    world.first(lambda: made.append(make()))
+    world.on_rank_zero(lambda: made.append(make()))
     if not made:
         made.append(make())
     for line in str(made[0].report).splitlines():  # type: ignore[attr-defined]
@@ -220,9 +221,9 @@ def _on_all(world: World, report: Report, make: Callable[[], Made]) -> Made:
     return made[0]
 
 
-def _scored(held_out: Any) -> Callable[[int, bool], ScoredExamples]:
+def _eval_set(held_out: Any) -> Callable[[int, bool], EvalExamples]:
     few = int(held_out.order.lengths.sum()) // LEAST_BATCHES
-    return lambda wanted, on_gpu: ScoredExamples.about(
+    return lambda wanted, on_gpu: EvalExamples.about(
         held_out.eval_batches(min(few, 32768 if on_gpu else 4096)), wanted
     )
 
@@ -258,13 +259,13 @@ def chance(pairs: Embedding) -> float:
     return float(both.mean())
 
 
-def class_lines(counts: np.ndarray, held_out: np.ndarray) -> dict[str, float]:
+def class_baselines(counts: np.ndarray, held_out: np.ndarray) -> dict[str, float]:
     """Nats per text of guessing evenly, and of knowing how frequent each class is."""
     shares = np.maximum(counts, 0.5) / counts.sum()  # a class that was not seen counts as half an example
     return {"uniform": math.log(len(counts)), "class shares": float(-np.log(shares[held_out]).mean())}
 
 
-def target_lines(train: PairRows, held_out: PairRows, tokenizer: Tokenizer) -> dict[str, float]:
+def target_baselines(train: PairRows, held_out: PairRows, tokenizer: Tokenizer) -> dict[str, float]:
     """Nats per target token of guessing evenly, and of knowing how frequent each token is (add-one)."""
     counts = np.bincount(train.target.flat, minlength=tokenizer.vocab_size) + 1.0
     shares = counts / counts.sum()

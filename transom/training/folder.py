@@ -60,7 +60,7 @@ def open_folder(settings: TrainSettings, world: World, stack: ExitStack) -> tupl
         stack.callback(RunFolder(path).leave_nothing)
         return [str(path), resuming]
 
-    path, resuming = world.first(choose)
+    path, resuming = world.on_rank_zero(choose)
     return RunFolder(Path(path)), resuming
 
 

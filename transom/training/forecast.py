@@ -97,7 +97,7 @@ class Forecast:
         shorter = f" or a shorter run (--epochs {self.most:g})" if self.most else ""
         words += (
             f", {tokens}: a model from nothing memorises so little after some {self.enough:g}; more data, "
-            f"given weights (--model.weights){shorter} may do better"
+            f"pretrained weights (--model.weights){shorter} may do better"
         )
         rules = [f"--{name.replace('_', '-')} {value:g}" for name, value in self.by_rule.items()]
         return f"{words}; by rule {', '.join(rules)}" if rules else words
@@ -199,7 +199,7 @@ def expect(
         )
 
     budget, expected = foreseen()
-    by_rule = world.first(lambda: against_memorising(settings) if expected.enough else {})
+    by_rule = world.on_rank_zero(lambda: against_memorising(settings) if expected.enough else {})
     if by_rule:
         settings = settings.with_(by_rule)
         budget, expected = foreseen()

@@ -69,7 +69,7 @@ def account(run: Milestones) -> dict[str, Any]:
             "whole": run.chosen is None and run.at_end.whole,
             "step": run.chosen.step if run.chosen else position.step,
             "sentence": run.sentence,
-            "references": run.lines,
+            "references": run.baselines,
         },
         "forecast": grade(run.expected, {
             "steps": position.step, "tokens": tokens, "seconds": seconds, "flops": flops,

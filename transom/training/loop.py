@@ -41,7 +41,7 @@ from .report import Report
 from .routing import forget, rebalance
 from .run import Run
 from .schedules import SCHEDULES
-from .stopping import Interrupted, Stopping
+from .signals import Interrupted, StopSignals
 from .task import Task
 from .tasks import choose_task, prepare_task
 
@@ -61,7 +61,7 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
     with ExitStack() as stack:
         if settings.deterministic:
             stack.enter_context(deterministic())
-        stopping = stack.enter_context(Stopping())
+        stopping = stack.enter_context(StopSignals())
         world = stack.enter_context(together(settings.parallel, hardware.device))
         if world.size > 1:  # alone, a caller's choice of threads stands
             machine.use_threads(world.local_size)
@@ -140,7 +140,7 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
         model.train()
         stack.enter_context(no_collector())
         if not checkpoint:  # the schedule begins now, however long the data took
-            position.began = world.first(clock.elapsed)
+            position.began = world.on_rank_zero(clock.elapsed)
             position.step_seconds = share * (micro.seconds_per_window or 0.0)
         budget = replace(budget, began=position.began, since=position.since)
         while True:
@@ -214,7 +214,7 @@ def choose_micro_batch(
         seconds=6.0 if settings.budget is None else min(6.0, 0.03 * settings.budget),
         only=position.micro or settings.batch.micro,
     )  # fmt: skip
-    agreed = world.first(lambda: [found.windows, found.reason, found.seconds_per_window])
+    agreed = world.on_rank_zero(lambda: [found.windows, found.reason, found.seconds_per_window])
     position.micro = agreed[0]
     return MicroBatch(*agreed, measured=found.measured)
 

@@ -26,14 +26,14 @@ from ..errors import Refused
 from ..hardware import DtypeChoice, EnergyMeter, Hardware
 from ..model.build import Model
 from ..settings import Every, TrainSettings, format_time
-from . import held_out, inside, ledger, memory, non_finite, state
+from . import evaluate, ledger, memory, non_finite, probes, state
 from .budget import Budget, Clock
 from .card import model_card
+from .evaluate import Best, Score
 from .figure import draw_loss
 from .folder import RunFolder
 from .forecast import Forecast
 from .gradient import Gradient
-from .held_out import Best, Score
 from .metrics import Metrics, history
 from .micro_batch import MicroBatch
 from .optimizers import Optimizers, Rates
@@ -41,8 +41,8 @@ from .parallelism import World
 from .report import Report
 from .routing import MEMORY, judge_load
 from .run import Run
-from .stopping import Stopping
-from .task import Scored, Task
+from .signals import StopSignals
+from .task import EvalSet, Task
 
 TIMES = 10
 """How often a run is evaluated when nothing else is said; the last time at its end."""
@@ -75,7 +75,7 @@ class Milestones:
     position: state.Position
     budget: Budget
     clock: Clock
-    stopping: Stopping
+    stopping: StopSignals
     hardware: Hardware
     choice: DtypeChoice
     micro: MicroBatch
@@ -98,8 +98,8 @@ class Milestones:
     """The last result along the way."""
     _measured: int = -1
     """The step it is of."""
-    _along: Scored = field(init=False)
-    at_end: Scored = field(init=False)
+    _along: EvalSet = field(init=False)
+    at_end: EvalSet = field(init=False)
     _load: torch.Tensor | None = None
     _evaluation_seconds: float = 0.0
     _save_seconds: float = 0.0
@@ -108,9 +108,9 @@ class Milestones:
     energy: EnergyMeter = field(init=False)
 
     @property
-    def lines(self) -> dict[str, float]:
+    def baselines(self) -> dict[str, float]:
         """What something simpler reaches on the held-out side, by name."""
-        return self.task.lines
+        return self.task.baselines
 
     # ---- before the first step
 
@@ -127,7 +127,7 @@ class Milestones:
         self.energy = EnergyMeter(self.hardware)
         self._joules_before = self.position.joules
         self._choose_held_out()
-        config, lines = self.model.config, self.lines
+        config, lines = self.model.config, self.baselines
         layers = f"{config.n_layers} layers"
         if config.n_encoder_layers is not None:
             layers = f"{config.n_encoder_layers} layers that read and {config.n_layers} that write,"
@@ -150,7 +150,7 @@ class Milestones:
             f"expected: {self.expected.steps:,} steps, {self.expected.tokens / 1e6:,.1f}M tokens, "
             f"{self.expected.seconds / 60:,.1f} min, {self.expected.memory_bytes / 1e6:,.0f} MB",
             f"data: {self.expected.says_passes}",
-            "lines to beat: "
+            "baselines: "
             + (", ".join(f"{name} {nats:.2f}" for name, nats in lines.items()) or "none")
             + f" nats per {self.task.unit}",
         ):
@@ -182,11 +182,11 @@ class Milestones:
         from.
         """
         feed, on_gpu = self.task.feed, self.world.device.type == "cuda"
-        trained = self.world.first(lambda: self.expected.steps) * feed.n_rows
+        trained = self.world.on_rank_zero(lambda: self.expected.steps) * feed.n_rows
         low, high = ROWS_SCORED
         wanted = min(high, max(low, round(3 * EVALUATION_SHARE * trained)))
-        self._along = self.task.scored(wanted, on_gpu)
-        self.at_end = self.task.scored(max(wanted, round(3 * LAST_SHARE * trained)), on_gpu)
+        self._along = self.task.eval_set(wanted, on_gpu)
+        self.at_end = self.task.eval_set(max(wanted, round(3 * LAST_SHARE * trained)), on_gpu)
         per_row = (self.micro.seconds_per_window or 0.0) / 3 / self.world.size
         self._evaluation_seconds = self._rows_at_end * per_row
         self._save_seconds = 0.1 + 12 * self.model.n_parameters / 300e6
@@ -271,13 +271,13 @@ class Milestones:
             self.position.marks[what] = [self.position.step, self.position.elapsed, place]
         return due
 
-    def _evaluate(self, scored: Scored) -> None:
+    def _evaluate(self, scored: EvalSet) -> None:
         started = time.monotonic()
-        score = held_out.score(self.objective, scored, self.world, lambda: self.stopping.requested)
+        score = evaluate.score(self.objective, scored, self.world, lambda: self.stopping.requested)
         if score is None:  # a signal came: saving is more urgent
             return
         self.score = score
-        self.sentence = held_out.verdict(score.loss, self.lines, self.best, self.position.learned)
+        self.sentence = evaluate.verdict(score.loss, self.baselines, self.best, self.position.learned)
         if scored is self._along:
             self._lately, self._measured = score, self.position.step
         took = time.monotonic() - started
@@ -305,7 +305,7 @@ class Milestones:
         if best is None or self._lately is None:
             return
         self.score = best.score.reporting
-        self.sentence = held_out.kept(best, self._lately.loss, self.lines, self.position.learned)
+        self.sentence = evaluate.kept(best, self._lately.loss, self.baselines, self.position.learned)
         if self.world.is_first and self.world.kind != "fsdp":  # to write the last sample
             state.load_weights(self.folder.best, self.model)
 
@@ -319,7 +319,7 @@ class Milestones:
         if self.world.kind == "fsdp" or not self.world.is_first:
             return
         try:
-            found = inside.figures_of(self.objective, self.task.feed.batch(0), self.world.device)
+            found = probes.figures_of(self.objective, self.task.feed.batch(0), self.world.device)
         except Refused as refused:
             self.report("note", self.position.step, text=f"not looked inside: {refused}")
             return
@@ -331,7 +331,7 @@ class Milestones:
         write = self.task.write
         if self.world.kind == "fsdp" or write is None:
             return
-        given, made = self.world.first(lambda: list(write(self.model)))
+        given, made = self.world.on_rank_zero(lambda: list(write(self.model)))
         self.written = given, made
         self.report("sample", self.position.step, prompt=given, text=made)
 
@@ -366,7 +366,7 @@ class Milestones:
             window_ids=whole.ids.tolist(), micro_windows=self.micro.windows, n_targets=whole.n_targets,
             loss=broken.loss, grad_norms=broken.norms, repeated=True, task=self.task.name,
         )  # fmt: skip
-        self.world.first(lambda: non_finite.write_bundle(path, evidence, self.model, weights, whole))
+        self.world.on_rank_zero(lambda: non_finite.write_bundle(path, evidence, self.model, weights, whole))
         return path
 
     def halve_micro_batch(self) -> MicroBatch:
@@ -418,7 +418,7 @@ class Milestones:
                 return [None, str(error)]
 
         started = time.monotonic()
-        path, failure = self.world.first(attempt)
+        path, failure = self.world.on_rank_zero(attempt)
         facts = {"elapsed": self.clock.elapsed(), "seconds": time.monotonic() - started}
         if failure is None:
             self.report("save", self.position.step, path=path, **facts)
@@ -447,7 +447,9 @@ class Milestones:
         if self.world.is_first and self.report.metrics is not None and not self.report.metrics.broken:
             title = f"{self.folder.path.name}: {self.model.n_parameters:,} parameters"
             try:
-                draw_loss(history(self.folder.metrics), self.lines, title, self.folder.figure, self.task.unit)
+                draw_loss(
+                    history(self.folder.metrics), self.baselines, title, self.folder.figure, self.task.unit
+                )
                 ledger.write(self.folder.ledger, ledger.account(self))
             except OSError as error:
                 self.report(
@@ -489,7 +491,7 @@ class Milestones:
         if self.unsaved:
             raise NotSaved(self.unsaved)
         return Run(
-            folder=self.folder.path, step=self.position.step, **result, references=self.lines,
+            folder=self.folder.path, step=self.position.step, **result, references=self.baselines,
             prompt=self.written[0], sample=self.written[1], task=self.task.name, unit=self.task.unit,
             seconds=seconds, interrupted=interrupted,
             soon=self._soon() if interrupted else "",

@@ -95,7 +95,7 @@ def go_on_from(
         later = [path for path in folder.checkpoints.glob("step-*") if path.name > start.name]
         best = load_best(folder.best, world)
         later += [folder.best] if best is not None and best.step > position.step else []
-        world.first(lambda: [remove(path) for path in later][:0])
+        world.on_rank_zero(lambda: [remove(path) for path in later][:0])
     report("note", position.step, text=text)
     stands = position.step, position.elapsed, position.step_seconds
     place = asked.position(*stands)

@@ -30,14 +30,14 @@ class Rates:
     matrix_lr: float
 
 
-def default_rates(config: ModelConfig, name: str, given_weights: bool = False) -> Rates:
+def default_rates(config: ModelConfig, name: str, pretrained: bool = False) -> Rates:
     """The rule for a model when none is given; weights that were learned before move little.
 
     Measured with nano on the standard library, 50 s of steps of 4,096 tokens with normalised queries and
     keys (2 cores, 2026-11-23), held-out nats per token by (lr, matrix_lr): (0.01, 0.01) 4.73, (0.015, 0.015)
     4.23, (0.02, 0.02) 4.35, (0.01, 0.03) 4.28.
     """
-    if given_weights:
+    if pretrained:
         return Rates(lr=5e-5, matrix_lr=5e-5)
     narrow = min(1.0, (192 / config.dim) ** 0.5)  # nothing narrower was measured
     if config.norm_position == "after":

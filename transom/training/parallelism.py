@@ -69,7 +69,7 @@ class World:
         dist.all_reduce(total)
         return total.tolist()
 
-    def first(self, work: Callable[[], Any]) -> Any:
+    def on_rank_zero(self, work: Callable[[], Any]) -> Any:
         """Do `work` on rank 0 while the others wait as long as it takes; all get its result (JSON values
         only).
 

@@ -21,7 +21,7 @@ from ..checkpoint.tensors import load_tensors, save_tensors
 from ..errors import Refused
 from ..model.build import Model
 from ..settings import LIMITS, TrainSettings
-from .held_out import Best, Score
+from .evaluate import Best, Score
 from .non_finite import assert_finite
 from .optimizers import Optimizers, whole
 from .parallelism import World
@@ -130,7 +130,7 @@ def load_best(path: Path, world: World) -> Best | None:
         except (Refused, OSError, ValueError):
             return None
 
-    said = world.first(look)
+    said = world.on_rank_zero(look)
     if said is None:
         return None
     score = said["score"]
@@ -148,7 +148,7 @@ def newest(checkpoints: Path, world: World, report: Report) -> Path | None:
             report("note", text=f"{bad.name} is not whole and was passed over: {why}")
         return str(path) if path else None
 
-    path = world.first(look)
+    path = world.on_rank_zero(look)
     return Path(path) if path else None
 
 

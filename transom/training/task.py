@@ -56,7 +56,7 @@ class Feed(Protocol):
         ...
 
 
-class Scored(Protocol):
+class EvalSet(Protocol):
     """The held-out batches that an evaluation scores: all of them, or an even sample."""
 
     @property
@@ -83,9 +83,9 @@ class Task:
     tokenizer: Tokenizer
     data_hash: str
     feed: Feed
-    scored: Callable[[int, bool], Scored]
+    eval_set: Callable[[int, bool], EvalSet]
     """About so many held-out rows, to be scored on a GPU or not."""
-    lines: dict[str, float]
+    baselines: dict[str, float]
     """Nats per unit that something simpler would reach on the held-out side."""
     build: Callable[[int], Model]
     """The model before the first step, from a seed."""

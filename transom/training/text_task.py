@@ -19,14 +19,14 @@ from ..errors import Refused
 from ..model.build import build
 from ..settings import TrainSettings
 from .architecture import longest_row, model_config, windows_per_step
+from .evaluate import EvalWindows
 from .folder import RunFolder
-from .held_out import ScoredWindows
 from .objectives import LanguageModelling
 from .parallelism import World
+from .pretrained import pretrained_config, pretrained_model, tokenizer_of
 from .report import Report
 from .run import ARROW
 from .sample import DRAWN, fill, sample
-from .start import given_config, given_model, tokenizer_of
 from .task import Task
 
 GENERATION = {"do_sample": True, **DRAWN}
@@ -41,8 +41,8 @@ def text_task(settings: TrainSettings, folder: RunFolder, world: World, report: 
     corpus = prepare_text(settings, folder, world, report)
     tokenizer, name = corpus.tokenizer, settings.data.source
     if settings.model.weights:
-        config = given_config(settings, tokenizer, head="tokens")
-        first = partial(given_model, settings, config)
+        config = pretrained_config(settings, tokenizer, head="tokens")
+        first = partial(pretrained_model, settings, config)
     else:
         ids: dict[str, int | None] = dict(
             pad_id=tokenizer.pad_id, bos_id=tokenizer.eos_id, eos_id=tokenizer.eos_id
@@ -66,8 +66,8 @@ def text_task(settings: TrainSettings, folder: RunFolder, world: World, report: 
         tokenizer=tokenizer,
         data_hash=corpus.data_hash,
         feed=WindowFeed(both[0], n_windows),
-        scored=partial(_scored, both[1]),
-        lines=reference_lines(corpus, masked),
+        eval_set=partial(_eval_set, both[1]),
+        baselines=ngram_baselines(corpus, masked),
         build=first,
         objective=partial(LanguageModelling, smoothing=settings.optim.label_smoothing or 0.0),
         write=(lambda model: (shown, writes(model, tokenizer=tokenizer, prompt=prompt))) if prompt else None,
@@ -112,8 +112,8 @@ class WindowFeed:
         return self.windows.batch(0, n_rows)
 
 
-def _scored(windows: Windows | Masking, wanted: int, on_gpu: bool) -> ScoredWindows:
-    return ScoredWindows.about(windows, max(1, (32768 if on_gpu else 2048) // windows.length), wanted)
+def _eval_set(windows: Windows | Masking, wanted: int, on_gpu: bool) -> EvalWindows:
+    return EvalWindows.about(windows, max(1, (32768 if on_gpu else 2048) // windows.length), wanted)
 
 
 def prepare_text(settings: TrainSettings, folder: RunFolder, world: World, report: Report) -> Corpus:
@@ -137,7 +137,7 @@ def prepare_text(settings: TrainSettings, folder: RunFolder, world: World, repor
         report.preparing(progress.stage, progress.done, progress.total, progress.mb_per_s)
 
     corpus: list[Corpus] = []
-    world.first(lambda: corpus.append(made()))
+    world.on_rank_zero(lambda: corpus.append(made()))
     if not corpus:
         corpus.append(made())
     for line in str(corpus[0].report).splitlines():
@@ -145,7 +145,7 @@ def prepare_text(settings: TrainSettings, folder: RunFolder, world: World, repor
     return corpus[0]
 
 
-def reference_lines(corpus: Corpus, masked: bool = False) -> dict[str, float]:
+def ngram_baselines(corpus: Corpus, masked: bool = False) -> dict[str, float]:
     """Nats per token of uniform, unigram and bigram on the held-out text.
 
     Of a masked token what follows is there to be read too, so no line of what precedes it stands beside it.

@@ -23,7 +23,7 @@ class Interrupted(Exception):
     """A signal came while there was nothing to save."""
 
 
-class Stopping:
+class StopSignals:
     """Whether somebody asked the run to stop; a context in which signals ask instead of kill."""
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class Stopping:
         self._interruptible = False
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> Stopping:
+    def __enter__(self) -> StopSignals:
         # Python delivers signals to the main thread only; elsewhere (a server, a notebook's worker) they stay
         # as is.
         if threading.current_thread() is threading.main_thread():

@@ -26,14 +26,14 @@ MAY_CHANGE = ("dropout", "pooling")
 
 
 def tokenizer_of(settings: TrainSettings, otherwise: str) -> str:
-    """The tokenizer: as asked for, else that of the given weights, else `otherwise`."""
+    """The tokenizer: as asked for, else that of the pretrained weights, else `otherwise`."""
     asked = settings.data.tokenizer
     if asked != "auto":
         return str(resolve(asked)) if Path(asked).is_dir() else asked
     return str(resolve(settings.model.weights)) if settings.model.weights else otherwise
 
 
-def given_config(settings: TrainSettings, tokenizer: Tokenizer, **head: Any) -> ModelConfig:
+def pretrained_config(settings: TrainSettings, tokenizer: Tokenizer, **head: Any) -> ModelConfig:
     """The config of `model.weights` with another head and what else may change. Raises `Refused`."""
     assert settings.model.weights is not None
     config, _ = load_config(resolve(settings.model.weights))
@@ -48,7 +48,7 @@ def given_config(settings: TrainSettings, tokenizer: Tokenizer, **head: Any) -> 
         if stands != asked[name]:
             raise Refused(
                 f"model.{name} is {asked[name]}, and in {settings.model.weights} it is {stands}; "
-                "the shape of given weights stays as it is"
+                "the shape of pretrained weights stays as it is"
             )
     if tokenizer.vocab_size > config.vocab_size:
         raise Refused(
@@ -70,7 +70,7 @@ def head_changes(config: ModelConfig, **head: Any) -> dict[str, Any]:
     return {**gone, **head}
 
 
-def given_model(settings: TrainSettings, config: ModelConfig, seed: int) -> Model:
+def pretrained_model(settings: TrainSettings, config: ModelConfig, seed: int) -> Model:
     """The body of `model.weights` under the head of `config`, which is drawn from `seed` where it is new."""
     assert settings.model.weights is not None
     names = ("head", "head_transform", "head_bias", "labels", "pooling", "normalize", "dropout")

@@ -12,9 +12,9 @@ import transom.training.milestones as milestones
 from transom.__main__ import run as command
 from transom.errors import Refused
 from transom.settings import TrainSettings, load
-from transom.training.inside import look_at_run
 from transom.training.loop import train
 from transom.training.metrics import history
+from transom.training.probes import look_at_run
 
 SMALL = {"n_layers": 2, "dim": 32, "n_heads": 2, "max_len": 32}
 
@@ -67,7 +67,7 @@ def test_what_cannot_be_seen_costs_a_note_and_never_the_run(tmp_path: Path, monk
     def fails(*_: object) -> None:
         raise Refused("the maps do not fit")
 
-    monkeypatch.setattr(milestones.inside, "figures_of", fails)
+    monkeypatch.setattr(milestones.probes, "figures_of", fails)
     out = trained(tmp_path / "run")
     notes = [e["text"] for e in history(out / "metrics.jsonl") if e["event"] == "note"]
     assert "not looked inside: the maps do not fit" in notes and (out / "model").is_dir()

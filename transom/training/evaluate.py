@@ -19,7 +19,7 @@ from torch import nn
 from ..data.masking import Masking
 from ..data.order import Windows
 from .parallelism import World
-from .task import Rows, Scored
+from .task import EvalSet, Rows
 
 LEAST_BATCHES = 8
 """Of little text, smaller batches: half of them choose and half report."""
@@ -50,7 +50,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class ScoredWindows:
+class EvalWindows:
     """Which held-out windows an evaluation scores: every `stride`-th batch of them."""
 
     windows: Windows | Masking
@@ -59,7 +59,7 @@ class ScoredWindows:
     stride: int
 
     @classmethod
-    def about(cls, windows: Windows | Masking, rows: int, wanted: int) -> ScoredWindows:
+    def about(cls, windows: Windows | Masking, rows: int, wanted: int) -> EvalWindows:
         """Evenly spread, about `wanted` windows; all of them when there are not more."""
         rows = max(1, min(rows, _n_windows(windows) // LEAST_BATCHES))
         n_batches = math.ceil(_n_windows(windows) / rows)
@@ -87,7 +87,7 @@ def _n_windows(windows: Windows | Masking) -> int:
     return math.ceil((windows.file.n_tokens - 1) / windows.length)
 
 
-class ScoredExamples:
+class EvalExamples:
     """Which held-out batches of examples an evaluation scores: every `stride`-th of them."""
 
     def __init__(self, batches: Sequence[Rows], stride: int = 1) -> None:
@@ -98,7 +98,7 @@ class ScoredExamples:
         self.whole = stride == 1
 
     @classmethod
-    def about(cls, batches: Sequence[Rows], wanted: int) -> ScoredExamples:
+    def about(cls, batches: Sequence[Rows], wanted: int) -> EvalExamples:
         """Evenly spread, about `wanted` rows; all of them when there are not more."""
         n_rows = sum(len(batch.tokens) for batch in batches)
         return cls(batches, max(1, min(len(batches), n_rows // max(1, wanted))))
@@ -109,14 +109,12 @@ class ScoredExamples:
 
 @torch.no_grad()
 def score(
-    objective: nn.Module, scored: Scored, world: World, give_up: Callable[[], bool] = lambda: False
+    objective: nn.Module, scored: EvalSet, world: World, give_up: Callable[[], bool] = lambda: False
 ) -> Score | None:
     """Score held-out windows, each on one rank; None when `give_up` said so in between (one process only)."""
     objective.eval()
-    sums, calls = (
-        [[0.0, 0, 0], [0.0, 0, 0]],
-        0,
-    )  # nats, targets, bytes: of the batches that choose, and the others
+    # Nats, targets, bytes: of the batches that choose, and of the others.
+    sums, calls = [[0.0, 0, 0], [0.0, 0, 0]], 0
     for index, batch in enumerate(scored):
         if index % world.size != world.rank:
             continue
@@ -144,7 +142,7 @@ MEANINGS = {
     "uniform": "it has begun to learn what is frequent",
     "chance": "it tells texts that belong together from others",
 }
-"""What it says to be below a line, the hardest first."""
+"""What it says to be below a baseline, the hardest first."""
 RISEN = 1.01
 """A held-out loss so many times the best one has risen: evaluations of one model differ by less."""
 CLEARLY = 0.998
@@ -170,42 +168,42 @@ class Best:
 
 
 def verdict(
-    loss: float, references: dict[str, float], best: Best | None = None, learned: float | None = None
+    loss: float, baselines: dict[str, float], best: Best | None = None, learned: float | None = None
 ) -> str:
-    """What a held-out loss says, in plain words, against {'uniform': nats, 'unigram': nats, ...}.
+    """Say in plain words what a held-out loss means, against {'uniform': nats, 'unigram': nats, ...}.
 
     best: the best one of the run before; learned: the loss, lately, on what is learned from. Where the first
-    has risen while the second is lower, the model memorises, whatever lines it is below.
+    has risen while the second is lower, the model memorises, whatever baselines it is below.
     """
     if best is not None and best.forgotten(loss, learned):
         return (
             f"risen from {best.score.loss:.2f} at step {best.step:,}, while it is {learned:.2f} on what it "
             "learns from: it memorises"
         )
-    if not references:
+    if not baselines:
         return "nothing simpler was measured beside it"
-    ranked = [name for name in MEANINGS if name in references]  # the hardest first
-    below = [name for name in ranked if loss < references[name]]
+    ranked = [name for name in MEANINGS if name in baselines]  # the hardest first
+    below = [name for name in ranked if loss < baselines[name]]
     if not below:
-        highest = max(references, key=lambda name: references[name])
-        return f"not yet below the {highest} line ({references[highest]:.2f}): it knows nothing so far"
-    line = min(below, key=lambda name: references[name])
-    above = [name for name in ranked if references[name] <= loss]
-    still = f"; still above the {above[-1]} line ({references[above[-1]]:.2f})" if above else ""
-    return f"below the {line} line ({references[line]:.2f}): {MEANINGS[line]}{still}"
+        highest = max(baselines, key=lambda name: baselines[name])
+        return f"not yet below the {highest} baseline ({baselines[highest]:.2f}): it knows nothing so far"
+    passed = min(below, key=lambda name: baselines[name])
+    above = [name for name in ranked if baselines[name] <= loss]
+    still = f"; still above the {above[-1]} baseline ({baselines[above[-1]]:.2f})" if above else ""
+    return f"below the {passed} baseline ({baselines[passed]:.2f}): {MEANINGS[passed]}{still}"
 
 
-def kept(best: Best, last: float, references: dict[str, float], learned: float | None) -> str:
-    """What the result of weights says that were kept since the `last` ones are worse, and what would help."""
+def kept(best: Best, last: float, baselines: dict[str, float], learned: float | None) -> str:
+    """Say what weights are worth that were kept since the `last` ones are worse, and what would help."""
     assert best.score.reporting is not None
     words = (
-        f"{verdict(best.score.reporting.loss, references)}; the weights are those of step {best.step:,}, "
+        f"{verdict(best.score.reporting.loss, baselines)}; the weights are those of step {best.step:,}, "
         f"{best.passes:.2g} times through the data, and all later ones did worse"
     )
     if best.forgotten(last, learned):
         words += (
             f": {last:.2f} in the end, while it is {learned:.2f} on what it learns from. It memorised; a "
-            f"shorter run (--epochs {math.ceil(best.passes)}), more text or given weights (--model.weights) "
-            "would help"
+            f"shorter run (--epochs {math.ceil(best.passes)}), more text or pretrained weights "
+            "(--model.weights) would help"
         )
     return words

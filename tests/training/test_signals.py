@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from transom.training import held_out, loop, text_task
+from transom.training import evaluate, loop, text_task
 from transom.training.loop import train
 
 from .conftest import Tiny
@@ -47,13 +47,13 @@ def test_a_signal_while_data_is_prepared_leaves_at_once(tiny: Tiny, monkeypatch:
 
 
 def test_a_signal_during_an_evaluation_cuts_it_short(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    score = held_out.score
+    score = evaluate.score
 
     def signalled(*args: Any, **kwargs: Any) -> object:
         os.kill(os.getpid(), signal.SIGINT)
         return score(*args, **kwargs)
 
-    monkeypatch.setattr(held_out, "score", signalled)
+    monkeypatch.setattr(evaluate, "score", signalled)
     run = train(tiny(steps=8, eval_every=2))
     assert run.interrupted and run.step == 2 and run.loss is None
 
@@ -75,8 +75,8 @@ def test_a_signal_during_a_save_lets_it_finish(tiny: Tiny, monkeypatch: pytest.M
 def test_the_second_signal_ends_at_once(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys, time\n"
-        "from transom.training.stopping import Stopping\n"
-        "with Stopping() as stopping:\n"
+        "from transom.training.signals import StopSignals\n"
+        "with StopSignals() as stopping:\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    assert stopping.requested\n"
         "    print('asked', flush=True)\n"
