@@ -89,6 +89,16 @@ def test_the_nearest_folder_is_named(tmp_path, hub, monkeypatch):
     assert hub == []
 
 
+def test_a_folder_of_runs_names_them(tmp_path):
+    for name in ("notes", "mails"):
+        (tmp_path / name / "model").mkdir(parents=True)
+        (tmp_path / name / "model" / "config.json").write_text("{}")
+    (tmp_path / "begun").mkdir()
+    mails, notes = tmp_path / "mails", tmp_path / "notes"
+    with pytest.raises(Refused, match=f"a folder of runs; name one of them: {mails}, {notes}$"):
+        resolve(tmp_path)
+
+
 def test_the_folder_of_a_run_stands_for_its_model(tmp_path):
     model, begun = tmp_path / "runs" / "notes" / "model", tmp_path / "runs" / "begun"
     model.mkdir(parents=True)

@@ -80,7 +80,9 @@ def test_places_and_notes(written: Written) -> None:
     [
         ("three.csv", '3,"a title","a text"\n', ":1: which of the 3 columns (3, a title, a text) hold the text and its label? Set --data.field and --data.label, to names or to numbers from 1"),
         ("prose.tsv", "".join(f"text {n}\tother {n}\n" for n in range(9)), ":1: which of the 2 columns (text 0, other 0) hold the text and its label? Set --data.field and --data.label, to names or to numbers from 1"),
-        ("headed.csv", "mood,words\n" + "".join(f"{n % 2},a text {n}\n" for n in range(20)), ":1: which of the 2 columns (mood, words) hold the text and its label? Set --data.field and --data.label, to names or to numbers from 1"),
+        ("headed.csv", "mood,words\n" + "".join(f"{n % 2},a text {n}\n" for n in range(20)), ":1: which of the 2 columns (mood, words) hold the text and its label? Set --data.field and --data.label, to names or to numbers from 1, such as --data.field words --data.label mood"),
+        ("phrases.tsv", "".join(f"Go to {n}.\tGeh zu {n}.\n" for n in range(12)), ":1: which of the 2 columns (Go to 0., Geh zu 0.) hold the text and its label? Set --data.field and --data.label, to numbers from 1, for the file seems to have no header, such as --data.field 1 --data.label 2"),
+        ("numbered.csv", "Nr;Datum;Anfrage;Bereich\n" + "".join(f"{n};{n % 3}.1.;die Anfrage {n};{'ab'[n % 2]}\n" for n in range(20)), ":1: which of the 4 columns (Nr, Datum, Anfrage, Bereich) hold the text and its label? Set --data.field and --data.label, to names or to numbers from 1, such as --data.field Anfrage --data.label Bereich"),
         ("odd.jsonl", '{"a": "x", "b": "y"}\n', ":1: which of the 2 fields (a, b) hold the text and its label? Set --data.field and --data.label"),
         ("plain.txt", "only text\n", ":1: one column, where a labelled text has two; give a CSV, a TSV or JSON lines with a text and a label, or lines that begin with __label__"),
         ("list.jsonl", '{"text": "x", "label": ["a", "b"]}\n', ":1: the label is neither text nor a number; give one class for each text (or --data.on-error skip)"),

@@ -209,3 +209,9 @@ def test_a_run_of_time_begins_at_a_small_rate_and_reaches_its_peak(tiny: Tiny) -
     rates = [event["lr"] for event in run.metrics if event["event"] == "step"]
     assert 0 < rates[0] < 0.25 * max(rates) and rates[-1] < 0.25 * max(rates)
     assert 2 <= rates.index(max(rates)) <= 0.7 * len(rates)
+
+
+def test_the_last_step_is_measured_and_shown_once(tiny: Tiny) -> None:
+    run = train(tiny(steps=3, eval_every=1, prompt="the cat"))
+    for event in ("held_out", "sample"):
+        assert [e["step"] for e in run.metrics if e["event"] == event] == [1, 2, 3]

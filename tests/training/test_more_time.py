@@ -80,14 +80,18 @@ def test_another_kind_of_limit_may_be_given(tiny: Tiny) -> None:
     ("change", "says"),
     [
         ({"steps": 9}, r"steps is 9, but 10 steps are done already; give it more, or start a new run"),
+        ({"tokens": 2000}, r"tokens is 2000, but 2,560 tokens are learned already"),
+        ({"epochs": 1}, r"epochs is 1.0, but 10 steps are done already"),
         ({"budget": 0.1}, r"budget is 0.1s, but the run has taken 0:\d\d already"),
         ({"steps": 20, "optim__lr": 0.5}, r"optim.lr is 0.5"),
     ],
 )
 def test_less_than_is_done_is_refused(tiny: Tiny, change: dict[str, Any], says: str) -> None:
     first = train(tiny(steps=10, **SHORT))
+    heard: list[dict[str, Any]] = []
     with pytest.raises(Refused, match=says):
-        train(tiny(resume=True, **{**SHORT, **change}))
+        train(tiny(resume=True, **{**SHORT, **change}), on_event=heard.append)
+    assert {"optim__lr", "epochs"} & change.keys() or not heard, "before the data is looked at"
     assert train(tiny(steps=10, resume=True, **SHORT)) == first, "and nothing was touched"
 
 

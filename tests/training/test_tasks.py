@@ -15,6 +15,7 @@ from transom.checkpoint.huggingface import load_config
 from transom.data.examples import Classification as Labelled
 from transom.data.examples import LabelledRows
 from transom.data.ragged import Ragged
+from transom.errors import Refused
 from transom.model.build import build
 from transom.model.experts import routers
 from transom.settings import ModelSettings, OptimSettings, TrainSettings, load
@@ -150,6 +151,30 @@ def test_the_task_is_guessed_from_the_data_and_said(examples: Path, tiny: Tiny) 
         assert choose_task(settings, Report(True, said.append)).task == task
     assert [event["text"].split(" (")[0] for event in said] == ["task: translate", "task: classify"]
     assert choose_task(tiny(model__kind="encoder"), Report(False)).task == "mlm"
+
+
+def test_data_that_is_not_there_is_refused_before_a_word_is_said(tiny: Tiny, tmp_path: Path) -> None:
+    said: list[dict[str, Any]] = []
+    (tmp_path / "empty").mkdir()
+    for source, says in (("nope.txt", "no such file"), ("empty", "no text files in this folder")):
+        with pytest.raises(Refused, match=says):
+            choose_task(tiny(data__source=str(tmp_path / source)), Report(True, said.append))
+    assert not said
+
+
+def test_a_table_whose_names_say_nothing_gets_a_command(tiny: Tiny, tmp_path: Path) -> None:
+    file = tmp_path / "mails.csv"
+    for head, cells, says in (
+        ("Nr;Anfrage;Bereich", ("{n}", "die Anfrage {n}", "Bereich {c}"),
+         "to learn classes: transom train {file} --task classify --data.field Anfrage --data.label Bereich"),
+        ("Nr;Frage;Antwort", ("{n}", "die Frage {n}", "die Antwort {n}"),
+         "to learn pairs: transom train {file} --task translate "
+         "--data.field Frage --data.target-field Antwort"),
+    ):  # fmt: skip
+        rows = [";".join(cell.format(n=n, c="ab"[n % 2]) for cell in cells) for n in range(20)]
+        file.write_text("\n".join([head, *rows]) + "\n")
+        with pytest.raises(Refused, match=says.format(file=file)):
+            choose_task(tiny(data__source=str(file)), Report(False))
 
 
 def test_embedded_examples_have_a_budget_of_their_own(tiny: Tiny) -> None:

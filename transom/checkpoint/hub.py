@@ -20,6 +20,10 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 HUB_ID = re.compile(rf"({NAME}/{NAME})(?:@([A-Za-z0-9][A-Za-z0-9._/-]*))?")
 
 
+SHOWN = 12
+"""Runs of a folder that a refusal names."""
+
+
 def resolve(folder_or_id: str | Path, revision: str | None = None) -> Path:
     """The folder of a model: as a path names it, the `model` in the folder of a run, or what a hub id stands
     for (`owner/name`, `owner/name@revision`); raises Refused.
@@ -46,6 +50,10 @@ def _model_of(path: Path) -> Path:
         return path / "model"
     if (path / "metrics.jsonl").exists():
         raise Refused(f"{path}: this run has saved no model yet; it does with its first checkpoint")
+    held = sorted(str(model.parent.parent) for model in path.glob("*/model/config.json"))
+    if held:
+        more = f" and {len(held) - SHOWN:,} more" if len(held) > SHOWN else ""
+        raise Refused(f"{path}: a folder of runs; name one of them: {', '.join(held[:SHOWN])}{more}")
     return path
 
 

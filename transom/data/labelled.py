@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -61,6 +62,7 @@ LONGEST_LABEL = 100
 
 _PREFIX = "__label__"
 _NAME = re.compile(r"\w{1,40}")
+_ASIDE = re.compile(r"\(.*?\)|:$|(?<=\bNr)\.$|(?<=\bNo)\.$")
 _WORDS = re.compile(r"\w{1,40}( \w{1,40}){0,2}")
 _ENOUGH_ROWS = 10
 _EXACT = 2**53
@@ -188,29 +190,31 @@ def label_columns(
             lambda text, label: text in TEXT_NAMES or ends_in_name(label, LABEL_NAMES),
         )  # fmt: skip
     if isinstance(first, dict):
-        return _object_columns(first, where, line, text_field, label_field)
+        return _object_columns([row for _, row in rows], where, line, text_field, label_field)
     if text_field is None and label_field is None and not _is_header(first):
         return _by_values([row for _, row in rows if isinstance(row, list)], where, line)
-    return _header_columns(first, where, line, text_field, label_field)
+    return _header_columns([row for _, row in rows], where, line, text_field, label_field)
 
 
 def _header_columns(
-    first: list[str], where: str, line: int, text_field: str | None, label_field: str | None
+    rows: list[Row], where: str, line: int, text_field: str | None, label_field: str | None
 ) -> Columns:
     """The columns of a table whose first line names them; one may have been named by the person."""
+    first: Any = rows[0]
     names = header_names(first)
     text = cell_number(first, text_field, where) if text_field else None
     label = cell_number(first, label_field, where) if label_field else _named(names, LABEL_NAMES, text)
     text = _named(names, TEXT_NAMES, label) if text is None else text
     if text is None or label is None:
-        raise _unclear(first, where, line)
+        raise _unclear(rows, where, line)
     refuse_twins(names, (names[text], names[label]), where)
     return Columns(((text,), (label,)), (names[text], names[label]), header=True)
 
 
 def _object_columns(
-    first: dict[str, Any], where: str, line: int, text_field: str | None, label_field: str | None
+    rows: list[Row], where: str, line: int, text_field: str | None, label_field: str | None
 ) -> Columns:
+    first: Any = rows[0]
     names = list(first)
     places: list[Place] = []
     for name, known, other in (
@@ -220,7 +224,7 @@ def _object_columns(
         taken = names.index(other) if other in names else None
         found = _named(header_names(names), known, taken) if name is None else None
         if name is None and found is None:
-            raise _unclear(first, where, line)
+            raise _unclear(rows, where, line)
         places.append(field_place(first, name, where) if name is not None else (names[found or 0],))
     return Columns((places[0], places[1]), (str(places[0][-1]), str(places[1][-1])))
 
@@ -251,17 +255,17 @@ def _is_header(first: list[str]) -> bool:
     return named and all(_WORDS.fullmatch(name) for name in names)
 
 
-def _by_values(rows: list[list[str]], where: str, line: int) -> Columns:
+def _by_values(rows: Sequence[list[str]], where: str, line: int) -> Columns:
     """The columns of a table without a header: the label is the one with few different, short values."""
     if len(rows[0]) != 2:
-        raise _unclear(rows[0], where, line)
+        raise _unclear(rows, where, line)
     few = [looks_like_labels([row[at] for row in rows]) for at in (0, 1)]
     if few[0] == few[1]:
-        raise _unclear(rows[0], where, line)
+        raise _unclear(rows, where, line)
     label = few.index(True)
     values = [row[label] for row in rows]
     if len(rows) >= _ENOUGH_ROWS and values.count(values[0]) == 1:
-        raise _unclear(rows[0], where, line)  # a header with names that we do not know
+        raise _unclear(rows, where, line)  # a header with names that we do not know
     names = ("column 1", "column 2")
     return Columns(((1 - label,), (label,)), (names[1 - label], names[label]))
 
@@ -281,7 +285,45 @@ def looks_like_labels(values: Sequence[object]) -> bool:
     return max(map(len, texts), default=0) <= LONGEST_LABEL and len(set(texts)) <= max(2, len(texts) // 2)
 
 
-def _unclear(first: Row, where: str, line: int) -> Refused:
+def proposed_fields(rows: Sequence[Row]) -> str:
+    """The options that name the text and its label in these first rows: the longest column, and the only one
+    that looks like labels; "" where that tells nothing, or of fewer rows than say what a column holds.
+    """
+    if len(rows) < _ENOUGH_ROWS:
+        return ""
+    columns = text_columns(rows)
+    few = [name for name, values in columns.items() if looks_like_labels(values)]
+    words = [name for name in few if all(map(_has_letter, columns[name]))]
+    labels = words if len(few) > 1 else few  # a date or a number beside it is no class
+    texts = sorted(columns.keys() - set(few), key=lambda name: -sum(map(len, columns[name])))
+    if len(labels) != 1 or not texts:
+        return ""
+    return f"--data.field {shlex.quote(texts[0])} --data.label {shlex.quote(labels[0])}"
+
+
+def text_columns(rows: Sequence[Row]) -> dict[str, Sequence[str]]:
+    """The columns of these rows that hold texts alone, by name; by number where the first row names none."""
+    first = rows[0]
+    named = isinstance(first, dict) or names_columns(first)
+    names = list(map(str, first)) if named else [str(number + 1) for number in range(len(first))]
+    below = rows[named and not isinstance(first, dict) :]
+    values = [list(row.values()) if isinstance(row, dict) else row for row in below]
+    columns = dict(zip(names, zip(*values, strict=False), strict=False))
+    return {name: cells for name, cells in columns.items() if all(isinstance(cell, str) for cell in cells)}
+
+
+def names_columns(first: Sequence[str]) -> bool:
+    """Whether the cells of a first row may be names: a few words each, with letters and no full stop."""
+    cells = [_ASIDE.sub("", cell).strip() for cell in first]
+    return all(_WORDS.fullmatch(cell) and _has_letter(cell) for cell in cells)
+
+
+def _has_letter(text: str) -> bool:
+    return any(map(str.isalpha, text))
+
+
+def _unclear(rows: Sequence[Row], where: str, line: int) -> Refused:
+    first = rows[0]
     n, is_object = len(first), isinstance(first, dict)
     has = [printable(name)[:40] for name in first]
     if n == 1 and not is_object:
@@ -290,8 +332,11 @@ def _unclear(first: Row, where: str, line: int) -> Refused:
             f"with a text and a label, or lines that begin with {_PREFIX}"
         )
     what = "fields" if is_object else "columns"
-    numbers = "" if is_object else ", to names or to numbers from 1"
+    numbers, such_as = "" if is_object else ", to names or to numbers from 1", proposed_fields(rows)
+    if not is_object and len(rows) >= _ENOUGH_ROWS and not names_columns(first):
+        numbers = ", to numbers from 1, for the file seems to have no header"
+        such_as = such_as or f"--data.field 1 --data.label {n}"
     return Refused(
         f"{where}:{line}: which of the {n} {what} ({', '.join(has[:8])}) hold the text and its label? "
-        f"Set --data.field and --data.label{numbers}"
+        f"Set --data.field and --data.label{numbers}{such_as and ', such as '}{such_as}"
     )

@@ -11,14 +11,20 @@ import io
 import json
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 from transom.data.columns import SIDES, Columns, value_at
 from transom.data.dates import DATES
 from transom.data.documents import printable
-from transom.data.labelled import is_fasttext, label_columns, looks_like_labels
+from transom.data.labelled import (
+    is_fasttext,
+    label_columns,
+    looks_like_labels,
+    proposed_fields,
+    text_columns,
+)
 from transom.data.pairs import UNNAMED, pair_columns
 from transom.data.rows import RECORDS, Row, file_kind, first_rows
 from transom.data.stdlib_labels import STDLIB_LABELS
@@ -67,33 +73,25 @@ def _file_task(path: Path, where: str) -> tuple[Task, str] | None:
     return None
 
 
-def command_for(source: str) -> str:
-    """The command that learns classes from a table whose columns are called as nobody could guess, or "".
+def commands_for(source: str) -> list[tuple[str, str]]:
+    """What a table can teach whose columns are called as nobody could guess, each with the command for it.
 
-    One column is to look like labels and the longest other one is then the text.
+    Classes, where one column looks like labels; pairs, where two hold prose.
     """
     path, where = Path(source), printable(source)
     rows: list[Row] = []
     if path.is_file() and file_kind(path) in RECORDS:
         with contextlib.suppress(Refused, SkippedFile):
             rows = [row for _, row in first_rows(path, where, "skip")]
-    if len(rows) < FEW:
-        return ""
-    names = [str(name) for name in rows[0]]
-    values = [
-        list(row.values()) if isinstance(row, dict) else row for row in rows[isinstance(rows[0], list) :]
-    ]
-    columns = {
-        name: column
-        for name, column in zip(names, zip(*values, strict=False), strict=False)
-        if all(isinstance(value, str) for value in column)
-    }
-    labels = [name for name, column in columns.items() if looks_like_labels(column)]
-    texts = sorted(columns.keys() - set(labels), key=lambda name: -sum(map(len, columns[name])))
-    if "text" in names or len(labels) != 1 or not texts:
-        return ""
-    fields = f"--data.field {shlex.quote(texts[0])} --data.label {shlex.quote(labels[0])}"
-    return f"transom train {shlex.quote(source)} --task classify {fields}"
+    if len(rows) < FEW or "text" in rows[0]:
+        return []
+    learn = f"transom train {shlex.quote(source)} --task"
+    if fields := proposed_fields(rows):
+        return [("classes", f"{learn} classify {fields}")]
+    prose = [shlex.quote(name) for name, cells in text_columns(rows).items() if _mostly_prose(cells)]
+    if len(prose) == 2:
+        return [("pairs", f"{learn} translate --data.field {prose[0]} --data.target-field {prose[1]}")]
+    return []
 
 
 def refuse_piped_rows() -> None:
@@ -134,7 +132,10 @@ def _few_values(path: Path, where: str, columns: Columns) -> bool:
 
 def _is_prose(path: Path, where: str) -> bool:
     """Whether nearly all cells of a table hold letters, and most more than one word."""
-    cells = [str(cell) for _, row in first_rows(path, where, "skip") for cell in row]
+    return _mostly_prose([str(cell) for _, row in first_rows(path, where, "skip") for cell in row])
+
+
+def _mostly_prose(cells: Sequence[str]) -> bool:
     letters = sum(any(map(str.isalpha, cell)) for cell in cells)
     words = sum(len(cell.split()) > 1 for cell in cells)
     return letters > 0.9 * len(cells) and words > 0.5 * len(cells)

@@ -33,7 +33,7 @@ from .gradient import clip, take_gradient
 from .metrics import Event, check_followers
 from .micro_batch import MicroBatch, find_micro_batch
 from .milestones import Milestones
-from .more_time import finished, go_on_from
+from .more_time import finished, go_on_from, refuse_limit
 from .non_finite import Skips
 from .optimizers import Optimizers
 from .parallelism import World, together
@@ -73,6 +73,12 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
         if resuming and (run := finished(folder, settings, report)):
             return run
 
+        # Where the run stands: at its beginning, or at its newest checkpoint that is whole.
+        checkpoint = state.newest(folder.checkpoints, world, report) if resuming else None
+        position = state.load_position(checkpoint) if checkpoint else state.Position()
+        if checkpoint:
+            refuse_limit(folder, checkpoint, position, settings)
+
         # What is to be learned. Data becomes tokens, once; the other ranks open what rank 0 prepared.
         try:
             with stopping.at_once():
@@ -87,9 +93,7 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
         settings = settings.with_(by_rule)
         peak_rates = rates(settings.optim, config, bool(settings.model.weights))
 
-        # Where the run stands: at its beginning, or at its newest checkpoint that is whole.
-        checkpoint = state.newest(folder.checkpoints, world, report) if resuming else None
-        position = state.load_position(checkpoint) if checkpoint else state.Position()
+        # On what it runs, and from which checkpoint it goes on.
         choice = hardware.choose_dtype(position.dtype if checkpoint else settings.dtype)
         refuse_what_cannot_fit(settings, config, hardware, choice.dtype, world.local_size)
         step_tokens = settings.batch.tokens or feed.tokens_per_step

@@ -98,6 +98,8 @@ class Milestones:
     """The last result along the way."""
     _measured: int = -1
     """The step it is of."""
+    _sampled: int = -1
+    """The step of the last sample."""
     _along: EvalSet = field(init=False)
     at_end: EvalSet = field(init=False)
     _load: torch.Tensor | None = None
@@ -310,6 +312,11 @@ class Milestones:
             state.load_weights(self.folder.best, self.model)
 
     @property
+    def _just_measured(self) -> bool:
+        """Whether the last evaluation along the way is of these very weights."""
+        return self._measured == self.position.step
+
+    @property
     def chosen(self) -> Best | None:
         """Whose weights the model folder gets: the best ones, or, None, the last."""
         return self.best if self.best is not None and self.best.beats(self._lately) else None
@@ -332,7 +339,7 @@ class Milestones:
         if self.world.kind == "fsdp" or write is None:
             return
         given, made = self.world.on_rank_zero(lambda: list(write(self.model)))
-        self.written = given, made
+        self.written, self._sampled = (given, made), self.position.step
         self.report("sample", self.position.step, prompt=given, text=made)
 
     def judge(self, broken: Gradient, again: Gradient, skips: non_finite.Skips) -> None:
@@ -469,14 +476,14 @@ class Milestones:
         self.unsaved = None
         saved = self._commit(lambda: self._write_checkpoint(weights))  # first: what follows may be killed
         if not interrupted:
-            if self.best is not None and self._measured < self.position.step:
+            if self.best is not None and not self._just_measured:
                 self._evaluate(self._along)  # whether the last weights are the best
-            if self.chosen is None and not (self.best and self._along.whole):
+            if self.chosen is None and not (self._just_measured and self._along.n_rows == self.at_end.n_rows):
                 self._evaluate(self.at_end)
             if self.best is not None and self.chosen is None and self.world.is_first:
                 remove(self.folder.best)
         self._choose()
-        if not interrupted:
+        if not interrupted and (self.chosen or self._sampled < self.position.step):
             self._sample()
         if saved:
             self._commit(lambda: self._write_model(weights))

@@ -49,6 +49,35 @@ def finished(folder: RunFolder, settings: TrainSettings, report: Report) -> Run 
     return Run.of_events(folder.path, kept.task, events)
 
 
+def refuse_limit(folder: RunFolder, checkpoint: Path, position: Position, settings: TrainSettings) -> None:
+    """Raise Refused for another limit that a run has reached already, or cannot be given; reads no data.
+
+    Of epochs `go_on_from` tells: how many steps they are is in the data.
+    """
+    limit, before = limit_of(settings.identity()), limit_of(position.settings)
+    if limit == before:
+        return
+    (name, value), (was, length) = *limit.items(), *before.items()
+    if settings.steps is not None and settings.steps <= position.step:
+        raise _reached(name, value, f"{position.step:,} steps are done already")
+    if settings.tokens is not None and settings.tokens <= position.tokens:
+        raise _reached(name, value, f"{position.tokens:,} tokens are learned already")
+    if settings.budget is not None and settings.budget <= position.elapsed:
+        raise _reached(name, value, f"the run has taken {clock(position.elapsed)} already")
+    if start_of_more(folder, checkpoint, position) is None:
+        falls = "its rate falls from the start (optim.schedule)"
+        why = "no checkpoint is left from before its rate fell"
+        raise Refused(
+            f"{name} is {value}, but the run was begun with {was} {length}, and "
+            f"{why if settings.optim.schedule == 'wsd' else falls}; start a new one from "
+            f"its weights: {another_run(folder, settings)}"
+        )
+
+
+def _reached(name: str, value: Any, done: str) -> Refused:
+    return Refused(f"{name} is {value}, but {done}; give it more, or start a new run with another --out")
+
+
 def go_on_from(
     folder: RunFolder,
     checkpoint: Path,
@@ -59,7 +88,7 @@ def go_on_from(
     report: Report,
 ) -> tuple[Path, Position]:
     """The checkpoint to go on from, and where that stands: the newest; under another limit than the run was
-    begun with, the last before its rate fell. Raises `Refused`.
+    begun with, the last before its rate fell. `refuse_limit` came before. Raises `Refused`.
     """
     limit, before = limit_of(settings.identity()), limit_of(position.settings)
     if limit == before:
@@ -69,21 +98,10 @@ def go_on_from(
     asked, begun = (Budget.of(settings.with_(one), *lengths) for one in (limit, before))
     asked = replace(asked, began=position.began)
     begun = replace(begun, began=position.began, since=position.since)
-    done = ""
     if asked.steps is not None and asked.steps <= position.step:
-        done = f"{position.step:,} steps are done already"
-    if asked.time is not None and asked.time <= position.elapsed:
-        done = f"the run has taken {clock(position.elapsed)} already"
-    if done:
-        raise Refused(f"{name} is {value}, but {done}; give it more, or start a new run with another --out")
-    optim = settings.optim
-    if (start := start_of_more(folder, checkpoint, position)) is None:
-        falls = "its rate falls from the start (optim.schedule)"
-        why = "no checkpoint is left from before its rate fell" if optim.schedule == "wsd" else falls
-        raise Refused(
-            f"{name} is {value}, but the run was begun with {was} {length}, and {why}; start a new one from "
-            f"its weights: {another_run(folder, settings)}"
-        )
+        raise _reached(name, value, f"{position.step:,} steps are done already")
+    optim, start = settings.optim, start_of_more(folder, checkpoint, position)
+    assert start is not None, "refuse_limit came before"
 
     text = f"{name} is {value} from now on, instead of {was} {length}"
     if start != checkpoint:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..data.task_guess import command_for, guess_task, refuse_piped_rows
+from ..data.sources import open_source
+from ..data.task_guess import commands_for, guess_task, refuse_piped_rows
 from ..errors import Refused
 from ..settings import LIMITS, TrainSettings
 from .architecture import member
@@ -58,9 +59,14 @@ def choose_task(settings: TrainSettings, report: Report) -> TrainSettings:
         if data.source == "-" and data.field is None:
             refuse_piped_rows()
         task, why = guess_task(data.source, data.target)
-        if task == "lm" and data.field is None and (command := command_for(data.source)):
+        if task == "lm" and data.source != "-" and not data.source.startswith("hf:"):
+            open_source(
+                data.source, field=data.field, on_error=data.on_error
+            )  # refuses before a word is said
+        if task == "lm" and data.field is None and (commands := commands_for(data.source)):
+            ways = "; ".join(f"to learn {what}: {command}" for what, command in commands)
             raise Refused(
-                f"{data.source}: no name of a column says what it holds; to learn classes: {command}; "
+                f"{data.source}: no name of a column says what it holds; {ways}; "
                 "to learn running text: --data.field NAME"
             )
         if task == "lm" and kind == "encoder":
