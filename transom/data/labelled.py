@@ -333,7 +333,7 @@ def _unclear(rows: Sequence[Row], where: str, line: int) -> Refused:
         )
     what = "fields" if is_object else "columns"
     numbers, such_as = "" if is_object else ", to names or to numbers from 1", proposed_fields(rows)
-    if not is_object and len(rows) >= _ENOUGH_ROWS and not names_columns(first):
+    if isinstance(first, list) and len(rows) >= _ENOUGH_ROWS and not names_columns(first):
         numbers = ", to numbers from 1, for the file seems to have no header"
         such_as = such_as or f"--data.field 1 --data.label {n}"
     return Refused(
