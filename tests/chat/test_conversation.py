@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.scale import scaled
 from transom.chat.conversation import Conversation, Kept, Message
 from transom.data.chat_template import ChatTemplate
 from transom.data.tokenizer import Tokenizer, train_tokenizer
@@ -38,7 +39,7 @@ def size(template: ChatTemplate, messages: list[Message]) -> int:
 WORDS = st.text(st.characters(min_codepoint=32, max_codepoint=0x2FF), max_size=40)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=scaled(40))
 @given(
     said=st.lists(WORDS, min_size=1, max_size=9).filter(lambda said: len(said) % 2 == 1),
     system=WORDS,
@@ -108,7 +109,7 @@ def test_regenerating_takes_the_answer_back_and_nothing_else():
         conversation.regenerate()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=scaled(30))
 @given(said=st.lists(st.text(st.characters(exclude_categories=("Cs",))), max_size=6), system=WORDS)
 def test_what_is_saved_comes_back(tmp_path_factory: pytest.TempPathFactory, said: list[str], system: str):
     path = tmp_path_factory.getbasetemp() / "talk.json"

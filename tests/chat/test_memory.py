@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.scale import scaled
 from transom.chat.memory import (
     IN_PROMPT,
     MAX_CHARACTERS,
@@ -67,7 +68,7 @@ def test_hostile_words_are_words(memory: Memory, text: str):
     assert memory.relevant("tower") == [kept[1]]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=scaled(60))
 @given(texts=st.lists(st.text(max_size=80), max_size=6), query=st.text(max_size=200))
 def test_any_text_can_be_kept_and_asked_for(texts: list[str], query: str):
     memory = Memory()

@@ -40,6 +40,7 @@ from tests.checkpoint.oracle import (
     read_by_transformers,
     some_tokens,
 )
+from tests.scale import scaled
 from transom.checkpoint.families import family_for
 from transom.checkpoint.family import canonical
 from transom.checkpoint.generation import load_generation
@@ -301,7 +302,7 @@ def structures(draw) -> ModelConfig:
 
 @given(config=structures(), seed=st.integers(0, 9))
 @settings(
-    max_examples=60,
+    max_examples=scaled(60),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     derandomize=True,

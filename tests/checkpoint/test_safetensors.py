@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from tests.scale import scaled
 from transom.checkpoint.tensors import DTYPES, load_tensors, read_header, save_tensors
 from transom.errors import Refused
 
@@ -175,7 +176,7 @@ values = st.recursive(
 )
 GOOD = {"x": entry(shape=[2, 2], offsets=[0, 16]), "y": entry("I64", [1], [16, 24])}
 quiet = settings(
-    max_examples=200,
+    max_examples=scaled(200),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     derandomize=True,

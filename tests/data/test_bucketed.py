@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.scale import scaled
 from transom.data.bucketed import Bucketed, _cut
 from transom.errors import Refused
 
@@ -16,7 +17,7 @@ LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=300)
 
 
 @given(lengths=LENGTHS, tokens=st.integers(1, 500), seed=st.integers(0, 9), least=st.integers(1, 4))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=scaled(150))
 def test_every_example_once_an_epoch(lengths: list[int], tokens: int, seed: int, least: int) -> None:
     if len(lengths) < least:
         with pytest.raises(Refused, match=f"fewer than the {least} that a batch needs; give more examples"):
@@ -30,7 +31,7 @@ def test_every_example_once_an_epoch(lengths: list[int], tokens: int, seed: int,
 
 
 @given(lengths=LENGTHS, steps=st.lists(st.integers(0, 10**6), min_size=2, max_size=5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=scaled(60))
 def test_a_pure_function_of_seed_and_step(lengths: list[int], steps: list[int]) -> None:
     order = Bucketed(lengths, 100, 7)
     first = [order.batch(step).tolist() for step in steps]
@@ -43,7 +44,7 @@ def test_a_pure_function_of_seed_and_step(lengths: list[int], steps: list[int]) 
     n=st.integers(1, 80),
     least=st.integers(1, 5),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=scaled(300))
 def test_cuts(lengths: list[int], n: int, least: int) -> None:
     n = max(1, min(n, len(lengths) // least))
     least = min(least, len(lengths))

@@ -14,6 +14,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from tests.data.conftest import NASTY
+from tests.scale import scaled
 from transom.data.chat_template import ChatTemplate, Rendered
 from transom.data.tokenizer import Tokenizer, train_tokenizer
 from transom.errors import Refused
@@ -163,7 +164,7 @@ SPACED = st.tuples(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=scaled(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     contents=st.lists(SPACED.map("".join), min_size=1, max_size=5),
     name=st.sampled_from(sorted(TEMPLATES)),
@@ -261,7 +262,7 @@ def test_control_in_content_is_still_its_text(templates, tokenizers, kind):
         assert text in tokenizer.decode(tokens)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=scaled(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     contents=st.lists(
         st.lists(st.sampled_from([*CONTROL, "<|im_", "start|>", "<", "|>", "\n", "a "]), max_size=5).map(

@@ -15,6 +15,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from tests.data.conftest import NASTY
 from tests.data.test_chat_template import byte_level, sentencepiece_like
 from tests.data.test_documents import TEXTS
+from tests.scale import scaled
 from transom.data.decoding import StreamDecoder
 from transom.data.tokenizer import Tokenizer, train_tokenizer
 from transom.errors import Refused
@@ -76,7 +77,7 @@ def test_pieces_and_bytes_are_the_whole_text(tokenizer: Tokenizer) -> None:
         cut=st.integers(0, 30),
         text=TEXTS,
     )
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=scaled(60))
     def holds(ids: list[int], cut: int, text: str) -> None:
         for some in (ids, tokenizer.encode(text)):
             whole = tokenizer.decode(some)
@@ -105,7 +106,7 @@ def _written(decoder: StreamDecoder, ids: list[int]) -> bytes:
 
 def test_whole_texts_are_what_the_library_writes(tokenizer: Tokenizer) -> None:
     @given(text=ANY_TEXT | TEXTS, order=st.randoms(use_true_random=False))
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=scaled(60))
     def holds(text: str, order: random.Random) -> None:
         ids = tokenizer.encode(text)
         if tokenizer.unknown_id is None:  # our own mark of an unknown character

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.scale import scaled
 from transom.data import documents
 from transom.data.documents import clean_cut, in_parts, printable
 from transom.data.tokenizer import Tokenizer
@@ -57,7 +58,7 @@ def short_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(text=TEXTS)
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=scaled(600))
 def test_a_clean_cut_changes_no_id(bpe: Tokenizer, text: str) -> None:
     at = clean_cut(text, len(text) // 2)
     assert at <= max(len(text) // 2, 0)
@@ -68,7 +69,7 @@ def test_a_clean_cut_changes_no_id(bpe: Tokenizer, text: str) -> None:
 
 def test_parts_encode_as_the_whole(bpe: Tokenizer, short_parts: None) -> None:
     @given(pieces=st.lists(TEXTS, max_size=8))
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=scaled(300))
     def holds(pieces: list[str]) -> None:
         whole, parts = "".join(pieces), list(in_parts(pieces))
         assert "".join(parts) == whole

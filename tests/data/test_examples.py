@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.scale import scaled
 from transom.data.examples import Classification, Embedding, LabelledRows, PairRows, Translation
 from transom.data.order import NO_LOSS
 from transom.data.ragged import Ragged
@@ -47,7 +48,7 @@ def unpadded(tokens: torch.Tensor, documents: torch.Tensor | None) -> list[list[
 
 
 @given(n=st.integers(1, 60), tokens=st.integers(5, 300), step=st.integers(0, 500))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=scaled(60))
 def test_a_batch_of_pairs(n: int, tokens: int, step: int) -> None:
     rows = pairs(n)
     batch = Translation(rows, tokens, 3, start_id=PAD, pad_id=PAD).batch(step)
@@ -104,7 +105,7 @@ def rows_of(batch: Any) -> dict[int, list[Any]]:
 
 
 @given(step=st.integers(0, 10**6), world=st.integers(1, 4), n_rows=st.integers(1, 9))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=scaled(60))
 def test_ranks_and_micro_batches_together_are_the_batch(step: int, world: int, n_rows: int) -> None:
     for order in orders(least=world):
         whole = order.batch(step)
@@ -124,7 +125,7 @@ def test_ranks_and_micro_batches_together_are_the_batch(step: int, world: int, n
 
 
 @given(tokens=st.integers(1, 400))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=scaled(30))
 def test_measuring_takes_every_example_once(tokens: int) -> None:
     for order in orders():
         batches = order.eval_batches(tokens)

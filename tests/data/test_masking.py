@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.scale import scaled
 from transom.data.masking import Masking
 from transom.data.order import NO_LOSS, Batch, Windows
 from transom.data.tokenizer import Tokenizer, train_tokenizer
@@ -50,7 +51,7 @@ def check(plain: Batch, masked: Batch, tokenizer: Tokenizer) -> None:
 
 
 @given(step=st.integers(0, 10**7), length=st.integers(1, 80), size=st.integers(1, 6))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=scaled(80))
 def test_what_is_hidden(file: TokenFile, tokenizer: Tokenizer, step: int, length: int, size: int) -> None:
     windows = Windows(file, length, 5)
     masking = Masking(windows, tokenizer, 5)

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.scale import scaled
 from transom.data.order import NO_LOSS, Batch, Windows, _keys, permuted
 from transom.data.tokens import TokenFile, write_tokens
 from transom.errors import Refused
@@ -29,7 +30,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> TokenFile:
 
 
 @given(n=st.integers(1, 3000), seed=st.integers(0, 2**64), epoch=st.integers(0, 2**40))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=scaled(200))
 def test_a_permutation(n: int, seed: int, epoch: int) -> None:
     keys = _keys(seed, epoch)
     order = permuted(np.arange(n, dtype=np.uint64), n, keys)
@@ -68,7 +69,7 @@ def by_hand(file: TokenFile, start: int, length: int) -> tuple[list[int], list[i
 
 
 @given(step=st.integers(0, 200), size=st.integers(1, 12), length=st.integers(1, 40), seed=st.integers(0, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=scaled(60))
 def test_rows_are_what_they_say(file: TokenFile, step: int, size: int, length: int, seed: int) -> None:
     windows = Windows(file, length, seed)
     batch = windows.batch(step, size)
@@ -105,7 +106,7 @@ def joined(parts: list[Batch], name: str, length: int) -> torch.Tensor:
 
 
 @given(step=st.integers(0, 10**9), share=st.integers(1, 5), world=st.sampled_from([1, 2, 3, 4, 8]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=scaled(150))
 def test_ranks_together_are_one(file: TokenFile, step: int, share: int, world: int) -> None:
     windows = Windows(file, 16, seed=3)
     size = share * world
@@ -121,7 +122,7 @@ def test_ranks_together_are_one(file: TokenFile, step: int, share: int, world: i
 
 
 @given(length=st.integers(1, 60), seed=st.integers(0, 100), size=st.integers(1, 9), epoch=st.integers(0, 3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=scaled(60))
 def test_every_window_once_an_epoch(file: TokenFile, length: int, seed: int, size: int, epoch: int) -> None:
     windows = Windows(file, length, seed)
     n = windows.n_windows
@@ -154,7 +155,7 @@ def test_epochs_begin_at_different_places(file: TokenFile) -> None:
 
 
 @given(length=st.integers(1, 70), size=st.integers(1, 9))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=scaled(80))
 def test_held_out_gives_every_token_once(file: TokenFile, length: int, size: int) -> None:
     seen: list[int] = []
     total = n_bytes = 0

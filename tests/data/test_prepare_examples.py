@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.scale import scaled
 from transom.data.example_split import held_out_groups, held_out_of_each, linked, same
 from transom.data.labelled import open_labelled
 from transom.data.pairs import open_pairs
@@ -79,7 +80,7 @@ PAIRS = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1, 
 
 
 @given(rows=PAIRS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=scaled(150))
 def test_linked_pairs_stay_together(rows: list[tuple[int, int]]) -> None:
     one, other = [str(a) for a, _ in rows], [str(b) for _, b in rows]
     groups = linked(one, other)
@@ -196,7 +197,7 @@ def test_labelled_rows(written: Written) -> None:
     texts=st.lists(st.integers(0, 40), min_size=80, max_size=80),
     fraction=st.floats(0.01, 0.5),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=scaled(150))
 def test_no_class_is_held_out_wholly(labels: list[str], texts: list[int], fraction: float) -> None:
     groups = same([str(text) for text in texts[: len(labels)]])
     held_out = held_out_of_each(labels, groups, fraction)

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.scale import scaled
 from transom.data import textfile
 from transom.data.issues import Issues
 from transom.data.samples import stdlib_files
@@ -280,7 +281,7 @@ def test_skip_leaves_out_lines_and_records(written: Written) -> None:
 
 
 @given(data=st.binary(max_size=200), size=st.integers(1, 40), policy=st.sampled_from(["skip", "replace"]))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=scaled(400))
 def test_any_bytes_are_read_the_same_in_any_chunks(data: bytes, size: int, policy: str) -> None:
     def read(chunk: int) -> tuple[str | None, Issues]:
         issues = Issues(policy=policy)  # type: ignore[arg-type]

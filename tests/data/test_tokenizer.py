@@ -17,6 +17,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from tests.data.conftest import NASTY
 from tests.data.test_documents import TEXTS
+from tests.scale import scaled
 from transom.data.tokenizer import Tokenizer, train_tokenizer
 from transom.errors import Refused
 
@@ -24,7 +25,7 @@ ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
 
 
 @given(text=ANY_TEXT | TEXTS)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=scaled(400))
 def test_bpe_and_bytes_give_every_text_back(bpe: Tokenizer, byte_tokenizer: Tokenizer, text: str) -> None:
     for tokenizer in (bpe, byte_tokenizer):
         ids = tokenizer.encode(text)
@@ -34,7 +35,7 @@ def test_bpe_and_bytes_give_every_text_back(bpe: Tokenizer, byte_tokenizer: Toke
 
 
 @given(text=TEXTS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=scaled(200))
 def test_characters_give_known_text_back_and_own_up_to_the_rest(chars: Tokenizer, text: str) -> None:
     known = {token for token in chars.backend.get_vocab() if len(token) == 1}
     ids = chars.encode(text)
@@ -67,7 +68,7 @@ def test_sizes(bpe: Tokenizer, byte_tokenizer: Tokenizer, chars: Tokenizer) -> N
 
 
 @given(text=ANY_TEXT | TEXTS, control=st.booleans())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=scaled(200))
 def test_a_stream_shows_whole_characters_and_loses_nothing(
     bpe: Tokenizer, byte_tokenizer: Tokenizer, text: str, control: bool
 ) -> None:
@@ -83,7 +84,7 @@ def test_a_stream_shows_whole_characters_and_loses_nothing(
 
 
 @given(ids=st.lists(st.integers(0, 257), max_size=40))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=scaled(200))
 def test_a_stream_of_any_bytes_equals_decode(byte_tokenizer: Tokenizer, ids: list[int]) -> None:
     decoder = byte_tokenizer.decoder()
     assert "".join(map(decoder.push, ids)) + decoder.finish() == byte_tokenizer.decode(ids)
@@ -260,7 +261,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 
 @given(text=TEXTS)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=scaled(400))
 def test_clean_cuts_are_clean_for_llama_too(llama: Tokenizer, text: str) -> None:
     from transom.data.documents import clean_cut
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.scale import scaled
 from transom.data.tokens import HEADER_BYTES, TokenFile, TokenWriter, write_tokens
 from transom.errors import Refused
 
@@ -86,7 +87,7 @@ def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
     | st.floats()
     | st.just("int8"),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=scaled(150))
 def test_a_lying_header_never_maps(
     tmp_path_factory: pytest.TempPathFactory, name: str, value: object
 ) -> None:

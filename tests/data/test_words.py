@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from tests.data.conftest import NASTY
 from tests.data.test_documents import TEXTS
+from tests.scale import scaled
 from transom.data import words
 from transom.data.sources import open_source
 from transom.data.tokenizer import Tokenizer, train_tokenizer
@@ -40,7 +41,7 @@ def always_by_words(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nasty_texts(bpe: Tokenizer, encoder: WordEncoder) -> None:
     @given(texts=st.lists(TEXTS | ANY_TEXT, min_size=1, max_size=6))
-    @settings(max_examples=500, deadline=None)
+    @settings(max_examples=scaled(500))
     def holds(texts: list[str]) -> None:
         assert [ids.tolist() for ids in encoder.encode(texts)] == plain(bpe, texts)
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 
+from tests.scale import scaled
 from transom.errors import Refused
 from transom.evaluation.classification import ClassScore, score_classes
 
@@ -26,7 +27,7 @@ def made(n: int, n_classes: int, seed: int, prefix: str = "c") -> tuple[list[str
 
 
 @given(st.integers(1, 60), st.integers(2, 6), st.integers(0, 1000))
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=scaled(15))
 def test_scores_equal_scikit_learns(n: int, n_classes: int, seed: int) -> None:
     labels, probabilities, truth = made(n, n_classes, seed)
     guessed = [labels[i] for i in probabilities.argmax(axis=1)]

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.scale import scaled
 from transom.checkpoint.generation import read_generation
 from transom.checkpoint.huggingface import load_model
 from transom.data.tokenizer import train_tokenizer
@@ -120,7 +121,7 @@ MEMBERS = [
 
 
 @pytest.mark.parametrize(("kind", "cell"), MEMBERS)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=scaled(8))
 @given(st.integers(0, 1000), st.sampled_from([0.0, 0.6, 1.0, 2.0]), st.booleans())
 def test_a_beam_as_wide_as_the_space_finds_what_trying_everything_finds(kind, cell, seed, penalty, exact):
     model, (tokens, _) = tiny(kind, cell, seed=seed), sources(5)
@@ -274,7 +275,7 @@ def test_beams_are_those_of_transformers(both, penalty, early_stopping):
 
 
 @given(st.integers(1, 9), st.integers(0, 100), st.sampled_from([50, 4096, 9000, 20_011]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=scaled(25))
 def test_the_largest_of_each_row_are_those_of_a_selection(n, seed, width):
     x = torch.randn(5, width, generator=torch.Generator().manual_seed(seed))
     x[0, seed::97] = -torch.inf

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.scale import scaled
 from transom.data.tokenizer import Tokenizer, train_tokenizer
 from transom.errors import Refused
 from transom.inference.classifier import Classifier
@@ -43,7 +44,7 @@ def drain(engine: EncoderEngine) -> list[Event]:
     return events
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=scaled(25))
 @given(
     st.lists(
         st.tuples(st.text("ab ", min_size=1, max_size=30), st.sampled_from("xy"), st.booleans()), max_size=14

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.inference.plain_runner import PlainRunner, Score, chain
 from tests.inference.workloads import agree, alone, asks, request_of, serve
+from tests.scale import scaled
 from transom.data.decoding import StreamDecoder
 from transom.data.tokenizer import Tokenizer, train_tokenizer
 from transom.errors import Refused
@@ -34,9 +35,7 @@ LIMITS = st.builds(
     draft=st.sampled_from([0, 0, 1, 3]),
 )
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)  # shrinking real models takes minutes
-QUIET = settings(
-    deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
-)
+QUIET = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -85,7 +84,7 @@ MODELS = {name: member(*how) for name, how in MEMBERS.items()}
 # ------------------------------------------------------------------------------------------- beside others
 
 
-@settings(QUIET, max_examples=150)
+@settings(QUIET, max_examples=scaled(150))
 @given(st.lists(asks(V), min_size=1, max_size=9), LIMITS, st.integers(0, 5), st.sampled_from([180, 400]))
 def test_each_answer_is_what_it_is_alone(
     work: list[dict[str, Any]], limits: EngineSettings, seed: int, room: int
@@ -100,7 +99,7 @@ def test_each_answer_is_what_it_is_alone(
 
 
 @pytest.mark.parametrize("name", MEMBERS)
-@settings(QUIET, max_examples=12, phases=PHASES)
+@settings(QUIET, max_examples=scaled(12), phases=PHASES)
 @given(data=st.data(), limits=LIMITS, reuse=st.booleans(), room=st.sampled_from([180, 600]))
 def test_every_member_of_the_family_is_served_alike(
     name: str, data, limits: EngineSettings, reuse: bool, room: int
@@ -115,7 +114,7 @@ def test_every_member_of_the_family_is_served_alike(
 
 
 @pytest.mark.parametrize("name", MEMBERS)
-@settings(QUIET, max_examples=8, phases=PHASES)
+@settings(QUIET, max_examples=scaled(8), phases=PHASES)
 @given(data=st.data(), limits=LIMITS, other=LIMITS)
 def test_in_deterministic_mode_not_one_bit_depends_on_others(name: str, data, limits, other):
     model = MODELS[name].float()
@@ -141,7 +140,7 @@ def test_in_deterministic_mode_not_one_bit_depends_on_others(name: str, data, li
         model.double()
 
 
-@settings(QUIET, max_examples=60)
+@settings(QUIET, max_examples=scaled(60))
 @given(st.lists(asks(V, beams=False), min_size=1, max_size=5), st.integers(1, 6), st.integers(0, 3))
 def test_guessing_ahead_changes_no_text_and_saves_steps(work, draft: int, seed: int):
     for ask in work:

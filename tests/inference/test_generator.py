@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tests.inference.plain_runner import PlainRunner
+from tests.scale import scaled
 from transom.data.chat_template import ChatTemplate
 from transom.data.tokenizer import Tokenizer, train_tokenizer
 from transom.errors import Refused
@@ -216,7 +217,7 @@ def test_cached_equals_uncached(shape: str):
             hidden = model(torch.tensor([sequence[-1:] for sequence in sequences]), state=state)[:, -1]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=scaled(25))
 @given(
     prompts=st.lists(st.text(alphabet="abc é", max_size=12), min_size=1, max_size=5),
     seed=st.integers(-(2**63), 2**63 - 1),
@@ -332,7 +333,7 @@ def test_stop_strings_cross_tokens_and_characters():
     assert (broken.text, broken.stop_string, broken.finish_reason) == ("x ", "\ufffd", "stop")
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=scaled(60))
 @given(
     text=st.text(alphabet="ab é→😀", max_size=12),
     stop=st.lists(st.text(alphabet="ab é→😀", min_size=1, max_size=3), max_size=3),

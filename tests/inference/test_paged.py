@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.scale import scaled
 from transom.inference.block_manager import BlockManager, OutOfBlocks
 from transom.inference.paged import SHORT, PagedCache, PagedStep
 from transom.inference.sequence import Span, TokenSequence
@@ -79,7 +80,7 @@ def test_a_shared_or_kept_block_may_not_be_written():
 
 
 @given(st.integers(1, 12), st.lists(st.tuples(st.integers(0, 3), st.integers(0, 30)), max_size=60))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=scaled(100))
 def test_no_block_has_two_owners_and_none_is_lost(n_blocks, moves):
     blocks = BlockManager(n_blocks, 1)
     rows: list[list[int]] = []
@@ -124,7 +125,7 @@ def reads(draw: st.DrawFn) -> tuple[list[tuple[list[int], int, int]], int]:
 
 
 @given(reads(), st.sampled_from([None, 4]), st.booleans(), st.sampled_from([1, 20, 999]), st.integers(0, 99))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=scaled(100))
 def test_a_pass_over_many_rows_attends_as_each_row_alone(case, window, alike, in_place_from, seed):
     spans, size = case
     cache = PagedCache(CONFIG, 60, size, torch.float64, CPU)
@@ -170,7 +171,7 @@ def test_consecutive_blocks_are_read_in_place_and_others_are_not():
     st.booleans(),
     st.integers(0, 99),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=scaled(60))
 def test_rows_with_one_beginning_look_back_together_as_each_alone(own, window, biased, seed):
     size, beginning = 4, [*range(1, 16)]
     cache = PagedCache(CONFIG, 60, size, torch.float64, CPU)

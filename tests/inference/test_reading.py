@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.scale import scaled
 from transom.checkpoint.huggingface import save_model
 from transom.data.tokenizer import Tokenizer, train_tokenizer
 from transom.errors import Refused
@@ -192,7 +193,7 @@ def test_only_a_gap_is_a_gap():
 
 
 @given(st.lists(st.integers(1, 40), max_size=60), st.integers(1, 200), st.integers(1, 9))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=scaled(60))
 def test_every_text_is_in_one_batch_within_the_budget(lengths: list[int], budget: int, rows: int):
     ids = [np.arange(1, n + 1, dtype=np.uint32) for n in lengths]
     seen: list[int] = []

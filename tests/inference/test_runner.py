@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.scale import scaled
 from transom.inference.block_manager import OutOfBlocks
 from transom.inference.runner import Chunk, TokenSequence, TorchRunner
 from transom.model.build import Model, build
@@ -149,7 +150,7 @@ def check(name: str, seen: Sequence[tuple[Key, Tensor]]) -> None:
 @given(
     plan=moves, block=st.sampled_from([1, 3, 4, 16]), room=st.sampled_from([24, 60, 400]), reuse=st.booleans()
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=scaled(40))
 def test_any_workload_gives_what_the_contiguous_state_gives(name, plan, block, room, reuse):
     model = member(name, torch.float64)
     runner = TorchRunner(model, n_tokens=room, block=block, reuse=reuse)
@@ -159,7 +160,7 @@ def test_any_workload_gives_what_the_contiguous_state_gives(name, plan, block, r
 
 @pytest.mark.parametrize("name", THREE)
 @given(plan=moves, block=st.sampled_from([2, 4]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=scaled(25))
 def test_reuse_changes_no_logits(name, plan, block):
     model = member(name, torch.float64)
     with_reuse, without = (
@@ -177,7 +178,7 @@ def test_reuse_changes_no_logits(name, plan, block):
 @pytest.mark.parametrize("name", [*THREE, "experts", "lstm encoder-decoder"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @given(one=moves, other=moves, seed=st.integers(0, 2**20))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=scaled(8))
 def test_deterministic_logits_are_bitwise_a_function_of_the_row(name, dtype, one, other, seed):
     model = member(name, dtype)
     known: dict[Key, Tensor] = {}
@@ -217,7 +218,7 @@ def opened(
 
 @pytest.mark.parametrize("name", THREE)
 @given(cuts=st.lists(st.integers(1, 40), max_size=8))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=scaled(15))
 def test_a_prompt_in_chunks_is_the_prompt_as_a_whole(name, cuts):
     runner = TorchRunner(member(name, torch.float64), n_tokens=400, block=4, reuse=False)
     tokens = [(5 * i + i * i) % 23 for i in range(40)]

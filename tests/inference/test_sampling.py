@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.scale import scaled
 from transom.errors import Refused
 from transom.inference.sampling import (
     SamplingParams,
@@ -43,7 +44,7 @@ def plain_probabilities(logits: np.ndarray, params: SamplingParams) -> np.ndarra
     return np.array([share[i] / total if i in kept else 0.0 for i in range(len(logits))])
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=scaled(150))
 @given(
     # Steps of 1/8 are exact in float32 and far from ties by rounding, yet equal logits do occur.
     rows=st.integers(2, 12).flatmap(
@@ -154,7 +155,7 @@ def test_the_numbers_of_a_seed_never_change():
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**31), st.sampled_from([0.0, 0.5, 0.99]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=scaled(30))
 def test_a_draw_is_that_of_the_whole_cumulative_row(width, seed, zeros):
     source = torch.Generator().manual_seed(seed)
     weights = torch.rand(4, width, generator=source) * (torch.rand(4, width, generator=source) >= zeros)
@@ -294,7 +295,7 @@ LOGITS = st.lists(st.integers(-40, 40).map(lambda x: x / 8), min_size=12, max_si
 ROWS = st.lists(st.tuples(PARAMS, LOGITS, TOKENS, TOKENS, TOKENS, st.integers(0, 99)), min_size=1, max_size=6)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=scaled(100))
 @given(rows=ROWS)
 def test_rows_with_different_settings_choose_as_each_alone(rows):
     logits = torch.tensor([each[1] for each in rows])

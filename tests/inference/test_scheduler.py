@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.inference.plain_runner import PlainRunner, chain
 from tests.inference.workloads import request_of
+from tests.scale import scaled
 from transom.data.tokenizer import Tokenizer, train_tokenizer
 from transom.inference.engine import Busy, Engine, EngineSettings
 from transom.inference.request import Event, Request
@@ -112,7 +113,7 @@ def test_when_nothing_can_move_the_latest_is_put_back_and_the_first_goes_on():
     assert [request.tokens for request in requests] == [request.tokens for request in again]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=scaled(40))
 @given(
     st.lists(
         st.tuples(st.integers(1, 60), st.integers(1, 40), st.integers(1, 3), st.sampled_from("abc")),

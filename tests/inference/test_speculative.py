@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.scale import scaled
 from transom.inference.sampling import SamplingParams
 from transom.inference.sampling_rows import Place, SamplingRow, choose_rows
 from transom.inference.speculative import NGrams, draft, n_kept
@@ -28,7 +29,7 @@ def plain_draft(tokens: list[int], k: int, longest: int) -> list[int]:
     return []
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=scaled(300))
 @given(tokens=TOKENS, k=st.integers(0, 9), longest=st.integers(1, 5))
 def test_drafts_are_what_followed_the_longest_known_ngram(tokens, k, longest):
     expected = plain_draft(tokens, k, longest)
@@ -97,7 +98,7 @@ def write(model: Toy, params: SamplingParams, seed: int, n: int, k: int) -> list
     return tokens[start : start + n]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=scaled(40))
 @given(
     seed=st.integers(0, 1000),
     k=st.integers(1, 6),

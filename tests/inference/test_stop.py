@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.scale import scaled
 from transom.inference.stop import StopMatcher
 
 
@@ -18,7 +19,7 @@ def by_definition(text: str, stops: list[str]) -> tuple[str, str | None]:
     return text, None
 
 
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=scaled(500))
 @given(
     pieces=st.lists(st.text(alphabet="abü", max_size=5), max_size=12),
     stops=st.lists(st.text(alphabet="abü", min_size=1, max_size=5), max_size=4),

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from tests.data.conftest import NASTY
 from tests.data.test_chat_template import byte_level, sentencepiece_like
+from tests.scale import scaled
 from transom.data.tokenizer import Tokenizer, train_tokenizer
 from transom.errors import Refused
 from transom.inference.sampling import SamplingParams
@@ -93,7 +94,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=scaled(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.sampled_from(sorted(SCHEMAS)), kind=st.sampled_from(sorted(MAKERS)), seed=st.integers(0, 2**31)
 )
@@ -122,7 +123,7 @@ PARTS = st.deferred(
 )  # fmt: skip
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=scaled(50), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(schema=PARTS, kind=st.sampled_from(sorted(MAKERS)), seed=st.integers(0, 2**31))
 def test_random_schemas_are_kept_to(compilers, schema, kind, seed):
     compiler = compilers[kind]
@@ -280,7 +281,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=scaled(200), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(schema=st.dictionaries(st.sampled_from(KEYWORDS), VALUES, max_size=4))
 def test_any_json_is_compiled_or_refused(compilers, schema):
     try:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import transom
+from tests.scale import scaled
 from transom.errors import Refused
 from transom.insight import maps
 
@@ -36,7 +37,7 @@ def softmax_map(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool, s
     return scores.softmax(-1).nan_to_num(0)  # a query that sees nothing uses nothing
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=scaled(120))
 @given(
     batch=st.integers(1, 2),
     groups=st.sampled_from([1, 2]),
@@ -82,7 +83,7 @@ def test_every_map_is_the_softmax_it_should_be(
     torch.testing.assert_close(torch.cat(parts, 1).double(), expected[0], rtol=0, atol=near)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=scaled(60))
 @given(
     row=st.integers(0, 11), head=st.integers(0, 2), seed=st.integers(0, 99), by=st.sampled_from([0.05, 0.5])
 )

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from tests.scale import scaled
 from transom.errors import Refused
 from transom.lab.backprop import LOSSES, backprop, by_autograd, by_finite_differences, example
 from transom.lab.chain_rule import Weight, paths
@@ -35,7 +36,7 @@ def a_batch(network: Network, n: int, seed: int) -> tuple[np.ndarray, np.ndarray
     )
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=scaled(80))
 @given(
     sizes_of_nets, st.sampled_from(HIDDEN), st.sampled_from(LOSSES), st.integers(0, 10**6), st.integers(1, 4)
 )
@@ -51,7 +52,7 @@ def test_by_hand_equals_autograd(
         assert np.abs(ours - theirs).max() < 1e-10
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=scaled(60))
 @given(sizes_of_nets, st.sampled_from(HIDDEN), st.sampled_from(LOSSES), st.integers(0, 10**6), st.data())
 def test_one_weight_by_paths_and_by_finite_differences(
     sizes: tuple[int, ...], activation: str, loss: str, seed: int, data: st.DataObject
@@ -120,7 +121,7 @@ def test_the_story_tells_every_number_it_rests_on() -> None:
 
 
 @given(st.integers(0, 10**6), st.sampled_from(HIDDEN), st.sampled_from(LOSSES))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=scaled(30))
 def test_a_small_step_does_what_the_gradient_foretells(seed: int, activation: str, loss: str) -> None:
     story = backprop((3, 4, 2), activation, seed=seed, loss=loss, rate=1e-6)
     assert story.loss_after - story.loss == pytest.approx(story.foretold, rel=1e-2, abs=1e-14)

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.scale import scaled
 from transom.errors import Refused
 from transom.insight.hooks import Edit, edited
 from transom.intervals import Estimate
@@ -21,7 +22,7 @@ from transom.lab.pronouns import OF_ANIMALS, OF_THINGS, definite_pronouns, gener
 from transom.lab.reader import Reader, small_reader
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=scaled(20))
 @given(st.integers(0, 1000), st.sampled_from([None, 0, 1]))
 def test_a_pair_differs_in_the_word_that_decides(seed: int, held: int | None) -> None:
     items = generated(12, seed, held)

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.scale import scaled
 from transom.model.attend import Rule, attend, attend_plain
 from transom.model.cpu import blocked_attention, pays
 
@@ -17,7 +18,7 @@ def qkv(batch: int, n_queries: int, n_keys: int, heads: int, groups: int, width:
     return [torch.randn(batch, n, h, width, generator=draw) for n, h in shapes]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=scaled(60))
 @given(
     batch=st.integers(1, 3),
     n_queries=st.integers(1, 9),
@@ -40,7 +41,7 @@ def test_attend_equals_its_plain_twin(
     torch.testing.assert_close(attend(query, key, value, rule), attend_plain(query, key, value, rule))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=scaled(40))
 @given(cuts=st.lists(st.lists(st.integers(0, 3), min_size=7, max_size=7), min_size=1, max_size=3))
 def test_a_packed_document_sees_only_itself(cuts):
     documents = torch.tensor(cuts).cumsum(1)

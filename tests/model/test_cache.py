@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.scale import scaled
 from transom.model.cache import KVCache, Slots, StateHistory
 from transom.model.config import ModelConfig
 
@@ -23,7 +24,7 @@ def filled(kind: type[Slots], rows: int, used: int) -> Slots:
 
 
 @given(st.sampled_from([KVCache, StateHistory]), st.integers(1, 9), st.integers(1, 6), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=scaled(60))
 def test_reordering_copies_rows(kind, rows, used, data):
     state = filled(kind, rows, used)
     if data.draw(st.booleans()):  # most rows stay where they are

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.scale import scaled
 from transom.model.config import Experts, ModelConfig
 from transom.model.experts import ROWS, MixtureOfExperts, grouped
 from transom.model.initialize import initialize
@@ -60,7 +61,7 @@ def check_against_plain(experts: Experts, gated: bool, shape: tuple[int, int]) -
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=scaled(60))
 @given(counts=st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(any), seed=st.integers(0, 99))
 def test_grouped_product_equals_a_product_of_each_row(counts: list[int], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

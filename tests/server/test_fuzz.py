@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
 
+from tests.scale import scaled
 from tests.server.test_drain import process
 from tests.server.test_limits import BAD, INSIDE
 
@@ -34,7 +35,7 @@ CANARY = {
     "stream": True,
 }
 QUIET = settings(
-    max_examples=12, deadline=None, database=None, phases=[Phase.generate],
+    max_examples=scaled(12), database=None, phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 VALUES = st.recursive(

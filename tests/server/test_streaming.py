@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.scale import scaled
 from tests.server.conftest import Running, serving
 from transom.server.worker import Worker
 
@@ -52,7 +53,7 @@ def wait_until(done: Any, seconds: float = 3.0) -> float:
     return time.perf_counter() - began
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=scaled(25), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     prompt=st.text(max_size=12), seed=st.integers(0, 99), temperature=st.sampled_from([0, 0.7, 1.5]),
     stop=st.lists(st.sampled_from(["e", "\ufffd", "he", "<|", " ", "世"]), max_size=3), n=st.integers(1, 3),

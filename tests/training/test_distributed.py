@@ -90,7 +90,7 @@ def losses(events: list[dict[str, Any]], kind: str = "step") -> list[float]:
     return [event["loss"] for event in events if event["event"] == kind]
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.parametrize("kind", ["ddp", pytest.param("fsdp", marks=pytest.mark.heavy)])
 def test_two_ranks_equal_one(tiny: Tiny, tmp_path: Path, kind: str) -> None:
     alone = train(tiny(steps=8, eval_every=3))
     both, _ = two_ranks(tiny(steps=8, eval_every=3, out=str(tmp_path / "two"), parallel=kind))
@@ -101,6 +101,7 @@ def test_two_ranks_equal_one(tiny: Tiny, tmp_path: Path, kind: str) -> None:
     assert losses(together["events"], "held_out") == pytest.approx(scores, rel=1e-5)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_two_ranks_bring_together_what_one_does(tiny: Tiny, tmp_path: Path, kind: str) -> None:
     """Every pair of a step is a negative, on whichever rank; odd steps leave the ranks unequal shares."""
@@ -117,6 +118,7 @@ def test_two_ranks_bring_together_what_one_does(tiny: Tiny, tmp_path: Path, kind
     assert losses(together["events"]) == pytest.approx(losses(alone.metrics), rel=1e-4)
 
 
+@pytest.mark.heavy
 def test_sharded_ranks_resume_with_the_same_bits_and_one_process_goes_on(tiny: Tiny, tmp_path: Path) -> None:
     settings = {"steps": 6, "save_every": 3, "keep": 9, "model__dropout": 0.1, "parallel": "fsdp"}
     whole = result(two_ranks(tiny(**settings, out=str(tmp_path / "whole")))[0][0])
@@ -136,7 +138,7 @@ def test_a_batch_that_cannot_be_shared_is_refused_once(tiny: Tiny) -> None:
     assert "7 windows of 32 tokens, which 2 processes cannot share" in lines[0]
 
 
-@pytest.mark.parametrize("fault", ["SIGKILL", "SIGSTOP"])
+@pytest.mark.parametrize("fault", ["SIGKILL", pytest.param("SIGSTOP", marks=pytest.mark.heavy)])
 def test_a_lost_rank_ends_the_other_with_one_message(tiny: Tiny, fault: str) -> None:
     both, took = two_ranks(tiny(steps=50), timeout=5, fault=fault, at=3)
     lines = own_lines(*both)
@@ -152,6 +154,7 @@ def test_an_error_of_one_rank_is_the_only_one_said(tiny: Tiny) -> None:
     assert "Traceback" not in both[0].stderr
 
 
+@pytest.mark.heavy
 def test_a_restart_resumes_and_ends_with_the_same_bits(tiny: Tiny, tmp_path: Path) -> None:
     whole = result(two_ranks(tiny(steps=8, save_every=2))[0][0])
     settings = tiny(steps=8, save_every=2, out=str(tmp_path / "killed"))

@@ -24,6 +24,7 @@ from transom.training.state import fingerprint
 from .conftest import Tiny
 
 
+@pytest.mark.drawn
 def test_a_run_leaves_what_the_design_says(tiny: Tiny) -> None:
     heard: list[dict[str, Any]] = []
     run = train(tiny(steps=12, save_every=4), on_event=heard.append)

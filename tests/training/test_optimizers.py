@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.scale import scaled
 from transom.model.build import build
 from transom.model.config import ModelConfig
 from transom.model.transformer import Transformer
@@ -21,7 +22,7 @@ def model() -> Transformer:
                                    ffn_dim=24, max_len=16))  # fmt: skip
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=scaled(25))
 @given(rows=st.integers(1, 24), columns=st.integers(1, 24), n=st.integers(1, 4), seed=st.integers(0, 99))
 def test_batched_iterations_equal_the_plain_ones(rows: int, columns: int, n: int, seed: int) -> None:
     stack = torch.randn(n, rows, columns, generator=torch.Generator().manual_seed(seed))

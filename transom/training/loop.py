@@ -238,13 +238,14 @@ def deterministic() -> Iterator[None]:
 @contextmanager
 def no_collector() -> Iterator[None]:
     """Collect cycles by hand (at every save) instead of in the middle of a step."""
-    was_on = gc.isenabled()
+    was_on, was_frozen = gc.isenabled(), gc.get_freeze_count() > 0
     gc.collect()
     gc.freeze()
     gc.disable()
     try:
         yield
     finally:
-        gc.unfreeze()
+        if not was_frozen:  # else what a caller froze would be looked at again
+            gc.unfreeze()
         if was_on:
             gc.enable()
