@@ -293,3 +293,26 @@ def test_a_byte_order_mark_is_no_part_of_settings_or_keys(tmp_path: Path) -> Non
     file.write_bytes(f"\ufeff{'a' * 16}\r\n# a word\r\n{'b' * 16}\r\n".encode())
     keys, _ = read_keys(ServerSettings(api_key_file=file), {})
     assert keys.scope(b"a" * 16) and keys.scope(b"b" * 16) and keys.scope(b"c" * 16) is None
+
+
+@pytest.mark.parametrize(("verb", "settings", "learned"), [
+    ("classify", 'task = "classify"\n\n[data]\nsource = "{at}/learned.csv"\n', "review,sentiment"),
+    ("classify", 'task = "classify"\n\n[data]\nsource = "gone.csv"\nfield = "Review"\n', ""),
+    ("translate", 'task = "translate"\n\n[data]\nsource = "{at}/learned.csv"\n', "source,target"),
+])  # fmt: skip
+def test_a_file_is_read_by_the_field_that_the_run_learned_from(
+    verb: str, settings: str, learned: str, folders: dict[str, str], door: Door, tmp_path: Path
+) -> None:
+    shutil.copytree(folders[verb], tmp_path / "run" / "model")
+    (tmp_path / "run" / "settings.toml").write_text(settings.format(at=tmp_path))
+    name = learned.partition(",")[0] or "review"
+    (tmp_path / "learned.csv").write_text(learned + "\n" + "a b c,x\nd e f,y\n" * 9)
+    (tmp_path / "rows.csv").write_text(f"id,{name.title()},note\nx,ab,aa\ny,ba,bb\n")
+    answers = door.json(verb, str(tmp_path / "run"), "--input", str(tmp_path / "rows.csv"))
+    assert [one["input"] for one in answers] == ["ab", "ba"]
+    other = door.json(verb, str(tmp_path / "run"), "--input", str(tmp_path / "rows.csv"), "--field", "note")
+    assert [one["input"] for one in other] == ["aa", "bb"]
+    says = door.refused(verb, folders[verb], "--input", str(tmp_path / "rows.csv"))
+    assert says.endswith(
+        f"which field holds the text? The record has id, {name.title()}, note: name it with --field"
+    )

@@ -23,22 +23,22 @@ from cyclopts import (
 from . import __version__
 from .errors import Refused
 from .hardware import tune_libraries
-from .usage import GLOSSARY, epilogue, help_for, unknown_flag, unknown_verb
+from .usage import epilogue, help_for, unknown_flag, unknown_verb
 
 VERBS = {
     "train": "Train a model on text, pairs or classes, within a time budget.",
-    "compare": "Train several members of the family on the same data and put them side by side.",
+    "compare": "Train members of the family on the same data, side by side.",
     "generate": "Let a model go on from one or several prompts.",
-    "chat": "Talk with a model in the terminal; it may remember what you ask it to.",
+    "chat": "Talk with a model; it may remember what you ask it to.",
     "translate": "Translate texts, a file, or what comes from standard input.",
     "classify": "Tell the class of texts, with probabilities, or decline to.",
-    "embed": "Turn texts into vectors whose nearness is that of their meaning.",
-    "look": "Look inside a model over a text, or at how a run moved: pictures that are checked.",
-    "serve": "Serve models to many at once: the API that OpenAI's clients speak, and a page.",
-    "evaluate": "Score a model on examples, beside cheap baselines that learned from the same.",
+    "embed": "Turn texts into vectors whose nearness is that of meaning.",
+    "look": "Look inside a model over a text, or at how a run moved.",
+    "serve": "Serve models: the API that OpenAI's clients speak, and a page.",
+    "evaluate": "Score a model on examples, beside cheap baselines.",
     "plan": "Say what a training run would take, before it takes it.",
-    "bench": "Measure this machine, and how near training and decoding come to its limits.",
-    "doctor": "Look at this machine: what is here, what works, what to do about the rest.",
+    "bench": "Measure this machine, and how near training is to its limits.",
+    "doctor": "Say what this machine has, what works, and what to do.",
 }
 
 EXPERIMENTS = {
@@ -50,9 +50,9 @@ EXPERIMENTS = {
 
 app = App(
     name="transom",
-    help="Train it, run it and see through it: the Transformer family on the machine you have.",
-    help_epilogue="`transom VERB --help` explains a verb. With no data named, train learns from Python's own "
-    f"standard library. {GLOSSARY}",
+    help="Train it, run it and see through it: the Transformer family on your machine. With no data named,"
+    " train learns from Python's own standard library.",
+    help_epilogue=epilogue(""),
     version=__version__,
     help_format="markdown",
     default_parameter=Parameter(negative_iterable=(), negative_none=()),

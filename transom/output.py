@@ -1,4 +1,4 @@
-"""Files that a verb leaves: asked about before the work, and written whole or not at all.
+"""What a verb leaves: files, asked about before the work and written whole or not at all; and terminal text.
 
 Where a file cannot be written is known before an hour is spent on what was to stand in it.
 """
@@ -6,6 +6,7 @@ Where a file cannot be written is known before an hour is spent on what was to s
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from .errors import Refused, nearest_path
@@ -51,6 +52,13 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes, option: str 
         temporary.unlink(missing_ok=True)
         raise Refused(f"{_shown(path)}: cannot be written ({error.strerror or error})") from None
     return path
+
+
+def for_terminal(text: str) -> str:
+    """A text for stdout: what a model writes must not steer a terminal, but a file gets it as it is."""
+    if not sys.stdout.isatty():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
 
 def _shown(path: Path) -> str:

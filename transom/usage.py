@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -35,11 +36,16 @@ FIRST["compare"] = ("--by", "--equal", "--budget", "--tokens", "--out", "--data.
                     "--model.size", "--json")  # fmt: skip
 
 EXAMPLES = {
+    "": (
+        ("transom train notes/ --out runs/notes", "learn from your own text"),
+        ('transom generate runs/notes "Once upon a time"', "let it write"),
+        ("transom VERB --help", "explain a verb"),
+    ),
     "train": (
-        ("transom train notes/ --out runs/notes", "text: it goes on with what it is given"),
-        ("transom train tickets.csv --task classify", "a text and its class in each row"),
-        ("transom train pairs.tsv --task translate", "two sides in each row"),
-        ("transom train notes/ --model.weights FOLDER", "from weights that are there already"),
+        ("transom train notes/ --out runs/notes", "text: it learns to write on"),
+        ("transom train tickets.csv --task classify", "a text and its class in a row"),
+        ("transom train pairs.tsv --task translate", "two sides in a row"),
+        ("transom train notes/ --model.weights FOLDER", "from weights that are there"),
         ("transom plan notes/ --budget 1h", "what that would take"),
     ),
     "compare": (("transom compare decoder lstm --budget 2min", ""),),
@@ -65,7 +71,10 @@ EXAMPLES = {
     "evaluate": (("transom evaluate runs/tickets", "on what the run held out"),),
     "plan": (("transom plan notes/ --budget 1h", ""),),
 }
-"""Verb -> commands that work, each with what it is for."""
+"""Verb (or "": any) -> commands that work, each with what it is for."""
+
+MARGIN = 2
+"""Columns beside a block of text in a help."""
 
 GLOSSARY = "What a word means: docs/glossary.md."
 """The last line of every help."""
@@ -159,13 +168,21 @@ def unknown_flag(name: str, known: list[str]) -> str:
 
 
 def epilogue(verb: str) -> str:
-    """What stands below the help of a verb, as markdown."""
+    """Say what stands below the help of a verb, as markdown for a terminal as wide as this one.
+
+    What a command is for stands beside it where all of them have room for that, else in a line above.
+    """
     examples = EXAMPLES.get(verb, ())
     if verb in FIRST:
         examples = (*examples, (f"transom {verb} --help-all", "every flag"))
     width = max((len(command) for command, _ in examples), default=0)
-    lines = [f"{command:{width}}  # {what}" if what else command for command, what in examples]
-    return "\n".join(["```text", *lines, GLOSSARY, "```"])
+    beside = [f"{command:{width}}  # {what}" if what else command for command, what in examples]
+    room = shutil.get_terminal_size().columns - MARGIN
+    if all(len(line) <= room for line in beside):
+        lines = beside
+    else:
+        lines = [line for command, what in examples for line in ([f"# {what}"] if what else []) + [command]]
+    return "\n".join(["```text", *lines, "", GLOSSARY, "```"])
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ import httpx
 import pytest
 
 from tests.server.conftest import Running, serving
+from transom.checkpoint.hub import name_of
 from transom.errors import Refused
-from transom.server.models import name_of, serve_folders
+from transom.server.models import serve_folders
 from transom.server_settings import ServerSettings
 from transom.settings import load as load_settings
 

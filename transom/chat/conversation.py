@@ -133,13 +133,17 @@ class Conversation:
 
     # On disk
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {"system": self.system, "messages": [asdict(message) for message in self.messages]}
+
     def save(self, path: str | Path) -> None:
         """Write it as JSON, for `load` and for people; the file is there whole or as it was before.
 
         Refused where a file lies there that is no conversation of ours: it would be lost.
         """
         path = Path(path)
-        value = {"system": self.system, "messages": [asdict(message) for message in self.messages]}
+        value = self.to_dict()
         if path.exists():
             try:
                 self.load(path)

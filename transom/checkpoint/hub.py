@@ -43,6 +43,14 @@ def resolve(folder_or_id: str | Path, revision: str | None = None) -> Path:
     return _fetch(found[1], revision or found[2])
 
 
+def name_of(folder: str | Path) -> str:
+    """The name of a model, runs/NAME/model -> NAME, FOLDER/NAME -> NAME, owner/name -> name."""
+    path = Path(folder)
+    resolved = path.resolve() if path.is_dir() else path
+    name = resolved.parent.name if resolved.name == "model" and resolved.parent.name else resolved.name
+    return re.sub(r"[^\w.:-]+", "-", name) or "model"
+
+
 def _model_of(path: Path) -> Path:
     """The model in the folder of a run; any other folder as it is."""
     recover(path / "model")

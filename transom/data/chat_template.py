@@ -342,3 +342,18 @@ def _allowed(variables: Mapping[str, Any]) -> dict[str, Any]:
         if not VARIABLES[name](value):
             raise Refused(f"template variable {name} cannot be {printable(repr(value)[:40])}")
     return dict(variables)
+
+
+def template_of(folder: Path | None, given: str | None) -> ChatTemplate | None:
+    """The template given (`plain`, `chatml` or a file), else the folder's own; None: it cannot chat."""
+    if given is None:
+        return None if folder is None else ChatTemplate.from_folder(folder)
+    if given in BUILTIN:
+        return ChatTemplate.builtin(given)
+    try:
+        return ChatTemplate(Path(given).read_text(encoding="utf-8"), name=f"the chat template {given}")
+    except (OSError, UnicodeDecodeError):
+        builtin = nearest(given, BUILTIN)
+        raise Refused(
+            f"--chat-template {given} is no file that can be read{builtin}; it can be plain, chatml or a file"
+        ) from None

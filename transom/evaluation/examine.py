@@ -29,12 +29,14 @@ from ..intervals import Estimate, lead, paired_bootstrap, share
 from ..output import write_whole
 from ..settings import TrainSettings, load
 from ..training.example_tasks import labelled_sources, longest, pair_sources
-from ..training.run import longer_command
+from ..training.run import Run, longer_command, task_of
 from .baselines import TfidfLogistic, TranslationMemory, copy_source, majority
 from .classification import ClassScore, f1_rows, indices, macro_f1, score_classes, telling
 from .report import LEAST, Difference, Report, Rival, cut
 from .translation import TranslationScore, bleu_counts, bleu_of, exactly, score_translations
 
+EXAMINED = ("translate", "classify")
+"""Tasks whose models are scored at once, beside cheap baselines."""
 SHOWN = 3
 GIVEN = "sentence-transformers/all-MiniLM-L6-v2"
 """Weights that were clearly ahead of TF-IDF on two of four sets of classes, and behind it on none."""
@@ -107,6 +109,33 @@ def examine(
     if run is not None:
         _write(run / "evaluation.json", report)
     return report
+
+
+@dataclasses.dataclass(frozen=True)
+class ExaminedRun:
+    """A run with the scores of its model on what it never learned from, beside cheap baselines."""
+
+    run: Run
+    report: Report
+
+    def __str__(self) -> str:
+        return f"{self.run.outcome}\n\n{self.report}\n\n{self.run.ending}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {**self.run.to_dict(), "evaluation": self.report.to_dict()}
+
+
+def examined(run: Run) -> Run | ExaminedRun:
+    """Examine the model of a run that has ended, where its task has scores of its own."""
+    if run.interrupted or run.task not in EXAMINED:
+        return run
+    return ExaminedRun(run, examine(run.folder))
+
+
+def headline_scores(folder: Path) -> dict[str, float]:
+    """The scores of a run's model in the task's own measure, where it has one."""
+    return examine(folder).score.headline() if task_of(folder) in EXAMINED else {}
 
 
 def remedy(settings: TrainSettings, run: Path) -> str:

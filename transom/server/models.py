@@ -5,7 +5,6 @@ Read next: worker, state.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,9 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from transom.checkpoint.hub import resolve
-from transom.data.chat_template import BUILTIN, ChatTemplate
-from transom.errors import Refused, nearest
+from transom.checkpoint.hub import name_of, resolve
+from transom.data.chat_template import ChatTemplate, template_of
+from transom.errors import Refused
 from transom.inference.encoder_engine import EncoderEngine
 from transom.inference.engine import EngineSettings
 from transom.inference.load import load
@@ -127,14 +126,6 @@ def serve_folders(folders: Sequence[str], settings: ServerSettings) -> dict[str,
     return models
 
 
-def name_of(folder: str | Path) -> str:
-    """The name of a model in the API: runs/NAME/model -> NAME, FOLDER/NAME -> NAME, owner/name -> name."""
-    path = Path(folder)
-    resolved = path.resolve() if path.is_dir() else path
-    name = resolved.parent.name if resolved.name == "model" and resolved.parent.name else resolved.name
-    return re.sub(r"[^\w.:-]+", "-", name) or "model"
-
-
 def serve_model(
     model: Any,
     name: str,
@@ -157,21 +148,6 @@ def serve_model(
     task = TASKS.get(kind, "chat" if template is not None else "generate")
     worker = Worker(ENGINES[kind](model, settings), name, settings.limits.looks)
     return ServedModel(name, task, model, worker, template, ends, system, frozenset(aliases), folder)
-
-
-def template_of(folder: Path | None, given: str | None) -> ChatTemplate | None:
-    """The operator's template (`plain`, `chatml` or a file), else the folder's own; None: it cannot chat."""
-    if given is None:
-        return None if folder is None else ChatTemplate.from_folder(folder)
-    if given in BUILTIN:
-        return ChatTemplate.builtin(given)
-    try:
-        return ChatTemplate(Path(given).read_text(encoding="utf-8"), name=f"the chat template {given}")
-    except (OSError, UnicodeDecodeError):
-        builtin = nearest(given, BUILTIN)
-        raise Refused(
-            f"--chat-template {given} is no file that can be read{builtin}; it can be plain, chatml or a file"
-        ) from None
 
 
 def _text_engine(model: Any, settings: ServerSettings) -> Callable[[], Any]:
