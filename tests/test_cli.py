@@ -80,6 +80,16 @@ def test_help_fits_a_screen_and_its_examples_are_commands_that_exist(
         assert bound.args and not unknown
 
 
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_examples_break_no_line(verb: str, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = usage.epilogue(verb).splitlines()[1:-1]
+    assert max(map(len, lines)) <= columns - usage.MARGIN and lines[-1] == usage.GLOSSARY
+    for command, what in usage.EXAMPLES.get(verb, ()):
+        assert any(line.startswith(command) for line in lines) and any(what in line for line in lines)
+
+
 def test_help_for_train_is_in_sections_in_reading_order() -> None:
     shown = transom("train", "--help-all").stdout
     titles = [line.split("─ ")[1].split(" ─")[0] for line in shown.splitlines() if line.startswith("╭─")]

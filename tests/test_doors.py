@@ -313,6 +313,4 @@ def test_a_file_is_read_by_the_field_that_the_run_learned_from(
     other = door.json(verb, str(tmp_path / "run"), "--input", str(tmp_path / "rows.csv"), "--field", "note")
     assert [one["input"] for one in other] == ["aa", "bb"]
     says = door.refused(verb, folders[verb], "--input", str(tmp_path / "rows.csv"))
-    assert says.endswith(
-        f"which field holds the text? The record has id, {name.title()}, note: name it with --field"
-    )
+    assert says.endswith(f"has id, {name.title()}, note: name it with --field")
