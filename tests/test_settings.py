@@ -17,16 +17,13 @@ from transom.model.config import SIZES, ModelConfig
 from transom.settings import (
     FREE_ON_RESUME,
     NO_FIELD,
-    Every,
     GenerateSettings,
     ModelSettings,
     Settings,
     TrainSettings,
-    format_time,
     load,
-    parse_count,
-    parse_time,
 )
+from transom.units import Every, format_time, parse_count, parse_time
 
 
 def train(*layers: Any, file: Path | None = None) -> TrainSettings:
@@ -142,7 +139,7 @@ def test_what_is_written_as_toml_is_read_as_the_same(given_: dict[str, Any]) -> 
     settings = train(given_)
     again = train(tomllib.loads(settings.to_toml()))
     assert again == settings
-    assert again.fingerprint() == settings.fingerprint()
+    assert again.identity() == settings.identity()
 
 
 def test_a_resumed_run_starts_from_its_own_settings(tmp_path: Path) -> None:
@@ -151,11 +148,11 @@ def test_a_resumed_run_starts_from_its_own_settings(tmp_path: Path) -> None:
     assert (settings.steps, settings.model.dim, settings.keep, settings.resume) == (7, 64, 5, True)
 
 
-def test_the_fingerprint_is_of_what_the_numbers_depend_on() -> None:
+def test_the_identity_is_what_the_numbers_depend_on() -> None:
     base = train({"steps": 5})
-    assert base.fingerprint() == train({"steps": 5, "out": "x", "keep": 9, "save_every": "1"}).fingerprint()
+    assert base.identity() == train({"steps": 5, "out": "x", "keep": 9, "save_every": "1"}).identity()
     for change in ({"seed": 1}, {"steps": 6}, {"model.dim": 64}, {"optim.lr": 1.0}, {"batch.tokens": 512}):
-        assert base.with_(change).fingerprint() != base.fingerprint()
+        assert base.with_(change).identity() != base.identity()
     assert set(TrainSettings.names()) >= FREE_ON_RESUME
 
 

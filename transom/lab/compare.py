@@ -20,7 +20,7 @@ from ..checkpoint.huggingface import load_model
 from ..errors import Refused, nearest
 from ..hardware import Hardware
 from ..model.config import ModelConfig
-from ..settings import ALIASES, TrainSettings, format_time, load, parse_count, parse_time
+from ..settings import ALIASES, TrainSettings, load
 from ..training import evaluate
 from ..training.architecture import CAN, CELLS, model_config
 from ..training.evaluate import Score
@@ -31,6 +31,7 @@ from ..training.report import Report
 from ..training.run import Run
 from ..training.task import Task
 from ..training.tasks import choose_task, prepare_task
+from ..units import format_time, parse_count, parse_time
 from .comparison import Comparison, Outcome
 from .equal_size import Equal, count, equal_width
 

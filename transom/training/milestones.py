@@ -25,7 +25,8 @@ from ..checkpoint.tensors import load_tensors
 from ..errors import Refused
 from ..hardware import DtypeChoice, EnergyMeter, Hardware
 from ..model.build import Model
-from ..settings import Every, TrainSettings, format_time
+from ..settings import TrainSettings
+from ..units import Every, format_time
 from . import evaluate, ledger, memory, non_finite, probes, state
 from .budget import Budget, Clock
 from .card import model_card

@@ -11,7 +11,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from ..settings import format_time
+from ..units import format_time
 from . import metrics
 from .display import clock, one_line
 
