@@ -333,7 +333,9 @@ class EnergyMeter:
     whole chip, whoever keeps it busy. Call `joules()` at least every few minutes: RAPL's counter wraps.
     """
 
-    def __init__(self, hardware: Hardware) -> None:
+    def __init__(self, hardware: Hardware, spent: float = 0.0) -> None:
+        """spent: joules to begin with, those of a run before it was resumed."""
+        self._spent = spent
         self._start = time.perf_counter()
         self._watts = _assumed_watts(hardware.cores, hardware.memory_total)
         self._device = hardware.device
@@ -362,7 +364,7 @@ class EnergyMeter:
         else:
             self._total = self._watts * (now - self._start)
         self._last = now
-        return self._total
+        return self._spent + self._total
 
 
 def _assumed_watts(cores: int, memory: int) -> float:

@@ -17,7 +17,7 @@ from transom.data.tokenizer import Tokenizer
 from transom.errors import Refused
 from transom.inference.generator import Generator
 from transom.training import folder as run_folder
-from transom.training import lock, loop, milestones
+from transom.training import lock, loop, recorder
 from transom.training.loop import train
 from transom.training.state import fingerprint
 
@@ -193,7 +193,7 @@ def test_a_lock_of_another_host(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_memory_does_not_grow(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(milestones, "DRAW_SECONDS", math.inf)  # the first drawing loads matplotlib, once
+    monkeypatch.setattr(recorder, "DRAW_SECONDS", math.inf)  # the first drawing loads matplotlib, once
     run = train(tiny(steps=5000, save_every=1000))
     points = [(e["step"], e["resident"]) for e in run.metrics if e["event"] == "step" and e["step"] > 1500]
     n = len(points)

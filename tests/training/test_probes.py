@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import transom.training.milestones as milestones
+import transom.training.recorder as recorder
 from transom.__main__ import run as command
 from transom.errors import Refused
 from transom.settings import TrainSettings, load
@@ -46,7 +46,7 @@ def test_a_run_notes_its_inside_from_the_first_step_on(tmp_path: Path):
 
 def test_looking_moves_no_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     looked = trained(tmp_path / "looked", model={"dropout": 0.1})
-    monkeypatch.setattr(milestones.Milestones, "_look", lambda self: None)
+    monkeypatch.setattr(recorder.Recorder, "_look", lambda self: None)
     plain = trained(tmp_path / "plain", model={"dropout": 0.1})
     ends = [history(out / "metrics.jsonl")[-1]["weights_sha256"] for out in (looked, plain)]
     assert ends[0] == ends[1]
@@ -67,7 +67,7 @@ def test_what_cannot_be_seen_costs_a_note_and_never_the_run(tmp_path: Path, monk
     def fails(*_: object) -> None:
         raise Refused("the maps do not fit")
 
-    monkeypatch.setattr(milestones.probes, "figures_of", fails)
+    monkeypatch.setattr(recorder.probes, "figures_of", fails)
     out = trained(tmp_path / "run")
     notes = [e["text"] for e in history(out / "metrics.jsonl") if e["event"] == "note"]
     assert "not looked inside: the maps do not fit" in notes and (out / "model").is_dir()

@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass
 
 from ..settings import TrainSettings
+from .report import Report
 
 WARMUP_STEPS = 30
 """Averages of gradients need about so many before they can be believed (AdamW's second forgets over 20)."""
@@ -95,6 +96,10 @@ class Clock:
     def elapsed(self) -> float:
         return self._spent + time.monotonic() - self._start
 
-    def restart(self) -> None:
-        """Count from now on."""
-        self._spent, self._start = 0.0, time.monotonic()
+    def forgive(self, budget: Budget, report: Report) -> None:
+        """Count from now on where preparing, which belongs to the budget, left less than half of it."""
+        spent = self.elapsed()
+        if budget.time is not None and spent > 0.5 * budget.time:
+            self._spent, self._start = 0.0, time.monotonic()
+            report("note", text=f"preparing took {spent:.0f} s of a budget of {budget.time:.0f} s; "
+                   "the budget counts from now on, and the prepared data is kept")  # fmt: skip

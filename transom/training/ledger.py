@@ -9,20 +9,23 @@ from __future__ import annotations
 import json
 import os
 import platform
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from . import memory
+from ..hardware import DtypeChoice, Hardware
+from ..model.build import Model
+from ..settings import TrainSettings
+from .evaluate import Score
 from .forecast import Forecast
-
-if TYPE_CHECKING:
-    from .milestones import Milestones
+from .micro_batch import MicroBatch
+from .state import Position
+from .task import Task
 
 
 def versions() -> dict[str, str]:
-    """Of everything that decides the numbers of a run."""
+    """Return the versions of everything that decides the numbers of a run."""
     packages = {}
     for name in ("transom", "torch", "numpy", "tokenizers", "safetensors"):
         try:
@@ -32,49 +35,75 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **packages}
 
 
-def account(run: Milestones) -> dict[str, Any]:
-    """A run's account so far, for ledger.json and the model card."""
-    position, task, config = run.position, run.task, run.model.config
-    tokens, seconds = position.tokens, run.clock.elapsed()
-    flops = tokens * run.model.flops_per_token(task.feed.row_length)
-    watt_hours, peak = run.joules() / 3600, memory.peak(run.world.device)
-    score = run.score
+@dataclass(frozen=True)
+class RunFacts:
+    """What a run was made of and what came of it: all that its account is written from."""
+
+    name: str
+    settings: TrainSettings
+    task: Task
+    model: Model
+    architecture: str | None
+    """As which the model folder is written; None: Transom's own."""
+    position: Position
+    hardware: Hardware
+    choice: DtypeChoice
+    micro: MicroBatch
+    world_size: int
+    parallel: str
+    expected: Forecast
+    seconds: float
+    joules: float
+    energy_method: str
+    peak_memory: int
+    score: Score | None
+    sentence: str
+    """What that says, in words."""
+    whole: bool
+    """Whether all of the held-out side was scored."""
+    weights_step: int
+    """The step whose weights the model folder gets."""
+
+
+def account(run: RunFacts) -> dict[str, Any]:
+    """Write a run's account so far, for ledger.json and the model card."""
+    position, task, model, score = run.position, run.task, run.model, run.score
+    tokens, flops_per_token = position.tokens, model.flops_per_token(task.feed.row_length)
+    flops, watt_hours = tokens * flops_per_token, run.joules / 3600
     return {
-        "name": run.folder.path.name,
+        # What it was made from: enough to repeat it.
+        "name": run.name,
         "data": {
             "source": run.settings.data.source, "hash": task.data_hash, **task.facts,
             "tokenizer_hash": position.tokenizer_hash, "skipped_windows": position.skipped,
         },
         "task": task.name, "unit": task.unit, "begun_from": run.settings.model.weights,
         "format": run.architecture,
-        "model": {"parameters": run.model.n_parameters,
-                  "active_parameters": run.model.n_active_parameters,
-                  "flops_per_token": run.model.flops_per_token(task.feed.row_length), **asdict(config)},
+        "model": {"parameters": model.n_parameters, "active_parameters": model.n_active_parameters,
+                  "flops_per_token": flops_per_token, **asdict(model.config)},
         "seed": run.settings.seed,
         "versions": position.versions,
-        "hardware": {**run.hardware.to_dict(), "processes": run.world.size,
-                     "parallel": run.world.kind},
+        "hardware": {**run.hardware.to_dict(), "processes": run.world_size, "parallel": run.parallel},
         "dtype": {"name": run.choice.name, "reason": run.choice.reason},
         "micro_batch": {"windows": run.micro.windows, "reason": run.micro.reason},
+
+        # What it cost, what came of it, and how near the forecast was.
         "cost": {
             "steps": position.step, "tokens": tokens, "epochs": position.step / task.feed.steps_per_epoch,
-            "seconds": seconds, "flops": flops, "watt_hours": watt_hours,
-            "energy_method": run.energy.method,
-            "peak_memory_bytes": peak,
+            "seconds": run.seconds, "flops": flops, "watt_hours": watt_hours,
+            "energy_method": run.energy_method, "peak_memory_bytes": run.peak_memory,
         },
         "result": {
             "loss": score.loss if score else None,
             "bits_per_byte": score.bits_per_byte if score else None,
             "tokens_scored": score.n_targets if score else 0,
-            "whole": run.chosen is None and run.at_end.whole,
-            "step": run.chosen.step if run.chosen else position.step,
-            "sentence": run.sentence,
-            "references": run.baselines,
+            "whole": run.whole, "step": run.weights_step, "sentence": run.sentence,
+            "references": task.baselines,
         },
         "forecast": grade(run.expected, {
-            "steps": position.step, "tokens": tokens, "seconds": seconds, "flops": flops,
-            "watt_hours": watt_hours, "memory_bytes": peak,
-            "tokens_per_second": tokens / max(seconds, 1e-9),
+            "steps": position.step, "tokens": tokens, "seconds": run.seconds, "flops": flops,
+            "watt_hours": watt_hours, "memory_bytes": run.peak_memory,
+            "tokens_per_second": tokens / max(run.seconds, 1e-9),
         }),
     }  # fmt: skip
 

@@ -3,7 +3,7 @@
 A task gives data, model and objective; the model is new or brought back; and then step after step: a batch
 that is a pure function of (seed, step), the gradient of its mean loss, one update. Everything else
 (evaluations, samples, checkpoints) happens between two steps, so that a run can stop after any step and go on
-with the same bits. Read next: task, gradient, milestones, state, parallelism.
+with the same bits. Read next: task, gradient, recorder, state, parallelism.
 """
 
 from __future__ import annotations
@@ -31,15 +31,17 @@ from .folder import open_folder
 from .forecast import activation_bytes, expect, refuse_what_cannot_fit
 from .gradient import clip, take_gradient
 from .metrics import Event, check_followers
-from .micro_batch import MicroBatch, find_micro_batch
-from .milestones import Milestones
+from .micro_batch import MicroBatch, find_micro_batch, halve
 from .more_time import finished, go_on_from, refuse_limit
-from .non_finite import Skips
+from .non_finite import Skips, judge
 from .optimizers import Optimizers
 from .parallelism import World, together
+from .parts import RunParts
+from .recorder import Recorder
 from .report import Report
 from .routing import forget, rebalance
 from .run import Run
+from .saver import Saver
 from .schedules import SCHEDULES
 from .signals import Interrupted, StopSignals
 from .task import Task
@@ -131,26 +133,28 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
             state.load_optimizer(checkpoint, optimizers)
 
         skips = Skips(position.skipped)
-        between = Milestones(
-            settings=settled, folder=folder, task=task, model=model, optimizers=optimizers,
-            objective=spread, world=world, report=report, position=position, budget=budget, clock=clock,
-            stopping=stopping, hardware=hardware, choice=choice, micro=micro, expected=expected,
-            rates=peak_rates,
+        run = RunParts(
+            settings=settled, folder=folder, task=task, model=model, objective=spread, optimizers=optimizers,
+            rates=peak_rates, world=world, report=report, position=position, budget=budget, clock=clock,
+            energy=machine.EnergyMeter(hardware, position.joules), stopping=stopping, hardware=hardware,
+            choice=choice, expected=expected,
         )  # fmt: skip
-        between.begin(checkpoint)
+        saver = Saver(run)
+        recorder = Recorder(run, saver, micro, checkpoint)
 
         schedule = SCHEDULES[settings.optim.schedule]
         named, routed = dict(model.named_parameters()), routers(model)
         model.train()
         stack.enter_context(no_collector())
         if not checkpoint:  # the schedule begins now, however long the data took
+            clock.forgive(budget, report)
             position.began = world.on_rank_zero(clock.elapsed)
             position.step_seconds = share * (micro.seconds_per_window or 0.0)
         budget = replace(budget, began=position.began, since=position.since)
         while True:
             # All ranks agree on the targets of the step, on the time (rank 0's), and on whether to go on.
             batch = feed.batch(position.step, world.rank, world.size)
-            own = between.clocks() if world.is_first else [0.0, 0.0, 0.0]
+            own = recorder.clocks() if world.is_first else [0.0, 0.0, 0.0]
             said = [batch.n_targets, len(batch.tokens), float(stopping.requested), *own]
             n_targets, n_rows, asked, *clocks = world.sum(said)
             position.elapsed, position.step_seconds, _ = clocks
@@ -159,7 +163,7 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
             place = budget.position(position.step, *clocks)
             fall = budget.cooldown(settings.optim.cooldown or 0.0)
             if place > 1 - fall and position.full_rate is None and settings.optim.schedule == "wsd":
-                between.keep_full_rate()
+                saver.keep_full_rate()
             started = time.perf_counter()
 
             # The gradient of the step's mean loss. Broken numbers are met before they can reach a weight.
@@ -172,12 +176,14 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
             try:
                 gradient = take_gradient(*step)
             except torch.OutOfMemoryError:
-                micro = between.halve_micro_batch()
+                recorder.micro = micro = halve(micro, spread, world)
+                position.micro = micro.windows
+                report("note", position.step, text=f"out of memory: {micro.reason}; the step is the same")
                 continue  # the same step, in smaller pieces
             if not gradient.is_finite:
                 forget(routed)
                 broken, gradient = gradient, take_gradient(*step)
-                between.judge(broken, gradient, skips)
+                judge(broken, gradient, skips, run, micro.windows)
 
             # The update.
             optim = settings.optim
@@ -191,9 +197,9 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
             position.step += 1
             position.tokens += feed.tokens_per_step
 
-            between.steps(gradient, place, factor, time.perf_counter() - started, load)
+            recorder.after_step(gradient, place, factor, time.perf_counter() - started, load)
 
-        return between.end(interrupted=bool(asked))
+        return recorder.end(interrupted=bool(asked))
 
 
 def choose_micro_batch(

@@ -18,6 +18,7 @@ from torch import nn
 
 from ..data.order import Batch
 from ..errors import Refused
+from .parallelism import World
 
 FIRST_TOKENS = 1024
 """Tokens of the smallest piece worth trying on a CPU: below, overhead is what is measured."""
@@ -67,6 +68,24 @@ def find_micro_batch(
         return _largest(objective, fitting, draw, device)
     candidates = [n for n in fitting if n * length >= FIRST_TOKENS] or [fitting[-1]]
     return _fastest(objective, _spread(candidates), draw, device, seconds)
+
+
+def halve(micro: MicroBatch, objective: nn.Module, world: World) -> MicroBatch:
+    """Half as many windows at a time from now on, after the device ran out of memory.
+
+    Raises `Refused` where one is left, or where other ranks would have to do so too.
+    """
+    windows = micro.windows
+    if world.size > 1 or windows == 1:
+        raise Refused(
+            f"out of memory with {windows} windows at a time; start again with a smaller --batch.micro, "
+            f"model.max_len or model.size, or with --batch.checkpoint-activations"
+        )
+    objective.zero_grad(set_to_none=True)
+    if world.device.type == "cuda":
+        torch.cuda.empty_cache()
+    reason = f"{windows // 2} windows at a time instead of {windows}"
+    return MicroBatch(windows // 2, reason, micro.seconds_per_window)
 
 
 def _spread(sizes: list[int]) -> list[int]:

@@ -15,6 +15,7 @@ from typing import Any
 from ..checkpoint.folder import remove, verify
 from ..errors import Refused
 from ..settings import LIMITS, TrainSettings, load
+from ..units import format_time
 from .budget import Budget
 from .display import clock
 from .folder import RunFolder
@@ -130,6 +131,21 @@ def start_of_more(folder: RunFolder, checkpoint: Path, position: Position) -> Pa
     except Refused:
         return None
     return start if position.settings["optim.schedule"] == "wsd" else None
+
+
+def soon(settings: TrainSettings, budget: Budget, position: Position, reserve: float) -> str:
+    """Return the limit that ends a run after a tenth more, where its rate has not fallen yet, else "".
+
+    Tiny Shakespeare, 96 wide, stopped at step 150 of 400, means of 3 seeds (2026-11-29), held-out nats:
+    4.32; after 15 more steps at the full rate 4.30, after 15 in which it falls 4.05.
+    """
+    if position.full_rate is not None or settings.optim.schedule != "wsd":
+        return ""
+    if budget.steps is not None:
+        steps = position.step + math.ceil(position.step / 10)
+        return f"--steps {steps}" if steps < budget.steps else ""
+    seconds = 5 * math.ceil((1.1 * position.elapsed + reserve) / 5)
+    return f"--budget {format_time(seconds)}" if seconds < (budget.time or 0) else ""
 
 
 def another_run(folder: RunFolder, settings: TrainSettings) -> str:

@@ -9,7 +9,6 @@ Source of the rerun: Megatron-LM's rerun state machine.
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,12 +18,16 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from ..checkpoint.folder import NotSaved, commit, verify
+from ..checkpoint.folder import commit, verify
 from ..checkpoint.tensors import load_tensors, save_tensors
-from ..model.build import Model, build
+from ..errors import Refused
+from ..model.build import build
 from ..model.config import ModelConfig
+from . import state
+from .gradient import Gradient, step_seed
+from .metrics import finite
 from .objectives import Classification, Contrast, LanguageModelling
-from .task import Rows
+from .parts import RunParts
 
 IN_A_ROW, WINDOW, SHARE = 3, 1000, 0.01
 """How many skipped steps are borne: so many in a row, and this share of the last `WINDOW` steps."""
@@ -66,21 +69,55 @@ class Evidence:
     task: str = "lm"
 
 
-def write_bundle(path: Path, evidence: Evidence, model: Model, weights: dict[str, Tensor],
-                 batch: Rows) -> None:  # fmt: skip
-    """Write the evidence, the weights before the step and its batch to a folder, committed."""
+def judge(broken: Gradient, again: Gradient, skips: Skips, run: RunParts, micro_windows: int) -> None:
+    """Deal with a step whose loss or gradient was not finite, and that was run `again`.
+
+    Raises `Refused`, naming the bundle, when there have been too many.
+    """
+    step, report = run.position.step, run.report
+    cause = next((n for n in reversed(broken.norms) if not broken.norms[n] < float("inf")), "the loss")
+    what = f"step {step + 1}: not finite (loss {broken.loss}, first at {cause})"
+    if again.is_finite:
+        report("note", step, text=f"{what}; run again it was: suspect the machine's memory or processor")
+        return
+    may_go_on = skips.add(step)
+    run.position.skipped = skips.steps
+    text = f"{what}, again when repeated; the step is skipped, no weight was changed"
+    report("skip", step, loss=broken.loss, grad_norm=broken.norm, cause=cause, text=text)
+    if not may_go_on:
+        bundle = write_bundle(broken, run, micro_windows)
+        raise Refused(
+            f"{what}, {len(skips.steps)} steps skipped: training has broken down. {bundle} holds what "
+            f"reproduces it; the checkpoints before it are intact. Start again with a lower --optim.lr "
+            f"or with --dtype float32"
+        )
+
+
+def write_bundle(broken: Gradient, run: RunParts, micro_windows: int) -> Path:
+    """Commit the evidence of a step, the weights before it and its batch to a folder of the run."""
+    step, batch = run.position.step, run.task.feed.batch(run.position.step)
+    weights = state.gather(run.model, run.optimizers, run.world).model
     tensors = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
-    with commit(path) as folder:
-        save_tensors(folder / "weights.safetensors", weights, {})
-        save_tensors(folder / "batch.safetensors", tensors, {})
-        said = {"model": asdict(model.config), **asdict(evidence)}
-        (folder / "evidence.json").write_text(json.dumps(_text_for_nan(said), indent=1))
+    evidence = Evidence(
+        step=step, seed=run.settings.seed, rank=0, dtype=run.choice.name, window_ids=batch.ids.tolist(),
+        micro_windows=micro_windows, n_targets=batch.n_targets, loss=broken.loss, grad_norms=broken.norms,
+        repeated=True, task=run.task.name,
+    )  # fmt: skip
+    path = run.folder.faults / f"step-{step:06d}"
+
+    def write() -> None:
+        with commit(path) as folder:
+            save_tensors(folder / "weights.safetensors", weights, {})
+            save_tensors(folder / "batch.safetensors", tensors, {})
+            said = {"model": asdict(run.model.config), **asdict(evidence)}
+            (folder / "evidence.json").write_text(json.dumps(finite(said), indent=1))
+
+    run.world.on_rank_zero(write)
+    return path
 
 
 def replay(bundle: Path) -> dict[str, Any]:
     """Run the step of a bundle again, alone: {'loss', 'grad_norms'}; what was not finite then shows again."""
-    from .gradient import step_seed
-
     verify(bundle)
     said = json.loads((bundle / "evidence.json").read_text())
     model = build(_config(said["model"])).train()
@@ -99,13 +136,6 @@ def replay(bundle: Path) -> dict[str, Any]:
     return {"loss": total / said["n_targets"], "grad_norms": norms}
 
 
-def assert_finite(weights: dict[str, Tensor]) -> None:
-    """Raise `NotSaved` naming the first weight that is not finite: such weights are never committed."""
-    for name, weight in weights.items():
-        if weight.is_floating_point() and not bool(weight.isfinite().all()):
-            raise NotSaved(f"weight {name} is not finite; the last checkpoint stays, this one is not written")
-
-
 _ABSENT = dict.fromkeys(("documents", "positions", "source_documents", "other_documents"))
 OBJECTIVES: dict[str, Any] = {"classify": Classification, "embed": Contrast}
 """By task; all others predict tokens. Weights of classes and smoothing are left out: they are finite."""
@@ -114,11 +144,3 @@ OBJECTIVES: dict[str, Any] = {"classify": Classification, "embed": Contrast}
 def _config(said: dict[str, Any]) -> ModelConfig:
     known = {field.name for field in fields(ModelConfig)}
     return TypeAdapter(ModelConfig).validate_python({k: v for k, v in said.items() if k in known})
-
-
-def _text_for_nan(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {key: _text_for_nan(item) for key, item in value.items()}
-    return value

@@ -3,7 +3,7 @@
 Between two steps the same few rows are read once more with their gradients recorded: gradient along the
 residual stream, entropy of attention, units that nothing moves, load of experts, each by layer. No weight, no
 gradient of a weight and no random number of training is touched. `look_at_run` draws the figures of a run.
-Read next: milestones, insight/gradient_recorder.
+Read next: recorder, insight/gradient_recorder.
 """
 
 from __future__ import annotations

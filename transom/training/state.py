@@ -16,19 +16,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint.folder import commit, latest, recover, retain, sweep, verify
+from ..checkpoint.folder import NotSaved, commit, latest, recover, retain, sweep, verify
 from ..checkpoint.tensors import load_tensors, save_tensors
 from ..errors import Refused
 from ..model.build import Model
 from ..settings import LIMITS, TrainSettings
+from ..units import Every
 from .evaluate import Best, Score
-from .non_finite import assert_finite
 from .optimizers import Optimizers, whole
 from .parallelism import World
 from .report import Report
 
 WEIGHTS, OPTIMIZER, POSITION = "weights.safetensors", "optimizer.safetensors", "position.json"
 SCORE = "score.json"
+TIMES = 10
+"""How often something is due in a run when nothing else is said; the last time at its end."""
 
 
 @dataclass
@@ -65,6 +67,17 @@ class Position:
     """What the numbers of the run depend on, by dotted name."""
     versions: dict[str, str] = field(default_factory=dict)
 
+    def due(self, what: str, every: Every | None, place: float) -> bool:
+        """Whether it is time for something, `place` (0 to 1) into the run; if so it is marked as done."""
+        step, elapsed, before = self.marks.get(what, [0, 0.0, 0.0])
+        if every is None:
+            due = int(place * TIMES) > int(before * TIMES)
+        else:
+            due = every.due(int(self.step - step), self.elapsed - elapsed)
+        if due:
+            self.marks[what] = [self.step, self.elapsed, place]
+        return due
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -91,6 +104,13 @@ def gather_model(model: Model, world: World) -> dict[str, Tensor]:
 def at_step(checkpoints: Path, step: int | None) -> Path:
     """Where the checkpoint of a step lies."""
     return checkpoints / f"step-{step or 0:06d}"
+
+
+def assert_finite(weights: dict[str, Tensor]) -> None:
+    """Raise `NotSaved` naming the first weight that is not finite: such weights are never committed."""
+    for name, weight in weights.items():
+        if weight.is_floating_point() and not bool(weight.isfinite().all()):
+            raise NotSaved(f"weight {name} is not finite; the last checkpoint stays, this one is not written")
 
 
 def save(checkpoints: Path, weights: Weights, position: Position, keep: int) -> Path:
