@@ -24,9 +24,9 @@ from transom.data.tokenizer import train_tokenizer
 from transom.hardware import Hardware, keep_memory
 from transom.inference.engine import Engine, EngineSettings
 from transom.inference.generator import Generator
-from transom.inference.sampling import SamplingParams
 from transom.model.config import ModelConfig
 from transom.model.transformer import Transformer
+from transom.sampling_params import SamplingParams
 
 from . import llama_cpp_peer
 from .measure import in_turns, median_ratio, tell

@@ -28,9 +28,9 @@ from transom.hardware import keep_memory
 from transom.inference.engine import Engine
 from transom.inference.request import Request
 from transom.inference.runner import TorchRunner
-from transom.inference.sampling import SamplingParams
 from transom.inference.sync_engine import SyncEngine, sync_settings
 from transom.inference.token_rules import TokenRules
+from transom.sampling_params import SamplingParams
 
 from .measure import in_turns, median_ratio, tell
 

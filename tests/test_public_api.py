@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -52,9 +51,9 @@ def test_plan_takes_the_same(tmp_path: Path) -> None:
 
 
 def test_help_names_the_keywords_of_generate() -> None:
-    from transom.inference.sampling import Sampling, SamplingParams
+    from transom.sampling_params import Sampling, SamplingParams
 
-    own = {field.name for field in fields(SamplingParams)} - {"n"}
+    own = set(SamplingParams.model_fields) - {"n"}
     assert set(Sampling.__annotations__) == own
     for method in (transom.Generator.generate, transom.Generator.stream, transom.Generator.chat):
         assert own <= set(inspect.signature(method).parameters)

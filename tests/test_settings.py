@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -14,10 +13,10 @@ from hypothesis import strategies as st
 
 from transom.errors import Refused
 from transom.model.config import SIZES, ModelConfig
+from transom.sampling_params import SamplingParams
 from transom.settings import (
     FREE_ON_RESUME,
     NO_FIELD,
-    GenerateSettings,
     ModelSettings,
     Settings,
     TrainSettings,
@@ -212,7 +211,7 @@ def settings_kinds(kind: type[Settings]) -> list[type[Settings]]:
     return [kind, *(inner for _, section in kind.sections() for inner in settings_kinds(section))]
 
 
-@pytest.mark.parametrize("kind", [*settings_kinds(TrainSettings), GenerateSettings])
+@pytest.mark.parametrize("kind", [*settings_kinds(TrainSettings), SamplingParams])
 def test_every_setting_says_what_it_is(kind: type[Settings]) -> None:
     sections = dict(kind.sections())
     for name, field in kind.model_fields.items():
@@ -260,11 +259,10 @@ def test_model_settings_are_the_fields_of_a_model() -> None:
     assert missing == by_loading_only | of_a_member | by_the_task
 
 
-def test_generate_settings_are_those_of_the_sampler() -> None:
-    from transom.inference.sampling import SamplingParams
+def test_the_command_line_asks_all_of_the_sampler(capsys: pytest.CaptureFixture[str]) -> None:
+    from transom.__main__ import run
 
-    expected = {field.name: field.default for field in fields(SamplingParams)}
-    del expected["logit_bias"]  # a table of token ids is for programs
-    by_the_folder = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    expected |= dict.fromkeys(by_the_folder)
-    assert {name: field.default for name, field in GenerateSettings.model_fields.items()} == expected
+    assert run(["generate", "--help-all"]) == 0
+    said = capsys.readouterr().out
+    expected = set(SamplingParams.model_fields) - {"logit_bias"}  # a table of token ids is for programs
+    assert {name for name in SamplingParams.model_fields if f"--{name.replace('_', '-')}" in said} == expected

@@ -120,7 +120,8 @@ def _plain(error: CycloptsError) -> str:
     if isinstance(error.__cause__, ValidationError):
         from . import settings
 
-        kinds = {kind.__name__: kind for kind in settings.Settings.__subclasses__()}
+        direct = settings.Settings.__subclasses__()
+        kinds = {one.__name__: one for kind in direct for one in (kind, *kind.__subclasses__())}
         return settings.explain(error.__cause__, kinds[error.__cause__.title])
     if isinstance(error, UnknownCommandError):
         return unknown_verb(

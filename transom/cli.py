@@ -21,8 +21,9 @@ from cyclopts import Group, Parameter
 
 from .errors import Refused
 from .output import for_terminal, unused, writable
+from .sampling_params import SamplingParams
 from .server_settings import ServerSettings
-from .settings import GenerateSettings, TrainSettings, load
+from .settings import TrainSettings, load
 
 VERB_OF = {
     "Generator": "use transom generate",
@@ -62,7 +63,7 @@ Rows = Annotated[
     Parameter(help="Write the rows there with their answers in columns of their own (.csv, .tsv, .jsonl)."),
 ]
 Cut = Annotated[Switched, Parameter(help="Leave out the end of texts that are longer than the model reads.")]
-SERVER = ServerSettings()
+SERVER, SAMPLING = ServerSettings(), SamplingParams()
 
 
 def train(
@@ -143,7 +144,7 @@ def generate(
     model: Model,
     /,
     *prompts: str,
-    flags: Annotated[GenerateSettings, Parameter(name="*")] = GenerateSettings(),
+    flags: Annotated[SamplingParams, Parameter(name="*")] = SAMPLING,
     input: Input = None,
     field: Field = None,
     out: Rows = None,

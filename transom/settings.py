@@ -12,6 +12,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
@@ -56,6 +57,14 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Size = Annotated[int, Field(ge=1)]
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
 Names = Parameter(show_default=False)
+
+
+@dataclass(frozen=True)
+class Wording:
+    """What a setting must be, where our words say more than pydantic's: an annotation beside its bounds."""
+
+    text: str
+
 
 # ------------------------------------------------------------------------------------------------- sections
 
@@ -378,42 +387,6 @@ FREE_ON_RESUME = frozenset(
 SHORT = {"data": "source", "model": "kind", "optim": "name"}
 
 
-class GenerateSettings(Settings):
-    """How `transom generate` picks tokens and when it stops; their limits are SamplingParams's.
-
-    What is None here is as the model's folder says (generation_config.json), else as SamplingParams has it.
-    """
-
-    max_tokens: int | None = None
-    """Most tokens to write [default: as the folder says, else 128, or what the model's context leaves]."""
-    temperature: float | None = None
-    """0 always takes the likeliest token; 1 samples the model's own probabilities [default: as the folder
-    says, else 1]."""
-    top_k: int | None = None
-    """Only the k likeliest tokens [default: as the folder says, else all]."""
-    top_p: float | None = None
-    """Only the fewest tokens that together have this probability [default: as the folder says, else 1]."""
-    min_p: float | None = None
-    """Only tokens with at least this share of the likeliest one's probability [default: as the folder says,
-    else 0]."""
-    repetition_penalty: float | None = None
-    """Above 1: tokens that were there before become less likely [default: as the folder says, else 1]."""
-    presence_penalty: float = 0.0
-    """Taken from the logits of tokens that the answer holds already, -2 to 2."""
-    frequency_penalty: float = 0.0
-    """The same for each time that it holds them."""
-    seed: int | None = None
-    """Makes sampling repeatable."""
-    stop: Annotated[tuple[str, ...], Names] = ()
-    """Stop before this text; repeat for several. `\\n`, `\\t` and `\\r` are read as what they stand for."""
-    logprobs: int | None = None
-    """Give each token's log-probability and this many of the likeliest (with --json)."""
-    n: int = 1
-    """Completions for each prompt."""
-    ignore_eos: Flag = False
-    """Write on past the end of a text."""
-
-
 # --------------------------------------------------------------------------------------- layers and refusals
 
 S = TypeVar("S", bound=Settings)
@@ -433,10 +406,15 @@ def load(kind: type[S], given: Mapping[str, Any] | S | None = None, file: str | 
     return _layered(kind, lower, upper)
 
 
-def check(kind: type[S], values: Mapping[str, Any], file: str = "", toml: str = "") -> S:
-    """Build `kind` from nested values; raises Refused with one line for the first thing that is wrong."""
+def check(
+    kind: type[S], values: Mapping[str, Any], file: str = "", toml: str = "", *, strict: bool = False
+) -> S:
+    """Build `kind` from nested values; raises Refused with one line for the first thing that is wrong.
+
+    strict: values of Python or JSON, of their own types; else texts of a command line or file as well.
+    """
     try:
-        return kind.model_validate(values)
+        return kind.model_validate(values, strict=strict or None)
     except ValidationError as error:
         raise Refused(explain(error, kind, file, toml)) from None
 
@@ -454,13 +432,21 @@ def explain(error: ValidationError, kind: type[Settings], file: str = "", toml: 
     if first["type"] == "extra_forbidden":
         return f"{place}'{name}' is not a setting{_nearest_setting(name, known)}"
     if first["type"] == "value_error":
-        return f"{place}{name}{': ' if name else ''}{context['error']}"
+        said = str(context["error"])
+        return place + said if said.startswith(name) else f"{place}{name}: {said}"
     if first["type"] == "literal_error":
         choices = re.findall("'([^']*)'", context["expected"])
         others = [other for other in kind.names() if value in _choices(kind, other)]
         meant = f"; {value!r} is a {others[0]}" if others else nearest(str(value), choices)
         return f"{place}{name} is {value!r}; it can be {', '.join(choices)}{meant}"
-    return f"{place}{name} is {value!r}; {_rule(first['type'], first['msg'])}"
+    wanted = _wording(kind, name) or _rule(first["type"], first["msg"])
+    return f"{place}{name} is {value!r:.200}; it must be {wanted}"
+
+
+def _wording(kind: type[Settings], name: str) -> str:
+    """The words of a setting's own limits, or nothing."""
+    metadata = kind.model_fields[name].metadata if name in kind.model_fields else ()
+    return next((one.text for one in metadata if isinstance(one, Wording)), "")
 
 
 def _choices(kind: type[Settings], name: str) -> tuple[Any, ...]:
@@ -483,7 +469,7 @@ def _rule(complaint: str, message: str) -> str:
         "model_attributes_type": "a table of settings",
         "path_type": "a path",
     }
-    return f"it must be {rules.get(complaint) or message.removeprefix('Input should be ')}"
+    return rules.get(complaint) or message.removeprefix("Input should be ")
 
 
 def _layered(kind: type[S], *layers: Mapping[str, Any]) -> S:

@@ -18,11 +18,11 @@ from transom.inference.beam import Finished, best_next, search_plain, top
 from transom.inference.engine import Engine
 from transom.inference.request import Request
 from transom.inference.runner import TorchRunner
-from transom.inference.sampling import SamplingParams
 from transom.inference.sync_engine import SyncEngine, sync_settings
 from transom.inference.token_rules import TokenRules
 from transom.model.build import Model, build
 from transom.model.config import ModelConfig
+from transom.sampling_params import SamplingParams
 
 END, START = 0, 1
 BYTES = train_tokenizer("bytes", iter(["any text"]), 258)

@@ -21,10 +21,10 @@ from transom.inference.engine import Busy, Engine, EngineSettings
 from transom.inference.generator import Generator
 from transom.inference.request import Request
 from transom.inference.runner import TorchRunner
-from transom.inference.sampling import SamplingParams
 from transom.inference.structured import compile
 from transom.model.build import Model, build
 from transom.model.config import ModelConfig
+from transom.sampling_params import SamplingParams
 
 LETTERS: Tokenizer = train_tokenizer("chars", iter(["abcdefghij"]), 16)
 V = LETTERS.vocab_size

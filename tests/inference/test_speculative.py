@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.scale import scaled
-from transom.inference.sampling import SamplingParams
 from transom.inference.sampling_rows import Place, SamplingRow, choose_rows
 from transom.inference.speculative import NGrams, draft, n_kept
+from transom.sampling_params import SamplingParams
 
 TOKENS = st.lists(st.integers(0, 3), max_size=40)
 

@@ -21,9 +21,9 @@ from tests.data.test_chat_template import byte_level, sentencepiece_like
 from tests.scale import scaled
 from transom.data.tokenizer import Tokenizer, train_tokenizer
 from transom.errors import Refused
-from transom.inference.sampling import SamplingParams
 from transom.inference.sampling_rows import FAILED, Place, SamplingRow, choose_rows
 from transom.inference.structured import JSON_OBJECT, GrammarCompiler, Matcher, compile
+from transom.sampling_params import SamplingParams
 
 MAKERS = {
     "byte-level": byte_level,

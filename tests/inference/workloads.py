@@ -13,8 +13,8 @@ from transom.data.tokenizer import Tokenizer
 from transom.inference.beam import BeamSearch, best_next
 from transom.inference.engine import Engine
 from transom.inference.request import Event, Request
-from transom.inference.sampling import SamplingParams
 from transom.inference.sampling_rows import SamplingRow, choose_rows
+from transom.sampling_params import SamplingParams
 
 Ask = dict[str, Any]
 """What one request asks, when it comes (`at`, a step) and when it is aborted (`leaves`, a step, or never)."""

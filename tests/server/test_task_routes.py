@@ -66,6 +66,12 @@ def test_classes_are_the_classifiers(http: httpx.Client, server: Running):
     assert both.status_code == 400 and both.json()["error"]["param"] == "input"
     sure = http.post("/classify", json={"model": "sorter", "text": "x", "reject_below": 0.99}).json()
     assert sure["classifications"][0]["label"] is None
+    cool = http.post("/classify", json={"model": "sorter", "text": texts, "temperature": 3}).json()
+    own = server.app.state.models["sorter"].model.classify(texts, temperature=3)
+    for one, same in zip(cool["classifications"], own, strict=True):
+        assert one["probabilities"] == pytest.approx(same.probabilities, abs=1e-5)
+    none = http.post("/classify", json={"model": "sorter", "text": "x", "temperature": 0})
+    assert none.status_code == 400 and none.json()["error"]["param"] == "temperature"
 
 
 def test_a_text_is_counted_and_a_chat_has_places(http: httpx.Client, server: Running):

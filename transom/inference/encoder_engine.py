@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,12 +20,14 @@ from transom.data.tokenizer import Ids, Tokenizer
 from transom.errors import Refused
 from transom.model.transformer import Transformer
 
-from .batching import BUDGET, TextBatch, batches, framed
+from .batching import BUDGET, batches, framed
 from .engine import MOST_WAIT, Busy, EngineSettings, not_finite
 from .request import Event, FinishReason
 
 AHEAD = 4
 """Batches' worth of waiting texts among which those of one length are looked for."""
+
+NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
 
 class Reader(Protocol):
@@ -34,15 +37,18 @@ class Reader(Protocol):
     tokenizer: Tokenizer
     max_tokens: int
 
-    def read(self, batch: TextBatch) -> Sequence[Any]: ...
+    @property
+    def read(self) -> Callable[..., Sequence[Any]]: ...
 
 
 class TextRequest:
     """One text, framed as the model reads it."""
 
-    def __init__(self, tokens: Ids, *, tenant: str = "", id: str = "") -> None:
-        """tenant: who shares fairly with whom."""
-        self.tokens, self.tenant, self.id = tokens, tenant, id
+    def __init__(
+        self, tokens: Ids, *, options: Mapping[str, Any] = NO_OPTIONS, tenant: str = "", id: str = ""
+    ) -> None:
+        """options: what the reader is told besides the text. tenant: who shares fairly with whom."""
+        self.tokens, self.options, self.tenant, self.id = tokens, options, tenant, id
         self.finish_reason: FinishReason | None = None
         self.error: Exception | None = None
 
@@ -69,6 +75,7 @@ class EncoderEngine:
         cut: bool = False,
         most: int | None = None,
         blank: bool = False,
+        options: Mapping[str, Any] = NO_OPTIONS,
         tenant: str = "",
         id: str = "",
     ) -> list[TextRequest]:
@@ -78,7 +85,7 @@ class EncoderEngine:
         """
         limit = min(most or self.reader.max_tokens, self.reader.max_tokens)
         framed_texts = framed(self.reader.tokenizer, texts, limit, cut=cut, blank=blank)
-        return [TextRequest(tokens, tenant=tenant, id=id) for tokens in framed_texts]
+        return [TextRequest(tokens, options=options, tenant=tenant, id=id) for tokens in framed_texts]
 
     @property
     def busy(self) -> bool:
@@ -115,8 +122,9 @@ class EncoderEngine:
         return self._finish(requests, answers)
 
     def _schedule(self) -> list[TextRequest]:
-        """The text whose turn it is, and others of about its length."""
+        """The text whose turn it is, and others of about its length that are read with the same options."""
         ahead = self._ahead()
+        ahead = [request for request in ahead if request.options == ahead[0].options]
         for batch in batches([request.tokens for request in ahead], self._device, budget=self.budget):
             if 0 in batch.places:
                 return [ahead[place] for place in batch.places]
@@ -149,7 +157,9 @@ class EncoderEngine:
         try:
             (batch,) = batches([request.tokens for request in requests], self._device, budget=1 << 60)
             answers: list[Any] = [None] * len(requests)
-            for place, answer in zip(batch.places, self.reader.read(batch), strict=True):
+            for place, answer in zip(
+                batch.places, self.reader.read(batch, **requests[0].options), strict=True
+            ):
                 answers[place] = answer
             self._measure(batch.tokens.numel(), time.perf_counter() - started)
             return answers

@@ -23,12 +23,12 @@ from transom.data.chat_template import ChatTemplate
 from transom.data.tokenizer import Tokenizer
 from transom.errors import Refused
 from transom.model.build import Model
+from transom.sampling_params import Sampling, SamplingParams, by_name
 
 from .dtype import describe
 from .engine import Engine, EngineSettings
 from .request import Completion, Event, Grammar, Request
 from .runner import TorchRunner
-from .sampling import Sampling, SamplingParams, by_name
 from .sync_engine import SyncEngine, cache_tokens, sync_settings
 from .token_rules import TokenRules
 

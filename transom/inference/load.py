@@ -25,9 +25,9 @@ from transom.errors import Refused
 from transom.hardware import Hardware
 from transom.model.build import build
 from transom.model.config import ModelConfig
+from transom.sampling_params import SamplingParams
 
 from .dtype import choose
-from .sampling import SamplingParams
 
 if TYPE_CHECKING:
     from .classifier import Classifier

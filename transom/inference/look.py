@@ -12,9 +12,9 @@ from typing import Any
 from transom.errors import Refused
 from transom.insight.html import readable, visible
 from transom.insight.overview import Overview, overview
+from transom.sampling_params import SamplingParams
 
 from .batching import framed
-from .sampling import SamplingParams
 from .translator import Translator
 
 

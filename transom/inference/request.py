@@ -13,9 +13,9 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 from transom.data.decoding import StreamDecoder
+from transom.sampling_params import SamplingParams
 
 from .beam import EarlyStopping, Finished
-from .sampling import SamplingParams
 from .stop import StopMatcher
 from .token_rules import Ruling, TokenRules
 

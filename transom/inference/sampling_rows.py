@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from transom.errors import Refused
+from transom.sampling_params import SamplingParams
 
-from .sampling import SamplingParams, choose, top_logprobs, uniform
+from .sampling import choose, top_logprobs, uniform
 from .token_rules import Ruling, obey
 
 FAILED = -1

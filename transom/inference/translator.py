@@ -16,6 +16,7 @@ from transom.data.lines import split_lines
 from transom.data.tokenizer import Tokenizer
 from transom.errors import Refused
 from transom.model.build import Model
+from transom.sampling_params import SamplingParams
 
 from .batching import as_list, framed, lines_of
 from .beam import EarlyStopping
@@ -23,7 +24,6 @@ from .dtype import describe
 from .engine import Engine, EngineSettings
 from .request import Request
 from .runner import TorchRunner
-from .sampling import SamplingParams
 from .sync_engine import SyncEngine, cache_tokens, sync_settings
 from .token_rules import TokenRules
 

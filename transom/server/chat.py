@@ -19,7 +19,7 @@ async def chat(call: Call) -> Answer:
     """The assistant's message, whole or as a stream."""
     asked: ChatBody = call.asked
     requests = await call.text_work(_requests, call)
-    n_prompt = prompt_tokens(requests, asked.n or 1)
+    n_prompt = prompt_tokens(requests, asked.n)
     if asked.stream:
         return _stream(call, requests, n_prompt)
     parts = await all_parts(call, requests)

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from transom.errors import nearest
 from transom.inference.schemas import unkept
+from transom.sampling_params import TopP
 from transom.server_settings import LimitSettings
 
 from .errors import ApiError
@@ -25,7 +26,6 @@ from .schema import (
     Quick,
     Sampling,
     SchemaFormat,
-    Share,
     StreamOptions,
     Strict,
     Temperature,
@@ -335,7 +335,7 @@ class ResponseBody(Body):
     instructions: str | None = None
     max_output_tokens: Many | None = None
     temperature: Temperature | None = None
-    top_p: Share | None = None
+    top_p: TopP | None = None
     top_logprobs: Few | None = None
     include: Annotated[list[Included] | None, Quick, AtMost("parts", "names")] = None
     text: TextOptions | None = None
@@ -357,6 +357,11 @@ class ResponseBody(Body):
         format = None if self.text is None else self.text.format
         asked = format.schema_ if isinstance(format, FlatSchema) else None
         return _unkept("text.format", asked) + _unkept("tools", _strict(self.tools))
+
+    @property
+    def sampling(self) -> Sampling:
+        """What it says of how tokens are chosen."""
+        return Sampling.model_validate({"temperature": self.temperature, "top_p": self.top_p})
 
     @property
     def wants_logprobs(self) -> bool:

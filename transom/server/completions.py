@@ -20,7 +20,7 @@ async def completions(call: Call) -> Answer:
     """The completions of each prompt, whole or as a stream."""
     asked: CompletionBody = call.asked
     requests = await call.text_work(for_completion, call)
-    n_prompt = prompt_tokens(requests, asked.n or 1)
+    n_prompt = prompt_tokens(requests, asked.n)
     echoes = await call.text_work(_echoes, call, len(requests)) if asked.echo else [""] * len(requests)
     if asked.stream:
         return _stream(call, requests, n_prompt, echoes)
@@ -43,7 +43,7 @@ async def completions(call: Call) -> Answer:
 
 def _echoes(call: Call, count: int) -> list[str]:
     """What stands before each of so many answers, for a client that wants it back: its prompt."""
-    tokenizer, n = call.served.model.tokenizer, call.asked.n or 1
+    tokenizer, n = call.served.model.tokenizer, call.asked.n
     texts = [prompt if isinstance(prompt, str) else tokenizer.decode(prompt) for prompt in call.asked.prompts]
     return [text for text in texts for _ in range(n)]
 

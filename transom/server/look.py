@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from transom.errors import Refused
-from transom.inference.sampling import SamplingParams
 from transom.insight.ablation import Ablation, without_head
 from transom.insight.attention_figures import checked, tiny
 from transom.insight.attribution import attribute
@@ -30,6 +29,7 @@ from transom.insight.look import Seen
 from transom.insight.look import look as look_at
 from transom.insight.routing import routing
 from transom.insight.token_probabilities import TokenProbabilities, token_probabilities
+from transom.sampling_params import SamplingParams
 
 from .chat_schema import for_template
 from .endpoint import Answer, Call

@@ -14,8 +14,8 @@ from typing import Any
 from transom.data.chat_template import Rendered
 from transom.errors import Refused
 from transom.inference.request import Request
-from transom.inference.sampling import SamplingParams
 from transom.inference.structured import JSON_OBJECT, Grammar, Stretch
+from transom.sampling_params import SamplingParams
 from transom.server_settings import LimitSettings
 
 from .endpoint import Call
@@ -34,7 +34,7 @@ Schema = dict[str, Any] | None
 def for_completion(call: Call) -> list[Request]:
     """n requests for each prompt of a completion."""
     asked, queue = call.asked, call.state.settings.limits.queue
-    at_most("n times the number of prompts", (asked.n or 1) * len(asked.prompts), queue)
+    at_most("n times the number of prompts", asked.n * len(asked.prompts), queue)
     params = sampling(call.served, asked, asked.max_tokens or DEFAULT_COMPLETION, asked.logprobs)
     return [
         request
@@ -105,21 +105,13 @@ def sampling(
     *,
     chat: bool = False,
 ) -> SamplingParams:
-    """The engine's own settings, which checks every number once more.
+    """The same as settings of the engine; what is left out is as the folder says (`GenerationConfig.draws`).
 
-    What a request leaves out is as the model's folder says (`GenerationConfig.draws`). What the answer is
-    given to begin with counts as made for the engine, and not for the client.
+    What the answer is given to begin with counts as made for the engine, and not for the client.
     """
-    given: dict[str, Any] = {
-        "max_tokens": max_tokens + len(asked.prefix_tokens),
-        "logprobs": logprobs,
-        "stop": asked.stops + (served.template.stop if chat and served.template else ()),
-        "n": asked.n or 1,
-    }
-    same = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty",
-            "frequency_penalty", "seed", "logit_bias", "ignore_eos")  # fmt: skip
-    given |= {name: getattr(asked, name) for name in same if getattr(asked, name) is not None}
-    return served.model.params(given, chat=chat)
+    stops = served.template.stop if chat and served.template else ()
+    own = {"max_tokens": max_tokens + len(asked.prefix_tokens), "logprobs": logprobs}
+    return served.model.params({**asked.drawn, **own, "stop": [*asked.stop, *stops]}, chat=chat)
 
 
 def _requests(

@@ -16,7 +16,6 @@ from .endpoint import Answer, Call, Frames, frame
 from .logprobs import chat_entries
 from .output_parser import Said, parsed
 from .prompts import for_chat, grammar_for, parser_of, plain_tools
-from .schema import Sampling
 from .streaming import Part, all_parts, n_values, stream_steps
 
 
@@ -42,7 +41,7 @@ def _requests(call: Call) -> list[Request]:
         call,
         asked.messages(),
         tools=plain_tools(asked.tools) if asked.tool_choice != "none" else None,
-        sampled=Sampling(temperature=asked.temperature, top_p=asked.top_p),
+        sampled=asked.sampling,
         max_tokens=asked.max_output_tokens,
         logprobs=(asked.top_logprobs or 0) if asked.wants_logprobs else None,
         grammar=grammar_for(call, format),
@@ -93,9 +92,7 @@ def _status(part: Part | None) -> str:
 def _response(call: Call, output: list[dict[str, Any]], part: Part | None) -> dict[str, Any]:
     """The response object; `part` is None while nothing is there yet."""
     asked, status = call.asked, _status(part)
-    given = {"temperature": asked.temperature, "top_p": asked.top_p}
-    given = {name: value for name, value in given.items() if value is not None}
-    sampled = call.served.model.params(given, chat=True)
+    sampled = call.served.model.params(asked.sampling.drawn, chat=True)
     choice = asked.tool_choice
     format = asked.text.format if asked.text is not None and asked.text.format is not None else None
     return {

@@ -24,11 +24,12 @@ from pydantic import (
 from pydantic_core import CoreSchema, core_schema
 
 from transom.errors import nearest
+from transom.sampling_params import Biases, SamplingSettings, Stops
+from transom.sampling_params import Temperature as AnyTemperature
 from transom.server_settings import LimitSettings
 
 from .errors import ApiError
 
-MOST_STOP_BYTES = 256
 SAID = {
     "missing": "this field is needed",
     "model_type": "input should be an object",
@@ -37,11 +38,7 @@ SAID = {
 }
 """What pydantic says in terms of Python, in terms of JSON."""
 Name = Annotated[str, Field(min_length=1, max_length=256)]
-Temperature = Annotated[float, Field(ge=0, le=100)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Penalty = Annotated[float, Field(ge=-2, le=2)]
-Bias = Annotated[float, Field(ge=-100, le=100)]
-Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Temperature = Annotated[AnyTemperature, Field(le=100)]
 Many = Annotated[int, Field(ge=1, lt=2**31)]
 Few = Annotated[int, Field(ge=0, lt=2**31)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
@@ -199,8 +196,10 @@ def _complaint(error: ValidationError, kind: type[Body], given: Mapping[str, Any
         close = nearest(name[:100], known) if len(path) == 1 else ""
         return ApiError(400, f"'{name}' is not a field of this request{close}", param=name,
                         code="unknown_parameter")  # fmt: skip
-    said = SAID.get(first["type"]) or first["msg"][:1].lower() + first["msg"][1:300]
     code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
+    if first["type"] == "value_error":  # in our words, with the name
+        return ApiError(400, first["msg"].removeprefix("Value error, "), param=name or None, code=code)
+    said = SAID.get(first["type"]) or first["msg"][:1].lower() + first["msg"][1:300]
     return ApiError(400, f"{name or 'the request'}: {said}", param=name or None, code=code)
 
 
@@ -236,42 +235,29 @@ class SchemaFormat(Strict):
 Format = Annotated[TextFormat | JsonFormat | SchemaFormat, Field(discriminator="type")]
 
 
-class Sampling(Body):
-    """What every request for text may say about how its tokens are chosen."""
+class Sampling(SamplingSettings, Body):
+    """What every request for text may say about how its tokens are chosen, and how it is sent."""
 
-    max_tokens: Many | None = None
-    temperature: Temperature | None = None
-    top_p: Share | None = None
-    top_k: Many | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    logit_bias: Annotated[dict[str, Bias] | None, AtMost("logit_bias", "tokens")] = None
-    seed: Seed | None = None
-    stop: Annotated[Filled | Annotated[list[Filled], Quick] | None, AtMost("stop", "strings")] = None
-    ignore_eos: bool | None = None
-    n: Many | None = None
+    temperature: Temperature = 1.0
+    logit_bias: Annotated[Biases, AtMost("logit_bias", "tokens")] = ()
+    stop: Annotated[Stops, AtMost("stop", "strings")] = ()
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     prefix_tokens: Tokens = []
     """The answer goes on after these tokens as if they had been its beginning; it does not repeat them."""
 
     @property
-    def stops(self) -> tuple[str, ...]:
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+    def drawn(self) -> dict[str, Any]:
+        """What was asked of the sampler, by name."""
+        asked = self.model_fields_set & SamplingSettings.model_fields.keys()
+        return {name: getattr(self, name) for name in asked}
 
     @property
     def with_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
     def check(self, limits: LimitSettings) -> None:
-        at_most("n", self.n or 1, limits.n)
-        for text in self.stops:
-            at_most("stop", len(text.encode()), MOST_STOP_BYTES, "bytes in one string")
-        for token in self.logit_bias or ():
-            if not (token.isascii() and token.isdigit() and len(token) < 10):
-                raise ApiError(400, 'logit_bias: the keys are token ids, such as "15"', param="logit_bias")
+        at_most("n", self.n, limits.n)
         if self.stream_options is not None and not self.stream:
             raise ApiError(400, "stream_options goes with stream: true", param="stream_options")
 
@@ -371,6 +357,8 @@ class ClassifyBody(Body):
     text: Annotated[Filled | Annotated[list[Filled], Quick], AtMost("texts", "texts")]
     truncate_prompt_tokens: Truncation | None = None
     reject_below: Annotated[float, Field(ge=0, le=1)] | None = None
+    temperature: Annotated[float, Field(gt=0, le=100)] = 1.0
+    """Divides the logits; above 1 for a model that is too sure, by as much as its evaluation says."""
 
     def check(self, limits: LimitSettings) -> None:
         _some_texts("text", self.text)

@@ -6,10 +6,12 @@ Read next: streaming.
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from transom.inference.encoder_engine import NO_OPTIONS
 
 from .chat_schema import TokenizeBody, for_template
 from .endpoint import Answer, Call
@@ -53,19 +55,15 @@ async def translate(call: Call) -> Answer:
 async def classify(call: Call) -> Answer:
     """The class of each text, with all probabilities."""
     asked: ClassifyBody = call.asked
-    answers, n_tokens = await _read(call, as_list(asked.text))
-    rejected = [asked.reject_below is not None and one.confidence < asked.reject_below for one in answers]
+    answers, n_tokens = await _read(call, as_list(asked.text), options={"temperature": asked.temperature})
+    answers = [one.unless_below(asked.reject_below) for one in answers]
     n_labels = len(call.served.model.labels)
     return await call.whole(len(answers) * n_labels, lambda: {
         "object": "list",
         "model": call.served.name,
         "classifications": [
-            {
-                "label": None if no else one.label,
-                "confidence": one.confidence,
-                "probabilities": one.probabilities,
-            }
-            for one, no in zip(answers, rejected, strict=True)
+            {name: getattr(one, name) for name in ("label", "confidence", "probabilities")}
+            for one in answers
         ],
         "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
     })  # fmt: skip
@@ -94,8 +92,10 @@ def _written(vector: Any, encoding: str) -> list[float] | str:
     return base64.b64encode(numbers.tobytes()).decode() if encoding == "base64" else numbers.tolist()
 
 
-async def _read(call: Call, texts: Sequence[str], *, blank: bool = False) -> tuple[list[Any], int]:
-    """The encoder's answer to each text, and how many tokens were read."""
+async def _read(
+    call: Call, texts: Sequence[str], *, blank: bool = False, options: Mapping[str, Any] = NO_OPTIONS
+) -> tuple[list[Any], int]:
+    """Have each text read by the encoder; its answers, and how many tokens were read."""
     engine = call.served.worker.engine
     if engine is None:
         raise unavailable(f"the engine of {call.served.name} is not running; it is being started again", 5)
@@ -103,7 +103,7 @@ async def _read(call: Call, texts: Sequence[str], *, blank: bool = False) -> tup
 
     def made() -> list[Any]:
         return engine.requests(  # type: ignore[attr-defined]
-            texts, cut=cut is not None, most=cut if cut and cut > 0 else None, blank=blank,
+            texts, cut=cut is not None, most=cut if cut and cut > 0 else None, blank=blank, options=options,
             tenant=call.scope, id=call.id,
         )  # fmt: skip
 

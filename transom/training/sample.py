@@ -20,10 +20,10 @@ from ..inference.classifier import Classifier
 from ..inference.fill_mask import FillMask
 from ..inference.generator import Generator
 from ..inference.request import Request
-from ..inference.sampling import SamplingParams
 from ..inference.sync_engine import sync_settings
 from ..inference.translator import Translator
 from ..model.build import Model
+from ..sampling_params import SamplingParams
 
 DRAWN = {"temperature": 0.8, "top_p": 0.95}
 """How running text is drawn, here and by whoever uses the model."""
