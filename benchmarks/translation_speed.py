@@ -62,7 +62,7 @@ def of_transom(folder: Path, dtype: torch.dtype) -> Callable[[Tensor, int], list
     rules = TokenRules(read_generation(folder, VOCAB, searches=True))
     runner = TorchRunner(model, n_tokens=SENTENCES * 4 * 2 * NEW)
     engine = SyncEngine(
-        model, lambda: Engine(runner, tokenizer, settings=sync_settings(4 * SENTENCES, chunk_tokens=4096))
+        lambda: Engine(runner, tokenizer, settings=sync_settings(4 * SENTENCES, chunk_tokens=4096))
     )
 
     def run(source: Tensor, beam: int) -> list[list[int]]:

@@ -95,7 +95,7 @@ def search(
     ]  # fmt: skip
     rows = max(64, beam)
     runner = TorchRunner(model, n_tokens=rows * 64)
-    for _ in SyncEngine(model, lambda: Engine(runner, BYTES, settings=sync_settings(rows))).run(requests):
+    for _ in SyncEngine(lambda: Engine(runner, BYTES, settings=sync_settings(rows))).run(requests):
         pass
     return [request.found or [_greedy(request, length_penalty)] for request in requests]
 

@@ -30,7 +30,7 @@ def generator() -> Generator:
 def engine_of(generator: Generator):
     made = generator._local._made
     assert made is not None
-    return made[1]
+    return made
 
 
 def test_streams_read_in_turns_are_what_they_are_alone(generator: Generator):

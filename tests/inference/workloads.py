@@ -85,8 +85,9 @@ def alone(ask: Ask, tokenizer: Tokenizer, score: Score) -> Request:
     )  # fmt: skip
     text = list(request.prompt)
     while request.finish_reason is None:
-        token = request.forced
-        if token is None:
+        if len(request.tokens) < len(request.prefix_tokens):
+            token = request.prefix_tokens[len(request.tokens)]
+        else:
             (token,) = choose_rows(score(text, request.source)[-1:], [row])
         row.push(token)
         request.push(token)

@@ -100,22 +100,40 @@ def load_model(
     """
     folder = Path(folder)
     recover(folder)
-    verify_read(folder, (".json", ".safetensors"))
     config, family = load_config(folder)
     stored, config = config, config if head is None else _with_head(config, head, folder)
     another_head = any(getattr(stored, name) != getattr(config, name) for name in HEAD_WEIGHTS)
+    model = empty_model(config, folder)
+    head_seed = seed if another_head else None
+    fill_model(model, folder, family, dtype=dtype, device=device, head_seed=head_seed)
+    return model
+
+
+def fill_model(
+    model: Model,
+    folder: Path,
+    family: Family | None,
+    *,
+    dtype: torch.dtype,
+    device: str | torch.device,
+    head_seed: int | None = None,
+) -> None:
+    """Read the weights of a folder into an empty model of its config; raises Refused as `load_model` does.
+
+    family: as `load_config` gives it. head_seed: the head is another than the folder's, and drawn from this.
+    """
+    verify_read(folder, (".json", ".safetensors"))
     files = weight_files(folder)
-    model = _without_weights(config, folder)
     like = model.state_dict(keep_vars=True)
     shapes = {name: tuple(weight.shape) for name, weight in like.items()}
-    locations = map_weights(family, config, shapes, files, folder, another_head=another_head)
+    another_head = head_seed is not None
+    locations = map_weights(family, model.config, shapes, files, folder, another_head=another_head)
     weights = read_weights(locations, like, dtype, device)
-    if another_head:
-        drawn = _drawn_head(config, seed)
+    if head_seed is not None:
+        drawn = _drawn_head(model.config, head_seed)
         weights = {name: weight.to(device, dtype) for name, weight in drawn.items()} | weights
     model.load_state_dict(weights, assign=True)
     _fill_buffers(model, device)
-    return model
 
 
 def _with_head(config: ModelConfig, head: Mapping[str, Any], folder: Path) -> ModelConfig:
@@ -128,8 +146,8 @@ def _with_head(config: ModelConfig, head: Mapping[str, Any], folder: Path) -> Mo
         raise Refused(f"{folder}: {error}") from None
 
 
-def _without_weights(config: ModelConfig, folder: Path) -> Model:
-    """The modules of a model, without memory for their weights."""
+def empty_model(config: ModelConfig, folder: Path) -> Model:
+    """Make the modules of a model of this config, of `folder`, without memory for their weights."""
     try:
         with torch.device("meta"):
             return build(config)

@@ -7,9 +7,7 @@ embedder.
 
 from __future__ import annotations
 
-import math
 import time
-from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -21,8 +19,9 @@ from transom.errors import Refused
 from transom.model.transformer import Transformer
 
 from .batching import BUDGET, batches, framed
-from .engine import MOST_WAIT, Busy, EngineSettings, not_finite
+from .engine import EngineSettings, not_finite
 from .request import Event, FinishReason
+from .request_queue import RequestQueue
 
 AHEAD = 4
 """Batches' worth of waiting texts among which those of one length are looked for."""
@@ -44,6 +43,9 @@ class Reader(Protocol):
 class TextRequest:
     """One text, framed as the model reads it."""
 
+    number = 0
+    """Its place in the order of arrival."""
+
     def __init__(
         self, tokens: Ids, *, options: Mapping[str, Any] = NO_OPTIONS, tenant: str = "", id: str = ""
     ) -> None:
@@ -51,6 +53,11 @@ class TextRequest:
         self.tokens, self.options, self.tenant, self.id = tokens, options, tenant, id
         self.finish_reason: FinishReason | None = None
         self.error: Exception | None = None
+
+    @property
+    def n_tokens(self) -> int:
+        """Its length."""
+        return len(self.tokens)
 
 
 class EncoderEngine:
@@ -61,12 +68,11 @@ class EncoderEngine:
     ) -> None:
         """budget: tokens of a batch, padding included."""
         self.reader, self.settings, self.budget = reader, settings or EngineSettings(), budget
-        self._waiting: dict[str, deque[TextRequest]] = {}
+        self.queue: RequestQueue[TextRequest] = RequestQueue(
+            self.settings.max_queue, self.settings.max_queue_tokens, "texts"
+        )
         self._events: list[Event] = []
-        self._waiting_tokens: Counter[str] = Counter()
-        """Of each tenant."""
-        self._n_steps = self._n_read = self._n_answered = 0
-        self._rate = 0.0  # tokens per second, the last steps counting most
+        self._n_answered = 0
 
     def requests(
         self,
@@ -90,28 +96,18 @@ class EncoderEngine:
     @property
     def busy(self) -> bool:
         """Whether a step would do anything."""
-        return bool(self._waiting or self._events)
+        return bool(self.queue.lines or self._events)
 
     def submit(self, request: TextRequest) -> None:
         """Let a text wait its turn; raises Refused if it is too long, and Busy if the queue is full."""
-        settings, length, limit = self.settings, len(request.tokens), self.reader.max_tokens
+        length, limit = len(request.tokens), self.reader.max_tokens
         if length > limit:
             raise Refused(f"the text has {length} tokens; this model reads at most {limit}: shorten it")
-        n_waiting, tokens = len(self._waiting.get(request.tenant, ())), self._waiting_tokens[request.tenant]
-        if n_waiting >= settings.max_queue or tokens + length > settings.max_queue_tokens:
-            wait = math.ceil(self._waiting_tokens.total() / self._rate) if self._rate else 1
-            seconds = min(MOST_WAIT, max(1, wait))
-            raise Busy(
-                f"{n_waiting} texts wait already (at most {settings.max_queue}, and"
-                f" {settings.max_queue_tokens:,} tokens); come again in {seconds} s",
-                seconds,
-            )
-        self._waiting.setdefault(request.tenant, deque()).append(request)
-        self._count(request, 1)
+        self.queue.submit(request)
 
     def abort(self, request: TextRequest) -> None:
         """Forget a text that waits; does nothing if it has been answered."""
-        if request in self._waiting.get(request.tenant, ()):
+        if request in self.queue.lines.get(request.tenant, ()):
             self._end(request, "abort")
             self._events.append(Event(request, finish_reason="abort"))
 
@@ -136,14 +132,15 @@ class EncoderEngine:
 
     def _ahead(self) -> list[TextRequest]:
         """The next texts, one of each tenant in turn; whose turn is first moves on with every step."""
-        tenants = list(self._waiting)
+        lines = self.queue.lines
+        tenants = list(lines)
         if tenants:
-            self._waiting[tenants[0]] = self._waiting.pop(tenants[0])
+            lines[tenants[0]] = lines.pop(tenants[0])
         found, tokens = [], 0
-        for place in range(max(map(len, self._waiting.values()), default=0)):
+        for place in range(max(map(len, lines.values()), default=0)):
             for tenant in tenants:
-                if place < len(self._waiting[tenant]):
-                    found.append(self._waiting[tenant][place])
+                if place < len(lines[tenant]):
+                    found.append(lines[tenant][place])
                     tokens += len(found[-1].tokens)
                     if tokens >= AHEAD * self.budget:
                         return found
@@ -161,16 +158,12 @@ class EncoderEngine:
                 batch.places, self.reader.read(batch, **requests[0].options), strict=True
             ):
                 answers[place] = answer
-            self._measure(batch.tokens.numel(), time.perf_counter() - started)
+            self.queue.measure(batch.tokens.numel(), time.perf_counter() - started)
             return answers
         except Exception as error:
             if len(requests) == 1:
                 return [error]
             return [self._run([request])[0] for request in requests]
-
-    def _measure(self, n_read: int, seconds: float) -> None:
-        self._n_steps, self._n_read = self._n_steps + 1, self._n_read + n_read
-        self._rate += (n_read / max(seconds, 1e-6) - self._rate) / min(self._n_steps, 16)
 
     def _finish(self, requests: list[TextRequest], answers: list[Any]) -> list[Event]:
         events, self._events = self._events, []
@@ -190,25 +183,16 @@ class EncoderEngine:
 
     def _end(self, request: TextRequest, reason: FinishReason) -> None:
         request.finish_reason = reason
-        queue = self._waiting[request.tenant]
-        queue.remove(request)
-        if not queue:
-            del self._waiting[request.tenant]
-        self._count(request, -1)
-
-    def _count(self, request: TextRequest, sign: int) -> None:
-        self._waiting_tokens[request.tenant] += sign * len(request.tokens)
-        if request.tenant not in self._waiting:
-            del self._waiting_tokens[request.tenant]
+        self.queue.remove(request)
 
     def load(self) -> dict[str, float]:
         """Figures of now (queued, running) and totals since the engine was made."""
         return {
-            "queued": sum(map(len, self._waiting.values())),
+            "queued": len(self.queue),
             "running": 0,
-            "tokens_read": self._n_read,
+            "tokens_read": self.queue.n_read,
             "answers": self._n_answered,
-            "steps": self._n_steps,
+            "steps": self.queue.n_steps,
         }
 
 

@@ -21,14 +21,14 @@ from transom.errors import Refused
 
 from .beam import best_next
 from .request import Event, Request, TokenLogprob
+from .request_queue import Busy as Busy
+from .request_queue import RequestQueue
 from .runner import Runner
 from .sampling_rows import FAILED, Place, RowLogprobs, SamplingRow, choose_rows, logprobs_rows
 from .scheduler import HEADROOM, RequestState, ScheduledRequest, Scheduler
 from .speculative import n_kept
 from .token_rules import Ruling
 
-MOST_WAIT = 60
-"""Seconds that a refused client is told to wait at most."""
 NOTHING_FITS = "no token that the model may write fits the answer's grammar"
 
 
@@ -48,14 +48,6 @@ class EngineSettings:
     """Tokens guessed ahead by n-grams and checked in one pass; 0: none. The text is the same."""
 
 
-class Busy(Refused):
-    """The queue is full; `retry_after` says in how many seconds to come again."""
-
-    def __init__(self, message: str, retry_after: int) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
-
-
 class Engine:
     """Requests in, events out."""
 
@@ -70,8 +62,12 @@ class Engine:
         """eos_ids: what ends an answer, for whoever makes requests; each request carries its own."""
         self.runner, self.tokenizer, self.eos_ids = runner, tokenizer, frozenset(eos_ids)
         self.settings = settings or EngineSettings()
+        self.queue: RequestQueue[RequestState] = RequestQueue(
+            self.settings.max_queue, self.settings.max_queue_tokens, "requests"
+        )
         self.scheduler = Scheduler(
             runner,
+            self.queue,
             max_rows=self.settings.max_rows,
             chunk_tokens=self.settings.chunk_tokens,
             draft=self.settings.draft,
@@ -83,42 +79,25 @@ class Engine:
         self._unnamed = torch.tensor([i for i in unnamed if i < runner.vocab_size], dtype=torch.int64)
         self._states: dict[Request, RequestState] = {}
         self._events: list[Event] = []
-        self._n_submitted = self._n_steps = self._n_read = self._n_made = self._n_drafted = self._n_kept = 0
-        self._rate = 0.0  # tokens per second, the last steps counting most
+        self._n_made = self._n_drafted = self._n_kept = 0
 
     @property
     def busy(self) -> bool:
         """Whether a step would do anything."""
         return bool(self._states or self._events)
 
-    def submit(self, request: Request) -> None:
+    def submit(self, request: Request | RequestState) -> None:
         """Let a request wait its turn; raises Refused if it can never run, and Busy if the queue of its
-        tenant is full.
+        tenant is full. What was prepared is not checked again.
         """
-        self.check(request)
-        scheduler, settings, tenant = self.scheduler, self.settings, request.tenant
-        state = RequestState(request, self._n_submitted, self._sampling(request))
-        n_waiting = scheduler.n_waiting[tenant]
-        tokens = scheduler.waiting_tokens[tenant] + state.n_tokens
-        if n_waiting >= settings.max_queue or tokens > settings.max_queue_tokens:
-            seconds = self._wait()
-            raise Busy(
-                f"{n_waiting} requests wait already (at most {settings.max_queue}, and"
-                f" {settings.max_queue_tokens:,} tokens); come again in {seconds} s",
-                seconds,
-            )
-        self._n_submitted += 1
-        self._states[request] = state
-        scheduler.queue(state)
+        state = request if isinstance(request, RequestState) else self.prepare(request)
+        self.queue.submit(state)
+        self._states[state.request] = state
 
-    def check(self, request: Request) -> None:
-        """Raise Refused, with the numbers, for a request that this engine can never run."""
-        limit, n_prompt, most, beam = (
-            self.runner.max_len,
-            len(request.prompt),
-            request.max_tokens,
-            request.beam,
-        )
+    def prepare(self, request: Request) -> RequestState:
+        """Check a request without letting it wait; raises Refused, with the numbers, if it can never run."""
+        n_prompt, most, beam = len(request.prompt), request.max_tokens, request.beam
+        limit = self.runner.max_len
         if n_prompt + most - 1 > limit:
             raise Refused(
                 f"the prompt has {n_prompt} tokens and max_tokens is {most}: together {n_prompt + most},"
@@ -143,20 +122,12 @@ class Engine:
         trial = request.grammar.copy() if request.grammar is not None and request.prefix_tokens else None
         if trial is not None and not all(map(trial.accept, request.prefix_tokens)):
             raise Refused("what the answer is to begin with does not fit its grammar; leave one of them out")
-        self._sampling(request)
-
-    def _sampling(self, request: Request) -> SamplingRow:
-        return SamplingRow(
+        row = SamplingRow(
             request.params, vocab_size=self.runner.vocab_size, seed=request.seed, sample=request.sample,
             prompt=request.prompt, first=request.first, grammar=request.grammar,
             ruling=request.ruling if request.rules is not None else None,
         )  # fmt: skip
-
-    def _wait(self) -> int:
-        """Seconds until about as much is done as waits now."""
-        if not self._rate:
-            return 1
-        return min(MOST_WAIT, max(1, math.ceil(self.scheduler.waiting_tokens.total() / self._rate)))
+        return RequestState(request, row)
 
     def abort(self, request: Request) -> None:
         """End a request now, wherever it is, and free what it holds; does nothing if it has ended."""
@@ -199,13 +170,8 @@ class Engine:
             logits = torch.cat([self._run(alone) for alone in each])
             scheduled[:] = [item for alone in each for item in alone]
             return logits
-        self._count(n_read, time.perf_counter() - started)
+        self.queue.measure(n_read, time.perf_counter() - started)
         return logits
-
-    def _count(self, n_read: int, seconds: float) -> None:
-        self._n_steps += 1
-        self._n_read += n_read
-        self._rate += (n_read / max(seconds, 1e-6) - self._rate) / min(self._n_steps, 16)
 
     def _finish(self, scheduled: list[ScheduledRequest], logits: Tensor) -> list[Event]:
         """Let every request that has logits take its next tokens; the events of this step."""
@@ -375,18 +341,18 @@ class Engine:
         """Figures of now (queued, running, rows, free tokens) and totals since the engine was made."""
         scheduler = self.scheduler
         return {
-            "queued": scheduler.n_waiting.total(),
+            "queued": len(self.queue),
             "running": len(scheduler.running),
             "rows": sum(len(state.sequences) for state in scheduler.running),
             "free_tokens": self.runner.free_tokens(),
             "cache_tokens": self._pool,
-            "tokens_read": self._n_read,
+            "tokens_read": self.queue.n_read,
             "prefix_hits": scheduler.n_reused,
             "tokens_made": self._n_made,
             "drafted": self._n_drafted,
             "drafts_kept": self._n_kept,
             "put_back": scheduler.n_preempted,
-            "steps": self._n_steps,
+            "steps": self.queue.n_steps,
         }
 
 

@@ -90,7 +90,7 @@ class Generator:
         # What the folder's tokenizer puts before every text: a begin token (Llama, Mistral) or nothing.
         before = tokenizer.backend.encode("", add_special_tokens=True).ids[:1]
         self._opening = before if before == [tokenizer.bos_id] else []
-        self._local = SyncEngine(model, lambda: self.engine(sync_settings(MAX_ROWS)))
+        self._local = SyncEngine(lambda: self.engine(sync_settings(MAX_ROWS)))
 
     def __repr__(self) -> str:
         return describe(self.model, "Generator", self.reason)

@@ -18,12 +18,11 @@ import torch
 
 from transom.checkpoint.generation import GENERATION, read_generation
 from transom.checkpoint.hub import resolve
-from transom.checkpoint.huggingface import load_config, load_model
+from transom.checkpoint.huggingface import empty_model, fill_model, load_config
 from transom.checkpoint.sentence import load_max_tokens
 from transom.data.tokenizer import Tokenizer
 from transom.errors import Refused
 from transom.hardware import Hardware
-from transom.model.build import build
 from transom.model.config import ModelConfig
 from transom.sampling_params import SamplingParams
 
@@ -82,15 +81,14 @@ def load(
     """
     folder = resolve(folder_or_id)
     hardware = Hardware.detect("auto" if device is None else str(device))
-    config, _ = load_config(folder)
+    config, family = load_config(folder)
     made = _job(config, folder, kind)
-    with torch.device("meta"):  # counted without memory
-        n_parameters = build(config).n_parameters
-    chosen, reason = choose(dtype, n_parameters, hardware, batched=config.kind != "decoder")
+    model: Any = empty_model(config, folder)
+    chosen, reason = choose(dtype, model.n_parameters, hardware, batched=config.kind != "decoder")
     tokenizer = Tokenizer.load(folder)
     _check_fits(tokenizer, config, folder)
-    model: Any = load_model(folder, dtype=chosen, device=hardware.device).eval()
-    return made(model, tokenizer, reason=reason)
+    fill_model(model, folder, family, dtype=chosen, device=hardware.device)
+    return made(model.eval(), tokenizer, reason=reason)
 
 
 def _check_fits(tokenizer: Tokenizer, config: ModelConfig, folder: Path) -> None:

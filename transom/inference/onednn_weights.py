@@ -60,9 +60,12 @@ class Packing:
             self._made = version, packed(self.model)
         return self._made[1]
 
-    def version(self) -> list[tuple[int, int]]:
-        """What differs once a weight has been changed or replaced."""
-        return [(id(weight), weight._version) for weight in self.model.parameters()]
+    def version(self) -> list[tuple[Any, ...]]:
+        """What differs once a weight has been changed, replaced, moved or cast."""
+        return [
+            (id(weight), weight._version, weight.data_ptr(), weight.dtype)
+            for weight in self.model.parameters()
+        ]
 
 
 @torch.no_grad()

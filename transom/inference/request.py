@@ -129,12 +129,8 @@ class Request:
         """
         self.prompt, self.params, self.max_tokens = prompt, params, max_tokens
         self.seed, self.sample = seed, sample
-        self.first, self.prefix_tokens, self.source, self.grammar = (
-            first,
-            list(prefix_tokens),
-            source,
-            grammar,
-        )
+        self.first, self.prefix_tokens = first, list(prefix_tokens)
+        self.source, self.grammar = source, grammar
         self.beam, self.length_penalty = beam, length_penalty
         self.early_stopping: EarlyStopping = early_stopping
         self.rules = rules if rules else None
@@ -151,11 +147,6 @@ class Request:
         self.prefix_text = decoder.text(self.prefix_tokens)
         """The text of what it begins with."""
         self._pieces: list[str] = []
-
-    @property
-    def forced(self) -> int | None:
-        """The next token, where it is not to be chosen."""
-        return self.prefix_tokens[len(self.tokens)] if len(self.tokens) < len(self.prefix_tokens) else None
 
     def ruling(self, tokens: Sequence[int], n_made: int) -> Ruling | None:
         """What the folder's rules say of the token after these, the last `n_made` of which are new."""

@@ -43,6 +43,11 @@ class Runner(Protocol):
     max_len: int
     """The most tokens in a sequence."""
 
+    @property
+    def stale(self) -> bool:
+        """Whether the model's weights have changed since what it holds was made of them."""
+        ...
+
     def open(self, tokens: list[int], source: list[int] | None = None, *, tenant: str = "") -> TokenSequence:
         """A sequence with its tokens, of which the prefix cache of `tenant` may hold some already.
 
@@ -104,13 +109,19 @@ class TorchRunner:
         self._grid = 1 if config.cell is not None or config.experts is not None else block
         self._n_sequences = 0
 
+    @property
+    def stale(self) -> bool:
+        """Whether the model's weights have changed since what it holds was made of them."""
+        return self._packing.version() != self._version
+
     def open(self, tokens: list[int], source: list[int] | None = None, *, tenant: str = "") -> TokenSequence:
         """A sequence with its tokens, of which the prefix cache of `tenant` may hold some already.
 
         source: of an encoder-decoder; encoded when the sequence is first read.
         """
-        if self._n_sequences == 0:
-            self._renew()
+        if self._n_sequences == 0 and self.stale:  # what was made of the old weights is forgotten
+            self._model, self._version = self._packing.current(), self._packing.version()
+            self.blocks.forget()
         self._n_sequences += 1
         root = (tenant, None if source is None else tuple(source))
         sequence = TokenSequence(list(tokens), None if source is None else EncodedSource(source), root)
@@ -186,13 +197,6 @@ class TorchRunner:
         del sequence.blocks[used:], sequence.nodes[1 + n // self.blocks.size :]
         if sequence.newest is not None and sequence.newest[0] != n:
             sequence.newest = None
-
-    def _renew(self) -> None:
-        """Notice weights that have changed: what was made of the old ones is forgotten."""
-        version = self._packing.version()
-        if version != self._version:
-            self._model, self._version = self._packing.current(), version
-            self.blocks.forget()
 
     def _check(self, chunk: Chunk, stop: int) -> None:
         if (

@@ -17,6 +17,7 @@ from transom.errors import Refused
 
 from .beam import BeamSearch
 from .request import Request
+from .request_queue import RequestQueue
 from .runner import Chunk, Runner, TokenSequence
 from .sampling_rows import SamplingRow
 from .speculative import NGrams
@@ -32,8 +33,11 @@ WORTH = 32
 class RequestState:
     """A request with its sequences in the runner: one, or as many as its beam search keeps beginnings."""
 
-    def __init__(self, request: Request, number: int, sampling: SamplingRow) -> None:
-        self.request, self.number, self.sampling = request, number, sampling
+    number = 0
+    """Its place in the order of arrival."""
+
+    def __init__(self, request: Request, sampling: SamplingRow) -> None:
+        self.request, self.sampling = request, sampling
         self.sequences: list[TokenSequence] = []
         self.texts = [list(request.prompt)]
         """What its sequences are to hold, while it waits."""
@@ -46,6 +50,11 @@ class RequestState:
                 request.max_tokens, beam=request.beam, length_penalty=request.length_penalty,
                 early_stopping=request.early_stopping, ends=request.ends,
             )  # fmt: skip
+
+    @property
+    def tenant(self) -> str:
+        """Who shares fairly with whom."""
+        return self.request.tenant
 
     @property
     def n_tokens(self) -> int:
@@ -77,11 +86,12 @@ def unread(sequence: TokenSequence) -> int:
 
 
 class Scheduler:
-    """Requests that wait, in one queue for each tenant, and requests that run, the oldest first."""
+    """Requests that run, the oldest first, and which of those that wait run next."""
 
     def __init__(
         self,
         runner: Runner,
+        queue: RequestQueue[RequestState],
         *,
         max_rows: int,
         chunk_tokens: int,
@@ -89,47 +99,19 @@ class Scheduler:
         refuse: Callable[[RequestState, Exception], None],
     ) -> None:
         """`refuse` ends a request that cannot go on, with the reason; see `EngineSettings` for the rest."""
-        self.runner, self.max_rows, self.chunk_tokens, self.draft = runner, max_rows, chunk_tokens, draft
-        self.refuse = refuse
-        self.waiting: dict[str, deque[RequestState]] = {}
+        self.runner, self.queue, self.refuse = runner, queue, refuse
+        self.max_rows, self.chunk_tokens, self.draft = max_rows, chunk_tokens, draft
         self.running: list[RequestState] = []
-        self.n_waiting: Counter[str] = Counter()
-        """Of each tenant, the requests in its queue,"""
-        self.waiting_tokens: Counter[str] = Counter()
-        """and the tokens that they may come to hold."""
         self.n_preempted = self.n_reused = 0
         self._taken = 0
-
-    def queue(self, state: RequestState) -> None:
-        """Let a request wait, behind those of its tenant that are older."""
-        queue = self.waiting.setdefault(state.request.tenant, deque())
-        newer = 0  # only what is preempted has any behind it
-        while newer < len(queue) and queue[-1 - newer].number > state.number:
-            newer += 1
-        queue.insert(len(queue) - newer, state)
-        self._count(state, 1)
 
     def remove(self, state: RequestState) -> None:
         """Forget a request, waiting or running, and give back what it holds."""
         if state in self.running:
             self.running.remove(state)
         else:
-            self._leave_queue(state)
+            self.queue.remove(state)
         self._close(state)
-
-    def _leave_queue(self, state: RequestState) -> None:
-        queue = self.waiting[state.request.tenant]
-        queue.remove(state)
-        if not queue:
-            del self.waiting[state.request.tenant]
-        self._count(state, -1)
-
-    def _count(self, state: RequestState, sign: int) -> None:
-        tenant = state.request.tenant
-        self.n_waiting[tenant] += sign
-        self.waiting_tokens[tenant] += sign * state.n_tokens
-        if not self.n_waiting[tenant]:
-            del self.n_waiting[tenant], self.waiting_tokens[tenant]
 
     def _close(self, state: RequestState) -> None:
         sequences, state.sequences = state.sequences, []
@@ -156,7 +138,7 @@ class Scheduler:
         state.texts = [list(sequence.tokens) for sequence in state.sequences]
         self.running.remove(state)
         self._close(state)
-        self.queue(state)
+        self.queue.add(state)
         self.n_preempted += 1
 
     def _room(self) -> int:
@@ -242,7 +224,7 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Open sequences for those that wait while there is room for all that they have to read."""
-        while self.waiting and (state := self._next()) is not None:
+        while self.queue.lines and (state := self._next()) is not None:
             for other in self._in_the_way(state):
                 self._preempt(other)
             if self.running and not self._fits(state, self.running):
@@ -254,14 +236,14 @@ class Scheduler:
             except Exception as error:
                 self.refuse(state, error)
                 continue
-            self._leave_queue(state)
+            self.queue.remove(state)
             self.running.append(state)
             self.running.sort(key=lambda state: state.number)
 
     def _next(self) -> RequestState | None:
         """Of the tenants with the fewest requests running, the oldest that waits."""
         running = Counter(state.request.tenant for state in self.running)
-        heads = [queue[0] for queue in self.waiting.values() if not self._read_by_another(queue[0])]
+        heads = [queue[0] for queue in self.queue.lines.values() if not self._read_by_another(queue[0])]
         return min(heads, key=lambda state: (running[state.request.tenant], state.number), default=None)
 
     def _in_the_way(self, state: RequestState) -> list[RequestState]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from transom.model.build import Model
 
 from .engine import Engine, EngineSettings
 from .request import Event, Request
+from .scheduler import RequestState
 
 CACHE_BYTES = 1 << 30
 """Room for the decode state of a local engine, unless one row alone needs more."""
@@ -23,10 +23,10 @@ CACHE_BYTES = 1 << 30
 class SyncEngine:
     """Runs requests to their end."""
 
-    def __init__(self, model: Model, make: Callable[[], Engine]) -> None:
+    def __init__(self, make: Callable[[], Engine]) -> None:
         """`make` gives an engine for the model as it is now."""
-        self.model, self.make = model, make
-        self._made: tuple[Any, Engine] | None = None
+        self.make = make
+        self._made: Engine | None = None
         self._inboxes: dict[Request, list[Event]] = {}
         """Where the events of a request go: the requests of one call share one."""
         self._lock = threading.Lock()
@@ -36,29 +36,21 @@ class SyncEngine:
 
         A request that goes wrong raises its error where its event would stand.
         """
-        engine = self._engine()
-        for request in requests:
-            engine.check(request)
-        return self._events(engine, requests)
-
-    def _engine(self) -> Engine:
-        version = [
-            (id(weight), weight._version, weight.data_ptr(), weight.dtype)
-            for weight in self.model.parameters()
-        ]
         with self._lock:
-            if self._made is None or self._made[0] != version:
-                self._made = version, self.make()
-            return self._made[1]
+            if self._made is None or self._made.runner.stale:
+                self._made = self.make()
+            engine = self._made
+        return self._events(engine, [engine.prepare(request) for request in requests])
 
-    def _events(self, engine: Engine, requests: Sequence[Request]) -> Iterator[Event]:
+    def _events(self, engine: Engine, states: Sequence[RequestState]) -> Iterator[Event]:
         inbox: list[Event] = []
+        requests = [state.request for state in states]
         n_going = len(requests)
         try:
             with self._lock:
-                for request in requests:
-                    self._inboxes[request] = inbox
-                    engine.submit(request)
+                for state in states:
+                    self._inboxes[state.request] = inbox
+                    engine.submit(state)
             while n_going:
                 for event in self._next(engine, inbox):
                     if event.request.error is not None:

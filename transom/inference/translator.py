@@ -102,7 +102,7 @@ class Translator:
         if start is None:
             raise Refused("the model's config names no token that a target begins with (start_id)")
         self.start_id = start
-        self._local = SyncEngine(model, lambda: self.engine(sync_settings(MAX_ROWS, CHUNK_TOKENS)))
+        self._local = SyncEngine(lambda: self.engine(sync_settings(MAX_ROWS, CHUNK_TOKENS)))
 
     def __repr__(self) -> str:
         return describe(self.model, "Translator", self.reason)
