@@ -18,8 +18,9 @@ from transom.errors import Refused
 from transom.inference.classifier import Classifier
 from transom.inference.embedder import Embedder
 from transom.inference.encoder_engine import EncoderEngine, TextRequest
-from transom.inference.engine import Busy, EngineSettings
+from transom.inference.engine import EngineSettings
 from transom.inference.request import Event
+from transom.inference.request_queue import Busy
 from transom.model.build import build
 from transom.model.config import ModelConfig
 

@@ -17,9 +17,10 @@ from tests.scale import scaled
 from transom.data.decoding import StreamDecoder
 from transom.data.tokenizer import Tokenizer, train_tokenizer
 from transom.errors import Refused
-from transom.inference.engine import Busy, Engine, EngineSettings
+from transom.inference.engine import Engine, EngineSettings
 from transom.inference.generator import Generator
 from transom.inference.request import Request
+from transom.inference.request_queue import Busy
 from transom.inference.runner import TorchRunner
 from transom.inference.structured import compile
 from transom.model.build import Model, build

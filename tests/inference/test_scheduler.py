@@ -12,8 +12,9 @@ from tests.inference.plain_runner import PlainRunner, chain
 from tests.inference.workloads import request_of
 from tests.scale import scaled
 from transom.data.tokenizer import Tokenizer, train_tokenizer
-from transom.inference.engine import Busy, Engine, EngineSettings
+from transom.inference.engine import Engine, EngineSettings
 from transom.inference.request import Event, Request
+from transom.inference.request_queue import Busy
 
 LETTERS: Tokenizer = train_tokenizer("chars", iter(["abcdefghij"]), 16)
 V = LETTERS.vocab_size

@@ -7,7 +7,7 @@ is chosen from a list, because templates write roles into their scaffold. Read n
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from transom.data.documents import printable
@@ -119,12 +119,14 @@ def _string(value: Any, where: str) -> str:
     return value
 
 
+def json_levels(value: Any) -> Iterator[list[Any]]:
+    """The objects and lists of JSON, level by level, the outermost first; without recursion."""
+    level = [value] if isinstance(value, dict | list) else []
+    while level:
+        yield level
+        inner = (part.values() if isinstance(part, dict) else part for part in level)
+        level = [item for items in inner for item in items if isinstance(item, dict | list)]
+
+
 def _deep(value: Any) -> bool:
-    """Whether lists and objects are nested deeper than MAX_DEPTH."""
-    level = [value]
-    for _ in range(MAX_DEPTH + 1):
-        nested = [part for part in level if isinstance(part, dict | list)]
-        if not nested:
-            return False
-        level = [item for part in nested for item in (part.values() if isinstance(part, dict) else part)]
-    return True
+    return any(depth > MAX_DEPTH for depth, _ in enumerate(json_levels(value), 1))

@@ -21,7 +21,6 @@ from transom.errors import Refused
 
 from .beam import best_next
 from .request import Event, Request, TokenLogprob
-from .request_queue import Busy as Busy
 from .request_queue import RequestQueue
 from .runner import Runner
 from .sampling_rows import FAILED, Place, RowLogprobs, SamplingRow, choose_rows, logprobs_rows

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from transom.data.documents import printable
+from transom.data.messages import json_levels
 from transom.errors import Refused
 
 MAX_BYTES, MAX_DEPTH = 64 << 10, 32
@@ -42,7 +43,7 @@ def checked_schema(schema: dict[str, Any] | str, regex: bool) -> dict[str, Any]:
         raise Refused(f"schema: {size:,} bytes of JSON; the limit is {MAX_BYTES:,}")
     if not isinstance(parsed, dict):
         raise Refused(f"schema: a JSON {type(parsed).__name__}; a schema is an object")
-    if (depth := _depth(parsed)) > MAX_DEPTH:
+    if (depth := sum(1 for _ in json_levels(parsed))) > MAX_DEPTH:
         raise Refused(f"schema: too deep, {depth} levels; the limit is {MAX_DEPTH} levels")
     found = {id(schema): schema for schema in _schemas(parsed)}
     for schema in found.values():
@@ -166,12 +167,3 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, dict | list):
         for part in [*value, *value.values()] if isinstance(value, dict) else value:
             yield from _strings(part)
-
-
-def _depth(value: Any) -> int:
-    """How deep objects and lists are nested."""
-    level, depth = [value], 0
-    while nested := [part for part in level if isinstance(part, dict | list)]:
-        level = [item for part in nested for item in (part.values() if isinstance(part, dict) else part)]
-        depth += 1
-    return depth

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from pydantic_core import from_json
 
+from transom.data.messages import json_levels
 from transom.server_settings import LimitSettings
 
 from .errors import ApiError
@@ -100,23 +101,15 @@ def n_values(data: bytes) -> int:
 
 
 def _check_shape(value: Any, limits: LimitSettings) -> None:
-    """Raises ApiError for brackets too deep and objects too wide; level by level, without recursion."""
-    level = [value]
-    for _ in range(limits.json_depth):
-        inner: list[Any] = []
-        for item in level:
-            if isinstance(item, dict):
-                if len(item) > limits.json_names:
-                    message = (
-                        f"an object of the body has {len(item):,} names; the limit is {limits.json_names:,}"
-                        " (--limits.json-names)"
-                    )
-                    raise ApiError(400, message, code="above_limit")
-                inner += [held for held in item.values() if isinstance(held, dict | list)]
-            elif isinstance(item, list):
-                inner += [held for held in item if isinstance(held, dict | list)]
-        level = inner
-        if not level:
-            return
-    message = f"brackets are nested deeper than {limits.json_depth}, the limit (--limits.json-depth)"
-    raise ApiError(400, message, code="invalid_json")
+    """Raise ApiError for brackets too deep and objects too wide."""
+    for depth, level in enumerate(json_levels(value), 1):
+        if depth > limits.json_depth:
+            message = f"brackets are nested deeper than {limits.json_depth}, the limit (--limits.json-depth)"
+            raise ApiError(400, message, code="invalid_json")
+        widest = max((len(item) for item in level if isinstance(item, dict)), default=0)
+        if widest > limits.json_names:
+            message = (
+                f"an object of the body has {widest:,} names; the limit is {limits.json_names:,}"
+                " (--limits.json-names)"
+            )
+            raise ApiError(400, message, code="above_limit")
