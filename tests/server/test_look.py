@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from tests.server.conftest import Running, serving
+from transom.insight.html import visible
 
 HOSTILE = "<script>alert(1)</script>"
 MESSAGES = [dict(role="user", content=f"Hello crow {HOSTILE}")]
@@ -91,25 +92,32 @@ def test_the_heads_their_rows_and_the_check_of_both(http: httpx.Client, chat: di
 def test_the_lens_ends_where_the_answer_is(http: httpx.Client, chat: dict[str, Any]):
     tokens = ask(http, chat, "tokens")
     place = tokens["n_prompt"] + 3
-    layers = ask(http, chat, "lens", token=place)["layers"]
-    assert [layer["name"] for layer in layers] == ["before any", "0", "1"]
-    assert layers[-1]["distance"] == pytest.approx(0, abs=1e-9) and layers[0]["distance"] > 0
+    found = ask(http, chat, "lens", token=place)
+    (view,), (picture,) = found["views"], found["pictures"]
+    rows = picture["chart"]["rows"][::-1]
+    assert [name for name, _ in rows] == ["before any", "0", "1"]
+    assert view["divergence"][-1] == [pytest.approx(0, abs=1e-9)] and view["divergence"][0][0] > 0
     likeliest = tokens["tokens"][place]["top"]
-    assert [one["text"] for one in layers[-1]["top"]] == [one["text"] for one in likeliest]
-    assert [one["p"] for one in layers[-1]["top"]] == pytest.approx([one["p"] for one in likeliest], abs=1e-5)
+    assert [cell["text"] for cell in rows[-1][1][:3]] == [visible(one["text"]) for one in likeliest]
+    last = [math.exp(value) for value in view["logprob"][-1][0]]
+    assert last == pytest.approx([one["p"] for one in likeliest], abs=1e-5)
 
 
 def test_what_a_token_hangs_on_is_graded(http: httpx.Client, chat: dict[str, Any]):
     place = ask(http, chat, "tokens")["n_prompt"] + 2
     found = ask(http, chat, "gradient", token=place)
-    assert len(found["scores"]) == place and len(found["flow"]) == 3
-    assert "rank correlation with exact removal" in found["control"] and "random" in found["control"]
-    assert found["trusted"] == ("does NOT agree" not in found["control"])
+    scores, flow = found["views"]
+    assert len(scores["scores"]) == place and len(flow["total"]) == 3
+    grade = scores["control"]
+    assert "rank correlation with exact removal" in grade["text"] and "random" in grade["text"]
+    assert grade["beats_random"] == ("does NOT agree" not in grade["text"])
+    apart = [row["apart"] for row in found["pictures"][0]["chart"]["rows"]]
+    assert grade["beats_random"] or all(apart)
 
 
 def test_without_a_head_the_answer_is_less_or_more_likely(http: httpx.Client, chat: dict[str, Any]):
     tokens = ask(http, chat, "tokens")
-    found = ask(http, chat, "ablate", layer=0, head=1)
+    (found,) = ask(http, chat, "ablate", layer=0, head=1)["views"]
     assert found["first"] == tokens["n_prompt"]
     assert found["before"] == pytest.approx(chat["logprobs"], abs=1e-3)
     assert max(abs(a - b) for a, b in zip(found["before"], found["after"], strict=True)) > 1e-3
@@ -141,7 +149,7 @@ def test_a_recurrence_is_looked_into_as_far_as_it_has_an_inside(http: httpx.Clie
                 logprobs=[entry["logprob"] for entry in entries])  # fmt: skip
     tokens = ask(http, look, "tokens")
     assert tokens["n_heads"] == 0 and tokens["kinds"] == [] and tokens["replay"]["agrees"] is True
-    assert len(ask(http, look, "lens", token=4)["layers"]) == 3
+    assert len(ask(http, look, "lens", token=4)["views"][0]["top"]) == 3
     ask(http, look, "gradient", token=4)
     for more in (
         dict(view="heads"),

@@ -87,14 +87,15 @@ def test_an_answer_is_looked_into_a_head_ablated_and_the_lens_opened(visit: Visi
     change = panel.locator(".look-change")
     change.wait_for()
     assert re.search(r"[+−]\d+\.\d\d nats", change.inner_text())
-    assert panel.locator(".look-moves li").count() >= 2
-    assert re.search(r"%\s→\s.*%", panel.locator(".look-moves li").first.inner_text())
+    moves = panel.locator(".look-result tbody tr")
+    assert moves.count() >= 2
+    assert re.search(r"%\s+.*%", moves.first.inner_text())
 
     panel.get_by_text("What each layer would have said").click()
-    lens = panel.locator("[data-view=lens] .look-lens tbody tr")
+    lens = panel.locator("[data-view=lens] .look-table tbody tr")
     lens.first.wait_for()
     assert lens.count() == 3 and "0.00" in lens.first.inner_text()
-    panel.get_by_text("What the marked token hangs on").click()
+    panel.get_by_text("What a token hangs on").click()
     panel.get_by_text("rank correlation with exact removal").wait_for()
     assert all(text.startswith("Keep in mind: ") for text in panel.locator(".look-caveat").all_inner_texts())
     assert panel.locator(".look-caveat").count() >= 5
@@ -155,7 +156,7 @@ def test_a_completion_a_recurrence_and_a_translation_can_be_looked_into(visit: V
     panel.locator(".look-readout code").first.wait_for()
     assert panel.locator("[data-view=heads]").count() == 0 and "It agrees" in panel.inner_text()
     panel.get_by_text("What each layer would have said").click()
-    panel.locator("[data-view=lens] .look-lens").wait_for()
+    panel.locator("[data-view=lens] .look-table").wait_for()
 
     page.get_by_role("tab", name="Translate").click()
     page.locator("#source").fill("abc <s>")

@@ -23,7 +23,7 @@ from .answer_score import AnswerScore, answer_score, chunks
 from .hooks import Edit, edited
 from .html import Picture
 from .module_finder import ModelParts, model_parts
-from .token_probabilities import TokenProbabilities, token_probabilities
+from .token_probabilities import token_probabilities
 from .view import View, Words
 
 What = Literal["heads", "attention", "ffn", "layers", "experts"]
@@ -102,13 +102,35 @@ def ablate(
     return Ablation(what, how, str(metric), tuple(chosen), before, change.mean(0), spread)
 
 
+@dataclass(frozen=True)
+class HeadAblation(View):
+    """How likely each token of an answer is with and without one head."""
+
+    caveat: ClassVar[str] = Ablation.caveat
+    tokens: tuple[int, ...]
+    first: int
+    """The answer begins at this position of the tokens."""
+    layer: int
+    head: int
+    how: str
+    """What stands in its place, in words."""
+    before: Tensor
+    """(n,) float64 log p of each token of the answer, in nats, with the head,"""
+    after: Tensor
+    """and without it."""
+
+    def draw(self, words: Words) -> Picture:
+        """Draw it; words gives the texts of its tokens."""
+        return figures.head_ablation(self.to_dict(), words(self.tokens))
+
+
 @torch.no_grad()
-def without_head(
-    model: nn.Module, tokens: Sequence[int], layer: int, head: int, *, how: How = "mean",
+def ablate_head(
+    model: nn.Module, tokens: Sequence[int], layer: int, head: int, *, first: int = 1,
     source: Sequence[int] | None = None,
-) -> TokenProbabilities:  # fmt: skip
-    """Judge each token (L,) anew while one head says its mean over the text; of an encoder-decoder a head of
-    its decoder's own attention. Raises `Refused`.
+) -> HeadAblation:  # fmt: skip
+    """Judge the tokens (L,) from `first` on anew while one head says its mean over the text; of an
+    encoder-decoder a head of its decoder's own attention. Raises `Refused`.
     """
     parts = model_parts(model)
     modules = places(parts, "heads")
@@ -120,9 +142,13 @@ def without_head(
         read, ((len(read) - 1, tokens[-1]),), None, None if source is None else tuple(source)
     )
     said = what_they_say(parts, metric, "heads")
-    instead = replacements(said, how, torch.Generator().manual_seed(0))[layer]
+    whole = token_probabilities(model, tokens, top=1, source=source).logprob
+    instead = replacements(said, "mean", torch.Generator().manual_seed(0))[layer]
     with edited(replacing(modules[layer], "heads", parts.n_heads, [(0, head)], instead)):
-        return token_probabilities(model, tokens, top=1, source=source)
+        without = token_probabilities(model, tokens, top=1, source=source).logprob
+    before, after = whole[first - 1 :], without[first - 1 :]
+    how = "replaced by its mean over the text"
+    return HeadAblation(tuple(tokens), first, layer, head, how, before, after)
 
 
 def all_units(parts: ModelParts, what: What) -> list[Unit]:

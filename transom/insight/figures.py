@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .charts import Bar, Bars, Cell, Table
 from .html import Markup, Picture, quoted, tag, visible
 from .svg import curves, heat, legend
 from .text import bar, bars, fitted, spark
@@ -66,7 +67,9 @@ def lens(view: Numbers, texts: Sequence[str], words: Callable[[int], str]) -> Pi
     places = range(first, len(at))
     n_layers = len(view["top"])
     few = {round(i * (n_layers - 1) / (LAYERS - 1)) for i in range(LAYERS)}
-    head = tag("tr", tag("th", "after layer"), [tag("th", visible(texts[at[i]])) for i in places])
+    if len(at) == 1:
+        return _lens_at(view, texts[at[0]], words)
+    head = ["after layer", *(visible(texts[at[i]]) for i in places)]
     names = ["before any", *map(str, range(n_layers - 1))]
     rows = []
     for layer in reversed(range(n_layers)):
@@ -76,14 +79,13 @@ def lens(view: Numbers, texts: Sequence[str], words: Callable[[int], str]) -> Pi
             far = view["divergence"][layer][i]
             title = ", ".join(f"{visible(words(t))} {percent(math.exp(lp))}" for t, lp in
                               zip(view["top"][layer][i], view["logprob"][layer][i], strict=True))  # fmt: skip
-            cells.append(tag("td", tag("code", word), tag("small", f"{percent(p)} · {far:.1f}"),
-                             style=f"--p:{p:.3f}", title=title))  # fmt: skip
-        rows.append(tag("tr", tag("th", names[layer]), cells))
+            cells.append(Cell(word, f"{percent(p)} · {far:.1f}", p, title))
+        rows.append((names[layer], cells))
+    every = Table(head, rows)
     shown = [row for layer, row in zip(reversed(range(n_layers)), rows, strict=True) if layer in few]
-    body = tag("table", tag("thead", head), tag("tbody", *shown))
+    body = Table(head, shown).markup()
     if len(shown) < n_layers:
-        every = tag("table", tag("thead", head), tag("tbody", *rows))
-        body = Markup(body + tag("details", tag("summary", f"All {n_layers - 1} layers"), every))
+        body = Markup(body + tag("details", tag("summary", f"All {n_layers - 1} layers"), every.markup()))
     last = len(at) - 1
     firsts = [words(view["top"][layer][last][0]) for layer in range(n_layers)]
     lines = [
@@ -99,7 +101,27 @@ def lens(view: Numbers, texts: Sequence[str], words: Callable[[int], str]) -> Pi
     )
     return Picture("What each layer would have said", body, text, view["caveat"], note, wide=True,
                    finding=_settled(firsts, names), brief=f"  after {visible(texts[at[last]])}:\n"
-                   + _runs(firsts, names))  # fmt: skip
+                   + _runs(firsts, names), chart=every)  # fmt: skip
+
+
+def _lens_at(view: Numbers, after: str, words: Callable[[int], str]) -> Picture:
+    """The same after one token: the likeliest of each layer, and how far it is from the end."""
+    n_layers, top = len(view["top"]), len(view["top"][0][0])
+    names = ["before any", *map(str, range(n_layers - 1))]
+    far = [row[0] for row in view["divergence"]]
+    rows, lines = [], []
+    for layer in reversed(range(n_layers)):
+        likeliest = zip(view["top"][layer][0], view["logprob"][layer][0], strict=True)
+        cells = [Cell(visible(words(one)), percent(p := math.exp(value)), p) for one, value in likeliest]
+        rows.append((names[layer], [*cells, Cell(f"{far[layer]:.2f}", "", far[layer] / (max(far) or 1.0))]))
+        said = "  ".join(f"{fitted(cell.text, 12)} {cell.note:>6}" for cell in cells)
+        lines.append(f"  {names[layer]:>10}  {said}  {far[layer]:6.2f}")
+    chart = Table(["after layer", "would say", *[""] * (top - 1), "nats from the end"], rows)
+    firsts = [words(view["top"][layer][0][0]) for layer in range(n_layers)]
+    note = f"Each layer's state after {quoted(after)}, read by the output layer; the last on top."
+    return Picture("What each layer would have said", chart.markup(), "\n".join(lines), view["caveat"], note,
+                   wide=True, finding=_settled(firsts, names), brief=_runs(firsts, names),
+                   chart=chart)  # fmt: skip
 
 
 def _settled(firsts: Sequence[str], names: Sequence[str]) -> str:
@@ -141,13 +163,14 @@ def gradient_flow(view: Numbers, texts: Sequence[str]) -> Picture:
                 ({"identity": "residual path", "branch": "branches"}[name], list(range(n_layers)), part)
             )
     drawn = curves(series, label="gradient norm by layer", across="layer", up="gradient norm", log=True)
-    body = Markup(whole + tag("div", drawn, legend([name for name, *_ in series]), style="margin-top:20px"))
-    lines = [f"  {name:>9} {bar(value / max(by_layer), 24)} {value:.2e}" for name, value in
-             reversed(list(zip(names, by_layer, strict=True)))]  # fmt: skip
-    note = "Rows are layers, columns tokens; each step of light is a power of ten." + (
-        f" {_sentence(view['why'])}" if view["why"] else ""
-    )
-    return Picture("Where the gradient goes", body, "\n".join(lines), view["caveat"], note)
+    key = tag("p", "Rows are layers, columns tokens; each step of light is a power of ten.", class_="note")
+    below = tag("div", drawn, legend([name for name, *_ in series]), style="margin-top:20px")
+    body = Markup(key + whole + below)
+    layers = list(zip(names, by_layer, strict=True))[::-1]
+    chart = Bars([Bar(name, value / (max(by_layer) or 1.0), f"{value:.2e}") for name, value in layers])
+    lines = [f"  {name:>9} {bar(value / max(by_layer), 24)} {value:.2e}" for name, value in layers]
+    note = _sentence(view["why"]) if view["why"] else ""
+    return Picture("Where the gradient goes", body, "\n".join(lines), view["caveat"], note, chart=chart)
 
 
 def token_gradients(view: Numbers, texts: Sequence[str]) -> Picture:
@@ -173,22 +196,19 @@ def attribution(view: Numbers, texts: Sequence[str]) -> Picture:
     trusted = grade is None or grade["beats_random"]
     most = max((abs(score) for score in scores), default=0.0) or 1.0
     order = sorted(range(len(units)), key=lambda i: -abs(scores[i]))[:16]
-    rows = [
-        tag("div", tag("code", visible(units[i])), tag("i", style=f"--p:{abs(scores[i]) / most:.4f}"),
-            tag("span", f"{scores[i]:+.3g} nats"),
-            class_="row" if trusted and scores[i] >= 0 else "row apart")
+    chart = Bars([
+        Bar(visible(units[i]), abs(scores[i]) / most, f"{scores[i]:+.3g} nats", not trusted or scores[i] < 0)
         for i in order
-    ]  # fmt: skip
-    text = bars([units[i] for i in order], [abs(scores[i]) / most for i in order],
-                [f"{scores[i]:+.3g} nats" for i in order])  # fmt: skip
+    ])  # fmt: skip
+    text = chart.text()
     note = _sentence(grade["text"]) if grade else (
         "Exact: each was taken away and the model asked again. The number is what its "
         "log-probability loses without it, in nats (0.69 is a factor of 2); grey is a gain."
     )  # fmt: skip
     found = _hangs_on(units, scores, grade, method)
     brief = "\n".join(text.split("\n")[:FEW]) if trusted else f"  {found}"
-    return Picture(f"What it hangs on, by {method}", tag("div", *rows, class_="rows"), text, view["caveat"],
-                   note, finding=found, brief=brief)  # fmt: skip
+    return Picture(f"What it hangs on, by {method}", chart.markup(), text, view["caveat"], note,
+                   finding=found, brief=brief, chart=chart)  # fmt: skip
 
 
 def _hangs_on(units: Sequence[str], scores: Sequence[float], grade: Numbers | None, method: str) -> str:
@@ -214,7 +234,14 @@ def routing(view: Numbers) -> Picture:
     body = heat(load, names, experts, label="share of choices by expert", word="of the choices")
     lines = [f"  {name:>9} {spark(row)}  entropy {of:.2f} of {view['even']:.2f}" for name, row, of in
              zip(names, load.tolist(), view["entropy"], strict=True)]  # fmt: skip
-    return Picture("Which experts were asked", body, "\n".join(lines), view["caveat"])
+    most = load.max(initial=0.0) or 1.0
+    rows = [
+        (name, [Cell(f"{100 * p:.0f}", "", p / most, f"expert {i}: {percent(p)}") for i, p in enumerate(row)])
+        for name, row in zip(names, load.tolist(), strict=True)
+    ]
+    return Picture("Which experts were asked", body, "\n".join(lines), view["caveat"],
+                   "Percent of the choices of each layer that went to each expert.",
+                   chart=Table(["", *experts], rows))  # fmt: skip
 
 
 def ablation(view: Numbers) -> Picture:
@@ -231,17 +258,44 @@ def ablation(view: Numbers) -> Picture:
     else:
         body = Markup("")
     shown = order[:8]
-    listed = [
-        tag("div", tag("code", names[i]), tag("i", style=f"--p:{abs(view['change'][i]) / most:.4f}"),
-            tag("span", f"{view['change'][i]:+.3f} nats"),
-            class_="row" if view["change"][i] < 0 else "row apart")
-        for i in shown
-    ]  # fmt: skip
-    text = bars([names[i] for i in shown], [abs(view["change"][i]) / most for i in shown],
-                [f"{view['change'][i]:+.3f} nats" for i in shown])  # fmt: skip
+    change = view["change"]
+    chart = Bars([
+        Bar(names[i], abs(change[i]) / most, f"{change[i]:+.3f} nats", apart=change[i] >= 0) for i in shown
+    ])  # fmt: skip
     note = f"Change of the log-probability ({view['before']:.2f} nats) when each is replaced ({view['how']})."
-    return Picture("What the answer needs", Markup(body + tag("div", *listed, class_="rows")), text,
-                   view["caveat"], note)  # fmt: skip
+    return Picture("What the answer needs", Markup(body + chart.markup()), chart.text(), view["caveat"], note,
+                   chart=chart)  # fmt: skip
+
+
+def head_ablation(view: Numbers, texts: Sequence[str]) -> Picture:
+    """How the tokens of an answer fare without one head: all of it, and those that move most."""
+    before, after = view["before"], view["after"]
+    change = sum(after) - sum(before)
+    moved = sorted(range(len(before)), key=lambda i: -abs(after[i] - before[i]))[:FEW]
+    shares = [(math.exp(before[i]), math.exp(after[i])) for i in moved]
+    rows = [
+        (visible(texts[int(view["first"]) + i]), [Cell(percent(p), "", p), Cell(percent(q), "", q)])
+        for i, (p, q) in zip(moved, shares, strict=True)
+    ]
+    chart = Table(["token", "with it", "without it"], rows)
+    head = f"{view['layer']}.{view['head']}"
+    whole, each = (f"{value:+.2f} nats".replace("-", "−") for value in (change, change / len(before)))
+    found = f"{whole} on the whole answer ({each} a token) with head {head} {view['how']}: {_times(change)}."
+    text = "\n".join(f"  {fitted(name)} {cells[0].text:>6} → {cells[1].text:>6}" for name, cells in rows)
+    note = "The tokens of the answer whose probability moves most."
+    title = f"Without head {head}"
+    return Picture(title, chart.markup(), text, view["caveat"], note, finding=found, chart=chart)
+
+
+def _times(change: float) -> str:
+    """What a change of log-probability is, in words."""
+    if abs(change) < 0.005:
+        return "its probability hardly moves"
+    if abs(change) > math.log(1e6):
+        return "it would hardly ever be written" if change < 0 else "it would be far likelier"
+    ratio = math.exp(abs(change))
+    by = f"{ratio:.2f}" if ratio < 10 else f"{ratio:,.0f}"
+    return f"its probability is {by} times {'smaller' if change < 0 else 'larger'}"
 
 
 def patching(view: Numbers, texts: Sequence[str], others: Sequence[str], answer: str) -> Picture:

@@ -127,6 +127,8 @@ class Picture:
     """The few lines that a first screen of a terminal has room for."""
     wide: bool = False
     """Whether it may be wider than a page, which then says that it scrolls."""
+    chart: Any = None
+    """The same as data (`charts.Table`, `charts.Bars`), for a surface that draws by itself."""
 
     def __str__(self) -> str:
         caveat = f"keep in mind: {self.caveat}" if self.caveat else ""
@@ -151,6 +153,11 @@ class Picture:
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         return {"text/html": fragment([self]), "text/plain": str(self)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give what a surface that draws by itself needs, as plain values for JSON."""
+        said = {name: getattr(self, name) for name in ("title", "finding", "note", "caveat")}
+        return {**said, "text": self.text, "chart": None if self.chart is None else self.chart.to_dict()}
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write it as one HTML file."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -45,6 +45,8 @@ WHERE = {"cross": ", from what is written to the source", "self": ", within what
 """Kind of attention -> how it is called where there are several."""
 WIDTH = 98
 """Characters of a line of a terminal that sentences take."""
+LIKELIEST = 3
+"""Tokens that each layer would have said, where one place is asked about."""
 DRAWN = 3
 """Heads that are drawn large; of the second and third kind of attention one."""
 
@@ -58,6 +60,8 @@ class Text:
     tokenizer: Any
     source: Sequence[int] | None = None
     """What an encoder-decoder reads; `tokens` are then what it wrote."""
+    target: int | None = None
+    """The token after these about which all is asked, as on the served page; None: about the whole text."""
 
     def words(self, tokens: Sequence[int]) -> list[str]:
         return readable(self.tokenizer, tokens)
@@ -144,14 +148,17 @@ def overview(
         patched = _patched(text, [int(token) for token in other])
         pictures.append(patched.draw(text.words))
         views.append(patched.to_dict())
-    for name, sides in SIDES:
+    for side in SIDES:
+        if not side.applies(text):
+            continue
         try:
-            for picture, view in sides(text):
+            for picture, view in side.look(text):
                 pictures.append(picture)
                 views.append(view.to_dict())
         except Refused as refused:
             reason = f"  not shown: {refused}"
-            pictures.append(Picture(name, tag("p", str(refused)), reason, "", "Not shown.", brief=reason))
+            page = tag("p", str(refused))
+            pictures.append(Picture(side.title, page, reason, "", "Not shown.", brief=reason))
     read = "".join(
         visible(word) if not word.isprintable() else word for word in text.words(text.source or text.tokens)
     )
@@ -161,15 +168,26 @@ def overview(
 Drawn = Iterator[tuple[Picture, View]]
 
 
+@dataclass(frozen=True)
+class Side:
+    """One side from which a text is looked at."""
+
+    name: str
+    title: str
+    look: Callable[[Text], Drawn]
+    """Gives its pictures, each with the view that it was drawn of; raises `Refused` where there is none."""
+    applies: Callable[[Text], bool]
+    """Whether a model and a text of this kind have it."""
+    served: Literal["", "token", "text"] = ""
+    """Whether the served page shows it too: of the token that is marked (`Text.target`), or of all."""
+
+
 def _token_probabilities(text: Text) -> Drawn:
-    if text.predicts:
-        view = text.token_probabilities
-        yield view.draw(text.words), view
+    view = text.token_probabilities
+    yield view.draw(text.words), view
 
 
 def _attention(text: Text) -> Drawn:
-    if not text.kinds:
-        return
     with look(text.model) as seen:
         _run(text)
     for kind in text.kinds:
@@ -222,15 +240,28 @@ def _run(text: Text) -> None:
 
 
 def _lens(text: Text) -> Drawn:
-    if getattr(text.config, "head", "tokens") == "tokens":
+    if text.target is None:
         view = logit_lens(text.model, text.tokens, source=text.source)
-        yield view.draw(text.words), view
+    else:
+        view = logit_lens(text.model, text.tokens, source=text.source, positions=[-1], top=LIKELIEST)
+    yield view.draw(text.words), view
 
 
 def _why(text: Text) -> Drawn:
-    """The token whose probability the rest of the text raised most, and what that hangs on."""
-    if not text.predicts or len(text.tokens) < 3:
-        return
+    """What the token that is asked about hangs on, or else the one that the rest of the text helped most."""
+    if text.target is None:
+        picture, view, read, target = _most_helped(text)
+    else:
+        read, target = text.tokens, text.target
+        view = attribute(text.model, read, target, source=text.source)
+        picture = view.draw(text.words)
+    yield picture, view
+    flow = gradient_flow(text.model, read, target=target, source=text.source)
+    yield replace(flow.draw(text.words), folded=True), flow
+
+
+def _most_helped(text: Text) -> tuple[Picture, View, Sequence[int], int]:
+    """The token whose probability the rest of the text raised most, what that hangs on, and what was read."""
     whole, source = text.token_probabilities.logprob, text.source
     if source is None:
         alone = torch.cat([whole[:1], unaided(text.model, text.tokens)])
@@ -255,21 +286,18 @@ def _why(text: Text) -> Drawn:
         helped = f"The source helped {word} most: {little} after its last token alone"
     helped += f", {much} with it. "
     asked = "" if not first else f", of the {n_read - first} tokens before it"
-    yield replace(picture, title=f"What {word} hangs on{asked}", finding=helped + picture.finding), view
-    flow = gradient_flow(text.model, read, target=target, source=text.source)
-    yield replace(flow.draw(text.words), folded=True), flow
+    title = f"What {word} hangs on{asked}"
+    return replace(picture, title=title, finding=helped + picture.finding), view, read, target
 
 
 def _between(text: Text) -> Drawn:
-    if text.predicts and text.source is None and len(text.tokens) <= MANY:
-        view = token_gradients(text.model, text.tokens)
-        yield replace(view.draw(text.words), folded=True), view
+    view = token_gradients(text.model, text.tokens)
+    yield replace(view.draw(text.words), folded=True), view
 
 
 def _experts(text: Text) -> Drawn:
-    if routers(text.model):
-        view = routing(text.model, text.tokens, source=text.source)
-        yield view.draw(text.words), view
+    view = routing(text.model, text.tokens, source=text.source)
+    yield view.draw(text.words), view
 
 
 def _patched(text: Text, other: list[int]) -> Patching:
@@ -281,12 +309,18 @@ def _patched(text: Text, other: list[int]) -> Patching:
     return patch(text.model, text.tokens, other)
 
 
-SIDES: tuple[tuple[str, Callable[[Text], Drawn]], ...] = (
-    ("How likely each token was", _token_probabilities),
-    ("What a token hangs on", _why),
-    ("Heads", _attention),
-    ("What each layer would have said", _lens),
-    ("Which earlier tokens each token hangs on", _between),
-    ("Which experts were asked", _experts),
-)
+def _predicts_tokens(text: Text) -> bool:
+    return getattr(text.config, "head", "tokens") == "tokens"
+
+
+SIDES = (
+    Side("tokens", "How likely each token was", _token_probabilities, lambda text: text.predicts),
+    Side("gradient", "What a token hangs on", _why,
+         lambda text: text.predicts and len(text.tokens) > 2, "token"),
+    Side("heads", "Heads", _attention, lambda text: bool(text.kinds)),
+    Side("lens", "What each layer would have said", _lens, _predicts_tokens, "token"),
+    Side("between", "Which earlier tokens each token hangs on", _between,
+         lambda text: text.predicts and text.source is None and len(text.tokens) <= MANY),
+    Side("experts", "Which experts were asked", _experts, lambda text: bool(routers(text.model)), "text"),
+)  # fmt: skip
 """What a look is made of, in order."""

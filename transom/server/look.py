@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -19,22 +20,20 @@ import torch
 from torch import Tensor
 
 from transom.errors import Refused
-from transom.insight.ablation import Ablation, without_head
+from transom.insight.ablation import ablate_head
 from transom.insight.attention_figures import checked, tiny
-from transom.insight.attribution import attribute
-from transom.insight.gradients import gradient_flow
-from transom.insight.html import readable
-from transom.insight.lens import logit_lens
+from transom.insight.html import Picture, readable
 from transom.insight.look import Seen
 from transom.insight.look import look as look_at
-from transom.insight.routing import routing
+from transom.insight.overview import Side, Text
 from transom.insight.token_probabilities import TokenProbabilities, token_probabilities
+from transom.insight.view import View
 from transom.sampling_params import SamplingParams
 
 from .chat_schema import for_template
 from .endpoint import Answer, Call
 from .errors import ApiError
-from .look_schema import LookBody
+from .look_schema import SERVED, LookBody
 from .models import ServedModel
 from .prompts import render
 from .schema import at_most
@@ -72,6 +71,16 @@ class Replay:
 
     def texts(self, tokens: Sequence[int]) -> list[str]:
         return readable(self.served.model.tokenizer, tokens)
+
+    @property
+    def whole(self) -> Text:
+        """All of it, as insight takes it."""
+        return Text(self.model, self.tokens, self.served.model.tokenizer, self.source)
+
+    def before(self, position: int) -> Text:
+        """What was read before a token, and that token as what is asked about."""
+        read, target = self.tokens[:position], self.tokens[position]
+        return Text(self.model, read, self.served.model.tokenizer, self.source, target)
 
     def run(self) -> None:
         """The plain forward pass over all of it."""
@@ -118,7 +127,9 @@ def tokens_view(replay: Replay) -> dict[str, Any]:
     found = token_probabilities(replay.model, replay.tokens, top=LIKELIEST, source=replay.source)
     seconds = perf_counter() - began
     texts = replay.texts(replay.tokens)
-    tokens = [{"text": text, "logprob": None} for text in replay.texts(replay.source or ())]
+    tokens: list[dict[str, Any]] = [
+        {"text": text, "logprob": None} for text in replay.texts(replay.source or ())
+    ]
     tokens.append({"text": texts[0], "logprob": None})
     tokens += [_token(replay, found, at, texts[at]) for at in range(1, len(texts))]
     config = replay.model.config
@@ -126,7 +137,7 @@ def tokens_view(replay: Replay) -> dict[str, Any]:
         "n_tokens": len(tokens), "n_prompt": replay.n_prompt + replay.offset, "n_source": replay.offset,
         "seconds": seconds, "replay": agreement(replay, found), "tokens": tokens, "caveat": found.caveat,
         "n_layers": config.n_layers, "n_heads": 0 if config.cell else config.n_heads,
-        "n_experts": config.experts.n_experts if config.experts else 0, "kinds": _kinds(replay),
+        "kinds": _kinds(replay), "sides": _sides(replay),
     }  # fmt: skip
 
 
@@ -156,6 +167,15 @@ def _kinds(replay: Replay) -> list[str]:
         if replay.source is None
         else ["cross", "self", "encoder"]
     )
+
+
+def _sides(replay: Replay) -> list[dict[str, str]]:
+    """What else there is to see, in order."""
+    return [
+        {"name": name, "title": side.title, "of": side.served}
+        for name, side in SERVED.items()
+        if side.applies(replay.whole)
+    ]
 
 
 def agreement(replay: Replay, found: TokenProbabilities) -> dict[str, Any]:
@@ -248,68 +268,32 @@ def _row(best: Any, i: int) -> tuple[list[int], list[float]]:
     return best.indices[i].tolist(), best.values[i].tolist()
 
 
-def lens_view(replay: Replay) -> dict[str, Any]:
-    """What each layer would have said where a token was chosen."""
-    at = _place(replay)
-    found = logit_lens(
-        replay.model, replay.tokens[:at], top=LIKELIEST, positions=[at - 1], source=replay.source
-    )
-    layers = [
-        {
-            "name": "before any" if i == 0 else str(i - 1),
-            "top": _likeliest(replay, found.top[i, 0].tolist(), found.logprob[i, 0].tolist()),
-            "distance": float(found.divergence[i, 0]),
-        }
-        for i in range(len(found.top))
-    ]  # fmt: skip
-    return {"layers": layers, "after": replay.texts([replay.tokens[at - 1]])[0], "caveat": found.caveat}
-
-
-def gradient_view(replay: Replay) -> dict[str, Any]:
-    """What the log-probability of a token hangs on: each token read, graded, and the gradient by layer."""
-    at = _place(replay)
-    read, target = replay.tokens[:at], replay.tokens[at]
-    found = attribute(replay.model, read, target, source=replay.source)
-    flow = gradient_flow(replay.model, read, target=target, source=replay.source)
-    return {
-        "scores": found.scores.tolist(), "control": str(found.control),
-        "trusted": found.control is None or found.control.beats_random,
-        "flow": flow.total.square().sum(-1).sqrt().tolist(), "caveat": found.caveat,
-    }  # fmt: skip
-
-
-def experts_view(replay: Replay) -> dict[str, Any]:
-    """How the choices of each router were shared."""
-    found = routing(replay.model, replay.tokens, source=replay.source)
-    layers = [
-        {"layer": layer, "shares": load}
-        for layer, load in zip(found.layers, found.load.tolist(), strict=True)
-    ]
-    return {"layers": layers, "caveat": found.caveat}
-
-
 def ablate_view(replay: Replay) -> dict[str, Any]:
     """The probability of every token of the answer with and without one head."""
-    layer, head = _layer(replay), replay.asked.head
-    before = token_probabilities(replay.model, replay.tokens, top=1, source=replay.source).logprob
-    found = without_head(replay.model, replay.tokens, layer, head or 0, source=replay.source)
-    first = replay.n_prompt - 1
-    return {
-        "first": replay.n_prompt + replay.offset, "how": "replaced by its mean over the text",
-        "before": before[first:].tolist(), "after": found.logprob[first:].tolist(), "caveat": Ablation.caveat,
-    }  # fmt: skip
+    layer, head = _layer(replay), replay.asked.head or 0
+    view = ablate_head(replay.model, replay.tokens, layer, head, first=replay.n_prompt, source=replay.source)
+    return drawn([(view.draw(replay.texts), view)])
+
+
+def side_view(side: Side, replay: Replay) -> dict[str, Any]:
+    """What `transom look` shows too, of the token that is asked about or of all."""
+    return drawn(side.look(replay.before(_position(replay)) if side.served == "token" else replay.whole))
+
+
+def drawn(found: Iterable[tuple[Picture, View]]) -> dict[str, Any]:
+    """Views as they are: their numbers, and what the page draws of them."""
+    pairs = [(picture.to_dict(), view.to_dict()) for picture, view in found]
+    return {"pictures": [picture for picture, _ in pairs], "views": [view for _, view in pairs]}
 
 
 VIEWS: dict[str, Callable[[Replay], dict[str, Any]]] = {
     "tokens": tokens_view,
     "heads": heads_view,
     "attention": attention_view,
-    "lens": lens_view,
-    "gradient": gradient_view,
-    "experts": experts_view,
     "ablate": ablate_view,
+    **{name: partial(side_view, side) for name, side in SERVED.items()},
 }
-"""Name -> what it tells."""
+"""Name -> what it tells: those in which one walks about, and the others as insight draws them."""
 
 
 def _layer(replay: Replay) -> int:
@@ -328,7 +312,7 @@ def _layer(replay: Replay) -> int:
     return asked.layer or 0
 
 
-def _place(replay: Replay) -> int:
+def _position(replay: Replay) -> int:
     """The place in `tokens` of the token that is asked for; one that was predicted."""
     at = (replay.asked.token or 0) - replay.offset
     if not 1 <= at < len(replay.tokens):

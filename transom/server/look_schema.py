@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from transom.errors import nearest
+from transom.insight.overview import SIDES
 from transom.server_settings import LimitSettings
 
 from .chat_schema import Messages
@@ -16,12 +18,14 @@ from .errors import ApiError
 from .schema import AtMost, Body, Few, Filled, Quick, TokenId, Tokens
 
 Logprob = Annotated[float, Field(ge=-9999, le=0)]
-ViewName = Literal["tokens", "heads", "attention", "lens", "gradient", "experts", "ablate"]
+SERVED = {side.name: side for side in SIDES if side.served}
+"""Views that insight draws as they are shown; in the others one walks about."""
 NEEDS = {
+    "tokens": (),
+    "heads": (),
     "attention": ("layer", "head"),
     "ablate": ("layer", "head"),
-    "lens": ("token",),
-    "gradient": ("token",),
+    **{name: ("token",) if side.served == "token" else () for name, side in SERVED.items()},
 }
 """View -> the fields without which it cannot be drawn."""
 
@@ -29,7 +33,7 @@ NEEDS = {
 class LookBody(Body):
     """`POST /look`."""
 
-    view: ViewName
+    view: Annotated[str, Field(json_schema_extra={"enum": list(NEEDS)})]
     messages: Messages | None = None
     """What was answered: the messages of a chat,"""
     prompt: str | Tokens | None = None
@@ -56,7 +60,10 @@ class LookBody(Body):
         if self.logprobs is not None and len(self.logprobs) != len(self.answer):
             raise ApiError(400, f"logprobs has {len(self.logprobs)} numbers for {len(self.answer)} tokens of"
                            " answer; give one for each, or none", param="logprobs")  # fmt: skip
-        for name in NEEDS.get(self.view, ()):
+        if self.view not in NEEDS:
+            raise ApiError(400, f"view is {ascii(self.view[:40])}{nearest(self.view[:40], NEEDS)}; it can be"
+                           f" {', '.join(NEEDS)}", param="view")  # fmt: skip
+        for name in NEEDS[self.view]:
             if getattr(self, name) is None:
                 raise ApiError(400, f"{name}: the view '{self.view}' needs this field", param=name,
                                code="missing_required_parameter")  # fmt: skip

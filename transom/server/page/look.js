@@ -4,8 +4,8 @@
 // Token text only ever becomes text nodes. Read next: look_parts.js, server/look.py.
 
 import { post } from "./api.js";
-import { $, action, announce, h, icon, later, percent } from "./dom.js";
-import { Heads, Tokens, bits, nats, say, visible } from "./look_parts.js";
+import { $, announce, h, icon, later, percent } from "./dom.js";
+import { Heads, Tokens, bits, drawn, say, visible } from "./look_parts.js";
 
 const KINDS = { self: "among the words written", cross: "from the words written to the source", encoder: "within the source" };
 const FIRST = 160; // tokens of a long prompt that are shown at once, the last ones
@@ -110,16 +110,14 @@ class Look {
         h("p", { class: "look-key" }, "The line under a token is its probability. ", this.first.n_heads ? "Light on a token is the weight that the chosen head gives it, seen from the marked one." : ""),
         this.strip.node, this.readout, say(this.first.caveat)),
       this.first.n_heads ? this.headsView() : "",
-      this.folded("What each layer would have said", "lens", (place) => this.lens(place)),
-      this.folded("What the marked token hangs on", "gradient", (place) => this.gradient(place)),
-      this.first.n_experts ? this.folded("Which experts were asked", "experts", (place) => this.experts(place)) : "");
+      ...this.first.sides.map((side) => this.folded(side)));
   }
 
   /** A view that is asked for when it is opened, and again when another token is marked. */
-  folded(title, name, draw) {
+  folded({ name, title, of }) {
     const place = h("div", { class: "look-body" });
     const node = h("details", { class: "look-view", "data-view": name }, h("summary", {}, h("h3", {}, title)), place);
-    node.redraw = later(() => node.open && this.in(place, () => draw(place)), 60);
+    node.redraw = later(() => node.open && this.in(place, () => this.side(name, of, place)), 60);
     node.addEventListener("toggle", () => node.open && node.redraw());
     return node;
   }
@@ -201,86 +199,17 @@ class Look {
 
   ablate(layer, head, result) {
     return this.in(result, async () => {
-      const found = await this.view("ablate", { layer, head });
-      const [before, after] = [found.before, found.after];
-      const sum = (values) => values.reduce((total, value) => total + value, 0);
-      const change = sum(after) - sum(before);
-      const mine = this.here - found.first;
-      const of = (i, name) => h("li", {}, h("span", {}, name), h("b", {}, percent(Math.exp(before[i]))), " → ", h("b", {}, percent(Math.exp(after[i]))));
-      const worst = before.map((value, i) => [i, after[i] - value]).sort((a, b) => Math.abs(b[1]) - Math.abs(a[1])).slice(0, 3).filter(([i]) => i !== mine);
-      const token = (i) => visible(this.first.tokens[found.first + i].text);
-      result.replaceChildren(
-        h("p", { class: "look-change" }, h("strong", {}, nats(change)), ` on the whole answer (${nats(change / before.length)} a token) with head ${layer}.${head} ${found.how}: ${times(change)}.`),
-        h("ul", { class: "look-moves" }, mine >= 0 && mine < before.length && of(mine, h("code", {}, token(mine))), worst.map(([i]) => of(i, h("code", {}, token(i))))),
-        say(found.caveat));
-      announce(`Without head ${layer}.${head} the answer's log-probability changes by ${nats(change)}.`);
+      const [picture] = (await this.view("ablate", { layer, head })).pictures;
+      result.replaceChildren(h("p", { class: "look-change" }, picture.finding), ...drawn({ ...picture, finding: "" }));
+      announce(picture.finding);
     });
   }
 
-  // What is folded at first
-
-  async lens(place) {
+  /** What insight has drawn: of the marked token, or of all. */
+  async side(name, of, place) {
     const at = this.here;
-    const found = await this.view("lens", { token: at });
+    const { pictures } = await this.view(name, of === "token" ? { token: at } : {});
     if (at !== this.here) return;
-    const far = Math.max(...found.layers.map(({ distance }) => distance), 1e-9);
-    const rows = found.layers.toReversed().map(({ name, top, distance }) =>
-      h("tr", {}, h("th", { scope: "row" }, name), top.slice(0, 3).map((one) => h("td", {}, lit(h("code", {}, visible(one.text)), one.p), h("small", {}, percent(one.p)))),
-        h("td", { class: "look-far" }, meter(distance / far), h("small", {}, distance.toFixed(2)))));
-    place.replaceChildren(
-      h("p", { class: "look-key" }, `Each layer's state read by the output layer, after `, h("code", {}, visible(found.after)), `; the answer took `, h("code", {}, visible(this.first.tokens[at].text)), "."),
-      h("div", { class: "look-scroll" }, h("table", { class: "look-lens" },
-        h("thead", {}, h("tr", {}, h("th", {}, "after layer"), h("th", { colspan: 3 }, "would say"), h("th", {}, "from the end, nats"))), h("tbody", {}, rows))),
-      say(found.caveat));
+    place.replaceChildren(...pictures.flatMap((picture, i) => [...(i ? [h("h4", {}, picture.title)] : []), ...drawn(picture)]));
   }
-
-  async gradient(place) {
-    const at = this.here;
-    const found = await this.view("gradient", { token: at });
-    if (at !== this.here) return;
-    const most = Math.max(...found.scores.map(Math.abs), 1e-30);
-    const order = found.scores.map((score, i) => [i, score]).sort((a, b) => Math.abs(b[1]) - Math.abs(a[1])).slice(0, 8);
-    place.replaceChildren(
-      h("p", { class: "look-key" }, "What each token that was read does for the log-probability of ", h("code", {}, visible(this.first.tokens[at].text)), ", by gradient × input. ", found.trusted ? "Light speaks for it, grey against." : "All grey: here these bars are no better than chance, so they are not the answer."),
-      h("p", { class: "quiet look-grade" }, `Graded: ${found.control}.`),
-      h("ul", { class: "look-bars" }, order.map(([i, score]) =>
-        h("li", { "data-against": score < 0 || !found.trusted }, h("code", {}, visible(this.first.tokens[i].text)), h("small", {}, this.first.n_source ? `place ${i}` : `${at - i} back`), meter(Math.abs(score) / most)))),
-      h("p", { class: "quiet" }, "Its gradient layer by layer: ", h("span", { class: "look-steps" }, found.flow.map((norm) => step(norm, found.flow))), ` from ${found.flow[0].toExponential(1)} at the embeddings to ${found.flow.at(-1).toExponential(1)} at the end.`),
-      say(found.caveat));
-  }
-
-  async experts(place) {
-    const found = await this.view("experts");
-    const most = Math.max(...found.layers.flatMap(({ shares }) => shares));
-    place.replaceChildren(
-      h("table", { class: "look-lens" }, h("tbody", {}, found.layers.map(({ layer, shares }) =>
-        h("tr", {}, h("th", { scope: "row" }, `layer ${layer}`), shares.map((share, i) => h("td", { title: `expert ${i}: ${percent(share)}` }, lit(h("span", {}, Math.round(100 * share)), share / most))))))),
-      h("p", { class: "look-key" }, "Percent of this text's choices that went to each expert."), say(found.caveat));
-  }
-}
-
-/** What a change of log-probability is, in words. */
-function times(change) {
-  const ratio = Math.exp(Math.abs(change));
-  if (ratio < 1.005) return "its probability hardly moves";
-  if (ratio > 1e6) return change < 0 ? "it would hardly ever be written" : "it would be far likelier";
-  const by = ratio < 10 ? ratio.toFixed(2) : Math.round(ratio).toLocaleString("en");
-  return `its probability is ${by} times ${change < 0 ? "smaller" : "larger"}`;
-}
-
-function lit(node, share) {
-  node.classList.add("lit");
-  node.style.setProperty("--p", Math.min(1, share).toFixed(3));
-  return node;
-}
-
-function meter(share) {
-  const node = h("i", { class: "look-meter", "aria-hidden": "true" });
-  node.style.setProperty("--p", share.toFixed(4));
-  return node;
-}
-
-function step(norm, all) {
-  const [low, high] = [Math.log(Math.min(...all) + 1e-30), Math.log(Math.max(...all) + 1e-30)];
-  return "▁▂▃▄▅▆▇█"[Math.round((7 * (Math.log(norm + 1e-30) - low)) / (high - low || 1))];
 }

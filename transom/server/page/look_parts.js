@@ -11,10 +11,32 @@ export const visible = (text) =>
   [...text].map((c) => SHOWN[c] ?? (/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/u.test(c) ? `\\u${c.codePointAt(0).toString(16).padStart(4, "0")}` : c)).join("") || "∅";
 
 export const bits = (nats) => `${(nats / Math.LN2).toFixed(1)} bits`;
-export const nats = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)} nats`;
 
 /** The line under a view that says what it does not show. */
 export const say = (caveat) => h("p", { class: "look-caveat" }, h("b", {}, "Keep in mind: "), `${caveat}.`);
+
+/** A picture of insight as it is sent: what it found, how it is read, a table or bars, what it does not show. */
+export function drawn({ finding, note, chart, text, caveat }) {
+  const body = chart === null ? h("pre", {}, text) : CHARTS[chart.kind](chart);
+  return [finding && h("p", { class: "look-key" }, finding), note && h("p", { class: "quiet" }, note), body, say(caveat)].filter(Boolean);
+}
+
+const CHARTS = {
+  table: ({ head, rows }) => h("div", { class: "look-scroll" }, h("table", { class: "look-table" },
+    h("thead", {}, h("tr", {}, head.map((name) => h("th", {}, name)))),
+    h("tbody", {}, rows.map(([name, cells]) => h("tr", {}, h("th", { scope: "row" }, name), cells.map(cell)))))),
+  bars: ({ rows }) => h("ul", { class: "look-bars" }, rows.map(({ name, share, number, apart }) =>
+    h("li", { "data-against": apart }, h("code", {}, name), h("small", {}, number), sized(h("i", { class: "look-meter", "aria-hidden": "true" }), share)))),
+};
+
+function cell({ text, note, share, title }) {
+  return h("td", { title }, sized(h("code", { class: "lit" }, text), share), note && h("small", {}, note));
+}
+
+function sized(node, share) {
+  node.style.setProperty("--p", share.toFixed(4));
+  return node;
+}
 
 /** All tokens of an answer and what it answers: one stop of the Tab key, arrow keys walk it. */
 export class Tokens {
