@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.scale import scaled
-from transom.chat.conversation import Conversation, Kept, Message
+from transom.chat.conversation import ContextWindow, Conversation, Message
 from transom.data.chat_template import ChatTemplate
 from transom.data.tokenizer import Tokenizer, train_tokenizer
 from transom.errors import Refused
@@ -84,7 +84,7 @@ def test_a_message_that_does_not_fit_is_refused_with_what_to_do(plain: ChatTempl
         conversation.fits(plain, BYTES, 130, 20)
     over = int(str(refused.value).partition("shorten it by ")[2].split()[0])
     most = int(str(refused.value).rpartition("at most ")[2])
-    assert isinstance(talk("x" * (100 - over)).fits(plain, BYTES, 130, 20), Kept)
+    assert isinstance(talk("x" * (100 - over)).fits(plain, BYTES, 130, 20), ContextWindow)
     assert conversation.fits(plain, BYTES, 130, most).used == 130
     with pytest.raises(Refused):
         talk("x" * (101 - over)).fits(plain, BYTES, 130, 20)

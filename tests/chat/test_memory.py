@@ -16,8 +16,8 @@ from transom.chat.memory import (
     IN_PROMPT,
     MAX_CHARACTERS,
     MAX_FACTS,
-    Heard,
     Memory,
+    Recall,
     asked_to_keep,
     note,
     used_here,
@@ -182,7 +182,7 @@ def test_what_is_forgotten_or_replaced_is_gone_from_the_file(memory: Memory):
 def test_switched_off_it_keeps_nothing_and_says_nothing(memory: Memory):
     memory.remember("call me Ada")
     memory.enabled = False
-    assert memory.hear("remember that I like tea") == Heard([], None, "")
+    assert memory.hear("remember that I like tea") == Recall([], None, "")
     assert memory.relevant("Ada") == []
     with pytest.raises(Refused, match="switched off"):
         memory.remember("I like tea")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from transom.server.output_parser import OutputParser, Said, parsed
+from transom.server.output_parser import OutputParser, ParsedOutput, parsed
 from transom.server.tool_calls import HERMES, LLAMA, MISTRAL, CallSyntax, syntax_of
 
 CALL = '<tool_call>\n{"name": "f", "arguments": {"city": "Zürich"}}\n</tool_call>'
@@ -45,15 +45,15 @@ def reader(syntax: CallSyntax | None, **more: Any) -> OutputParser:
     return OutputParser(syntax=syntax, names=("f", "g"), thinks=True, **more)
 
 
-def in_pieces(parser: OutputParser, text: str, size: int) -> Said:
-    said = Said()
+def in_pieces(parser: OutputParser, text: str, size: int) -> ParsedOutput:
+    said = ParsedOutput()
     for at in range(0, len(text), size):
         said.add(parser.push(text[at : at + size]))
     said.add(parser.finish())
     return said
 
 
-def plain(said: Said) -> tuple[str, str, list[tuple[str, str]]]:
+def plain(said: ParsedOutput) -> tuple[str, str, list[tuple[str, str]]]:
     return said.reasoning, said.content, [tuple(call["function"].values()) for call in said.calls]
 
 
@@ -85,7 +85,7 @@ def test_pieces_are_the_whole(parts: list[str], size: int, syntax: CallSyntax | 
 @given(st.text(alphabet="<tool_ca/>{}[TOOL_S] \n", max_size=80), st.sampled_from([HERMES, MISTRAL, LLAMA]))
 @example(" {", LLAMA)
 def test_text_without_a_call_is_told_as_it_is(text: str, syntax: CallSyntax):
-    assert parsed(OutputParser(syntax=syntax, names=("f",)), text) == Said(content=text)
+    assert parsed(OutputParser(syntax=syntax, names=("f",)), text) == ParsedOutput(content=text)
 
 
 def test_a_call_has_its_arguments_as_json():
@@ -120,7 +120,7 @@ def test_one_call_where_one_is_wanted():
     ],
 )
 def test_what_is_no_call_stays_text(text: str):
-    assert parsed(reader(HERMES), text) == Said(content=text)
+    assert parsed(reader(HERMES), text) == ParsedOutput(content=text)
 
 
 def test_text_that_cannot_begin_a_call_goes_out_at_once():

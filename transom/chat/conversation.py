@@ -32,7 +32,7 @@ class Message:
 
 
 @dataclass(frozen=True)
-class Kept:
+class ContextWindow:
     """What the model will read: the prompt, and which messages are in it."""
 
     tokens: list[int]
@@ -97,7 +97,7 @@ class Conversation:
 
     def fits(
         self, template: ChatTemplate, tokenizer: Tokenizer, max_len: int, max_tokens: int, *, note: str = ""
-    ) -> Kept:
+    ) -> ContextWindow:
         """The prompt for the next answer: the system text and note, and as many of the newest turns as fit.
 
         A turn is a user's message with what was answered to it. The note goes below the system text, or below
@@ -129,7 +129,7 @@ class Conversation:
         if first == len(starts):
             raise Refused(_too_long(len(prompt(starts[-1])), max_tokens, max_len))
         start = starts[first]
-        return Kept(prompt(start), head + messages[start:], start, max_tokens, max_len)
+        return ContextWindow(prompt(start), head + messages[start:], start, max_tokens, max_len)
 
     # On disk
 

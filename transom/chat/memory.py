@@ -83,7 +83,7 @@ class Fact:
 
 
 @dataclass(frozen=True)
-class Heard:
+class Recall:
     """What a memory makes of a message."""
 
     facts: list[Fact]
@@ -194,14 +194,14 @@ class Memory:
 
     # What a conversation asks of it
 
-    def hear(self, said: str, k: int = IN_PROMPT) -> Heard:
+    def hear(self, said: str, k: int = IN_PROMPT) -> Recall:
         """Keep what a message asks to be kept, and find what bears on it; no message is refused."""
         fact = asked_to_keep(said) if self.enabled else None
         try:
             kept, not_kept = (self.remember(fact) if fact else None), ""
         except Refused as refused:
             kept, not_kept = None, str(refused)
-        return Heard(self.relevant(said, k), kept, not_kept)
+        return Recall(self.relevant(said, k), kept, not_kept)
 
     def relevant(self, said: str, k: int = IN_PROMPT) -> list[Fact]:
         """The facts that bear on a message, without those it states itself, at most k; none while off.

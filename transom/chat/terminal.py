@@ -21,7 +21,7 @@ from transom.errors import Refused, nearest
 from transom.inference.dtype import in_words
 from transom.inference.generator import Generator
 
-from .conversation import Conversation, Kept
+from .conversation import ContextWindow, Conversation
 from .memory import Fact, Memory, note, used_here
 
 
@@ -53,13 +53,13 @@ def chat(
     room = generator.answer_tokens if max_tokens is None else max_tokens
     settings = generator.generation.draws(settings, chat=True)
     settings["stop"] = [*template.stop, *settings.get("stop", ())]
-    talk = Talk(generator, template, Conversation(system), memory, room, settings)
+    talk = ChatSession(generator, template, Conversation(system), memory, room, settings)
     talk.input, talk.out, talk.err = stdin or sys.stdin, stdout or sys.stdout, stderr or sys.stderr
     talk.run()
     return talk.conversation
 
 
-class Talk:
+class ChatSession:
     """One session at the terminal: the conversation, and what it is carried on with."""
 
     input: TextIO
@@ -185,7 +185,7 @@ class Talk:
         if stream.completion and stream.completion.finish_reason == "length":
             self.say(f"cut at {self.max_tokens} tokens; --max-tokens allows more")
 
-    def _kept(self) -> tuple[Kept, list[Fact]]:
+    def _kept(self) -> tuple[ContextWindow, list[Fact]]:
         """What the model will read now, and the facts in it."""
         asked = next((m.content for m in reversed(self.conversation.messages) if m.role == "user"), "")
         facts = self.memory.relevant(asked) if self.memory is not None else []
@@ -278,17 +278,17 @@ class Talk:
         return self.memory
 
 
-COMMANDS: dict[str, tuple[Callable[[Talk, str], None], str, str]] = {
-    "help": (Talk.help, "/help", "this list"),
-    "regenerate": (Talk.regenerate, "/regenerate", "another answer to the last message"),
-    "edit": (Talk.edit, "/edit TEXT", "say the last message differently"),
-    "context": (Talk.context, "/context", "what the model reads now: kept, dropped, facts"),
-    "memory": (Talk.list_facts, "/memory [on|off]", "the facts kept, and the switch"),
-    "remember": (Talk.remember, "/remember TEXT", 'keep a fact; "remember that ..." does too'),
-    "forget": (Talk.forget, "/forget N|all", "forget a fact for good"),
-    "save": (Talk.save, "/save FILE", "the conversation as JSON"),
-    "new": (Talk.new, "/new", "a new conversation"),
-    "quit": (Talk.help, "/quit", "the end; so is the end of the input"),
+COMMANDS: dict[str, tuple[Callable[[ChatSession, str], None], str, str]] = {
+    "help": (ChatSession.help, "/help", "this list"),
+    "regenerate": (ChatSession.regenerate, "/regenerate", "another answer to the last message"),
+    "edit": (ChatSession.edit, "/edit TEXT", "say the last message differently"),
+    "context": (ChatSession.context, "/context", "what the model reads now: kept, dropped, facts"),
+    "memory": (ChatSession.list_facts, "/memory [on|off]", "the facts kept, and the switch"),
+    "remember": (ChatSession.remember, "/remember TEXT", 'keep a fact; "remember that ..." does too'),
+    "forget": (ChatSession.forget, "/forget N|all", "forget a fact for good"),
+    "save": (ChatSession.save, "/save FILE", "the conversation as JSON"),
+    "new": (ChatSession.new, "/new", "a new conversation"),
+    "quit": (ChatSession.help, "/quit", "the end; so is the end of the input"),
 }
 """Name -> what does it, how it is written, what it is for."""
 

@@ -43,7 +43,7 @@ Start = tuple[list[int], frozenset[int] | None]
 Prompt = str | Sequence[int]
 
 
-class Compiled(Protocol):
+class CompiledGrammar(Protocol):
     """A grammar of which every answer takes a matcher of its own (structured.Grammar)."""
 
     def matcher(self) -> Grammar: ...
@@ -199,7 +199,7 @@ class Generator:
         *,
         continues: bool = True,
         prefix_tokens: Sequence[int] = (),
-        grammar: Compiled | None = None,
+        grammar: CompiledGrammar | None = None,
         tenant: str = "",
         id: str = "",
         markers: Mapping[int, str] = MappingProxyType({}),
@@ -283,7 +283,7 @@ class Generator:
         *,
         continues: bool = True,
         prefix_tokens: Sequence[int] = (),
-        grammar: Compiled | None = None,
+        grammar: CompiledGrammar | None = None,
         tenant: str = "",
         id: str = "",
         markers: Mapping[int, str] = MappingProxyType({}),

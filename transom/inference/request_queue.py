@@ -26,7 +26,7 @@ class Busy(Refused):
         self.retry_after = retry_after
 
 
-class Waiting(Protocol):
+class QueueItem(Protocol):
     """What can wait."""
 
     number: int
@@ -38,7 +38,7 @@ class Waiting(Protocol):
     def n_tokens(self) -> int: ...
 
 
-W = TypeVar("W", bound=Waiting)
+W = TypeVar("W", bound=QueueItem)
 
 
 class RequestQueue(Generic[W]):

@@ -10,7 +10,7 @@ from .chat_schema import ChatBody, for_template
 from .completions import FINGERPRINT
 from .endpoint import DONE, Answer, Call, Frames, frame
 from .logprobs import chat_entries
-from .output_parser import OutputParser, Said, parsed
+from .output_parser import OutputParser, ParsedOutput, parsed
 from .prompts import for_chat, grammar_for, parser_of, plain_tools
 from .streaming import Part, Step, all_parts, n_values, prompt_tokens, stream_steps, usage
 
@@ -112,7 +112,7 @@ class _Writer:
             chunks.append(_chunk(call, part.index, {}, None, reason))
         return chunks
 
-    def _delta(self, said: Said) -> dict[str, Any]:
+    def _delta(self, said: ParsedOutput) -> dict[str, Any]:
         delta: dict[str, Any] = {"reasoning_content": said.reasoning} if said.reasoning else {}
         if said.content:
             delta["content"] = said.content

@@ -22,7 +22,7 @@ _BARE = re.compile(r'\{\s{0,16}"(?:name|type|function|parameters)"')
 
 
 @dataclass
-class Said:
+class ParsedOutput:
     """A part of an answer, or all of it."""
 
     content: str = ""
@@ -32,7 +32,7 @@ class Said:
     def __bool__(self) -> bool:
         return bool(self.content or self.reasoning or self.calls)
 
-    def add(self, other: Said) -> None:
+    def add(self, other: ParsedOutput) -> None:
         self.content += other.content
         self.reasoning += other.reasoning
         self.calls += other.calls
@@ -54,7 +54,7 @@ class OutputParser:
         come. thinks: the answer may begin with reasoning; opened: the prompt has opened it already.
         """
         self._syntax, self._names, self._parallel = syntax, frozenset(names), parallel
-        self._phase: Callable[[str, Said], str] = self._saying
+        self._phase: Callable[[str, ParsedOutput], str] = self._saying
         if thinks or opened:
             self._phase = self._thinking if opened else self._beginning
         self._fresh = opened
@@ -67,16 +67,16 @@ class OutputParser:
         self._opener = ""
         self._said = self._called = self._called_last = False
 
-    def push(self, text: str) -> Said:
+    def push(self, text: str) -> ParsedOutput:
         """Take the next piece; what is certain with it."""
-        said, rest, self._held = Said(), self._held + text, ""
+        said, rest, self._held = ParsedOutput(), self._held + text, ""
         while rest:
             rest = self._phase(rest, said)
         return said
 
-    def finish(self) -> Said:
+    def finish(self) -> ParsedOutput:
         """What is left when the answer has ended."""
-        said, rest, self._held = Said(), self._held, ""
+        said, rest, self._held = ParsedOutput(), self._held, ""
         if self._phase == self._calling:
             self._call.append(rest)
             self._end_call("", said)
@@ -88,7 +88,7 @@ class OutputParser:
         said.content += "" if self._called_last else "".join(self._space)
         return said
 
-    def _beginning(self, rest: str, said: Said) -> str:
+    def _beginning(self, rest: str, said: ParsedOutput) -> str:
         """Before it is known whether the answer begins with reasoning."""
         text = rest.lstrip()
         self._space.append(rest[: len(rest) - len(text)])
@@ -101,7 +101,7 @@ class OutputParser:
         self._phase = self._saying
         return text
 
-    def _thinking(self, rest: str, said: Said) -> str:
+    def _thinking(self, rest: str, said: ParsedOutput) -> str:
         before, found, after = _cut(rest, END_THINK)
         self._tell("reasoning", before, said)
         if not found:
@@ -110,7 +110,7 @@ class OutputParser:
         self._space, self._fresh, self._phase = [], True, self._saying
         return after
 
-    def _saying(self, rest: str, said: Said) -> str:
+    def _saying(self, rest: str, said: ParsedOutput) -> str:
         if self._syntax is None:
             self._tell("content", rest, said)
             return ""
@@ -131,7 +131,7 @@ class OutputParser:
     def _begin_call(self, opener: str) -> None:
         self._call, self._opener, self._phase = [], opener, self._calling
 
-    def _calling(self, rest: str, said: Said) -> str:
+    def _calling(self, rest: str, said: ParsedOutput) -> str:
         assert self._syntax is not None
         if not self._syntax.closer or not self._opener:
             self._call.append(rest)
@@ -147,7 +147,7 @@ class OutputParser:
         self._phase = self._saying
         return after
 
-    def _leave_json(self, said: Said) -> None:
+    def _leave_json(self, said: ParsedOutput) -> None:
         """Tell an answer in braces after all, once it shows that it is no call."""
         if len(self._call[0]) < HEAD:
             self._call = ["".join(self._call)]
@@ -157,7 +157,7 @@ class OutputParser:
             self._phase = self._saying
             self._tell("content", "".join(self._call), said)
 
-    def _end_call(self, closer: str, said: Said) -> None:
+    def _end_call(self, closer: str, said: ParsedOutput) -> None:
         """Tell the calls that came, or else the text that they turned out to be."""
         assert self._syntax is not None
         written = "".join(self._call)
@@ -173,7 +173,7 @@ class OutputParser:
         self._fresh = bool(self._space) or not self._said
         self._called = self._called_last = True
 
-    def _tell(self, kind: str, text: str, said: Said) -> None:
+    def _tell(self, kind: str, text: str, said: ParsedOutput) -> None:
         text = text.lstrip() if self._fresh else text
         if not text:
             return
@@ -192,9 +192,9 @@ class OutputParser:
             said.content += told
 
 
-def parsed(parser: OutputParser, text: str) -> Said:
+def parsed(parser: OutputParser, text: str) -> ParsedOutput:
     """A whole answer taken apart."""
-    said = Said()
+    said = ParsedOutput()
     for at in range(0, len(text), PIECE):
         said.add(parser.push(text[at : at + PIECE]))
     said.add(parser.finish())

@@ -14,7 +14,7 @@ from transom.inference.request import Request
 from .chat_schema import ResponseBody
 from .endpoint import Answer, Call, Frames, frame
 from .logprobs import chat_entries
-from .output_parser import Said, parsed
+from .output_parser import ParsedOutput, parsed
 from .prompts import for_chat, grammar_for, parser_of, plain_tools
 from .streaming import Part, all_parts, n_values, stream_steps
 
@@ -48,7 +48,7 @@ def _requests(call: Call) -> list[Request]:
     )
 
 
-def _output(call: Call, said: Said, part: Part) -> list[dict[str, Any]]:
+def _output(call: Call, said: ParsedOutput, part: Part) -> list[dict[str, Any]]:
     """The items of a response: what was thought, a message, and the tools that it calls."""
     items = [_reasoning(call, said.reasoning)] if said.reasoning else []
     if said.content or not said.calls:
@@ -136,7 +136,7 @@ def _usage(part: Part) -> dict[str, Any]:
 async def _stream(call: Call, requests: list[Request]) -> Frames:
     """The events of a response: each item begins, grows and ends before the next begins."""
     events = _Events(call)
-    parser, told, part = parser_of(call, requests[0]), Said(), None
+    parser, told, part = parser_of(call, requests[0]), ParsedOutput(), None
     async with stream_steps(call, requests) as steps:
         yield events.event("response.created", response=_response(call, [], None))
         yield events.event("response.in_progress", response=_response(call, [], None))
@@ -152,7 +152,7 @@ async def _stream(call: Call, requests: list[Request]) -> Frames:
         yield data
 
 
-def _ending(call: Call, events: _Events, told: Said, part: Part) -> list[bytes]:
+def _ending(call: Call, events: _Events, told: ParsedOutput, part: Part) -> list[bytes]:
     """All that is told once more when a response has ended."""
     output = _output(call, told, part)
     ends = events.ended(output)
@@ -174,7 +174,7 @@ class _Events:
     def event(self, kind: str, **fields: Any) -> bytes:
         return frame({"type": kind, "sequence_number": next(self._numbers), **fields}, kind)
 
-    def grown(self, said: Said, told: Said, tokens: list[Any]) -> list[bytes]:
+    def grown(self, said: ParsedOutput, told: ParsedOutput, tokens: list[Any]) -> list[bytes]:
         """What a step brings; calls come whole, after everything else is told."""
         self._tokens += tokens
         events: list[bytes] = []

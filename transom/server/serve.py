@@ -35,7 +35,7 @@ AFTER_DRAIN = 2
 """Seconds for the last bytes to leave, once all answers have ended."""
 
 
-def serve(folders: Sequence[str], settings: ServerSettings, tell: Callable[[Listening], None]) -> int:
+def serve(folders: Sequence[str], settings: ServerSettings, tell: Callable[[Announcement], None]) -> int:
     """Serve models until a signal, and tell where once they can be asked; the exit code. Raises Refused."""
     keys, made = read_keys(settings)
     with listening(settings) as bound:
@@ -45,7 +45,7 @@ def serve(folders: Sequence[str], settings: ServerSettings, tell: Callable[[List
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         page = f"{url}/#memory={memory.token}" if memory and not keys else f"{url}/"
         server.when_up = lambda: tell(
-            Listening(url, page, list(models.values()), made, not keys and not settings.loopback)
+            Announcement(url, page, list(models.values()), made, not keys and not settings.loopback)
         )
         gc.collect()
         gc.freeze()  # else what is loaded is gone through whenever a large body is parsed, for 0.1 s
@@ -84,7 +84,7 @@ def listening(settings: ServerSettings) -> Iterator[socket.socket]:
 
 
 @dataclass(frozen=True)
-class Listening:
+class Announcement:
     """What an operator is told once a server is up."""
 
     url: str
