@@ -349,16 +349,16 @@ def test_others_do(host: str, tmp_path: Path):
 def test_a_made_key_is_told_once_and_opens():
     keys, made = read_keys(settings(generate_key=True), {})
     again, other = read_keys(settings(generate_key=True), {})
-    assert made != other and keys.scope(made.encode()) and keys.scope(other.encode()) is None
+    assert made != other and keys.tenant(made.encode()) and keys.tenant(other.encode()) is None
     assert made not in repr(vars(keys))
 
 
 def test_scopes_tell_keys_apart_and_say_nothing_of_them():
     keys = Keys((ANN, BOB))
-    ann, bob = keys.scope(ANN.encode()), keys.scope(BOB.encode())
+    ann, bob = keys.tenant(ANN.encode()), keys.tenant(BOB.encode())
     assert ann and bob and ann != bob and ann not in ANN
-    assert keys.scope(None) is None and keys.scope(b"") is None
-    assert Keys().scope(None) == "" == Keys().scope(b"anything")
+    assert keys.tenant(None) is None and keys.tenant(b"") is None
+    assert Keys().tenant(None) == "" == Keys().tenant(b"anything")
 
 
 @pytest.mark.parametrize("content", ["", "# only this\n", "short\n", "with a space in the key\n"])

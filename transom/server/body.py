@@ -34,7 +34,7 @@ async def read_body(kind: type[B], scope: Any, receive: Any, state: State) -> tu
     def work() -> tuple[B, list[str]]:
         return read(kind, parse_object(data, limits), limits, lenient=lenient)
 
-    return work() if len(data) < LARGE else await state.text_work(scope["transom.scope"], work)
+    return work() if len(data) < LARGE else await state.text_work(scope["transom.tenant"], work)
 
 
 def parse_object(data: bytes, limits: LimitSettings) -> dict[str, Any]:

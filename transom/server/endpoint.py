@@ -40,7 +40,7 @@ class Call:
     """The checked body."""
     served: ServedModel
     state: State
-    scope: str
+    tenant: str
     """Whose request it is: one name for each API key."""
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
@@ -48,7 +48,7 @@ class Call:
 
     async def text_work(self, work: Callable[..., T], *arguments: Any) -> T:
         """See `State.text_work`."""
-        return await self.state.text_work(self.scope, work, *arguments)
+        return await self.state.text_work(self.tenant, work, *arguments)
 
     async def whole(self, n_values: int, make: Callable[[], dict[str, Any]]) -> bytes:
         """The answer that `make` makes, of so many values, as JSON; a large one beside the event loop."""
@@ -67,7 +67,7 @@ class Endpoint:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         asked, left_out = await read_body(self.body, scope, receive, self.state)
-        call = Call(asked, self.state.find(asked.model, self.tasks), self.state, scope["transom.scope"])
+        call = Call(asked, self.state.find(asked.model, self.tasks), self.state, scope["transom.tenant"])
         headers = {"x-request-id": call.id}
         if left_out:
             headers["x-transom-ignored"] = ascii(", ".join(left_out))[1:-1][:500]

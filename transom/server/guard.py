@@ -75,7 +75,7 @@ class Guard:
             await answer_error(INTERNAL, guarded_send)
 
     def check(self, scope: Any) -> None:
-        """Raises ApiError for what must not pass; leaves who asks in `scope["transom.scope"]`."""
+        """Raises ApiError for what must not pass; leaves who asks in `scope["transom.tenant"]`."""
         headers = scope["headers"]
         if len(headers) > self.settings.limits.header_lines:
             raise ApiError(431, f"the request has {len(headers)} header lines; the limit is"
@@ -84,7 +84,7 @@ class Guard:
         method, path = scope["method"], scope["path"]
         if method not in SAFE:
             self.origins.check(_only(headers, b"origin"), _only(headers, b"host") or b"")
-        who = self.keys.scope(_bearer(headers))
+        who = self.keys.tenant(_bearer(headers))
         if who is None and path not in self.open_paths:
             raise ApiError(
                 401,
@@ -92,7 +92,7 @@ class Guard:
                 code="invalid_api_key",
                 headers={"www-authenticate": "Bearer"},
             )
-        scope["transom.scope"] = who or ""
+        scope["transom.tenant"] = who or ""
         if self.draining and path not in self.open_paths:
             raise unavailable("this server is about to stop; ask another, or later", 5)
         if method not in BODILESS:

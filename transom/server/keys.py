@@ -30,7 +30,7 @@ class Keys:
     def __bool__(self) -> bool:
         return bool(self._digests)
 
-    def scope(self, given: bytes | None) -> str | None:
+    def tenant(self, given: bytes | None) -> str | None:
         """A name for whoever holds this key, the same every time; None: the key is not one of ours."""
         if not self._digests:
             return ""

@@ -94,7 +94,7 @@ async def look(call: Call) -> Answer:
     at_most("prompt and answer together", len(replay.tokens) + replay.offset, limits.look_tokens, "tokens")
     call.state.metrics.tokens.labels(call.served.name, "read").inc(len(replay.tokens) + replay.offset)
     view = VIEWS[call.asked.view]
-    found = await worker.between_steps(lambda: view(replay), call.scope)
+    found = await worker.between_steps(lambda: view(replay), call.tenant)
     what = {"object": "look", "view": call.asked.view, "model": call.served.name}
     return await call.whole(LARGE, lambda: {**what, **_finite(found)})
 

@@ -58,20 +58,22 @@ class MemoryStore:
         self.path, self.token = path.expanduser().absolute(), secrets.token_urlsafe(24)
         self._open: dict[str, Memory] = {}
 
-    def check(self, scope: str, headers: list[tuple[bytes, bytes]]) -> None:
+    def check(self, tenant: str, headers: list[tuple[bytes, bytes]]) -> None:
         """Raises ApiError 403 for whoever has neither an API key nor the token of this start."""
         given = dict(headers).get(TOKEN, b"")
-        if not scope and not hmac.compare_digest(given, self.token.encode()):
+        if not tenant and not hmac.compare_digest(given, self.token.encode()):
             raise ApiError(403, "this memory is for the page of whoever started the server: open it by the"
                            " address that `transom serve` printed, which ends in #memory=...",
                            code="memory_locked")  # fmt: skip
 
-    def of(self, scope: str) -> Memory:
+    def of(self, tenant: str) -> Memory:
         """The memory of one API key; '' is its owner's where there are none."""
-        if scope not in self._open:
-            path = self.path.with_name(f"{self.path.stem}-{scope}{self.path.suffix}") if scope else self.path
-            self._open[scope] = Memory(path)
-        return self._open[scope]
+        if tenant not in self._open:
+            path = (
+                self.path.with_name(f"{self.path.stem}-{tenant}{self.path.suffix}") if tenant else self.path
+            )
+            self._open[tenant] = Memory(path)
+        return self._open[tenant]
 
 
 Work = Callable[[Memory, Any, int], Any]
@@ -110,17 +112,17 @@ class MemoryRoute:
             raise ApiError(
                 404, "this server remembers nothing; start it with --memory FILE", code="no_memory"
             )
-        self.state.memory.check(scope["transom.scope"], scope["headers"])
+        self.state.memory.check(scope["transom.tenant"], scope["headers"])
         asked = None
         if self.body is not None:
             asked, _ = await read_body(self.body, scope, receive, self.state)
         id = number_of(scope["path_params"].get("id", "0"))
 
         def work() -> Any:
-            return self.work(self.state.memory.of(scope["transom.scope"]), asked, id)
+            return self.work(self.state.memory.of(scope["transom.tenant"]), asked, id)
 
         try:
-            data = await self.state.text_work(scope["transom.scope"], lambda: to_json(work()))
+            data = await self.state.text_work(scope["transom.tenant"], lambda: to_json(work()))
         except Refused as refused:
             if refused.code == "memory_file":  # the operator's business
                 logger.error("%s", refused)

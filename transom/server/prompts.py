@@ -136,7 +136,7 @@ def _requests(
             params,
             continues=continues,
             prefix_tokens=begins,
-            tenant=call.scope,
+            tenant=call.tenant,
             grammar=grammar,
             id=id,
             markers=markers,

@@ -65,16 +65,16 @@ class State:
             )
         return found
 
-    async def text_work(self, scope: str, work: Callable[..., T], *arguments: Any) -> T:
+    async def text_work(self, tenant: str, work: Callable[..., T], *arguments: Any) -> T:
         """Reading, tokenising and templates: beside the event loop, never more than so much at a time, each
-        scope in its turn. Raises ApiError 429 where too much of this one's waits.
+        tenant in its turn. Raises ApiError 429 where too much of this one's waits.
         """
-        await self._texts.take(scope)
+        await self._texts.take(tenant)
         loop, thread = asyncio.get_running_loop(), self._pool.submit(work, *arguments)
 
         def done(_: Any) -> None:  # whoever leaves before has the place until the thread is free
             with suppress(RuntimeError):  # the loop has closed
-                loop.call_soon_threadsafe(self._texts.give_back, scope)
+                loop.call_soon_threadsafe(self._texts.give_back, tenant)
 
         thread.add_done_callback(done)
         return await asyncio.wrap_future(thread)

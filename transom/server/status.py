@@ -42,7 +42,7 @@ def routes(state: State, guard: list[Guard]) -> list[Route]:
 
     async def props(request: Request) -> Response:
         served = state.find(request.query_params.get("model"))
-        return _json(await state.text_work(request.scope["transom.scope"], _props, served, state))
+        return _json(await state.text_work(request.scope["transom.tenant"], _props, served, state))
 
     return [
         Route("/health", health, methods=["GET"]),

@@ -29,7 +29,7 @@ async def translate(call: Call) -> Answer:
     def requests() -> list[Any]:
         return translator.requests(
             as_list(asked.text), beam=asked.beam, length_penalty=asked.length_penalty,
-            max_tokens=asked.max_tokens, tenant=call.scope, id=call.id,
+            max_tokens=asked.max_tokens, tenant=call.tenant, id=call.id,
         )  # fmt: skip
 
     made = await call.text_work(requests)
@@ -104,7 +104,7 @@ async def _read(
     def made() -> list[Any]:
         return engine.requests(  # type: ignore[attr-defined]
             texts, cut=cut is not None, most=cut if cut and cut > 0 else None, blank=blank, options=options,
-            tenant=call.scope, id=call.id,
+            tenant=call.tenant, id=call.id,
         )  # fmt: skip
 
     requests = await call.text_work(made)

@@ -48,7 +48,7 @@ class Worker:
     """The engine of one model in its own thread."""
 
     def __init__(self, make_engine: Callable[[], Engine], name: str, looks: int = 8) -> None:
-        """looks: of one scope, how many may wait for `between_steps`."""
+        """looks: of one tenant, how many may wait for `between_steps`."""
         self.make_engine, self.name = make_engine, name
         self.engine: Engine | None = make_engine()
         """None while it is made anew."""
@@ -114,11 +114,11 @@ class Worker:
             if left:
                 self._post(lambda engine: _abort(engine, left))
 
-    async def between_steps(self, work: Callable[[], T], scope: str = "") -> T:
+    async def between_steps(self, work: Callable[[], T], tenant: str = "") -> T:
         """Have work that is not the engine's done in its thread, between two steps; raises what it raises,
-        and ApiError 429 where too much of this scope waits.
+        and ApiError 429 where too much of this tenant waits.
 
-        One at a time, each scope in its turn, so that a step of the engine comes between any two. Work whose
+        One at a time, each tenant in its turn, so that a step of the engine comes between any two. Work whose
         turn has not come when the caller leaves is not done at all.
         """
         if self.failed:
@@ -126,7 +126,7 @@ class Worker:
         wanted: list[bool] = [True]
         answers: list[T] = []
         try:
-            async with self.beside.turn(scope):
+            async with self.beside.turn(tenant):
                 await self._do(lambda _: answers.append(work()) if wanted else None)
         finally:
             wanted.clear()
