@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+import types
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -121,6 +123,18 @@ def test_real_files_as_they_are(shared_data: Path) -> None:
     news = shared_data / "ag_news" / "test.csv"
     assert "hold the text and its label? Set --data.field" in refusal(news)
     assert len(examples(news, text_field="3", label_field="1")) == 7_600
+
+
+def test_a_data_set_of_the_hub_calls_classes_by_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hub(list[dict[str, object]]):
+        features = {"text": "string", "label": types.SimpleNamespace(names=["neg", "pos"])}  # noqa: RUF012
+
+    rows = Hub({"text": text, "label": int(label)} for text, label in ROWS)
+    hub = types.SimpleNamespace(load_dataset=lambda name, configuration, split: rows)
+    monkeypatch.setitem(sys.modules, "datasets", hub)
+    assert examples("hf:imdb") == [(text, ("neg", "pos")[int(label)]) for text, label in ROWS]
+    rows[2]["label"] = -1
+    assert refusal("hf:imdb").startswith("hf:imdb:3: the label is neither text nor a number")
 
 
 def test_docstrings_of_the_standard_library() -> None:

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -159,19 +161,30 @@ def test_fields_that_are_not_there(written: Written) -> None:
     assert refusal(rows, fields=("en", "xx")) == f"{rows}:1: the record has no field 'xx'; it has en, de"
 
 
-def test_files_that_are_not_there(written: Written, tmp_path: Path) -> None:
+def test_files_that_are_not_there(written: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written("train.en", "x\n")
     missing = tmp_path / "train.dee"
     assert refusal(path, missing) == f"{missing}: no such file or folder; did you mean '{path}'?"
     assert refusal(tmp_path) == (
         f"{tmp_path}: a folder, not a file; give two aligned files, a TSV, a CSV or JSON lines"
     )
-    for name in ("-", "hf:wmt14"):
-        assert refusal(name) == (
-            f"{name}: standard input and data sets of the hub hold running text only; give two aligned files, a TSV, "
-            "a CSV or JSON lines"
-        )
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=lambda *_, **__: []))
+    assert (
+        refusal("hf:wmt14", path)
+        == f"hf:wmt14 and {path}: a data set of the hub has both sides; leave out --data.target"
+    )
     assert refusal(path, path, on_error="ignore").startswith("on_error is 'ignore'; it is one of")
+
+
+def test_a_data_set_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"id": n, "translation": {"en": one, "de": other}} for n, (one, other) in enumerate(TWO)]
+    hub = types.SimpleNamespace(load_dataset=lambda name, configuration, split: rows)
+    monkeypatch.setitem(sys.modules, "datasets", hub)
+    source = open_pairs("hf:wmt14:de-en")
+    assert list(source) == [Pair(*pair, f"hf:wmt14:de-en:{n}") for n, pair in enumerate(TWO, 1)]
+    before = source.fingerprint()
+    rows.pop()
+    assert open_pairs("hf:wmt14:de-en").fingerprint() != before
 
 
 def test_multi30k_as_it_is(shared_data: Path) -> None:

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from transom.data.task_guess import guess_task, refuse_piped_rows
+from transom.data.labelled import open_labelled
+from transom.data.pairs import open_pairs
+from transom.data.sources import open_source
+from transom.data.task_guess import guess_task, text_field_of_input
 from transom.errors import Refused
 
 Written = Callable[[str, bytes | str], Path]
@@ -55,7 +58,6 @@ def test_without_a_look(tmp_path: Path) -> None:
         ("dates", "translate"),
         ("stdlib-labels", "classify"),
         ("stdlib", "lm"),
-        ("-", "lm"),
     ):
         assert guess_task(source)[0] == task
     assert (
@@ -63,25 +65,55 @@ def test_without_a_look(tmp_path: Path) -> None:
     )
 
 
+@pytest.fixture
+def piped(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Lets standard input hold a text."""
+    return lambda text: monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+
+
 @pytest.mark.parametrize(
-    ("piped", "says"),
+    ("text", "task", "rows"),
+    [
+        (PROSE, "translate", 30),
+        (CLASSES.replace("\t", ","), "classify", 30),
+        ("text;label\n" + CLASSES.replace("\t", ";"), "classify", 30),
+        ('{"text": "a dog", "label": "pets"}\n' * 3, "classify", 3),
+        ('[{"source": "a dog", "target": "ein Hund"},\n {"source": "x", "target": "y"}]', "translate", 2),
+        ("__label__a some text\n", "classify", 1),
+    ],
+)
+def test_rows_that_are_piped_in_are_read_like_those_of_a_file(
+    text: str, task: str, rows: int, piped: Callable[[str], None]
+) -> None:
+    piped(text)
+    assert guess_task("-")[0] == task
+    source = (open_pairs if task == "translate" else open_labelled)("-")
+    assert len(list(source)) == len(list(source)) == rows
+    assert next(iter(source)).where.startswith("standard input:")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
     [
         ("Text,Team\n" + "a dog ran,pets\n" * 12, "looks like a table"),
         ("Text;Team\n" + "a dog, a cat;pets\n" * 12, "looks like a table"),
         ('{"message": "a dog"}\n' * 3, "looks like JSON lines (--data.field names its text: message)"),
-        ("A dog, and a cat.\n" + "They ran, they sat, they slept.\n" * 12, ""),
-        ("Once upon a time\n" * 12, ""),
-        ("", ""),
+        ("A dog, and a cat.\n" + "They ran, they sat, they slept.\n" * 12, None),
+        ("Hello, world.\nGood bye, world.\n", None),
+        ("Once upon a time\n" * 12, None),
+        ('{"text": "a dog"}\n' * 3, "text"),
+        ("", None),
     ],
 )
-def test_rows_that_are_piped_in_are_no_running_text(
-    piped: str, says: str, monkeypatch: pytest.MonkeyPatch
+def test_rows_without_a_name_that_says_what_they_hold_are_no_running_text(
+    text: str, says: str | None, piped: Callable[[str], None]
 ) -> None:
-    stdin = io.BufferedReader(io.BytesIO(piped.encode()))  # type: ignore[arg-type]
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(stdin))
-    with pytest.raises(Refused, match=re.escape(says)) if says else contextlib.nullcontext():
-        refuse_piped_rows()
-    assert stdin.read().decode() == piped, "nothing is read away"
+    piped(text)
+    assert guess_task("-")[0] == "lm"
+    with pytest.raises(Refused, match=re.escape(says)) if says and " " in says else contextlib.nullcontext():
+        assert text_field_of_input() == says
+    read = "".join(document.text() for document in open_source("-").documents())
+    assert read == text, "what was read for a guess is read again"
 
 
 def test_real_files(shared_data: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -162,6 +164,22 @@ def test_a_run_that_tells_classes_is_examined_on_what_it_held_out(tmp_path: Path
     named = examine(tmp_path / "run" / "model", test=str(tmp_path / "test.tsv"))
     assert named.verdict.endswith("nothing can be said; give at least 30 (--test FILE)")
     assert named.score.n == 2 and named.test.endswith("test.tsv")
+
+
+def test_a_run_that_learned_from_standard_input_asks_for_the_same_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = "".join(f"{label} number {i}\t{label}\n" for i in range(60) for label in ("fruit", "tool"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(rows.encode())))
+    run = train(load(TrainSettings, {**TINY, "data.source": "-", "steps": 2, "out": str(tmp_path / "run")}))
+    assert run.task == "classify"
+    with pytest.raises(
+        Refused, match="learned from standard input, which is gone; name a file .* by --train"
+    ):
+        examine(tmp_path / "run")
+    (tmp_path / "same.tsv").write_text(rows)
+    report = examine(tmp_path / "run", train=str(tmp_path / "same.tsv"))
+    assert report.score.n == run.ledger["data"]["held_out_examples"]
 
 
 def test_texts_that_are_too_long_are_cut_where_that_is_asked_for(tmp_path: Path) -> None:

@@ -9,12 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from transom.data.documents import printable
 from transom.data.issues import Issues
-from transom.data.rows import Row, refuse_twins, rows_of
+from transom.data.rows import HubRows, Row, RowFile, refuse_twins
 from transom.data.textfile import skip_record
 from transom.errors import Refused, nearest
 
@@ -58,9 +57,9 @@ class Columns:
         named = " (the first line names the columns)" if self.header else ""
         return f"{printable(self.names[0])} and {printable(self.names[1])}{named}"
 
-    def values(self, path: Path, where: str, issues: Issues) -> Iterator[tuple[int, Any, Any]]:
+    def values(self, file: RowFile | HubRows, issues: Issues) -> Iterator[tuple[int, Any, Any]]:
         """Yield (line, one, other) of every row that has both fields; tables have, by their width."""
-        rows = rows_of(path, where, issues, [str(place[0]) for place in self.places])
+        rows = file.rows(issues, [str(place[0]) for place in self.places])
         if self.header:
             next(rows, None)
         for line, row in rows:
@@ -69,7 +68,7 @@ class Columns:
                 name = self.names[0 if one is MISSING else 1]
                 fields = list(row) if isinstance(row, dict) else []
                 says = f"the record has no field '{printable(name)}'{_has(name, fields)}"
-                skip_record(issues, "records without the field", where, line, says)
+                skip_record(issues, "records without the field", file.where, line, says)
                 continue
             yield line, one, other
 

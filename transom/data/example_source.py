@@ -2,7 +2,7 @@
 
 The one idea: as with text (sources), a source is a name, a way to read it from the start, and a fingerprint;
 what is met on the way is noted in Issues, and more than 1% left out is an error. Read next: pairs,
-labelled.
+labelled, prepare_examples.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Generic, TypeVar
 
 from transom.data.issues import Issues, Policy
+from transom.data.rows import HubRows, RowFile
 from transom.data.textfile import SkippedFile
 
 Example = TypeVar("Example")
@@ -27,7 +27,9 @@ class ExampleSource(Generic[Example]):
     name: str
     read: Callable[[Issues], Iterator[Example]]
     """Reads all of it once."""
-    paths: tuple[Path, ...] = ()
+    files: tuple[RowFile | HubRows, ...] = ()
+    sides: tuple[str, ...] = ("source", "target")
+    """Which texts an example has; a text alone has a class beside it."""
     settings: tuple[object, ...] = ()
     """What else decides which examples come."""
     on_error: Policy = "error"
@@ -50,10 +52,12 @@ class ExampleSource(Generic[Example]):
         issues.refuse_if_much_was_skipped()
 
     def fingerprint(self) -> str:
-        """A hash that changes when a file is resized or written to, or a setting differs; reads no text."""
-        digest = hashlib.sha256(repr((self.name, self.on_error, self.settings)).encode())
-        for path in self.paths:
-            state = path.stat()
-            facts = (str(path.absolute()), state.st_size, state.st_mtime_ns)
-            digest.update(repr(facts).encode("utf-8", "surrogatepass"))
-        return digest.hexdigest()
+        """A hash that changes when a byte of a file does, or a setting; every file is read for it once."""
+        facts = (
+            self.name,
+            self.on_error,
+            self.settings,
+            self.sides,
+            [one.fingerprint() for one in self.files],
+        )
+        return hashlib.sha256(repr(facts).encode("utf-8", "surrogatepass")).hexdigest()

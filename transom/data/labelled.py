@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 import re
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from transom.data.columns import (
@@ -31,18 +31,10 @@ from transom.data.columns import (
 from transom.data.documents import printable
 from transom.data.example_source import ExampleSource
 from transom.data.issues import Issues, Policy, as_policy
-from transom.data.rows import (
-    RECORDS,
-    Row,
-    file_kind,
-    first_rows,
-    layout_notes,
-    readable_file,
-    refuse_twins,
-    text_value,
-)
+from transom.data.rows import RECORDS, HubRows, Row, RowFile, first_rows, refuse_twins, text_value
+from transom.data.sources import open_rows
 from transom.data.stdlib_labels import STDLIB_LABELS, stdlib_labels
-from transom.data.textfile import opened, plain_lines, skip_record
+from transom.data.textfile import skip_record
 from transom.errors import Refused
 
 
@@ -57,6 +49,7 @@ class Labelled(NamedTuple):
 
 LabelledSource = ExampleSource[Labelled]
 
+SIDES = ("text",)
 LONGEST_LABEL = 100
 """Characters; what is longer is a text."""
 
@@ -81,16 +74,15 @@ def open_labelled(
     known = _embedded()
     if source in known:
         return known[source]
-    path = Path(source)
-    where = readable_file(path, "give a CSV, a TSV, JSON lines or fastText lines")
-    if is_fasttext(path, where, policy):
-        return LabelledSource(where, partial(_fasttext, path, where), (path,), on_error=policy)
-    columns = label_columns(path, where, text_field, label_field, policy)
-    notes = [f"text and label are read from {columns}", *layout_notes(path, where)]
-    if not columns.header and _may_be_header(path, where, columns, policy):
+    file = open_rows(source, "give a CSV, a TSV, JSON lines or fastText lines")
+    if is_fasttext(file, policy):
+        return LabelledSource(file.where, partial(_fasttext, file), (file,), SIDES, on_error=policy)
+    columns = label_columns(file, text_field, label_field, policy)
+    notes = [f"text and label are read from {columns}", *file.notes()]
+    if not columns.header and _may_be_header(file, columns, policy):
         notes.append("the first line is read as an example; if it names the columns, name them as it does")
     return LabelledSource(
-        where, partial(_rows, path, where, columns), (path,), (columns,), policy, notes=tuple(notes)
+        file.where, partial(_rows, file, columns), (file,), SIDES, (columns,), policy, notes=tuple(notes)
     )
 
 
@@ -103,7 +95,7 @@ def _embedded() -> dict[str, LabelledSource]:
                 issues.n_records += 1
                 yield Labelled(text, label, where)
 
-        return LabelledSource(name, read)
+        return LabelledSource(name, read, sides=SIDES, settings=(sys.version,))
 
     held_out = made(f"{STDLIB_LABELS}:held-out", held_out=True)
     whole = replace(made(STDLIB_LABELS, held_out=False), held_out=held_out)
@@ -113,8 +105,9 @@ def _embedded() -> dict[str, LabelledSource]:
 # Reading
 
 
-def _rows(path: Path, where: str, columns: Columns, issues: Issues) -> Iterator[Labelled]:
-    for line, text, label in columns.values(path, where, issues):
+def _rows(file: RowFile | HubRows, columns: Columns, issues: Issues) -> Iterator[Labelled]:
+    where = file.where
+    for line, text, label in columns.values(file, issues):
         clean = text_value(text, columns.names[0], where, line, issues)
         if clean is not None:
             yield from _example(clean, _label(label), where, line, issues)
@@ -148,40 +141,39 @@ def _example(text: str, label: str | None, where: str, line: int, issues: Issues
         yield Labelled(text.strip(), label.strip(), f"{where}:{line}")
 
 
-def is_fasttext(path: Path, where: str, policy: Policy) -> bool:
-    """Whether a file's first line that is not blank begins with `__label__`."""
-    if file_kind(path) in RECORDS:
+def is_fasttext(file: RowFile | HubRows, policy: Policy) -> bool:
+    """Tell whether a file's first line that is not blank begins with `__label__`."""
+    if file.kind in RECORDS:
         return False
-    with opened(path, where) as stream:
-        lines = (text for _, text in plain_lines(stream, where, Issues(policy)))
-        return next((text for text in lines if text.strip()), "").startswith(_PREFIX)
+    lines = (text for _, text in file.lines(Issues(policy)))
+    return next((text for text in lines if text.strip()), "").startswith(_PREFIX)
 
 
-def _fasttext(path: Path, where: str, issues: Issues) -> Iterator[Labelled]:
+def _fasttext(file: RowFile | HubRows, issues: Issues) -> Iterator[Labelled]:
     """Lines such as `__label__sport The match was drawn`."""
-    with opened(path, where) as stream:
-        for line, row in plain_lines(stream, where, issues):
-            if not row.strip():
-                continue
-            head, _, text = row.strip().partition(" ")
-            if not head.startswith(_PREFIX):
-                says = f"the line does not begin with {_PREFIX}, as the first one does; add its class"
-                skip_record(issues, "lines without a label", where, line, says)
-            elif text.startswith(_PREFIX):
-                says = "the line has more than one label; give one class for each text"
-                skip_record(issues, "lines with several labels", where, line, says)
-            else:
-                yield from _example(text, head.removeprefix(_PREFIX), where, line, issues)
+    where = file.where
+    for line, row in file.lines(issues):
+        if not row.strip():
+            continue
+        head, _, text = row.strip().partition(" ")
+        if not head.startswith(_PREFIX):
+            says = f"the line does not begin with {_PREFIX}, as the first one does; add its class"
+            skip_record(issues, "lines without a label", where, line, says)
+        elif text.startswith(_PREFIX):
+            says = "the line has more than one label; give one class for each text"
+            skip_record(issues, "lines with several labels", where, line, says)
+        else:
+            yield from _example(text, head.removeprefix(_PREFIX), where, line, issues)
 
 
 # The layout
 
 
 def label_columns(
-    path: Path, where: str, text_field: str | None, label_field: str | None, policy: Policy
+    file: RowFile | HubRows, text_field: str | None, label_field: str | None, policy: Policy
 ) -> Columns:
     """Which columns or fields of a file hold the text and its class. Raises Refused where it is not clear."""
-    rows = first_rows(path, where, policy)
+    rows, where = first_rows(file, policy), file.where
     line, first = rows[0]
     if text_field is not None and label_field is not None:
         cells = [row for _, row in rows]
@@ -270,9 +262,9 @@ def _by_values(rows: Sequence[list[str]], where: str, line: int) -> Columns:
     return Columns(((1 - label,), (label,)), (names[1 - label], names[label]))
 
 
-def _may_be_header(path: Path, where: str, columns: Columns, policy: Policy) -> bool:
-    """Whether the label of a table's first row is met in none of many others, which look like labels."""
-    rows = [row for _, row in first_rows(path, where, policy)]
+def _may_be_header(file: RowFile | HubRows, columns: Columns, policy: Policy) -> bool:
+    """Tell whether the label of a table's first row is met in none of many others, which look like labels."""
+    rows = [row for _, row in first_rows(file, policy)]
     values = [value_at(row, columns.places[1]) for row in rows if isinstance(row, list)]
     return len(values) >= _ENOUGH_ROWS and values.count(values[0]) == 1 and looks_like_labels(values[1:])
 

@@ -21,16 +21,8 @@ from transom.data.dates import DATES, date_pairs
 from transom.data.documents import printable
 from transom.data.example_source import ExampleSource
 from transom.data.issues import Issues, Policy, as_policy
-from transom.data.rows import (
-    RECORDS,
-    Row,
-    file_kind,
-    first_rows,
-    layout_notes,
-    readable_file,
-    refuse_twins,
-    text_value,
-)
+from transom.data.rows import RECORDS, HubRows, Row, RowFile, first_rows, refuse_twins, text_value
+from transom.data.sources import open_rows
 from transom.data.tables import TABLES
 from transom.data.textfile import opened, plain_lines, skip_record
 from transom.errors import Refused
@@ -75,15 +67,24 @@ def open_pairs(
     if target is None and source in known:
         return known[source]
     fix = "give two aligned files, a TSV, a CSV or JSON lines"
-    path, where = Path(source), readable_file(Path(source), fix)
+    file = open_rows(source, fix)
     if target is not None:
-        other, there = Path(target), readable_file(Path(target), fix)
-        read = partial(_aligned, path, where, other, there)
-        return PairSource(f"{where} and {there}", read, (path, other), on_error=policy)
-    columns = pair_columns(path, where, fields, policy)
-    notes = (f"pairs are read from {columns}", *layout_notes(path, where))
+        other = open_rows(target, fix)
+        if isinstance(file, HubRows) or isinstance(other, HubRows):
+            raise Refused(
+                f"{source} and {target}: a data set of the hub has both sides; leave out --data.target"
+            )
+        read = partial(_aligned, file.path, file.where, other.path, other.where)
+        return PairSource(f"{file.where} and {other.where}", read, (file, other), on_error=policy)
+    columns = pair_columns(file, fields, policy)
+    notes = (f"pairs are read from {columns}", *file.notes())
     return PairSource(
-        where, partial(_one_file, path, where, columns), (path,), (columns,), policy, notes=notes
+        file.where,
+        partial(_one_file, file, columns),
+        (file,),
+        settings=(columns,),
+        on_error=policy,
+        notes=notes,
     )
 
 
@@ -105,27 +106,23 @@ def _dates() -> dict[str, PairSource]:
 # One file with both sides
 
 
-def pair_columns(path: Path, where: str, fields: tuple[str, str] | None, policy: Policy) -> Columns:
+def pair_columns(file: RowFile | HubRows, fields: tuple[str, str] | None, policy: Policy) -> Columns:
     """Which columns or fields of a file are source and target. Raises Refused where that is not clear."""
-    kind = file_kind(path)
-    if kind not in RECORDS and not _has_tab(path, where, policy):
+    kind, where = file.kind, file.where
+    if kind not in RECORDS and not any(
+        "\t" in text for _, text in itertools.islice(file.lines(Issues(policy)), 1)
+    ):
         raise Refused(
             f"{where}: one column of text, where pairs have two sides; name the file of the other side as "
             "--data.target, or give a TSV, a CSV or JSON lines"
         )
-    rows = first_rows(path, where, policy)
+    rows = first_rows(file, policy)
     line, first = rows[0]
     if fields is not None:
         return named_columns([row for _, row in rows], fields, where, _are_sides)
     if isinstance(first, dict):
         return _object_sides(first, where, line)
     return _table_sides(first, where, line, has_names=TABLES.get(kind) == ",")
-
-
-def _has_tab(path: Path, where: str, policy: Policy) -> bool:
-    with opened(path, where) as stream:
-        lines = plain_lines(stream, where, Issues(policy))
-        return any("\t" in text for _, text in itertools.islice(lines, 1))
 
 
 def _object_sides(first: dict[str, object], where: str, line: int) -> Columns:
@@ -177,8 +174,9 @@ def _unclear(first: Row, where: str, line: int) -> Refused:
     )
 
 
-def _one_file(path: Path, where: str, columns: Columns, issues: Issues) -> Iterator[Pair]:
-    for line, source, target in columns.values(path, where, issues):
+def _one_file(file: RowFile | HubRows, columns: Columns, issues: Issues) -> Iterator[Pair]:
+    where = file.where
+    for line, source, target in columns.values(file, issues):
         one = text_value(source, columns.names[0], where, line, issues)
         other = text_value(target, columns.names[1], where, line, issues) if one is not None else None
         if one is not None and other is not None:

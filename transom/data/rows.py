@@ -1,15 +1,19 @@
-"""Rows of a file, each with its line: JSON lines and arrays, CSV and TSV, Parquet; and the first few of them.
+"""Rows, each with its line: of a file (JSON lines and arrays, CSV and TSV, Parquet) or of a hub data set.
 
 The one idea: whoever wants values (a text field, a pair, a label) reads the same rows, with the same limits
-and the same refusals. Blank lines are not rows. Read next: tables, json_rows, columns.
+and the same refusals, and need not know where they come from. Blank lines are not rows. Read next: tables,
+json_rows, columns.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,7 @@ from transom.data.documents import printable
 from transom.data.issues import Issues, Policy
 from transom.data.json_rows import array_items, begins_an_array, json_rows
 from transom.data.tables import TABLES, layout_of, table_rows
-from transom.data.textfile import SkippedFile, opened, skip_record
+from transom.data.textfile import SkippedFile, opened, plain_lines, skip_record
 from transom.errors import Refused, nearest_path
 
 Row = dict[str, Any] | list[str]
@@ -28,6 +32,7 @@ PARQUET = ".parquet"
 RECORDS = (*TABLES, *JSON, PARQUET)
 """Files of rows by extension."""
 
+_FIRST_ROWS = 1000
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 _TYPE_NAMES = {dict: "an object", list: "a list", int: "a number", float: "a number", bool: "true or false"}
 
@@ -108,21 +113,119 @@ def refuse_twins(names: Sequence[str], wanted: Iterable[str], where: str) -> Non
             raise Refused(f"{where}:1: {names.count(name)} columns are named '{printable(name)}'; rename one")
 
 
+@dataclass(frozen=True)
+class RowFile:
+    """A file of rows, which can be read again and again."""
+
+    path: Path
+    where: str
+    """Its printable name."""
+    content: str = field(default="", compare=False)
+    """SHA-256 of its bytes, where that is known already."""
+
+    @property
+    def kind(self) -> str:
+        """The extension that says what is inside."""
+        return file_kind(self.path)
+
+    @property
+    def state(self) -> tuple[int, int]:
+        """Size and time of the last change: while they stay, the content does."""
+        state = self.path.stat()
+        return state.st_size, state.st_mtime_ns
+
+    def rows(self, issues: Issues, fields: Sequence[str] = ()) -> Iterator[tuple[int, Row]]:
+        """Yield (line, row), see rows_of."""
+        return rows_of(self.path, self.where, issues, fields)
+
+    def lines(self, issues: Issues) -> Iterator[tuple[int, str]]:
+        """Yield (line, text without its line end), blank ones too."""
+        with opened(self.path, self.where) as stream:
+            yield from plain_lines(stream, self.where, issues)
+
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of how the rows are written."""
+        return layout_notes(self.path, self.where)
+
+    def fingerprint(self) -> str:
+        """Hash the bytes of the file: once, while its size and time stay."""
+        return self.content or _hashed(self, self.state)
+
+
+@dataclass(frozen=True, eq=False)
+class HubRows:
+    """The rows of a data set of the Hugging Face hub, opened by the library `datasets`."""
+
+    where: str
+    """hf:NAME"""
+    data: Any
+    kind: str = PARQUET
+    state: None = None
+
+    def rows(self, issues: Issues, fields: Sequence[str] = ()) -> Iterator[tuple[int, Row]]:
+        """Yield (number, row); classes that the data set names are called by their names."""
+        features = getattr(self.data, "features", None) or {}
+        names = {key: value.names for key, value in features.items() if hasattr(value, "names")}
+        for number, row in enumerate(self.data, start=1):
+            yield number, {key: _class_name(value, names.get(key)) for key, value in row.items()}
+
+    def lines(self, issues: Issues) -> Iterator[tuple[int, str]]:
+        """A data set has no lines."""
+        return iter(())
+
+    def notes(self) -> tuple[str, ...]:
+        return ()
+
+    def fingerprint(self) -> str:
+        """What `datasets` knows the rows by; else a hash of all of them."""
+        known = getattr(self.data, "_fingerprint", None)
+        return f"{self.where} {known or hashlib.sha256(repr(list(self.data)).encode()).hexdigest()}"
+
+
+def _class_name(value: Any, names: Sequence[str] | None) -> Any:
+    """The name of a class that is given as its number; None where it has none (-1 of unlabelled sets)."""
+    if not names or not isinstance(value, int):
+        return value
+    return names[value] if 0 <= value < len(names) else None
+
+
+@lru_cache(maxsize=16)
+def _hashed(file: RowFile, _state: tuple[int, int]) -> str:
+    with open(file.path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def layout_notes(path: Path, where: str) -> tuple[str, ...]:
     """What a person should know of how a file's rows are written."""
     kind = file_kind(path)
     return layout_of(path, kind, where).notes if kind in TABLES else ()
 
 
-def first_rows(path: Path, where: str, policy: Policy, n: int = 1000) -> list[tuple[int, Row]]:
-    """The first rows of a file, from which its layout is told. Raises Refused where there are none."""
-    try:
-        rows = list(itertools.islice(rows_of(path, where, Issues(policy)), n))
-    except SkippedFile:
-        rows = []
+def first_rows(file: RowFile | HubRows, policy: Policy) -> list[tuple[int, Row]]:
+    """The first thousand rows, from which the layout is told. Raises Refused where there are none.
+
+    They are read once, whoever asks: leniently, and again only where that met a fault that `policy` refuses.
+    """
+    rows, whole = _first(file, file.state)
+    if policy != "skip" and not whole:
+        rows = _read_first(file, Issues(policy))
     if not rows:
-        raise Refused(f"{where}: there is no row in it; name a file that holds some")
+        raise Refused(f"{file.where}: there is no row in it; name a file that holds some")
     return rows
+
+
+@lru_cache(maxsize=2)
+def _first(file: RowFile | HubRows, _state: tuple[int, int] | None) -> tuple[list[tuple[int, Row]], bool]:
+    """The first rows, and whether they were read without meeting a fault."""
+    issues = Issues("skip")
+    return _read_first(file, issues), not issues.faults
+
+
+def _read_first(file: RowFile | HubRows, issues: Issues) -> list[tuple[int, Row]]:
+    try:
+        return list(itertools.islice(file.rows(issues), _FIRST_ROWS))
+    except SkippedFile:
+        return []
 
 
 def text_value(value: Any, field: str, where: str, line: int, issues: Issues) -> str | None:

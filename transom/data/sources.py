@@ -9,12 +9,15 @@ records, check.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import dataclasses
 import hashlib
+import json
 import os
 import re
 import shlex
 import shutil
+import sys
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator
@@ -25,11 +28,12 @@ from typing import Any
 
 from transom.data.documents import Document, divided, in_parts, printable
 from transom.data.issues import Issues, Policy, as_policy
-from transom.data.lines import standard_input
+from transom.data.lines import STANDARD_INPUT, standard_input
 from transom.data.records import hub_rows, json_lines, record_file
-from transom.data.rows import RECORDS, file_kind, readable_file
+from transom.data.rows import RECORDS, HubRows, RowFile, file_kind, readable_file
 from transom.data.samples import STDLIB, stdlib_files
-from transom.data.textfile import SkippedFile, opened, read_text
+from transom.data.tables import separator_of
+from transom.data.textfile import SkippedFile, head_of, opened, read_text
 from transom.errors import Refused
 
 Reader = Callable[[Path, str, str | None, Issues], Iterator[Document]]
@@ -67,7 +71,7 @@ _NOT_TEXT = frozenset(
 _RUN = ("settings.toml", "metrics.jsonl")
 _MODEL = ("config.json", "model.safetensors")
 _NOT_FOLDERS = frozenset(["__pycache__", "node_modules", "venv", "site-packages"])
-_SNIFFED_BYTES = 8192
+_SNIFFED_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,8 @@ class Entry:
     reader: Reader
     content: str = ""
     """Hash of the bytes, where they are known and the file's name and time mean nothing (standard input)."""
+    spool: RowFile | None = None
+    """What lasts as long as this does, and its file with it."""
 
 
 @dataclass
@@ -168,9 +174,12 @@ def open_source(
         entries = [Entry(path, f"{STDLIB}/{path.relative_to(root).as_posix()}", text_file) for path in files]
         return Source(STDLIB, entries, on_error=policy)
     if name == "-":
-        return Source("standard input", [_spooled_input(field is not None)], field, policy)
+        file = spooled_input()
+        records = record_file if file.kind in RECORDS else json_lines
+        entry = Entry(file.path, file.where, text_file if field is None else records, file.content, file)
+        return Source(STANDARD_INPUT, [entry], field, policy)
     if name.startswith("hf:"):
-        return _from_hub(name, field, policy)
+        return HubSource(printable(name), [], field, policy, rows=_hub_data(name))
     return _from_path(Path(name), field, policy)
 
 
@@ -188,21 +197,62 @@ def _joined(sources: list[Source]) -> Source:
     )
 
 
-def _spooled_input(has_field: bool) -> Entry:
-    """Standard input as a temporary file that lives as long as its entry, so that it can be read again."""
-    folder = Path(tempfile.mkdtemp(prefix="transom-input-"))
-    path, digest = folder / "standard-input", hashlib.sha256()
-    with open(path, "wb") as spool:
-        stdin = standard_input()
-        while chunk := stdin.read(1 << 20):
-            digest.update(chunk)
-            spool.write(chunk)
-    entry = Entry(path, "standard input", json_lines if has_field else text_file, digest.hexdigest())
-    weakref.finalize(entry, shutil.rmtree, folder, ignore_errors=True)
-    return entry
+def open_rows(spec: str, instead: str) -> RowFile | HubRows:
+    """Open rows by name: a file, `-` (standard input) or `hf:NAME`.
+
+    Raises Refused for what cannot be read; `instead` is the fix.
+    """
+    if spec == "-":
+        return spooled_input()
+    if spec.startswith("hf:"):
+        return HubRows(printable(spec), _hub_data(spec))
+    return RowFile(Path(spec), readable_file(Path(spec), instead))
 
 
-def _from_hub(name: str, field: str | None, policy: Policy) -> Source:
+_AHEAD: weakref.WeakKeyDictionary[Any, RowFile] = weakref.WeakKeyDictionary()
+
+
+def spooled_input(*, ahead: bool = False) -> RowFile:
+    """Standard input as a temporary file that lives as long as what is returned, and can be read again.
+
+    The file has the extension that its first lines look like. ahead: the next call gets the same.
+    """
+    stdin = sys.stdin
+    file = _AHEAD.pop(stdin, None) if stdin is not None else None
+    if file is None:
+        folder = Path(tempfile.mkdtemp(prefix="transom-input-"))
+        path, digest = folder / "standard-input", hashlib.sha256()
+        with open(path, "wb") as spool:
+            stream = standard_input()
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+                spool.write(chunk)
+        file = RowFile(path.rename(path.with_suffix(_looks_like(path))), STANDARD_INPUT, digest.hexdigest())
+        weakref.finalize(file, shutil.rmtree, folder, ignore_errors=True)
+    if ahead:
+        _AHEAD[stdin] = file
+    return file
+
+
+def _looks_like(path: Path) -> str:
+    """The extension of a file whose first lines look like rows, or "" for running text."""
+    head = head_of(path, STANDARD_INPUT, _SNIFFED_BYTES)
+    if head.startswith(b"PAR1"):
+        return ".parquet"
+    text = head.decode("utf-8", "ignore")
+    lines = text.splitlines(keepends=True)
+    whole = len(head) < _SNIFFED_BYTES
+    lines = lines if whole or len(lines) < 2 else lines[:-1]
+    with contextlib.suppress(ValueError, RecursionError):
+        if isinstance(json.loads(next((line for line in lines if line.strip()), "")), dict):
+            return ".jsonl"
+    if re.match(r"\s*\[\s*\{", text):
+        return ".json"
+    separator = separator_of(lines, whole=whole)
+    return "" if not separator else ".tsv" if separator == "\t" else ".csv"
+
+
+def _hub_data(name: str) -> Any:
     """`hf:NAME` or `hf:NAME:CONFIGURATION`: the split `train` of a data set of the hub (extra: datasets)."""
     try:
         import datasets  # pyright: ignore[reportMissingImports]
@@ -210,13 +260,12 @@ def _from_hub(name: str, field: str | None, policy: Policy) -> Source:
         raise Refused(f"{printable(name)}: data sets of the hub need: pip install 'transom[data]'") from None
     dataset, _, configuration = name.removeprefix("hf:").partition(":")
     try:
-        rows = datasets.load_dataset(dataset, configuration or None, split="train")
+        return datasets.load_dataset(dataset, configuration or None, split="train")
     except Exception as error:  # the library raises many kinds: network, permission, names, formats
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise Refused(
             f"{printable(name)}: the hub's data set cannot be opened ({printable(first)})"
         ) from None
-    return HubSource(printable(name), [], field, policy, rows=rows)
 
 
 def _from_path(path: Path, field: str | None, policy: Policy) -> Source:

@@ -73,9 +73,12 @@ def layout_of(path: Path, kind: str, where: str) -> Layout:
     return Layout(found, unusual=found != usual)
 
 
-def separator_of(lines: list[str]) -> str:
-    """The separator that makes every one of these lines a row of the same width, two cells or more; or ""."""
-    return next((one for one in _SEPARATORS if _divided(lines, one, True) == 1), "")
+def separator_of(lines: list[str], *, whole: bool = True) -> str:
+    """The separator that makes every one of these lines a row of the same width, two cells or more; or "".
+
+    whole: no row breaks off with the last line.
+    """
+    return next((one for one in _SEPARATORS if _divided(lines, one, whole) == 1), "")
 
 
 def _divided(lines: list[str], separator: str, whole: bool) -> float:

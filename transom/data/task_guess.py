@@ -7,10 +7,7 @@ everything else is running text. Read next: pairs, labelled.
 from __future__ import annotations
 
 import contextlib
-import io
-import json
 import shlex
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -26,9 +23,10 @@ from transom.data.labelled import (
     text_columns,
 )
 from transom.data.pairs import UNNAMED, pair_columns
-from transom.data.rows import RECORDS, Row, file_kind, first_rows
+from transom.data.rows import RECORDS, Row, RowFile, first_rows
+from transom.data.sources import spooled_input
 from transom.data.stdlib_labels import STDLIB_LABELS
-from transom.data.tables import separator_of
+from transom.data.tables import TABLES
 from transom.data.textfile import SkippedFile
 from transom.errors import Refused
 
@@ -49,26 +47,39 @@ def guess_task(source: str, target: str | None = None) -> tuple[Task, str]:
         return "translate", "dates in words and the ISO dates they mean"
     if source.partition(":")[0] == STDLIB_LABELS:
         return "classify", "docstrings of the standard library and their subjects"
-    path, where = Path(source), printable(source)
-    if not path.is_file():
+    file = _rows_there(source)
+    if file is None:
         return "lm", "running text"
     task = None
     with contextlib.suppress(Refused, SkippedFile):
-        task = _file_task(path, where)
-    return task or ("lm", f"{where} has neither two sides of a pair nor a text with its label")
+        task = _file_task(file)
+    return task or ("lm", f"{file.where} has neither two sides of a pair nor a text with its label")
 
 
-def _file_task(path: Path, where: str) -> tuple[Task, str] | None:
-    if is_fasttext(path, where, "skip"):
+def _rows_there(source: str) -> RowFile | None:
+    """The file of a source that is one; standard input is read for it, and once only."""
+    if source == "-":
+        return spooled_input(ahead=True)
+    return RowFile(Path(source), printable(source)) if Path(source).is_file() else None
+
+
+def _file_task(file: RowFile) -> tuple[Task, str] | None:
+    where = file.where
+    if is_fasttext(file, "skip"):
         return "classify", f"every line of {where} begins with a label"
-    if file_kind(path) not in RECORDS:
+    if (
+        file.kind not in RECORDS
+        or file.content
+        and file.kind in TABLES
+        and len(first_rows(file, "skip")) < FEW
+    ):
         return "lm", f"{where} is running text"
-    sides = _found(lambda: pair_columns(path, where, None, "skip"))
-    labels = _found(lambda: label_columns(path, where, None, None, "skip"))
+    sides = _found(lambda: pair_columns(file, None, "skip"))
+    labels = _found(lambda: label_columns(file, None, None, "skip"))
     named = sides is not None and sides.names in SIDES
-    if labels is not None and not named and _few_values(path, where, labels):
+    if labels is not None and not named and _few_values(file, labels):
         return "classify", f"{where} has a text and a label: {labels}"
-    if sides is not None and (sides.names != UNNAMED or _is_prose(path, where)):
+    if sides is not None and (sides.names != UNNAMED or _is_prose(file)):
         return "translate", f"{where} has two sides of a pair: {sides}"
     return None
 
@@ -78,11 +89,7 @@ def commands_for(source: str) -> list[tuple[str, str]]:
 
     Classes, where one column looks like labels; pairs, where two hold prose.
     """
-    path, where = Path(source), printable(source)
-    rows: list[Row] = []
-    if path.is_file() and file_kind(path) in RECORDS:
-        with contextlib.suppress(Refused, SkippedFile):
-            rows = [row for _, row in first_rows(path, where, "skip")]
+    rows = _first_of(source)
     if len(rows) < FEW or "text" in rows[0]:
         return []
     learn = f"transom train {shlex.quote(source)} --task"
@@ -94,27 +101,30 @@ def commands_for(source: str) -> list[tuple[str, str]]:
     return []
 
 
-def refuse_piped_rows() -> None:
-    """Raise Refused where standard input begins like a table or JSON lines, as whose text they would be
-    learned. Nothing is read away, and what has not come yet is not waited for.
+def text_field_of_input() -> str | None:
+    """The field of standard input that is its text, where it holds rows; None where it is text as it stands.
+
+    Raises Refused for rows whose text nobody could guess, which as they stand would be learned with commas.
     """
-    stream = None if sys.stdin is None or sys.stdin.isatty() else sys.stdin.buffer
-    if not isinstance(stream, io.BufferedReader):
-        return
-    lines = stream.peek().decode("utf-8-sig", "ignore").splitlines(keepends=True)[:-1]
-    row = None
-    with contextlib.suppress(ValueError):
-        row = json.loads(lines[0]) if lines else None
-    if isinstance(row, dict):
-        what, way = "JSON lines", f" (--data.field names its text: {', '.join(map(printable, row))})"
-    elif len(lines) >= FEW and separator_of(lines):
-        what, way = "a table", ""
+    rows = _first_of("-")
+    if rows and isinstance(rows[0], dict):
+        what, way = "JSON lines", f" (--data.field names its text: {', '.join(map(printable, rows[0]))})"
+    elif len(rows) >= FEW:
+        what, way = "a table", " (--data.field names or numbers the column of its text)"
     else:
-        return
-    raise Refused(
-        f"standard input looks like {what}{way}; write it to a file and name that (transom train FILE), or "
-        "learn it as it stands by --task lm"
-    )
+        return None
+    if "text" in rows[0]:
+        return "text"
+    raise Refused(f"standard input looks like {what}{way}; or learn it as it stands by --task lm")
+
+
+def _first_of(source: str) -> list[Row]:
+    """The first rows of a source that has some."""
+    file = _rows_there(source)
+    if file is not None and file.kind in RECORDS:
+        with contextlib.suppress(Refused, SkippedFile):
+            return [row for _, row in first_rows(file, "skip")]
+    return []
 
 
 def _found(find: Callable[[], Columns]) -> Columns | None:
@@ -124,15 +134,15 @@ def _found(find: Callable[[], Columns]) -> Columns | None:
         return None
 
 
-def _few_values(path: Path, where: str, columns: Columns) -> bool:
-    """Whether the label column has few different values in the first rows."""
-    rows = [row for _, row in first_rows(path, where, "skip")][columns.header :]
+def _few_values(file: RowFile, columns: Columns) -> bool:
+    """Tell whether the label column has few different values in the first rows."""
+    rows = [row for _, row in first_rows(file, "skip")][columns.header :]
     return looks_like_labels([value_at(row, columns.places[1]) for row in rows])
 
 
-def _is_prose(path: Path, where: str) -> bool:
-    """Whether nearly all cells of a table hold letters, and most more than one word."""
-    return _mostly_prose([str(cell) for _, row in first_rows(path, where, "skip") for cell in row])
+def _is_prose(file: RowFile) -> bool:
+    """Tell whether nearly all cells of a table hold letters, and most more than one word."""
+    return _mostly_prose([str(cell) for _, row in first_rows(file, "skip") for cell in row])
 
 
 def _mostly_prose(cells: Sequence[str]) -> bool:

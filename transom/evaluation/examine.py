@@ -85,6 +85,10 @@ def examine(
             f"{folder} lies in no run, so what it learned from is not known, and a baseline must learn from "
             "the same: name it with --train"
         )
+    elif settings.data.source == "-":
+        raise Refused(
+            f"{folder} learned from standard input, which is gone; name a file with the same rows by --train"
+        )
     loaded: Any = load_model(str(weights))
     measured = settings.with_({"data.validation": test, "data.validation_target": test_target})
     if hasattr(loaded, "translate"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..data.sources import open_source
-from ..data.task_guess import commands_for, guess_task, refuse_piped_rows
+from ..data.task_guess import commands_for, guess_task, text_field_of_input
 from ..errors import Refused
 from ..settings import LIMITS, TrainSettings
 from .architecture import member
@@ -56,8 +56,6 @@ def choose_task(settings: TrainSettings, report: Report) -> TrainSettings:
         task = OF_MEMBER.get(kind or "", "lm")
         settings = settings.with_({"task": task})
     elif settings.task == "auto":
-        if data.source == "-" and data.field is None:
-            refuse_piped_rows()
         task, why = guess_task(data.source, data.target)
         if task == "lm" and data.source != "-" and not data.source.startswith("hf:"):
             open_source(
@@ -69,6 +67,8 @@ def choose_task(settings: TrainSettings, report: Report) -> TrainSettings:
                 f"{data.source}: no name of a column says what it holds; {ways}; "
                 "to learn running text: --data.field NAME"
             )
+        if task == "lm" and data.field is None and data.source == "-" and (name := text_field_of_input()):
+            settings = settings.with_({"data.field": name})
         if task == "lm" and kind == "encoder":
             task, why = "mlm", f"{why}; an encoder learns it by filling masks"
         settings = settings.with_({"task": task})
