@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shlex
+import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 import transom
 from transom import __main__ as door
+from transom.data import prepare_examples as preparing
 from transom.data.labelled import Labelled
 from transom.data.pairs import Pair, open_pairs
 from transom.errors import Refused
@@ -164,6 +166,25 @@ def test_a_run_that_tells_classes_is_examined_on_what_it_held_out(tmp_path: Path
     named = examine(tmp_path / "run" / "model", test=str(tmp_path / "test.tsv"))
     assert named.verdict.endswith("nothing can be said; give at least 30 (--test FILE)")
     assert named.score.n == 2 and named.test.endswith("test.tsv")
+
+
+def test_what_a_run_prepared_is_not_prepared_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = "".join(f"{label} number {i}\t{label}\n" for i in range(60) for label in ("fruit", "tool"))
+    (tmp_path / "train.tsv").write_text(rows)
+    settings = {**TINY, "data.source": str(tmp_path / "train.tsv"), "steps": 2, "out": str(tmp_path / "run")}
+    settings["data.tokenizer"] = "bpe"
+    train(load(TrainSettings, settings))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("this was prepared before")
+
+    monkeypatch.setattr(preparing, "survey_examples", refuse)
+    assert examine(tmp_path / "run").task == "classify"
+    said: list[str] = []
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    train(load(TrainSettings, {**settings, "resume": True, "steps": 3}),
+          on_event=lambda event: said.append(str(event.get("text"))))  # fmt: skip
+    assert any(text.startswith(f"prepared before: {tmp_path / 'run' / 'data'}") for text in said)
 
 
 def test_a_run_that_learned_from_standard_input_asks_for_the_same_rows(

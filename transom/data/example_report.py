@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from transom.data.documents import printable
+from transom.data.issues import Issues
 
 _SHOWN_LABELS = 12
 
@@ -42,6 +43,14 @@ class ExampleReport:
     """Class -> examples to learn from (empty for pairs)."""
     notes: list[str] = field(default_factory=list)
     """Sentences about choices that were made for the reader."""
+
+    def take(self, issues: Issues) -> None:
+        """Count what reading came across."""
+        self.n_skipped += issues.n_skipped_records
+        self.n_empty += issues.n_empty
+        for kind, fault in issues.faults.items():
+            count, first = self.faults.get(kind, (0, fault.first))
+            self.faults[kind] = (count + fault.count, first)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values for JSON."""

@@ -17,7 +17,8 @@ from transom.data.issues import Issues, Policy
 from transom.data.rows import HubRows, RowFile
 from transom.data.textfile import SkippedFile
 
-Example = TypeVar("Example")
+Example = TypeVar("Example", bound=tuple[str, str, str])
+"""Pair or Labelled: two texts, and their place as file:line."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ held out was learned from. Read next: prepare_examples.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -19,29 +19,29 @@ Groups = npt.NDArray[np.uint64]
 Mask = npt.NDArray[np.bool_]
 
 
-def same(texts: Sequence[str]) -> Groups:
+def digest_of(text: str) -> bytes:
+    """The 8 bytes by which a text is known."""
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()
+
+
+def same(texts: Iterable[str]) -> Groups:
     """For every text its hash."""
-    digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
-    return np.frombuffer(digests, dtype="<u8")
+    return np.frombuffer(b"".join(map(digest_of, texts)), dtype="<u8")
 
 
-def linked(one: Sequence[str], other: Sequence[str]) -> Groups:
-    """For every pair the smallest hash among all pairs that it is linked to by a text on the same side."""
-    parent = list(range(len(one)))
+def linked(one: Groups, other: Groups) -> Groups:
+    """For every pair of hashes (n,) the smallest `one` among all pairs linked to it by a text of one side."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    def root(at: int) -> int:
-        while parent[at] != at:
-            parent[at] = at = parent[parent[at]]
-        return at
-
-    for texts in (one, other):
-        first: dict[str, int] = {}
-        for at, text in enumerate(texts):
-            parent[root(at)] = root(first.setdefault(text, at))
-    roots = np.array([root(at) for at in range(len(one))], dtype=np.int64)
-    smallest = np.full(len(one), np.iinfo(np.uint64).max, dtype=np.uint64)
-    np.minimum.at(smallest, roots, same(one))
-    return smallest[roots]
+    n = len(one)
+    ends = [np.unique(side, return_inverse=True)[1].astype(np.int32) for side in (one, other)]
+    shape = tuple(int(side.max(initial=-1)) + 1 for side in ends)
+    graph = coo_array((np.ones(n, dtype=np.bool_), (ends[0], ends[1] + shape[0])), shape=(sum(shape),) * 2)
+    member = connected_components(graph, directed=False)[1][ends[0]]
+    smallest = np.full(int(member.max(initial=-1)) + 1, np.iinfo(np.uint64).max, dtype=np.uint64)
+    np.minimum.at(smallest, member, one)
+    return smallest[member]
 
 
 def held_out_groups(groups: Groups, fraction: float) -> Mask:
@@ -52,7 +52,7 @@ def held_out_groups(groups: Groups, fraction: float) -> Mask:
     return chosen_groups(sizes, fraction * len(groups))[member]
 
 
-def held_out_of_each(labels: Sequence[str], groups: Groups, fraction: float) -> Mask:
+def held_out_of_each(labels: Sequence[str] | npt.NDArray[np.int64], groups: Groups, fraction: float) -> Mask:
     """About `fraction` of every class in whole groups, never all of a class.
 
     A group is of the class that its first example has.

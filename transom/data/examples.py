@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from transom.data.batches import LabelBatch, PairBatch, Rows, TextPairBatch
 from transom.data.bucketed import Bucketed
-from transom.data.order import NO_LOSS
+from transom.data.order import NO_LOSS, scrambled, secret_numbers
 from transom.data.ragged import Ragged, padded_width
 from transom.errors import Refused
 
@@ -27,6 +27,7 @@ __all__ += ["TextPairBatch", "Translation"]
 
 MEASURED_PAIRS = 64
 """Pairs of a batch in which an embedder is measured."""
+_AT_ONCE = 1 << 16
 Numbers = npt.NDArray[np.int64]
 Batch = TypeVar("Batch", bound=Rows)
 
@@ -181,10 +182,19 @@ class Embedding(_Order[TextPairBatch]):
 
 
 def text_numbers(*sides: Ragged) -> Numbers:
-    """(n, sides) a number for every text, equal where texts are."""
-    known: dict[bytes, int] = {}
-    rows = [[known.setdefault(row.tobytes(), len(known)) for row in side] for side in sides]
-    return np.array(rows, dtype=np.int64).T
+    """(n, sides) a number for every text, equal where texts are: a hash of its ids and their places."""
+    numbers = np.zeros((len(sides[0]), len(sides)), dtype=np.uint64)
+    keys = secret_numbers("texts", 2)
+    for column, side in enumerate(sides):
+        for first in range(0, len(side), _AT_ONCE):
+            last = min(first + _AT_ONCE, len(side))
+            begin, end = side.starts[first], side.starts[last]
+            bounds = side.starts[first : last + 1] - begin
+            place = (np.arange(end - begin) - np.repeat(bounds[:-1], np.diff(bounds))).astype(np.uint64)
+            sums = np.zeros(end - begin + 1, dtype=np.uint64)
+            np.cumsum(scrambled(scrambled(place, keys[0]) ^ side.flat[begin:end], keys[1]), out=sums[1:])
+            numbers[first:last, column] = sums[bounds[1:]] - sums[bounds[:-1]]
+    return numbers.view(np.int64)
 
 
 def _tensors(*arrays: npt.NDArray[np.generic] | None) -> list[torch.Tensor]:

@@ -10,24 +10,20 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
-import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from filelock import FileLock
-
+from transom.data import cache
 from transom.data.check import Meter, OnProgress, Report, Survey, survey
 from transom.data.documents import clean_cut
 from transom.data.ngram_baselines import NgramBaselines, count_baselines
 from transom.data.sources import Source
 from transom.data.split import HELD_OUT, TRAIN, Piece, Split, split
 from transom.data.tokenizer import Ids, Tokenizer, tokenizer_named, train_tokenizer
-from transom.data.tokens import TokenFile, TokenWriter, disk_faults_named, sync_folder, synced
+from transom.data.tokens import TokenFile, TokenWriter, disk_faults_named
 from transom.data.vocabulary import bpe_size
 from transom.data.words import n_cores
 from transom.errors import Refused
@@ -37,7 +33,8 @@ SAMPLE_BYTES = 32 << 20
 """BPE is learned from at most this much text, spread over the whole of the training side."""
 
 _BATCH_CHARACTERS = 1 << 21
-_RECORD = "prepared.json"
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -88,35 +85,24 @@ def prepare(
     }
     if frame:
         settings["frame"] = frame
-    key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
-    home = Path(folder) / key
-    with disk_faults_named(Path(folder)):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        lock = FileLock(str(home.with_name(f".{key}.lock")))
-    with lock:
-        corpus = _found(home, settings, expected_hash)
-        if corpus is not None:
-            return corpus
-        return _made(source, home, settings, known, expected_hash, on_progress)
+    corpus, reused = cache.once(
+        Path(folder), settings, _found,
+        lambda home: _made(source, home, settings, known, expected_hash, on_progress),
+    )  # fmt: skip
+    _refuse_changed_data(source.name, corpus.data_hash, expected_hash)
+    return replace(corpus, reused=reused)
 
 
-def _found(home: Path, settings: dict[str, Any], expected_hash: str | None) -> Corpus | None:
-    """What an earlier call left in `home`, verified; None where there is nothing whole."""
-    try:
-        record = json.loads((home / _RECORD).read_text("utf-8"))
-        if record["settings"] != settings:
-            return None
-        tokenizer = Tokenizer.load(home)
-        train, held_out = (
-            TokenFile.open(home / name, tokenizer_hash=tokenizer.hash)
-            for name in ("train.tokens", "held_out.tokens")
-        )
-        for file in (train, held_out):
-            file.verify()
-        report, lines = Report(**record["report"]), NgramBaselines.from_dict(record["references"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # a damaged cache is made again; Refused is a ValueError
-    _refuse_changed_data(report.name, record["data_hash"], expected_hash)
+def _found(home: Path, record: dict[str, Any]) -> Corpus:
+    """What an earlier call left in `home`, verified."""
+    tokenizer = Tokenizer.load(home)
+    train, held_out = (
+        TokenFile.open(home / name, tokenizer_hash=tokenizer.hash)
+        for name in ("train.tokens", "held_out.tokens")
+    )
+    for file in (train, held_out):
+        file.verify()
+    report, lines = Report(**record["report"]), NgramBaselines.from_dict(record["references"])
     return Corpus(train, held_out, tokenizer, report, lines, record["data_hash"], home, reused=True)
 
 
@@ -135,8 +121,8 @@ def _made(
     tokenizer: Tokenizer | None,
     expected_hash: str | None,
     on_progress: OnProgress | None,
-) -> Corpus:
-    """Prepare from the text, in a temporary folder that takes its name when all of it is on the disk."""
+) -> dict[str, Any]:
+    """Prepare from the text into the folder `home`; gives the record of it."""
     facts = survey(source, on_progress=on_progress)
     _refuse_changed_data(source.name, facts.data_hash, expected_hash)
     halves = split(facts, settings["val_fraction"])
@@ -144,36 +130,17 @@ def _made(
         sample = _sample(source, facts, halves, settings["tokenizer"], on_progress)
         kind, size = settings["tokenizer"], settings["vocab_size"] or bpe_size(facts.report.n_bytes)
         tokenizer = train_tokenizer(kind, sample, size, frame=settings.get("frame", ""))
-    temporary = home.with_name(f".tmp-{home.name}")
-    shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed; we hold the lock
-    try:
-        with disk_faults_named(home):
-            temporary.mkdir()
-            tokenizer.save(temporary)
-        made = _tokenized(source, facts, halves, tokenizer, temporary, on_progress)
-        files = [TokenFile.open(temporary / name) for name in ("train.tokens", "held_out.tokens")]
-        lines = count_baselines(*files)
-        _complete(facts.report, files, tokenizer, settings, made, halves, lines)
-        record = {
-            "settings": settings,
-            "data_hash": facts.data_hash,
-            "report": facts.report.to_dict(),
-            "references": lines.to_dict(),
-        }
-        with disk_faults_named(home):
-            (temporary / _RECORD).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
-            for path in sorted(temporary.iterdir()):
-                with open(path, "r+b") as file:
-                    synced(file)
-            sync_folder(temporary)
-            shutil.rmtree(home, ignore_errors=True)
-            os.replace(temporary, home)
-            sync_folder(home.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    found = _found(home, settings, None)
-    assert found is not None
-    return Corpus(**{**vars(found), "reused": False})
+    with disk_faults_named(home):
+        tokenizer.save(home)
+    made = _tokenized(source, facts, halves, tokenizer, home, on_progress)
+    files = [TokenFile.open(home / name) for name in ("train.tokens", "held_out.tokens")]
+    lines = count_baselines(*files)
+    _complete(facts.report, files, tokenizer, settings, made, halves, lines)
+    return {
+        "data_hash": facts.data_hash,
+        "report": facts.report.to_dict(),
+        "references": lines.to_dict(),
+    }
 
 
 def _sample(
@@ -290,24 +257,33 @@ class _Reading:
 
 
 def _encoded(pieces: Iterator[Piece], tokenizer: Tokenizer) -> Iterator[tuple[Piece, Ids]]:
-    """Encode pieces in their order, in batches: one is encoded on all cores while the next is read."""
+    """Encode pieces in their order, in batches."""
+    batches = in_batches(pieces, lambda piece: len(piece.text))
+    encoded = ahead(batches, lambda batch: tokenizer.encode_arrays([piece.text for piece in batch]))
+    for batch, ids in encoded:
+        yield from zip(batch, ids, strict=True)
+
+
+def ahead(batches: Iterator[Item], encode: Callable[[Item], Made]) -> Iterator[tuple[Item, Made]]:
+    """Yield every batch with what `encode` makes of it: on all cores, while the next one is read."""
     with ThreadPoolExecutor(1) as thread:
-        waiting: tuple[list[Piece], Future[list[Ids]]] | None = None
-        for batch in _batches(pieces):
-            begun = batch, thread.submit(tokenizer.encode_arrays, [piece.text for piece in batch])
+        waiting: tuple[Item, Future[Made]] | None = None
+        for batch in batches:
+            begun = batch, thread.submit(encode, batch)
             if waiting is not None:
-                yield from zip(waiting[0], waiting[1].result(), strict=True)
+                yield waiting[0], waiting[1].result()
             waiting = begun
         if waiting is not None:
-            yield from zip(waiting[0], waiting[1].result(), strict=True)
+            yield waiting[0], waiting[1].result()
 
 
-def _batches(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
-    batch: list[Piece] = []
+def in_batches(items: Iterable[Item], size_of: Callable[[Item], int]) -> Iterator[list[Item]]:
+    """Lists of items that together have about two million characters, so many as `size_of` says."""
+    batch: list[Item] = []
     size = 0
-    for piece in pieces:
-        batch.append(piece)
-        size += len(piece.text)
+    for item in items:
+        batch.append(item)
+        size += size_of(item)
         if size >= _BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0

@@ -1,278 +1,430 @@
-"""From a source of pairs or labelled texts to rows of ids, ready to train on: split, vocabulary, framing.
+"""From a source of pairs or labelled texts to rows of ids on disk, once: kept and found again.
 
-The one idea: what is held out shares no text with what is learned from (pairs: on neither side), and what
-does not fit the model is refused with its line, or left out and said where it is rare. All examples are held
-in memory. Read next: examples.
+The one idea: as with text (prepare), examples are read as a stream (survey, tokenizer, tokens), never held;
+the rows lie in memory-mapped files, beside what says which are held out and why rows are missing. What is
+held out shares no text with what is learned from (pairs: on neither side), and what does not fit the model is
+refused with its line, or left out and said where it is rare. Read next: examples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import contextlib
+import hashlib
+import itertools
+import shutil
+import tempfile
+import weakref
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any, Generic
 
 import numpy as np
 import numpy.typing as npt
 
+from transom.data import cache
+from transom.data.check import Meter, OnProgress
 from transom.data.example_report import ExampleReport, counted
+from transom.data.example_source import Example, ExampleSource
+from transom.data.example_survey import ExampleSurvey, survey_examples
 from transom.data.examples import LabelledRows, PairRows
 from transom.data.issues import MAX_SKIPPED
-from transom.data.labelled import Labelled, LabelledSource
-from transom.data.pairs import Pair, PairSource
-from transom.data.prepare import SAMPLE_BYTES
+from transom.data.prepare import SAMPLE_BYTES, ahead, in_batches
 from transom.data.ragged import Ragged
-from transom.data.read_examples import (
-    AllExamples,
-    Example,
-    classes_of,
-    read_examples,
-    refuse_unsplit,
-    split_labelled,
-    split_pairs,
-)
 from transom.data.tokenizer import Tokenizer, tokenizer_named, train_tokenizer
+from transom.data.tokens import TokenFile, TokenWriter, disk_faults_named
 from transom.data.vocabulary import bpe_size
 from transom.errors import Refused
 
+VERSION = 1
+PARTS = ("train", "held_out")
 Mask = npt.NDArray[np.bool_]
+Numbers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class PreparedPairs:
-    """Pairs, ready to train on."""
+class PreparedExamples(Generic[Example]):
+    """Pairs or labelled texts, ready to train on."""
 
-    train: PairRows
-    held_out: PairRows
-    train_pairs: list[Pair]
-    """The texts of `train`, row by row."""
-    held_out_pairs: list[Pair]
-    tokenizer: Tokenizer
-    report: ExampleReport
-    data_hash: str
-    """SHA-256 over all examples in order; what a resumed run compares."""
-
-
-@dataclass(frozen=True)
-class PreparedLabelled:
-    """Labelled texts, ready to train on."""
-
-    train: LabelledRows
-    held_out: LabelledRows
-    train_texts: list[Labelled]
-    """The texts of `train`, row by row."""
-    held_out_texts: list[Labelled]
+    train: Any
+    """PairRows or LabelledRows, through the memory map."""
+    held_out: Any
     labels: tuple[str, ...]
-    """The classes by number, sorted."""
-    counts: dict[str, int]
-    """Examples of each class to learn from."""
+    """The classes by number, sorted; none for pairs."""
     tokenizer: Tokenizer
     report: ExampleReport
     data_hash: str
     """SHA-256 over all examples in order; what a resumed run compares."""
+    shown: tuple[str, str]
+    """The first held-out example: source and target, or text and label."""
+    numbers: tuple[Numbers, Numbers]
+    """Which examples, counted from 0, the rows to learn from and those held out are."""
+    sources: tuple[ExampleSource[Example], ...]
+    folder: Path
+    reused: bool = False
+    """Whether it had been prepared before."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Class -> examples to learn from."""
+        return self.report.counts
+
+    @cached_property
+    def _examples(self) -> tuple[list[Example], list[Example]]:
+        parts: tuple[list[Example], list[Example]] = [], []
+        side = np.full(1 + max(int(numbers.max()) for numbers in self.numbers), -1, dtype=np.int8)
+        for part, numbers in enumerate(self.numbers):
+            side[numbers] = part
+        examples = itertools.chain.from_iterable(source.examples() for source in self.sources)
+        for part, example in zip(side.tolist(), examples, strict=False):
+            if part >= 0:
+                parts[part].append(example)
+        return parts
+
+    @property
+    def train_examples(self) -> list[Example]:
+        """The texts of `train`, row by row, read once more from the source."""
+        return self._examples[0]
+
+    @property
+    def held_out_examples(self) -> list[Example]:
+        """The texts of `held_out`."""
+        return self._examples[1]
 
 
-def prepare_pairs(
-    train: PairSource,
-    validation: PairSource | None = None,
+def prepare_examples(
+    train: ExampleSource[Example],
+    validation: ExampleSource[Example] | None = None,
     *,
+    folder: Path | None = None,
     tokenizer: str | Path | Tokenizer | None = None,
     vocab_size: int | None = None,
     val_fraction: float = 0.05,
     max_len: int | None = None,
-    frame: str = "target",
-) -> PreparedPairs:
-    """Make pairs ready for translation (frame `target`), or for embedding (frame `text`).
-
-    `tokenizer` is bpe, bytes, chars, a folder or a Tokenizer; None is what suits the source. Without
-    `validation` the source's own held-out part is taken, else a share of it. Raises Refused for whatever is
-    wrong with the examples.
-    """
-    report = ExampleReport(train.name, "pair")
-    read = read_examples(train, validation, val_fraction, report, split_pairs)
-    refuse_unsplit(read, report)
-    pairs = read.examples
-    sides = {"source": [pair.source for pair in pairs], "target": [pair.target for pair in pairs]}
-    made = _tokenizer(tokenizer or train.tokenizer, read.texts(sides), vocab_size, frame)
-    rows = _framed(sides, made, report)
-    keep = _fitting(rows, read, max_len, report)
-    n_bytes = np.array([len(pair.target.encode()) for pair in pairs], dtype=np.int64)
-
-    def part(chosen: Mask) -> PairRows:
-        at = np.flatnonzero(chosen)
-        return PairRows(rows["source"].take(at), rows["target"].take(at), n_bytes[at])
-
-    learned, held_out = _parts(read, keep, rows, made, report)
-    _note_known_texts(report, sides["source"], read.held_out)
-    return PreparedPairs(
-        part(learned), part(held_out), _chosen(pairs, learned), _chosen(pairs, held_out), made, report,
-        read.data_hash,
-    )  # fmt: skip
-
-
-def prepare_labelled(
-    train: LabelledSource,
-    validation: LabelledSource | None = None,
-    *,
-    tokenizer: str | Path | Tokenizer | None = None,
-    vocab_size: int | None = None,
-    val_fraction: float = 0.05,
-    max_len: int | None = None,
-    frame: str = "text",
+    frame: str | None = None,
     cut: bool = False,
-) -> PreparedLabelled:
-    """Make labelled texts ready for classification; arguments as in prepare_pairs.
+    on_progress: OnProgress | None = None,
+) -> PreparedExamples[Example]:
+    """Make examples ready below `folder`, or find them there from before; without one in a temporary folder.
 
-    Texts of more than `max_len` tokens lose their ends where `cut` says so; then a note tells how many.
+    `tokenizer` is bpe, bytes, chars, a folder or a Tokenizer; None is what suits the source. `frame` is
+    `target` for translation (the default for pairs), `text` for embedding and classification. Without
+    `validation` the source's own held-out part is taken, else a share of it: of classes from each alike, and
+    of none wholly. Texts of more than `max_len` tokens lose their ends where `cut` says so, which is noted.
 
-    A share that is held out is taken from each class alike, and no class wholly. Raises Refused for one class
-    only, labels of the validation that never occur in training, and whatever else is wrong with the examples.
+    Raises Refused for whatever is wrong with the examples: for a single class, for labels of the validation
+    that never occur in training, for more than 1% that are too long.
     """
-    report = ExampleReport(train.name, "text")
-    read = read_examples(train, validation, val_fraction, report, split_labelled)
-    examples = read.examples
-    labels = classes_of(read, train.name, report)
-    refuse_unsplit(read, report)
-    sides = {"text": [example.text for example in examples]}
-    made = _tokenizer(tokenizer or train.tokenizer, read.texts(sides), vocab_size, frame)
-    rows = _framed(sides, made, report)
-    if cut and max_len is not None:
-        rows["text"] = _cut(rows["text"], max_len, made, report)
-    keep = _fitting(rows, read, max_len, report)
-    numbers = {label: number for number, label in enumerate(labels)}
-    classes = np.array([numbers[example.label] for example in examples], dtype=np.int64)
-    learned, held_out = _parts(read, keep, rows, made, report)
-    counts = np.bincount(classes[learned], minlength=len(labels))
-    report.counts = dict(zip(labels, counts.tolist(), strict=True))
-    _note_known_texts(report, sides["text"], read.held_out)
-    _note_contradictions(report, examples)
-
-    def part(chosen: Mask) -> LabelledRows:
-        return LabelledRows(rows["text"].take(np.flatnonzero(chosen)), classes[chosen])
-
-    return PreparedLabelled(
-        part(learned), part(held_out), _chosen(examples, learned), _chosen(examples, held_out), labels,
-        report.counts, made, report, read.data_hash,
-    )  # fmt: skip
+    making = _Making(train, validation, tokenizer, vocab_size, val_fraction, max_len, frame, cut, on_progress)
+    home = Path(tempfile.mkdtemp(prefix="transom-rows-")) if folder is None else Path(folder)
+    try:
+        made, reused = cache.once(home, making.settings, making.find, making.make)
+    except BaseException:
+        if folder is None:
+            shutil.rmtree(home, ignore_errors=True)
+        raise
+    made = replace(made, reused=reused)
+    if folder is None:
+        weakref.finalize(made, shutil.rmtree, home, ignore_errors=True)
+    return made
 
 
-def _chosen(examples: list[Example], mask: Mask) -> list[Example]:
-    return [examples[at] for at in np.flatnonzero(mask)]
+def prepared_examples(
+    train: ExampleSource[Example],
+    validation: ExampleSource[Example] | None = None,
+    *,
+    folder: Path | None,
+    **options: Any,
+) -> PreparedExamples[Example] | None:
+    """What prepare_examples made of the same arguments before, or None."""
+    if folder is None:
+        return None
+    making = _Making(train, validation, **options)
+    return cache.found(folder, making.settings, making.find)
 
 
-# Tokens
+class _Making:
+    """One preparation: what decides about the rows, how they are made, and how they are found again."""
 
+    def __init__(
+        self,
+        train: ExampleSource[Any],
+        validation: ExampleSource[Any] | None,
+        tokenizer: str | Path | Tokenizer | None = None,
+        vocab_size: int | None = None,
+        val_fraction: float = 0.05,
+        max_len: int | None = None,
+        frame: str | None = None,
+        cut: bool = False,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        self.train, self.validation, self.on_progress = train, validation or train.held_out, on_progress
+        self.frame = frame or ("text" if len(train.sides) == 1 else "target")
+        self.max_len, self.cut = max_len, cut and max_len is not None
+        spec = tokenizer or train.tokenizer
+        known = tokenizer_named(spec, ends=self.frame == "target")
+        if known is not None and self.frame == "target" and not known.frame[1]:
+            known = known.framed_as(self.frame)
+        self.known, self.kind = known, str(spec) if known is None else f"hash {known.hash}"
+        self.sources = (train,) if self.validation is None else (train, self.validation)
+        self.val_fraction = val_fraction
+        self.vocab_size = vocab_size if self.kind == "bpe" else None
+        self.settings: dict[str, Any] = {
+            "version": VERSION,
+            "sources": [source.fingerprint() for source in self.sources],
+            "tokenizer": self.kind,
+            "vocab_size": self.vocab_size,
+            "val_fraction": None if self.validation else val_fraction,
+            "frame": self.frame,
+            "max_len": max_len,
+            "cut": self.cut,
+        }
 
-def _tokenizer(
-    spec: str | Path | Tokenizer, texts: Iterable[str], vocab_size: int | None, frame: str
-) -> Tokenizer:
-    """The tokenizer that is named, or made from the texts; for targets it always writes an end."""
-    known = tokenizer_named(spec, ends=frame == "target")
-    if known is None:
-        return train_tokenizer(str(spec), _sample(texts, str(spec)), vocab_size or bpe_size(), frame=frame)
-    return known.framed_as(frame) if frame == "target" and not known.frame[1] else known
+    def files(self, home: Path, part: str) -> list[Path]:
+        """The token files of a part, one for each side."""
+        return [home / f"{part}.{side}.tokens" for side in self.train.sides]
 
-
-def _sample(texts: Iterable[str], kind: str) -> Iterator[str]:
-    """All texts for characters; for BPE an evenly spread share when they are many."""
-    if kind == "bytes":
-        return
-    held = list(texts)
-    stride = 1 if kind == "chars" else -(-sum(map(len, held)) // SAMPLE_BYTES)
-    yield from held[:: max(1, stride)]
-
-
-def _framed(sides: dict[str, list[str]], tokenizer: Tokenizer, report: ExampleReport) -> dict[str, Ragged]:
-    """The framed ids of every side."""
-    rows = {side: Ragged.of(tokenizer.framed_many(texts)) for side, texts in sides.items()}
-    report.lengths = {
-        side: (float(ragged.lengths.mean()), int(ragged.lengths.max())) for side, ragged in rows.items()
-    }
-    report.tokenizer, report.vocab_size = tokenizer.kind, tokenizer.vocab_size
-    return rows
-
-
-def _cut(rows: Ragged, max_len: int, tokenizer: Tokenizer, report: ExampleReport) -> Ragged:
-    """Rows of at most `max_len` tokens, the frame's end kept, as `inference/batching.framed` cuts them."""
-    after = len(tokenizer.frame[1])
-    over = rows.lengths > max_len
-    if not over.any():
-        return rows
-    lost, held = int((rows.lengths[over] - max_len).sum()), int(rows.lengths[over].sum())
-    report.notes.append(
-        f"{int(over.sum()):,} of {counted(len(rows), report.noun)} are longer than {max_len:,} tokens and "
-        f"are cut there: they lose {100 * lost / held:.0f}% of their tokens"
-    )
-    kept = [rows[row] for row in range(len(rows))]
-    for row in np.flatnonzero(over).tolist():
-        ids = kept[row]
-        kept[row] = np.concatenate([ids[: max_len - after], ids[len(ids) - after :]])
-    return Ragged.of(kept)
-
-
-def _fitting(rows: dict[str, Ragged], read: AllExamples, max_len: int | None, report: ExampleReport) -> Mask:
-    """Which examples fit into `max_len` tokens; Refused when more than 1% of a source do not."""
-    lengths = np.stack([ragged.lengths for ragged in rows.values()], axis=1)
-    if max_len is None:
-        return np.ones(len(lengths), dtype=np.bool_)
-    longest = lengths.max(axis=1)
-    for part in (slice(0, read.n_own), slice(read.n_own, None)):
-        over = np.flatnonzero(longest[part] > max_len) + (part.start or 0)
-        total = len(longest[part])
-        if not len(over):
-            continue
-        first = read.examples[int(over[0])].where
-        if len(over) > MAX_SKIPPED * total:
-            has = " and ".join(
-                f"{n:,} {side}" for side, n in zip(rows, lengths[over[0]].tolist(), strict=True)
+    def find(self, home: Path, record: cache.Record) -> PreparedExamples[Any]:
+        """What was made in a folder, verified, with its rows memory-mapped."""
+        tokenizer = self.known or Tokenizer.load(home)
+        rows, numbers = [], []
+        for part in PARTS:
+            sides = []
+            for path in self.files(home, part):
+                file = TokenFile.open(path, tokenizer_hash=tokenizer.hash)
+                file.verify()
+                sides.append(file.rows())
+            beside = [_loaded(home / f"{part}.{name}.npy", record) for name in ("beside", "numbers")]
+            rows.append(
+                PairRows(sides[0], sides[1], beside[0])
+                if len(sides) == 2
+                else LabelledRows(sides[0], beside[0])
             )
-            enough = int(np.sort(longest[part])[total - 1 - int(MAX_SKIPPED * total)])
+            numbers.append(beside[1])
+        one, other = record["shown"]
+        return PreparedExamples(
+            rows[0], rows[1], tuple(record["labels"]), tokenizer, ExampleReport(**record["report"]),
+            record["data_hash"], (one, other), (numbers[0], numbers[1]), self.sources, home,
+        )  # fmt: skip
+
+    def make(self, home: Path) -> cache.Record:
+        """Read the examples, make their vocabulary and write their rows; gives the record of it."""
+        report = ExampleReport(self.train.name, "text" if len(self.train.sides) == 1 else "pair")
+        facts = survey_examples(
+            self.train, self.validation, self.val_fraction, report, Meter("check", None, self.on_progress)
+        )
+        total = int(facts.characters.sum(dtype=np.int64))
+        tokenizer = self.known or self._tokenizer(facts, Meter("tokenizer", total, self.on_progress))
+        report.tokenizer, report.vocab_size = tokenizer.kind, tokenizer.vocab_size
+        with disk_faults_named(home):
+            tokenizer.save(home)
+        writing = _Writing(self, facts, tokenizer, report, Meter("tokens", total, self.on_progress))
+        hashes = writing.write(home)
+        return {
+            "data_hash": facts.data_hash,
+            "labels": list(facts.labels),
+            "shown": list(writing.shown),
+            "report": report.to_dict(),
+            "files": hashes,
+        }
+
+    def _tokenizer(self, facts: ExampleSurvey[Any], meter: Meter) -> Tokenizer:
+        """A vocabulary of the texts to learn from: of all for characters, for BPE of a share of many."""
+        total = int(facts.characters[~facts.held_out].sum(dtype=np.int64))
+        stride = 1 if self.kind == "chars" else max(1, -(-total // SAMPLE_BYTES))
+        texts = () if self.kind == "bytes" else facts.learned_texts(meter)
+        sample = itertools.islice(texts, 0, None, stride)
+        return train_tokenizer(self.kind, sample, self.vocab_size or bpe_size(), frame=self.frame)
+
+
+class _Writing:
+    """The rows on their way to the disk, and what is counted meanwhile."""
+
+    def __init__(
+        self,
+        making: _Making,
+        facts: ExampleSurvey[Any],
+        tokenizer: Tokenizer,
+        report: ExampleReport,
+        meter: Meter,
+    ) -> None:
+        self.making, self.facts, self.tokenizer, self.report, self.meter = (
+            making,
+            facts,
+            tokenizer,
+            report,
+            meter,
+        )
+        self.shown = ("", "")
+        self.sides = making.train.sides
+        self.longest = array("I")
+        """Tokens of every example's longest side."""
+        self.first_over: dict[int, tuple[str, Numbers]] = {}
+        """Source -> the place and lengths of its first example that is too long."""
+        self.n_cut = self.n_lost = self.n_cut_tokens = 0
+        self.lengths = np.zeros((2, len(self.sides)), dtype=np.int64)
+        """Sum and maximum for every side."""
+        self.beside, self.numbers = (array("q"), array("q")), (array("q"), array("q"))
+
+    def write(self, home: Path) -> dict[str, str]:
+        """Encode all examples into the files of both parts; gives the hashes of those beside the tokens."""
+        facts, report = self.facts, self.report
+        n_unclear, unclear_at = facts.contradictions() if facts.labels else (0, -1)
+        unclear_where, whole, first = "", hashlib.sha256(), 0
+        with contextlib.ExitStack() as stack:
+            writers = [
+                [stack.enter_context(self._writer(path)) for path in self.making.files(home, part)]
+                for part in PARTS
+            ]
+            batches = in_batches(facts.examples(), lambda example: len(example[0]) + len(example[1]))
+            for batch, sides in ahead(batches, self._encoded):
+                whole.update("".join(f"{one}\0{other}\0" for one, other, _ in batch).encode())
+                if first + len(batch) > len(facts.held_out):
+                    break
+                if first <= unclear_at < first + len(batch):
+                    unclear_where = batch[unclear_at - first][2]
+                self._write(batch, first, sides, writers)
+                first += len(batch)
+            if whole.hexdigest() != facts.data_hash:
+                raise Refused(
+                    f"{report.name}: the text changed while it was being read; start again when it is at rest"
+                )
+            self._complete()
+            for side in itertools.chain.from_iterable(writers):
+                side.commit(facts.data_hash)
+        if known := facts.held_out_that_are_known():
+            report.notes.append(
+                f"{known:,} of {int(facts.held_out.sum()):,} held-out texts also stand among those to learn "
+                "from, which flatters the score"
+            )
+        if n_unclear:
+            report.notes.append(
+                f"{counted(n_unclear, 'text')} with more than one label, first at {unclear_where}: "
+                "nobody can get them all right"
+            )
+        self.meter.finish()
+        arrays = {"beside": self.beside, "numbers": self.numbers}
+        return {
+            file.name: _saved(file, array)
+            for name, both in arrays.items()
+            for part, array in zip(PARTS, both, strict=True)
+            for file in [home / f"{part}.{name}.npy"]
+        }
+
+    def _writer(self, path: Path) -> TokenWriter:
+        return TokenWriter(
+            path, eos_id=self.tokenizer.eos_id or 0, tokenizer_hash=self.tokenizer.hash,
+            bytes_per_token=self.tokenizer.bytes_per_token,
+        )  # fmt: skip
+
+    def _encoded(self, batch: Sequence[Any]) -> list[Ragged]:
+        """The framed ids of every side."""
+        texts = [example[at] for at in range(len(self.sides)) for example in batch]
+        ids = self.tokenizer.framed_many(texts)
+        return [Ragged.of(ids[at : at + len(batch)]) for at in range(0, len(ids), len(batch))]
+
+    def _write(
+        self, batch: Sequence[Any], first: int, sides: list[Ragged], writers: list[list[TokenWriter]]
+    ) -> None:
+        """Write the rows of a batch whose first example is number `first`, those that fit."""
+        max_len, tokenizer, facts = self.making.max_len, self.tokenizer, self.facts
+        lengths = np.stack([side.lengths for side in sides], axis=1)
+        self.lengths[0] += lengths.sum(axis=0)
+        self.lengths[1] = np.maximum(self.lengths[1], lengths.max(axis=0))
+        if self.making.cut and max_len is not None and (lengths > max_len).any():
+            over = lengths[lengths > max_len]
+            self.n_cut, self.n_cut_tokens = self.n_cut + len(over), self.n_cut_tokens + int(over.sum())
+            self.n_lost += int((over - max_len).sum())
+            sides = [side.cut(max_len, len(tokenizer.frame[1])) for side in sides]
+            lengths = np.stack([side.lengths for side in sides], axis=1)
+        longest = lengths.max(axis=1)
+        self.longest.extend(longest.tolist())
+        fits = np.ones(len(batch), dtype=np.bool_) if max_len is None else longest <= max_len
+        for at in np.flatnonzero(~fits).tolist():
+            self.first_over.setdefault(int(first + at >= facts.n_own), (batch[at][2], lengths[at]))
+
+        # What stands beside a row: the bytes of a target, or the number of a class.
+        beside = (
+            facts.classes[first : first + len(batch)]
+            if facts.labels
+            else np.array([len(example[1].encode()) for example in batch], dtype=np.int64)
+        )
+        held_out = facts.held_out[first : first + len(batch)]
+        for part, chosen in enumerate((~held_out & fits, held_out & fits)):
+            at = np.flatnonzero(chosen)
+            rows = [side.take(at) for side in sides]
+            for writer, row in zip(writers[part], rows, strict=True):
+                writer.add_rows(row)
+            self.beside[part].extend(beside[at].tolist())
+            self.numbers[part].extend((first + at).tolist())
+            if part and tokenizer.unknown_id is not None:
+                self.report.n_unknown += sum(int((row.flat == tokenizer.unknown_id).sum()) for row in rows)
+            if part and len(at) and not self.shown[0]:
+                self.shown = tuple(batch[at[0]][:2])
+        self.meter.add(int(facts.characters[first : first + len(batch)].sum(dtype=np.int64)))
+
+    def _complete(self) -> None:
+        """Say in the report what was made; refuse where more than 1% of a source does not fit."""
+        report, facts, max_len = self.report, self.facts, self.making.max_len
+        n = len(facts.held_out)
+        report.lengths = {
+            side: (total / n, most)
+            for side, (total, most) in zip(self.sides, self.lengths.T.tolist(), strict=True)
+        }
+        report.max_len = max_len
+        if self.n_cut:
+            report.notes.append(
+                f"{self.n_cut:,} of {counted(n, report.noun)} are longer than {max_len:,} tokens and "
+                f"are cut there: they lose {100 * self.n_lost / self.n_cut_tokens:.0f}% of their tokens"
+            )
+        longest = np.asarray(self.longest)
+        for part, (where, lengths) in sorted(self.first_over.items()):
+            of_part = longest[facts.n_own :] if part else longest[: facts.n_own]
+            self._refuse_over_long(of_part, where, lengths)
+            report.n_over_long += int((of_part > (max_len or 0)).sum())
+            report.first_over_long = report.first_over_long or where
+        report.n_train, report.n_held_out = map(len, self.numbers)
+        if not (report.n_train and report.n_held_out):
+            what = "hold out" if report.n_train else "learn from"
             raise Refused(
-                f"{first}: {has} tokens, the limit is {max_len:,}; {len(over):,} of "
-                f"{counted(total, report.noun)} ({100 * len(over) / total:.1f}%, at most 1% may) are longer: "
-                f"set --model.max-len to {enough:,}, or shorten them"
-                + (" (--data.too-long cut)" if report.noun == "text" else "")
+                f"{report.name}: every {report.noun} to {what} is longer than {max_len:,} tokens, first at "
+                f"{report.first_over_long}; raise --model.max-len, or shorten them"
             )
-        report.n_over_long += len(over)
-        report.first_over_long = report.first_over_long or first
-    report.max_len = max_len
-    return longest <= max_len
+        counts = np.bincount(np.asarray(self.beside[0]), minlength=len(facts.labels))
+        report.counts = dict(zip(facts.labels, counts.tolist(), strict=True)) if facts.labels else {}
 
-
-def _parts(
-    read: AllExamples, keep: Mask, rows: dict[str, Ragged], tokenizer: Tokenizer, report: ExampleReport
-) -> tuple[Mask, Mask]:
-    """Which examples are learned from and which are measured on, counted in the report."""
-    learned, held_out = ~read.held_out & keep, read.held_out & keep
-    report.n_train, report.n_held_out = int(learned.sum()), int(held_out.sum())
-    if tokenizer.unknown_id is not None:
-        for ragged in rows.values():
-            held = np.repeat(held_out, ragged.lengths)
-            report.n_unknown += int((ragged.flat[held] == tokenizer.unknown_id).sum())
-    return learned, held_out
-
-
-# What a reader should know
-
-
-def _note_known_texts(report: ExampleReport, texts: Sequence[str], held_out: Mask) -> None:
-    learned = {text for text, held in zip(texts, held_out.tolist(), strict=True) if not held}
-    known = sum(text in learned for text, held in zip(texts, held_out.tolist(), strict=True) if held)
-    if known:
-        total = int(held_out.sum())
-        report.notes.append(
-            f"{known:,} of {total:,} held-out texts also stand among those to learn from, which flatters the "
-            "score"
+    def _refuse_over_long(self, longest: npt.NDArray[np.uint32], first: str, lengths: Numbers) -> None:
+        """Raise Refused when more than 1% of a source does not fit; `first` is the place of the first."""
+        max_len, total = self.making.max_len or 0, len(longest)
+        n_over = int((longest > max_len).sum())
+        if n_over <= MAX_SKIPPED * total:
+            return
+        has = " and ".join(f"{n:,} {side}" for side, n in zip(self.sides, lengths.tolist(), strict=True))
+        enough = int(np.sort(longest)[total - 1 - int(MAX_SKIPPED * total)])
+        raise Refused(
+            f"{first}: {has} tokens, the limit is {max_len:,}; {n_over:,} of "
+            f"{counted(total, self.report.noun)} ({100 * n_over / total:.1f}%, at most 1% may) are longer: "
+            f"set --model.max-len to {enough:,}, or shorten them"
+            + (" (--data.too-long cut)" if self.report.noun == "text" else "")
         )
 
 
-def _note_contradictions(report: ExampleReport, examples: Sequence[Labelled]) -> None:
-    seen: dict[str, str] = {}
-    unclear = {
-        example.text for example in examples if seen.setdefault(example.text, example.label) != example.label
-    }
-    if unclear:
-        first = next(example.where for example in examples if example.text in unclear)
-        report.notes.append(
-            f"{counted(len(unclear), 'text')} with more than one label, first at {first}: "
-            "nobody can get them all right"
-        )
+def _saved(path: Path, numbers: array[int]) -> str:
+    """Write numbers as a .npy file; gives the hash of its bytes."""
+    with disk_faults_named(path):
+        np.save(path, np.asarray(numbers), allow_pickle=False)
+    return _hash_of(path)
+
+
+def _loaded(path: Path, record: cache.Record) -> Numbers:
+    """Numbers of a .npy file, memory-mapped. Raises ValueError when they are not what was written."""
+    if _hash_of(path) != record["files"][path.name]:
+        raise ValueError(f"{path} is not what was written")
+    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def _hash_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

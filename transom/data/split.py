@@ -106,7 +106,7 @@ def chosen_groups(sizes: npt.NDArray[np.float64], target: float) -> npt.NDArray[
     """Groups in the order of their hash until `target` bytes, passing over those that overshoot."""
     chosen = np.zeros(len(sizes), dtype=np.bool_)
     left = target
-    for group, size in enumerate(sizes.tolist()):
+    for group, size in enumerate(sizes):
         if size <= left:
             chosen[group] = True
             left -= size

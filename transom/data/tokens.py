@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from transom.data.documents import printable
+from transom.data.ragged import Ragged
 from transom.errors import Refused
 
 VERSION = 1
@@ -37,7 +38,7 @@ _HASHES = ("tokenizer_hash", "data_hash", "content_hash")
 
 @dataclass(frozen=True)
 class TokenFile:
-    """The ids of a corpus, memory-mapped."""
+    """The ids of a corpus, or of one side of a set of examples, memory-mapped."""
 
     path: Path
     tokens: npt.NDArray[Any]
@@ -88,7 +89,7 @@ class TokenFile:
             file.seek(at_starts)
             starts = np.fromfile(file, dtype="<u8", count=counts[1])
             lengths = np.fromfile(file, dtype="<u2", count=counts[2])
-        if starts[0] != 0 or starts[-1] >= counts[0] or not (starts[1:] > starts[:-1]).all():
+        if starts[0] != 0 or starts[-1] > counts[0] or not (starts[1:] >= starts[:-1]).all():
             raise Refused(f"{where}: the list of documents is broken; prepare the data again")
         fields = {name: header[name] for name in (*_COUNTS[1:], *_HASHES)}
         return cls(path=path, tokens=tokens, starts=starts, bytes_per_token=lengths, **fields)
@@ -104,6 +105,10 @@ class TokenFile:
             raise Refused(
                 f"{printable(self.path)}: its content does not match its hash; prepare the data again"
             )
+
+    def rows(self) -> Ragged:
+        """The documents as rows of ids, read through the memory map."""
+        return Ragged(np.asarray(self.tokens), np.append(self.starts.astype(np.int64), self.n_tokens))
 
     def chunks(self, overlap: int = 0) -> Iterator[npt.NDArray[np.int64]]:
         """Read the ids in order in chunks of a million, each beginning with the last `overlap` ids of the
@@ -184,6 +189,11 @@ class TokenWriter:
         """Open the next document."""
         self.starts.append(self.n_tokens)
         self.extend(self._opening, 0)
+
+    def add_rows(self, rows: Ragged) -> None:
+        """Add documents that have no opening token: rows of ids as they are."""
+        self.starts.frombytes((rows.starts[:-1] + self.n_tokens).astype(np.uint64).tobytes())
+        self.extend(rows.flat, 0)
 
     def extend(self, ids: npt.NDArray[Any], n_bytes: int) -> None:
         """Add ids to the open document, which stand for `n_bytes` bytes of text."""

@@ -23,12 +23,13 @@ from numpy.typing import NDArray
 from ..checkpoint.hub import resolve
 from ..data.labelled import Labelled
 from ..data.pairs import Pair
-from ..data.prepare_examples import prepare_labelled, prepare_pairs
+from ..data.prepare_examples import prepare_examples, prepared_examples
 from ..errors import Refused
 from ..intervals import Estimate, lead, paired_bootstrap, share
 from ..output import write_whole
 from ..settings import TrainSettings, load
-from ..training.example_tasks import labelled_sources, longest, pair_sources
+from ..training.example_tasks import options_of, sources_of
+from ..training.folder import RunFolder
 from ..training.run import Run, longer_command, task_of
 from .baselines import TfidfLogistic, TranslationMemory, copy_source, majority
 from .classification import ClassScore, f1_rows, indices, macro_f1, score_classes, telling
@@ -92,10 +93,13 @@ def examine(
     loaded: Any = load_model(str(weights))
     measured = settings.with_({"data.validation": test, "data.validation_target": test_target})
     if hasattr(loaded, "translate"):
-        report = examine_translator(loaded, *_pairs(settings, measured, weights), beam=beam)
+        report = examine_translator(
+            loaded, *_examples("translate", settings, measured, run, weights), beam=beam
+        )
     elif hasattr(loaded, "classify"):
         cut = settings.data.too_long == "cut"
-        report = examine_classifier(loaded, *_labelled(settings, measured, weights), cut=cut)
+        examples = _examples("classify", settings, measured, run, weights)
+        report = examine_classifier(loaded, *examples, cut=cut)
     else:
         raise Refused(
             f"{folder} holds neither a translator nor a classifier; a language model's score is in the "
@@ -274,28 +278,21 @@ def _settings_of(folder: Path) -> tuple[TrainSettings, Path | None, Path]:
     return load(TrainSettings, file=run / "settings.toml" if run else None), run, weights
 
 
-def _pairs(settings: TrainSettings, measured: TrainSettings, model: Path) -> tuple[list[Pair], list[Pair]]:
-    """The pairs that the run learned from, and those to measure with."""
-    learned, validation = pair_sources(settings)
-    made = prepare_pairs(
-        learned, validation, tokenizer=model, val_fraction=settings.data.val_fraction,
-        max_len=longest(settings),
-    )  # fmt: skip
-    named = pair_sources(measured)[1]
-    return made.train_pairs, made.held_out_pairs if named is None else list(named)
+def _examples(
+    task: str, settings: TrainSettings, measured: TrainSettings, run: Path | None, model: Path
+) -> tuple[list[Any], list[Any]]:
+    """The examples that the run learned from, and those to measure with.
 
-
-def _labelled(
-    settings: TrainSettings, measured: TrainSettings, model: Path
-) -> tuple[list[Labelled], list[Labelled]]:
-    """The labelled texts that the run learned from, and those to measure with."""
-    learned, validation = labelled_sources(settings)
-    made = prepare_labelled(
-        learned, validation, tokenizer=model, val_fraction=settings.data.val_fraction,
-        max_len=longest(settings), cut=settings.data.too_long == "cut",
-    )  # fmt: skip
-    named = labelled_sources(measured)[1]
-    return made.train_texts, made.held_out_texts if named is None else list(named)
+    What the run prepared says which they are; where that is gone, they are prepared anew.
+    """
+    folder = settings.data.cache or (None if run is None else RunFolder(run).data)
+    learned, validation = sources_of(task, settings)
+    options = options_of(task, settings, learned)
+    made = prepared_examples(learned, validation, folder=folder, **options)
+    if made is None:
+        made = prepare_examples(learned, validation, folder=folder, **{**options, "tokenizer": model})
+    named = sources_of(task, measured)[1]
+    return made.train_examples, made.held_out_examples if named is None else list(named)
 
 
 def _write(path: Path, report: Report) -> None:

@@ -9,15 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 
+from ..data.example_source import ExampleSource
 from ..data.examples import Classification, Embedding, PairRows, Translation
-from ..data.labelled import LabelledSource, open_labelled
-from ..data.pairs import PairSource, open_pairs
-from ..data.prepare_examples import prepare_labelled, prepare_pairs
+from ..data.labelled import open_labelled
+from ..data.pairs import open_pairs
+from ..data.prepare_examples import PreparedExamples, prepare_examples
 from ..data.tokenizer import Tokenizer
 from ..errors import Refused
 from ..model.build import Model, build
@@ -33,6 +34,7 @@ from .report import Report
 from .run import ARROW
 from .sample import classified, translated
 from .task import Task
+from .text_task import on_all, refuse_shared_input
 
 TOKENS = {"translate": 4096, "classify": 2048, "embed": 8192}
 """Tokens of a step where nobody says: of both sides, padding not counted."""
@@ -41,17 +43,10 @@ SMOOTHING = 0.1
 UNEVEN = 3.0
 """Classes are weighed when the largest has so many times as many examples as the smallest."""
 
-Made = TypeVar("Made")
-
 
 def translate_task(settings: TrainSettings, folder: RunFolder, world: World, report: Report) -> Task:
     """Translate: pairs of a source and a target through an encoder-decoder. Raises `Refused`."""
-    train, validation = pair_sources(settings)
-    made = _on_all(world, report, lambda: prepare_pairs(
-        train, validation, tokenizer=tokenizer_of(settings, train.tokenizer),
-        vocab_size=settings.data.vocab_size, val_fraction=settings.data.val_fraction,
-        max_len=longest(settings),
-    ))  # fmt: skip
+    made = _prepared(settings, folder, world, report)
     tokenizer = made.tokenizer
     if tokenizer.config.get("sources_only"):
         raise Refused(
@@ -71,16 +66,16 @@ def translate_task(settings: TrainSettings, folder: RunFolder, world: World, rep
     )  # fmt: skip
     asked = settings.optim.label_smoothing
     smoothing = SMOOTHING if asked is None else asked
-    shown = made.held_out_pairs[0]
+    source, target = made.shown
     return Task(
         name="translate", unit="target token", config=config, tokenizer=tokenizer, data_hash=made.data_hash,
         feed=learned, eval_set=_eval_set(held_out), build=first,
         baselines=target_baselines(made.train, made.held_out, tokenizer),
         objective=partial(objectives.LanguageModelling, smoothing=smoothing),
         write=lambda model: (
-            f"{shown.source}{ARROW}",
+            f"{source}{ARROW}",
             "{} ({:.0%} sure of all of it; wanted: {})".format(
-                *translated(model, tokenizer=tokenizer, source=shown.source), shown.target
+                *translated(model, tokenizer=tokenizer, source=source), target
             ),
         ),
         facts=_facts(made), generation={"num_beams": 4, "max_length": config.max_len},
@@ -89,12 +84,7 @@ def translate_task(settings: TrainSettings, folder: RunFolder, world: World, rep
 
 def classify_task(settings: TrainSettings, folder: RunFolder, world: World, report: Report) -> Task:
     """Tell the class of a text with an encoder. Raises `Refused`."""
-    train, validation = labelled_sources(settings)
-    made = _on_all(world, report, lambda: prepare_labelled(
-        train, validation, tokenizer=tokenizer_of(settings, train.tokenizer),
-        vocab_size=settings.data.vocab_size, val_fraction=settings.data.val_fraction,
-        max_len=longest(settings), cut=settings.data.too_long == "cut",
-    ))  # fmt: skip
+    made = _prepared(settings, folder, world, report)
     tokenizer = made.tokenizer
     ids = dict(pad_id=tokenizer.pad_id, bos_id=tokenizer.eos_id, eos_id=tokenizer.eos_id)
     head = {"head": "classify", "labels": made.labels}
@@ -112,7 +102,7 @@ def classify_task(settings: TrainSettings, folder: RunFolder, world: World, repo
         named = ", ".join(repr(label) for label in empty[:5]) + (" and more" if len(empty) > 5 else "")
         report("note", text=f"warning: no example of {named} is left to learn from, so it will never be the "
                "answer; give more of it, or let long texts be cut (--data.too-long cut)")  # fmt: skip
-    shown = made.held_out_texts[0]
+    text, label = made.shown
     return Task(
         name="classify", unit="text", config=config, tokenizer=tokenizer, data_hash=made.data_hash,
         feed=learned, eval_set=_eval_set(held_out), build=first,
@@ -121,8 +111,8 @@ def classify_task(settings: TrainSettings, folder: RunFolder, world: World, repo
             objectives.Classification, weights=weights, smoothing=settings.optim.label_smoothing or 0.0
         ),
         write=lambda model: (
-            f"{shown.text}{ARROW}",
-            f"{classified(model, tokenizer=tokenizer, text=shown.text)}, labelled {shown.label}",
+            f"{text}{ARROW}",
+            f"{classified(model, tokenizer=tokenizer, text=text)}, labelled {label}",
         ),
         divisor=learned.n_examples / learned.steps_per_epoch,
         facts=_facts(made),
@@ -131,12 +121,7 @@ def classify_task(settings: TrainSettings, folder: RunFolder, world: World, repo
 
 def embed_task(settings: TrainSettings, folder: RunFolder, world: World, report: Report) -> Task:
     """Bring the two texts of a pair near each other, with an encoder. Raises `Refused`."""
-    train, validation = pair_sources(settings)
-    made = _on_all(world, report, lambda: prepare_pairs(
-        train, validation, tokenizer=tokenizer_of(settings, train.tokenizer), frame="text",
-        vocab_size=settings.data.vocab_size, val_fraction=settings.data.val_fraction,
-        max_len=longest(settings),
-    ))  # fmt: skip
+    made = _prepared(settings, folder, world, report)
     tokenizer = made.tokenizer
     ids = dict(pad_id=tokenizer.pad_id, bos_id=tokenizer.eos_id, eos_id=tokenizer.eos_id)
     head = {"head": "embed", "pooling": "mean", "normalize": True}
@@ -156,9 +141,14 @@ def embed_task(settings: TrainSettings, folder: RunFolder, world: World, report:
 # --- the parts that they share
 
 
-def pair_sources(settings: TrainSettings) -> tuple[PairSource, PairSource | None]:
-    """The pairs to learn from, and those to measure with where they are named."""
+def sources_of(task: str, settings: TrainSettings) -> tuple[Any, Any]:
+    """The examples of a task to learn from, and those to measure with where they are named."""
     data = settings.data
+    if task == "classify":
+        labelled = partial(
+            open_labelled, text_field=data.field, label_field=data.label, on_error=data.on_error
+        )
+        return labelled(data.source), None if data.validation is None else labelled(data.validation)
     if (data.field is None) != (data.target_field is None):
         raise Refused(
             "--data.field and --data.target-field name the two sides of a pair; give both, or neither"
@@ -174,13 +164,14 @@ def pair_sources(settings: TrainSettings) -> tuple[PairSource, PairSource | None
     return train, open_pairs(data.validation, data.validation_target, fields=fields, on_error=data.on_error)
 
 
-def labelled_sources(settings: TrainSettings) -> tuple[LabelledSource, LabelledSource | None]:
-    """The labelled texts to learn from, and those to measure with where they are named."""
+def options_of(task: str, settings: TrainSettings, train: ExampleSource[Any]) -> dict[str, Any]:
+    """What settings say of the preparation of examples (see prepare_examples)."""
     data = settings.data
-    opened: Callable[[str], LabelledSource] = partial(
-        open_labelled, text_field=data.field, label_field=data.label, on_error=data.on_error
-    )
-    return opened(data.source), None if data.validation is None else opened(data.validation)
+    return dict(
+        tokenizer=tokenizer_of(settings, train.tokenizer), vocab_size=data.vocab_size,
+        val_fraction=data.val_fraction, max_len=longest(settings), cut=data.too_long == "cut",
+        frame="target" if task == "translate" else "text",
+    )  # fmt: skip
 
 
 def longest(settings: TrainSettings) -> int:
@@ -210,15 +201,18 @@ def _model(
     return config, partial(build, config)
 
 
-def _on_all(world: World, report: Report, make: Callable[[], Made]) -> Made:
-    """What `make` gives, on every rank; rank 0 goes first, so that what is wrong is said once."""
-    made: list[Made] = []
-    world.on_rank_zero(lambda: made.append(make()))
-    if not made:
-        made.append(make())
-    for line in str(made[0].report).splitlines():  # type: ignore[attr-defined]
-        report("note", text=line)
-    return made[0]
+def _prepared(
+    settings: TrainSettings, folder: RunFolder, world: World, report: Report
+) -> PreparedExamples[Any]:
+    """The examples of a run, prepared once below its folder (or data.cache)."""
+    refuse_shared_input(settings, world)
+    train, validation = sources_of(settings.task, settings)
+    options = options_of(settings.task, settings, train)
+    home = settings.data.cache or folder.data
+    return on_all(
+        world, report,
+        lambda show: prepare_examples(train, validation, folder=home, on_progress=show, **options),
+    )  # fmt: skip
 
 
 def _eval_set(held_out: Any) -> Callable[[int, bool], EvalExamples]:

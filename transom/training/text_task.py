@@ -5,13 +5,15 @@ The text is prepared once, by rank 0, and opened by all. Read next: task, data/p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
-from ..data.check import Progress
+from ..data.check import OnProgress, Progress
 from ..data.masking import Masking
 from ..data.order import Windows
 from ..data.prepare import Corpus, prepare
+from ..data.prepare_examples import PreparedExamples
 from ..data.sources import open_source
 from ..data.tokenizer import Tokenizer
 from ..data.tokens import TokenFile
@@ -31,6 +33,7 @@ from .task import Task
 
 GENERATION = {"do_sample": True, **DRAWN}
 """What generation_config.json proposes to whoever uses the model: as samples are drawn along the way."""
+Made = TypeVar("Made", Corpus, PreparedExamples[Any])
 OPENING = 5, 24
 """Words, and characters where there is no space, of a text that a sample goes on from."""
 
@@ -122,27 +125,38 @@ def prepare_text(settings: TrainSettings, folder: RunFolder, world: World, repor
     Raises `Refused` for whatever is wrong with the text.
     """
     data = settings.data
-    if data.source == "-" and world.size > 1:
+    refuse_shared_input(settings, world)
+    return on_all(
+        world, report,
+        lambda show: prepare(
+            open_source(data.source, field=data.field, on_error=data.on_error),
+            folder=data.cache or folder.data, tokenizer=tokenizer_of(settings, "bpe"),
+            vocab_size=data.vocab_size, val_fraction=data.val_fraction,
+            frame="text" if settings.task == "mlm" else "", on_progress=show,
+        ),
+    )  # fmt: skip
+
+
+def refuse_shared_input(settings: TrainSettings, world: World) -> None:
+    """Raise `Refused` where several processes would read standard input."""
+    if world.size > 1 and "-" in (settings.data.source, settings.data.target, settings.data.validation):
         raise Refused("standard input can be read by one process only; write it to a file and name that")
 
-    def made() -> Corpus:
-        source = open_source(data.source, field=data.field, on_error=data.on_error)
-        return prepare(
-            source, folder=data.cache or folder.data, tokenizer=tokenizer_of(settings, "bpe"),
-            vocab_size=data.vocab_size, val_fraction=data.val_fraction,
-            frame="text" if settings.task == "mlm" else "", on_progress=show if world.is_first else None,
-        )  # fmt: skip
+
+def on_all(world: World, report: Report, make: Callable[[OnProgress | None], Made]) -> Made:
+    """The data that `make` prepares, on every rank; rank 0 goes first, so that the others find it."""
 
     def show(progress: Progress) -> None:
         report.preparing(progress.stage, progress.done, progress.total, progress.mb_per_s)
 
-    corpus: list[Corpus] = []
-    world.on_rank_zero(lambda: corpus.append(made()))
-    if not corpus:
-        corpus.append(made())
-    for line in str(corpus[0].report).splitlines():
+    made: list[Made] = []
+    world.on_rank_zero(lambda: made.append(make(show if world.is_first else None)))
+    data = made[0] if made else make(None)
+    if data.reused:
+        report("note", text=f"prepared before: {data.folder}")
+    for line in str(data.report).splitlines():
         report("note", text=line)
-    return corpus[0]
+    return data
 
 
 def ngram_baselines(corpus: Corpus, masked: bool = False) -> dict[str, float]:
