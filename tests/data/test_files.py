@@ -23,7 +23,7 @@ from transom.data.issues import Issues
 from transom.data.labelled import open_labelled
 from transom.data.lines import rows_to_answer
 from transom.data.pairs import open_pairs
-from transom.data.prepare_examples import prepare_examples
+from transom.data.prepare_examples import Preparation
 from transom.data.rows import rows_of
 from transom.data.sources import open_source
 from transom.data.task_guess import guess_task
@@ -331,7 +331,9 @@ def test_numbers_as_labels(written: Written, value: str, label: str | None) -> N
 
 def test_words_for_nothing_are_classes_with_a_note(written: Written) -> None:
     rows = "".join(f"text {n},{('NA', 'good')[n % 2]}\n" for n in range(40))
-    made = prepare_examples(open_labelled(str(written("na.csv", "text,label\n" + rows))), tokenizer="bytes")
+    made = Preparation(open_labelled(str(written("na.csv", "text,label\n" + rows))), tokenizer="bytes").once(
+        None
+    )
     assert made.labels == ("NA", "good")
     assert (
         "'NA' is taken for a class; where it says that there is none, remove those rows" in made.report.notes
@@ -401,7 +403,9 @@ def test_blank_documents_are_none(written: Written) -> None:
 
 def test_control_characters_of_examples_are_noticed(written: Written) -> None:
     rows = "".join(f"text {n}\x93,{'ab'[n % 2]}\n" for n in range(40))
-    made = prepare_examples(open_labelled(str(written("c.csv", "text,label\n" + rows))), tokenizer="bytes")
+    made = Preparation(open_labelled(str(written("c.csv", "text,label\n" + rows))), tokenizer="bytes").once(
+        None
+    )
     assert any(
         note.startswith("40 control characters from U+0080 to U+009F (first at") for note in made.report.notes
     )

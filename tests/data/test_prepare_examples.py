@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,21 +22,27 @@ from transom.data.check import Progress
 from transom.data.example_split import held_out_groups, held_out_of_each, linked, same
 from transom.data.labelled import open_labelled
 from transom.data.pairs import open_pairs
-from transom.data.prepare_examples import PreparedExamples, prepare_examples
+from transom.data.prepare_examples import Preparation, PreparedExamples
 from transom.data.tokenizer import Tokenizer
 from transom.errors import Refused
 
 Written = Callable[[str, bytes | str], Path]
 
 
+def prepared(
+    *sources: object, folder: Any = None, on_progress: Any = None, **options: Any
+) -> PreparedExamples:
+    return Preparation(*sources, **options).once(folder, on_progress)
+
+
 def pairs(path: object, validation: object = None, **options: object) -> PreparedExamples:
     other = None if validation is None else open_pairs(str(validation))
-    return prepare_examples(open_pairs(str(path)), other, **{"tokenizer": "bytes", **options})  # type: ignore[arg-type]
+    return prepared(open_pairs(str(path)), other, **{"tokenizer": "bytes", **options})
 
 
 def labelled(path: object, validation: object = None, **options: object) -> PreparedExamples:
     other = None if validation is None else open_labelled(str(validation))
-    return prepare_examples(open_labelled(str(path)), other, **{"tokenizer": "bytes", **options})  # type: ignore[arg-type]
+    return prepared(open_labelled(str(path)), other, **{"tokenizer": "bytes", **options})
 
 
 def refusal(call: Callable[..., object], *args: object, **options: object) -> str:
@@ -122,7 +129,7 @@ def test_a_validation_of_its_own(written: Written) -> None:
     assert made.report.split == f"from {other}"
     note = "5 of 20 held-out texts also stand among those to learn from, which flatters the score"
     assert note in made.report.notes and note in str(made.report)
-    dates = prepare_examples(open_pairs("dates"))
+    dates = prepared(open_pairs("dates"))
     assert dates.tokenizer.kind == "chars" and (len(dates.train), len(dates.held_out)) == (50_000, 1_000)
     assert not {p.target for p in dates.train_examples} & {p.target for p in dates.held_out_examples}
     assert dates.report.n_unknown == 0 and dates.tokenizer.vocab_size < 80
@@ -374,7 +381,7 @@ def test_multi30k(shared_data: Path) -> None:
     train, held_out = (
         open_pairs(str(folder / f"{part}.en.gz"), str(folder / f"{part}.de.gz")) for part in ("train", "val")
     )
-    made = prepare_examples(train, held_out, vocab_size=4000, max_len=128)
+    made = prepared(train, held_out, vocab_size=4000, max_len=128)
     assert (len(made.train), len(made.held_out)) == (29_000, 1_014)
     assert made.held_out_examples[0].target == "Eine Gruppe von Männern lädt Baumwolle auf einen Lastwagen"
     text = made.train_examples[5].target

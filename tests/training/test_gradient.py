@@ -32,8 +32,7 @@ def batch(rows: int = 8, uneven: bool = True) -> Batch:
         for row in range(rows):
             targets[row, : 2 * row % 16] = -100
     kept = (targets != -100).sum(1)
-    return Batch(tokens[:, :-1].contiguous(), targets, None, None, torch.arange(rows), kept, kept,
-                 int(kept.sum()), int(kept.sum()))  # fmt: skip
+    return Batch(tokens[:, :-1].contiguous(), targets, None, None, torch.arange(rows), kept, kept)
 
 
 def gradient_of(net: Transformer, whole: Batch, rows: int) -> tuple[float, dict[str, torch.Tensor]]:
@@ -89,14 +88,14 @@ def test_packed_equals_unpacked() -> None:
     kept = (targets != -100).sum(1)
     documents = torch.tensor([[0] * 7 + [1] * 9], dtype=torch.int32)
     positions = torch.tensor([[*range(7), *range(9)]])
-    packed = Batch(inputs, targets, documents, positions, torch.arange(1), kept, kept, int(kept), int(kept))
+    packed = Batch(inputs, targets, documents, positions, torch.arange(1), kept, kept)
     _, together = gradient_of(net, packed, 1)
 
     rows, wanted = torch.zeros(2, 9, dtype=torch.long), torch.full((2, 9), -100)
     rows[0, :7], rows[1] = inputs[0, :7], inputs[0, 7:]
     wanted[0, :7], wanted[1] = targets[0, :7], targets[0, 7:]
     kept = (wanted != -100).sum(1)
-    apart = Batch(rows, wanted, None, None, torch.arange(2), kept, kept, int(kept.sum()), int(kept.sum()))
+    apart = Batch(rows, wanted, None, None, torch.arange(2), kept, kept)
     _, separately = gradient_of(net, apart, 2)
     assert packed.n_targets == apart.n_targets
     for name, grad in separately.items():
@@ -145,7 +144,9 @@ def test_seeds_of_micro_batches_differ() -> None:
 
 def test_a_batch_without_targets_scores_nothing() -> None:
     net, whole = model(), batch()
-    silent = dataclasses.replace(whole, targets=torch.full_like(whole.targets, -100), n_targets=0)
+    silent = dataclasses.replace(
+        whole, targets=torch.full_like(whole.targets, -100), row_targets=0 * whole.row_targets
+    )
     assert net.loss(silent).item() == 0
 
 

@@ -23,7 +23,7 @@ from transom.model.config import ModelConfig
 from transom.model.transformer import Transformer
 from transom.training import display, metrics
 from transom.training.architecture import model_config, windows_per_step
-from transom.training.evaluate import Best, EvalWindows, Score, score, verdict
+from transom.training.evaluate import Best, EvalSet, Score, score, verdict
 from transom.training.figure import draw_loss, smooth
 from transom.training.folder import RunFolder
 from transom.training.forecast import activation_bytes, plan
@@ -230,7 +230,7 @@ def test_the_micro_batch_fits_and_divides_the_step() -> None:
 
     def windows(n: int) -> Batch:
         tokens, rows = torch.zeros(n, 16, dtype=torch.int64), torch.full((n,), 16)
-        return Batch(tokens, tokens, None, None, torch.arange(n), rows, rows, 16 * n, 16 * n)
+        return Batch(tokens, tokens, None, None, torch.arange(n), rows, rows)
 
     def find(**more: Any) -> Any:
         return find_micro_batch(objective, 24, 16, windows, torch.device("cpu"),
@@ -256,10 +256,10 @@ def test_held_out_windows_are_spread_and_all_are_scored_once(tiny: Tiny, tmp_pat
     train(tiny(steps=1, data__cache=str(tmp_path / "tokens")))
     file = TokenFile.open(next((tmp_path / "tokens").glob("*/held_out.tokens")))
     windows = Windows(file, 8)
-    whole = EvalWindows(windows, 4, stride=1)
+    whole = EvalSet.windows(windows, 4, file.n_tokens)
     assert sum(batch.n_targets for batch in whole) == file.n_tokens - 1
     assert whole.n_batches == len(list(whole)) and whole.whole
-    part = EvalWindows.about(windows, 4, 12)
+    part = EvalSet.windows(windows, 4, 12)
     assert part.n_batches == len(list(part)) and 8 <= part.n_rows <= 32 and not part.whole
     net = Transformer(ModelConfig(vocab_size=258, dim=16, n_layers=1, n_heads=1, n_kv_heads=1, head_dim=16,
                                   ffn_dim=32, max_len=8))  # fmt: skip

@@ -20,7 +20,7 @@ from transom.model.build import build
 from transom.model.experts import routers
 from transom.settings import ModelSettings, OptimSettings, TrainSettings, load
 from transom.training.architecture import model_config, rates
-from transom.training.evaluate import EvalExamples
+from transom.training.evaluate import EvalSet
 from transom.training.example_tasks import class_weights
 from transom.training.loop import train
 from transom.training.objectives import Classification
@@ -192,7 +192,7 @@ def test_what_is_scored_along_the_way_is_about_as_long_as_all(wanted: int) -> No
     whole = Labelled(LabelledRows(Ragged.of(rows), np.zeros(300, dtype=np.int64)), 256, pad_id=0)
     batches = whole.eval_batches(256)
     widths, scored = (
-        [batch.tokens.shape[1] for batch in some] for some in (batches, EvalExamples.about(batches, wanted))
+        [batch.tokens.shape[1] for batch in some] for some in (batches, EvalSet.examples(whole, 256, wanted))
     )
     assert len(scored) < len(widths) and np.mean(scored) == pytest.approx(np.mean(widths), rel=0.15)
 

@@ -1,25 +1,27 @@
-"""Batches of examples: pairs to translate, texts with a class, texts that belong together.
+"""Batches: windows of running text, pairs to translate, texts with a class, texts that belong together.
 
 The one idea: every batch is rows of tensors, so moving it to a device and cutting it into micro-batches is
 the same for all. Where rows differ in length they are padded at the end, and `documents` says so: 0 for text,
--1 for padding. Read next: examples.
+-1 for padding. Read next: order, examples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 if TYPE_CHECKING:
     import torch
 
+NO_LOSS = -100
+"""The target that carries no loss."""
+
 
 class Rows:
     """What all batches can do; their fields are tensors (B, ...) or None."""
 
-    positions: ClassVar[None] = None
-    """Every row begins at position 0."""
     tokens: torch.Tensor
     ids: torch.Tensor
     _ON_HOST: ClassVar[tuple[str, ...]] = ("ids", "row_targets", "row_bytes")
@@ -27,15 +29,17 @@ class Rows:
     def __len__(self) -> int:
         return len(self.ids)
 
-    @property
+    @cached_property
     def n_targets(self) -> int:
-        """What the loss is a sum over: here the rows."""
-        return len(self.ids)
+        """What the loss is a sum over, padding not counted; the rows, where each has one class or partner."""
+        each = getattr(self, "row_targets", None)
+        return len(self.ids) if each is None else int(each.sum())
 
-    @property
+    @cached_property
     def n_bytes(self) -> int:
         """UTF-8 bytes that the targets write; 0 where they write none."""
-        return 0
+        each = getattr(self, "row_bytes", None)
+        return 0 if each is None else int(each.sum())
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch on a device; numbers and counts of rows stay where they are."""
@@ -59,9 +63,33 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class Batch(Rows):
+    """Rows of tokens with what is to be predicted at every place. Shapes: B windows, L tokens each."""
+
+    tokens: torch.Tensor
+    """(B, L) int64."""
+    targets: torch.Tensor
+    """(B, L) int64: the next token, or -100 for no loss."""
+    documents: torch.Tensor | None
+    """(B, L) int32: number of the document within its row; None when no row holds a boundary."""
+    positions: torch.Tensor | None
+    """(B, L) int64: place within the document, or within the row where the document began before it; None
+    likewise.
+    """
+    ids: torch.Tensor
+    """(B,) int64: which windows these are, for logs."""
+    row_targets: torch.Tensor
+    """(B,) int64: targets that carry loss in each row."""
+    row_bytes: torch.Tensor
+    """(B,) int64: UTF-8 bytes that those targets write."""
+
+
+@dataclass(frozen=True)
 class PairBatch(Rows):
     """Sources with their targets. Shapes: B pairs, M source tokens, L target tokens."""
 
+    positions: ClassVar[None] = None
+    """Every row begins at position 0."""
     source: torch.Tensor
     """(B, M) int64."""
     source_documents: torch.Tensor | None
@@ -79,21 +107,13 @@ class PairBatch(Rows):
     row_bytes: torch.Tensor
     """(B,) int64: UTF-8 bytes of each target."""
 
-    @property
-    def n_targets(self) -> int:
-        """Target tokens, padding not counted."""
-        return int(self.row_targets.sum())
-
-    @property
-    def n_bytes(self) -> int:
-        """UTF-8 bytes of the targets."""
-        return int(self.row_bytes.sum())
-
 
 @dataclass(frozen=True)
 class LabelBatch(Rows):
     """Texts with their classes. Shapes: B texts, L tokens; n_targets is B."""
 
+    positions: ClassVar[None] = None
+    """Every row begins at position 0."""
     tokens: torch.Tensor
     """(B, L) int64."""
     documents: torch.Tensor | None
@@ -108,6 +128,8 @@ class LabelBatch(Rows):
 class TextPairBatch(Rows):
     """Texts, each with another that belongs to it. Shapes: B pairs, L and M tokens; n_targets is B."""
 
+    positions: ClassVar[None] = None
+    """Every row begins at position 0."""
     tokens: torch.Tensor
     """(B, L) int64."""
     documents: torch.Tensor | None

@@ -80,15 +80,13 @@ class ExampleSurvey(Generic[Example]):
 
 
 def survey_examples(
-    train: ExampleSource[Example],
-    validation: ExampleSource[Example] | None,
-    val_fraction: float,
-    report: ExampleReport,
-    meter: Meter,
+    sources: tuple[ExampleSource[Example], ...], val_fraction: float, report: ExampleReport, meter: Meter
 ) -> ExampleSurvey[Example]:
-    """Read both sources, or split one, and note in the report what was met. Raises Refused."""
-    validation = validation or train.held_out
-    sources = (train,) if validation is None else (train, validation)
+    """Read what is learned from and the validation, or split the one; note in the report what was met.
+
+    Raises Refused.
+    """
+    train = sources[0]
     n_sides, has_labels = len(train.sides), len(train.sides) == 1
     hashes, characters, classes = [bytearray() for _ in train.sides], array("I"), array("q")
     numbers: dict[str, int] = {}
@@ -122,9 +120,9 @@ def survey_examples(
     # What is held out, and what the classes are called.
     texts = tuple(np.frombuffer(side, dtype="<u8") for side in hashes)
     found_classes, labels = _sorted(np.asarray(classes), list(numbers))
-    if validation is not None:
+    if len(sources) > 1:
         held_out = np.arange(len(characters)) >= n_own
-        report.split = f"from {validation.name}"
+        report.split = f"from {sources[1].name}"
     else:
         held_out = (
             held_out_of_each(found_classes, texts[0], val_fraction)

@@ -58,7 +58,7 @@ class LabelledRows:
         return len(self.text)
 
 
-class _Order(Generic[Batch]):
+class Order(Generic[Batch]):
     """Which examples make which step, and the batches to measure with."""
 
     def __init__(self, lengths: Numbers, tokens_per_batch: int, seed: int, least_rows: int) -> None:
@@ -87,17 +87,22 @@ class _Order(Generic[Batch]):
         return self.take(rows[rank::world])
 
     def eval_batches(self, tokens: int) -> list[Batch]:
-        """All examples once, the short ones first, at most `tokens` with padding in each batch."""
+        """All examples once, see eval_rows."""
+        return list(map(self.take, self.eval_rows(tokens)))
+
+    def eval_rows(self, tokens: int) -> list[Numbers]:
+        """Which examples make each batch to measure with: all once, the short ones first, at most `tokens`
+        with padding in each.
+        """
         order = np.lexsort(self.order.sides.T)
         batches, first, widths = [], 0, [0] * self.order.sides.shape[1]
         wide = padded_width(self.order.sides, self.order.sides.max(axis=0, initial=1))
         for at, sides in enumerate(wide[order].tolist()):
             widths = list(map(max, widths, sides))
             if at > first and sum(widths) * (at + 1 - first) > tokens:
-                batches.append(self.take(order[first:at]))
+                batches.append(order[first:at])
                 first, widths = at, sides
-        batches.append(self.take(order[first:]))
-        return batches
+        return [*batches, order[first:]]
 
     def trial(self, n_rows: int) -> Batch:
         """So many rows of about the mean length, to measure the speed with; some twice where they are few."""
@@ -111,7 +116,7 @@ class _Order(Generic[Batch]):
         raise NotImplementedError
 
 
-class Translation(_Order[PairBatch]):
+class Translation(Order[PairBatch]):
     """Batches of pairs for an encoder-decoder; `tokens_per_batch` counts both sides."""
 
     def __init__(
@@ -144,7 +149,7 @@ class Translation(_Order[PairBatch]):
         )
 
 
-class Classification(_Order[LabelBatch]):
+class Classification(Order[LabelBatch]):
     """Batches of texts with their classes."""
 
     def __init__(
@@ -158,7 +163,7 @@ class Classification(_Order[LabelBatch]):
         return LabelBatch(*_tensors(tokens, documents, self.rows.labels[rows], rows))
 
 
-class Embedding(_Order[TextPairBatch]):
+class Embedding(Order[TextPairBatch]):
     """Batches of texts that belong together; `tokens_per_batch` counts both sides."""
 
     def __init__(
@@ -173,12 +178,12 @@ class Embedding(_Order[TextPairBatch]):
         one, other = (side.padded(rows, self.pad_id) for side in (self.pairs.source, self.pairs.target))
         return TextPairBatch(*_tensors(*one, *other, self.texts[rows], rows))
 
-    def eval_batches(self, tokens: int) -> list[TextPairBatch]:
+    def eval_rows(self, tokens: int) -> list[Numbers]:
         """All pairs once, as near as can be `MEASURED_PAIRS` in each batch: how hard it is to find a partner
         hangs on how many there are to choose from.
         """
         order = np.lexsort(self.order.sides.T)
-        return [self.take(part) for part in np.array_split(order, max(1, len(order) // MEASURED_PAIRS))]
+        return np.array_split(order, max(1, len(order) // MEASURED_PAIRS))
 
 
 def text_numbers(*sides: Ragged) -> Numbers:

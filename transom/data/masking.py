@@ -37,7 +37,8 @@ class Masking:
                 "language modelling needs; add one, or give --data.tokenizer bpe"
             )
         self.windows, self.seed, self.mask_id = windows, seed, tokenizer.mask_id
-        self.file, self.length, self.n_windows = windows.file, windows.length, windows.n_windows
+        self.file, self.length = windows.file, windows.length
+        self.n_windows, self.n_rows = windows.n_windows, windows.n_rows
         self._control = np.array(sorted(tokenizer.control_ids), dtype=np.int64)
         self._words = np.setdiff1d(np.arange(tokenizer.vocab_size), self._control)
 
@@ -47,8 +48,11 @@ class Masking:
 
     def eval_batches(self, size: int) -> Iterator[MaskedBatch]:
         """All windows in order, `size` at a time, with the same tokens hidden every time."""
-        for batch in self.windows.eval_batches(size):
-            yield self._hidden(batch, "evaluation")
+        return (self.eval_batch(first, size) for first in range(0, self.n_rows, size))
+
+    def eval_batch(self, first: int, size: int) -> MaskedBatch:
+        """`size` windows from number `first` on (see Windows.eval_batch), with tokens hidden."""
+        return self._hidden(self.windows.eval_batch(first, size), "evaluation")
 
     def _hidden(self, batch: Batch, purpose: str) -> MaskedBatch:
         """Hide tokens of a batch; its ids number windows through all epochs, so no two steps hide alike."""
@@ -66,8 +70,6 @@ class Masking:
             targets=torch.from_numpy(np.where(chosen, tokens, NO_LOSS)),
             row_targets=torch.from_numpy(row_targets),
             row_bytes=torch.from_numpy(row_bytes),
-            n_targets=int(row_targets.sum()),
-            n_bytes=int(row_bytes.sum()),
         )
 
     def _draws(

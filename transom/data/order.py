@@ -11,81 +11,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from transom.data.batches import NO_LOSS, Batch
 from transom.data.documents import printable
 from transom.data.tokens import TokenFile
 from transom.errors import Refused
 
 if TYPE_CHECKING:
-    import torch
-
-NO_LOSS = -100
-"""The target that carries no loss."""
+    pass
 
 _ROUNDS = 8
 Numbers = npt.NDArray[np.uint64]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows of tokens with what is to be predicted at every place. Shapes: B windows, L tokens each."""
-
-    tokens: torch.Tensor
-    """(B, L) int64."""
-    targets: torch.Tensor
-    """(B, L) int64: the next token, or -100 for no loss."""
-    documents: torch.Tensor | None
-    """(B, L) int32: number of the document within its row; None when no row holds a boundary."""
-    positions: torch.Tensor | None
-    """(B, L) int64: place within the document, or within the row where the document began before it; None
-    likewise.
-    """
-    ids: torch.Tensor
-    """(B,) int64: which windows these are, for logs."""
-    row_targets: torch.Tensor
-    """(B,) int64: targets that carry loss in each row."""
-    row_bytes: torch.Tensor
-    """(B,) int64: UTF-8 bytes that those targets write."""
-    n_targets: int
-    n_bytes: int
-
-    def to(self, device: torch.device | str) -> Batch:
-        """The same batch on a device; counts stay where they are."""
-
-        def moved(tensor: torch.Tensor | None) -> torch.Tensor | None:
-            return None if tensor is None else tensor.to(device, non_blocking=True)
-
-        return replace(
-            self,
-            tokens=self.tokens.to(device, non_blocking=True),
-            targets=self.targets.to(device, non_blocking=True),
-            documents=moved(self.documents),
-            positions=moved(self.positions),
-        )
-
-    def split(self, n_rows: int) -> list[Batch]:
-        """Micro-batches of at most `n_rows` rows; their counts add up to this batch's."""
-        if n_rows < 1:
-            raise ValueError(f"n_rows is {n_rows}; a micro-batch has at least 1 row")
-        return [self._rows(slice(start, start + n_rows)) for start in range(0, len(self.tokens), n_rows)]
-
-    def _rows(self, rows: slice) -> Batch:
-        return Batch(
-            self.tokens[rows],
-            self.targets[rows],
-            None if self.documents is None else self.documents[rows],
-            None if self.positions is None else self.positions[rows],
-            self.ids[rows],
-            self.row_targets[rows],
-            self.row_bytes[rows],
-            int(self.row_targets[rows].sum()),
-            int(self.row_bytes[rows].sum()),
-        )
 
 
 class Windows:
@@ -130,20 +70,27 @@ class Windows:
             starts[chosen] = place.astype(np.int64) * self.length + int(keys[-1]) % self._shifts
         return self._batch(self._view[starts].astype(np.int64), starts, numbers.astype(np.int64))
 
-    def eval_batches(self, size: int) -> Iterator[Batch]:
-        """All windows in order, `size` at a time: every token but the very first is a target exactly once.
+    @property
+    def n_rows(self) -> int:
+        """Windows of all tokens in order, the last one filled up."""
+        return -(-(self.file.n_tokens - 1) // self.length)
 
-        The last window is filled up with the opening token, without loss.
+    def eval_batches(self, size: int) -> Iterator[Batch]:
+        """All windows in order, `size` at a time: every token but the very first is a target exactly once."""
+        return (self.eval_batch(first, size) for first in range(0, self.n_rows, size))
+
+    def eval_batch(self, first: int, size: int) -> Batch:
+        """`size` windows in order from number `first` on, fewer at the end.
+
+        The last window of all is filled up with the opening token, without loss.
         """
-        n_rows = -(-(self.file.n_tokens - 1) // self.length)
-        for first in range(0, n_rows, size):
-            ids = np.arange(first, min(first + size, n_rows), dtype=np.int64)
-            starts = ids * self.length
-            span = np.array(self.file.tokens[starts[0] : starts[-1] + self.length + 1], dtype=np.int64)
-            missing = int(starts[-1]) - int(starts[0]) + self.length + 1 - len(span)
-            span = np.concatenate([span, np.full(missing, self.file.eos_id)])
-            rows = np.lib.stride_tricks.sliding_window_view(span, self.length + 1)[starts - starts[0]]
-            yield self._batch(rows, starts, ids, missing)
+        ids = np.arange(first, min(first + size, self.n_rows), dtype=np.int64)
+        starts = ids * self.length
+        span = np.array(self.file.tokens[starts[0] : starts[-1] + self.length + 1], dtype=np.int64)
+        missing = int(starts[-1]) - int(starts[0]) + self.length + 1 - len(span)
+        span = np.concatenate([span, np.full(missing, self.file.eos_id)])
+        rows = np.lib.stride_tricks.sliding_window_view(span, self.length + 1)[starts - starts[0]]
+        return self._batch(rows, starts, ids, missing)
 
     def _batch(
         self,
@@ -173,8 +120,6 @@ class Windows:
             tensor(ids),
             tensor(row_targets),
             tensor(row_bytes),
-            int(row_targets.sum()),
-            int(row_bytes.sum()),
         )
 
     def _boundaries(

@@ -17,7 +17,7 @@ import weakref
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Generic
 
@@ -94,105 +94,96 @@ class PreparedExamples(Generic[Example]):
         return self._examples[1]
 
 
-def prepare_examples(
-    train: ExampleSource[Example],
-    validation: ExampleSource[Example] | None = None,
-    *,
-    folder: Path | None = None,
-    tokenizer: str | Path | Tokenizer | None = None,
-    vocab_size: int | None = None,
-    val_fraction: float = 0.05,
-    max_len: int | None = None,
-    frame: str | None = None,
-    cut: bool = False,
-    on_progress: OnProgress | None = None,
-) -> PreparedExamples[Example]:
-    """Make examples ready below `folder`, or find them there from before; without one in a temporary folder.
+@dataclass(frozen=True)
+class Preparation(Generic[Example]):
+    """How examples are made ready: everything that decides about the rows."""
 
-    `tokenizer` is bpe, bytes, chars, a folder or a Tokenizer; None is what suits the source. `frame` is
-    `target` for translation (the default for pairs), `text` for embedding and classification. Without
-    `validation` the source's own held-out part is taken, else a share of it: of classes from each alike, and
-    of none wholly. Texts of more than `max_len` tokens lose their ends where `cut` says so, which is noted.
+    train: ExampleSource[Example]
+    validation: ExampleSource[Example] | None = None
+    """What is measured on; without it the source's own held-out part, else a share of it: of classes from
+    each alike, and of none wholly."""
+    tokenizer: str | Path | Tokenizer | None = None
+    """bpe, bytes, chars, a folder or a Tokenizer; None is what suits the source."""
+    vocab_size: int | None = None
+    val_fraction: float = 0.05
+    max_len: int | None = None
+    """Longer ones, in tokens, are left out, or refused when they are more than 1%."""
+    frame: str | None = None
+    """`target` for translation (the default for pairs), `text` for embedding and classification."""
+    cut: bool = False
+    """Whether texts of more than `max_len` tokens lose their ends instead, which is noted."""
 
-    Raises Refused for whatever is wrong with the examples: for a single class, for labels of the validation
-    that never occur in training, for more than 1% that are too long.
-    """
-    making = _Making(train, validation, tokenizer, vocab_size, val_fraction, max_len, frame, cut, on_progress)
-    home = Path(tempfile.mkdtemp(prefix="transom-rows-")) if folder is None else Path(folder)
-    try:
-        made, reused = cache.once(home, making.settings, making.find, making.make)
-    except BaseException:
+    def once(self, folder: Path | None, on_progress: OnProgress | None = None) -> PreparedExamples[Example]:
+        """Make the examples ready below `folder`, or find them there; without one in a temporary folder.
+
+        Raises Refused for whatever is wrong with the examples: for a single class, for labels of the
+        validation that never occur in training, for more than 1% that are too long.
+        """
+        home = Path(tempfile.mkdtemp(prefix="transom-rows-")) if folder is None else Path(folder)
+        try:
+            make = partial(self._make, on_progress=on_progress)
+            made, reused = cache.once(home, self._settings, self._find, make)
+        except BaseException:
+            if folder is None:
+                shutil.rmtree(home, ignore_errors=True)
+            raise
+        made = replace(made, reused=reused)
         if folder is None:
-            shutil.rmtree(home, ignore_errors=True)
-        raise
-    made = replace(made, reused=reused)
-    if folder is None:
-        weakref.finalize(made, shutil.rmtree, home, ignore_errors=True)
-    return made
+            weakref.finalize(made, shutil.rmtree, home, ignore_errors=True)
+        return made
 
+    def found(self, folder: Path | None) -> PreparedExamples[Example] | None:
+        """What `once` made of the same before, or None."""
+        return None if folder is None else cache.found(Path(folder), self._settings, self._find)
 
-def prepared_examples(
-    train: ExampleSource[Example],
-    validation: ExampleSource[Example] | None = None,
-    *,
-    folder: Path | None,
-    **options: Any,
-) -> PreparedExamples[Example] | None:
-    """What prepare_examples made of the same arguments before, or None."""
-    if folder is None:
-        return None
-    making = _Making(train, validation, **options)
-    return cache.found(folder, making.settings, making.find)
+    @cached_property
+    def sources(self) -> tuple[ExampleSource[Example], ...]:
+        """What is read: the examples to learn from, and those to measure on where they are apart."""
+        validation = self.validation or self.train.held_out
+        return (self.train,) if validation is None else (self.train, validation)
 
+    @cached_property
+    def framed(self) -> str:
+        """The frame that was asked for, or that suits the examples."""
+        return self.frame or ("text" if len(self.train.sides) == 1 else "target")
 
-class _Making:
-    """One preparation: what decides about the rows, how they are made, and how they are found again."""
+    @cached_property
+    def known(self) -> Tokenizer | None:
+        """The tokenizer, where it need not be made of the examples."""
+        known = tokenizer_named(self.tokenizer or self.train.tokenizer, ends=self.framed == "target")
+        ends = known is None or self.framed != "target" or known.frame[1]
+        return known if known is None or ends else known.framed_as(self.framed)
 
-    def __init__(
-        self,
-        train: ExampleSource[Any],
-        validation: ExampleSource[Any] | None,
-        tokenizer: str | Path | Tokenizer | None = None,
-        vocab_size: int | None = None,
-        val_fraction: float = 0.05,
-        max_len: int | None = None,
-        frame: str | None = None,
-        cut: bool = False,
-        on_progress: OnProgress | None = None,
-    ) -> None:
-        self.train, self.validation, self.on_progress = train, validation or train.held_out, on_progress
-        self.frame = frame or ("text" if len(train.sides) == 1 else "target")
-        self.max_len, self.cut = max_len, cut and max_len is not None
-        spec = tokenizer or train.tokenizer
-        known = tokenizer_named(spec, ends=self.frame == "target")
-        if known is not None and self.frame == "target" and not known.frame[1]:
-            known = known.framed_as(self.frame)
-        self.known, self.kind = known, str(spec) if known is None else f"hash {known.hash}"
-        self.sources = (train,) if self.validation is None else (train, self.validation)
-        self.val_fraction = val_fraction
-        self.vocab_size = vocab_size if self.kind == "bpe" else None
-        self.settings: dict[str, Any] = {
+    @property
+    def kind(self) -> str:
+        """What the tokenizer is called in the key: bpe, bytes, chars, or its hash."""
+        asked = self.tokenizer or self.train.tokenizer
+        return str(asked) if self.known is None else f"hash {self.known.hash}"
+
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
+        return {
             "version": VERSION,
             "sources": [source.fingerprint() for source in self.sources],
             "tokenizer": self.kind,
-            "vocab_size": self.vocab_size,
-            "val_fraction": None if self.validation else val_fraction,
-            "frame": self.frame,
-            "max_len": max_len,
+            "vocab_size": self.vocab_size if self.kind == "bpe" else None,
+            "val_fraction": self.val_fraction if len(self.sources) == 1 else None,
+            "frame": self.framed,
+            "max_len": self.max_len,
             "cut": self.cut,
         }
 
-    def files(self, home: Path, part: str) -> list[Path]:
+    def files_of(self, home: Path, part: str) -> list[Path]:
         """The token files of a part, one for each side."""
         return [home / f"{part}.{side}.tokens" for side in self.train.sides]
 
-    def find(self, home: Path, record: cache.Record) -> PreparedExamples[Any]:
+    def _find(self, home: Path, record: cache.Record) -> PreparedExamples[Example]:
         """What was made in a folder, verified, with its rows memory-mapped."""
         tokenizer = self.known or Tokenizer.load(home)
         rows, numbers = [], []
         for part in PARTS:
             sides = []
-            for path in self.files(home, part):
+            for path in self.files_of(home, part):
                 file = TokenFile.open(path, tokenizer_hash=tokenizer.hash)
                 file.verify()
                 sides.append(file.rows())
@@ -209,18 +200,16 @@ class _Making:
             record["data_hash"], (one, other), (numbers[0], numbers[1]), self.sources, home,
         )  # fmt: skip
 
-    def make(self, home: Path) -> cache.Record:
+    def _make(self, home: Path, on_progress: OnProgress | None) -> cache.Record:
         """Read the examples, make their vocabulary and write their rows; gives the record of it."""
         report = ExampleReport(self.train.name, "text" if len(self.train.sides) == 1 else "pair")
-        facts = survey_examples(
-            self.train, self.validation, self.val_fraction, report, Meter("check", None, self.on_progress)
-        )
+        facts = survey_examples(self.sources, self.val_fraction, report, Meter("check", None, on_progress))
         total = int(facts.characters.sum(dtype=np.int64))
-        tokenizer = self.known or self._tokenizer(facts, Meter("tokenizer", total, self.on_progress))
+        tokenizer = self.known or self._made_of(facts, Meter("tokenizer", total, on_progress))
         report.tokenizer, report.vocab_size = tokenizer.kind, tokenizer.vocab_size
         with disk_faults_named(home):
             tokenizer.save(home)
-        writing = _Writing(self, facts, tokenizer, report, Meter("tokens", total, self.on_progress))
+        writing = _Writing(self, facts, tokenizer, report, Meter("tokens", total, on_progress))
         hashes = writing.write(home)
         return {
             "data_hash": facts.data_hash,
@@ -230,40 +219,38 @@ class _Making:
             "files": hashes,
         }
 
-    def _tokenizer(self, facts: ExampleSurvey[Any], meter: Meter) -> Tokenizer:
+    def _made_of(self, facts: ExampleSurvey[Any], meter: Meter) -> Tokenizer:
         """A vocabulary of the texts to learn from: of all for characters, for BPE of a share of many."""
         total = int(facts.characters[~facts.held_out].sum(dtype=np.int64))
         stride = 1 if self.kind == "chars" else max(1, -(-total // SAMPLE_BYTES))
         texts = () if self.kind == "bytes" else facts.learned_texts(meter)
         sample = itertools.islice(texts, 0, None, stride)
-        return train_tokenizer(self.kind, sample, self.vocab_size or bpe_size(), frame=self.frame)
+        return train_tokenizer(self.kind, sample, self.vocab_size or bpe_size(), frame=self.framed)
 
 
+@dataclass
 class _Writing:
     """The rows on their way to the disk, and what is counted meanwhile."""
 
-    def __init__(
-        self,
-        making: _Making,
-        facts: ExampleSurvey[Any],
-        tokenizer: Tokenizer,
-        report: ExampleReport,
-        meter: Meter,
-    ) -> None:
-        self.making, self.facts, self.tokenizer, self.report, self.meter = (
-            making,
-            facts,
-            tokenizer,
-            report,
-            meter,
-        )
-        self.shown = ("", "")
-        self.sides = making.train.sides
+    making: Preparation[Any]
+    facts: ExampleSurvey[Any]
+    tokenizer: Tokenizer
+    report: ExampleReport
+    meter: Meter
+    shown: tuple[str, str] = ("", "")
+    n_cut: int = 0
+    """Examples whose end was cut off."""
+    n_lost: int = 0
+    """Tokens of them that went."""
+    n_cut_tokens: int = 0
+    """Tokens that they had."""
+
+    def __post_init__(self) -> None:
+        self.sides = self.making.train.sides
         self.longest = array("I")
         """Tokens of every example's longest side."""
         self.first_over: dict[int, tuple[str, Numbers]] = {}
         """Source -> the place and lengths of its first example that is too long."""
-        self.n_cut = self.n_lost = self.n_cut_tokens = 0
         self.lengths = np.zeros((2, len(self.sides)), dtype=np.int64)
         """Sum and maximum for every side."""
         self.beside, self.numbers = (array("q"), array("q")), (array("q"), array("q"))
@@ -275,7 +262,7 @@ class _Writing:
         unclear_where, whole, first = "", hashlib.sha256(), 0
         with contextlib.ExitStack() as stack:
             writers = [
-                [stack.enter_context(self._writer(path)) for path in self.making.files(home, part)]
+                [stack.enter_context(self._writer(path)) for path in self.making.files_of(home, part)]
                 for part in PARTS
             ]
             batches = in_batches(facts.examples(), lambda example: len(example[0]) + len(example[1]))
@@ -333,7 +320,7 @@ class _Writing:
         lengths = np.stack([side.lengths for side in sides], axis=1)
         self.lengths[0] += lengths.sum(axis=0)
         self.lengths[1] = np.maximum(self.lengths[1], lengths.max(axis=0))
-        if self.making.cut and max_len is not None and (lengths > max_len).any():
+        if max_len is not None and self.making.cut and (lengths > max_len).any():
             over = lengths[lengths > max_len]
             self.n_cut, self.n_cut_tokens = self.n_cut + len(over), self.n_cut_tokens + int(over.sum())
             self.n_lost += int((over - max_len).sum())
@@ -392,8 +379,9 @@ class _Writing:
                 f"{report.name}: every {report.noun} to {what} is longer than {max_len:,} tokens, first at "
                 f"{report.first_over_long}; raise --model.max-len, or shorten them"
             )
-        counts = np.bincount(np.asarray(self.beside[0]), minlength=len(facts.labels))
-        report.counts = dict(zip(facts.labels, counts.tolist(), strict=True)) if facts.labels else {}
+        if facts.labels:
+            counts = np.bincount(np.asarray(self.beside[0]), minlength=len(facts.labels))
+            report.counts = dict(zip(facts.labels, counts.tolist(), strict=True))
 
     def _refuse_over_long(self, longest: npt.NDArray[np.uint32], first: str, lengths: Numbers) -> None:
         """Raise Refused when more than 1% of a source does not fit; `first` is the place of the first."""

@@ -23,12 +23,11 @@ from numpy.typing import NDArray
 from ..checkpoint.hub import resolve
 from ..data.labelled import Labelled
 from ..data.pairs import Pair
-from ..data.prepare_examples import prepare_examples, prepared_examples
 from ..errors import Refused
 from ..intervals import Estimate, lead, paired_bootstrap, share
 from ..output import write_whole
 from ..settings import TrainSettings, load
-from ..training.example_tasks import options_of, sources_of
+from ..training.example_tasks import preparation, sources_of
 from ..training.folder import RunFolder
 from ..training.run import Run, longer_command, task_of
 from .baselines import TfidfLogistic, TranslationMemory, copy_source, majority
@@ -85,10 +84,6 @@ def examine(
         raise Refused(
             f"{folder} lies in no run, so what it learned from is not known, and a baseline must learn from "
             "the same: name it with --train"
-        )
-    elif settings.data.source == "-":
-        raise Refused(
-            f"{folder} learned from standard input, which is gone; name a file with the same rows by --train"
         )
     loaded: Any = load_model(str(weights))
     measured = settings.with_({"data.validation": test, "data.validation_target": test_target})
@@ -285,12 +280,18 @@ def _examples(
 
     What the run prepared says which they are; where that is gone, they are prepared anew.
     """
-    folder = settings.data.cache or (None if run is None else RunFolder(run).data)
-    learned, validation = sources_of(task, settings)
-    options = options_of(task, settings, learned)
-    made = prepared_examples(learned, validation, folder=folder, **options)
-    if made is None:
-        made = prepare_examples(learned, validation, folder=folder, **{**options, "tokenizer": model})
+    data = settings.data
+    if "-" in (data.source, data.target):
+        raise Refused(
+            f"{run} learned from standard input, which is gone; name a file with the same rows by --train"
+        )
+    if data.validation == "-":
+        if measured.data.validation is None:
+            raise Refused(f"{run} was measured on standard input, which is gone; name a file by --test")
+        settings = measured
+    folder = data.cache or (None if run is None else RunFolder(run).data)
+    way = preparation(task, settings)
+    made = way.found(folder) or dataclasses.replace(way, tokenizer=model).once(folder)
     named = sources_of(task, measured)[1]
     return made.train_examples, made.held_out_examples if named is None else list(named)
 

@@ -8,18 +8,19 @@ chooses whose weights are kept; what the chosen ones are worth, the rest says, w
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
 
+from ..data.batches import Rows
+from ..data.examples import Order
 from ..data.masking import Masking
 from ..data.order import Windows
 from .parallelism import World
-from .task import EvalSet, Rows
 
 LEAST_BATCHES = 8
 """Of little text, smaller batches: half of them choose and half report."""
@@ -49,62 +50,43 @@ class Score:
         return {"loss": self.loss, "tokens_scored": self.n_targets, "bits_per_byte": self.bits_per_byte}
 
 
-@dataclass(frozen=True)
-class EvalWindows:
-    """Which held-out windows an evaluation scores: every `stride`-th batch of them."""
+class EvalSet:
+    """The held-out batches that an evaluation scores: every `stride`-th of all, from number `first` on.
 
-    windows: Windows | Masking
-    rows: int
-    """Windows of a batch; does not depend on the micro-batch, so that equal runs score equal tokens."""
-    stride: int
+    They are made when they are asked for, and do not depend on the micro-batch, so that equal runs score
+    equal tokens.
+    """
 
-    @classmethod
-    def about(cls, windows: Windows | Masking, rows: int, wanted: int) -> EvalWindows:
-        """Evenly spread, about `wanted` windows; all of them when there are not more."""
-        rows = max(1, min(rows, _n_windows(windows) // LEAST_BATCHES))
-        n_batches = math.ceil(_n_windows(windows) / rows)
-        return cls(windows, rows, max(1, n_batches * rows // max(rows, wanted)))
-
-    @property
-    def n_batches(self) -> int:
-        return math.ceil(math.ceil(_n_windows(self.windows) / self.rows) / self.stride)
-
-    @property
-    def n_rows(self) -> int:
-        """At most: the last batch may hold fewer."""
-        return min(_n_windows(self.windows), self.n_batches * self.rows)
-
-    @property
-    def whole(self) -> bool:
-        """Whether this is all of the held-out text."""
-        return self.stride == 1
+    def __init__(
+        self, sizes: Sequence[int], make: Callable[[int], Rows], stride: int = 1, first: int = 0
+    ) -> None:
+        """sizes: rows of every batch there is; make: a batch by its number."""
+        self.make, self.numbers, self.whole = make, range(first, len(sizes), stride), stride == 1
+        self.n_batches = len(self.numbers)
+        self.n_rows = sum(sizes[number] for number in self.numbers)
 
     def __iter__(self) -> Iterator[Rows]:
-        return itertools.islice(self.windows.eval_batches(self.rows), 0, None, self.stride)
-
-
-def _n_windows(windows: Windows | Masking) -> int:
-    return math.ceil((windows.file.n_tokens - 1) / windows.length)
-
-
-class EvalExamples:
-    """Which held-out batches of examples an evaluation scores: every `stride`-th of them."""
-
-    def __init__(self, batches: Sequence[Rows], stride: int = 1) -> None:
-        # Batches come sorted by length: from the middle, so that what is scored is not the shortest.
-        self.batches, self.stride = list(batches)[stride // 2 :: stride], stride
-        self.n_batches = len(self.batches)
-        self.n_rows = sum(len(batch.tokens) for batch in self.batches)
-        self.whole = stride == 1
+        return map(self.make, self.numbers)
 
     @classmethod
-    def about(cls, batches: Sequence[Rows], wanted: int) -> EvalExamples:
-        """Evenly spread, about `wanted` rows; all of them when there are not more."""
-        n_rows = sum(len(batch.tokens) for batch in batches)
-        return cls(batches, max(1, min(len(batches), n_rows // max(1, wanted))))
+    def windows(cls, windows: Windows | Masking, rows: int, wanted: int) -> EvalSet:
+        """About `wanted` windows, at most `rows` in a batch, evenly spread; all when there are not more."""
+        n = windows.n_rows
+        rows = max(1, min(rows, n // LEAST_BATCHES))
+        sizes = [min(rows, n - first) for first in range(0, n, rows)]
+        stride = max(1, len(sizes) * rows // max(rows, wanted))
+        return cls(sizes, lambda number: windows.eval_batch(number * rows, rows), stride)
 
-    def __iter__(self) -> Iterator[Rows]:
-        return iter(self.batches)
+    @classmethod
+    def examples(cls, order: Order[Any], tokens: int, wanted: int) -> EvalSet:
+        """About `wanted` examples, at most `tokens` in a batch, evenly spread; all when there are not more.
+
+        Batches come sorted by length: from the middle, so that what is scored is not the shortest.
+        """
+        rows = order.eval_rows(tokens)
+        sizes = list(map(len, rows))
+        stride = max(1, min(len(sizes), sum(sizes) // max(1, wanted)))
+        return cls(sizes, lambda number: order.take(rows[number]), stride, stride // 2)
 
 
 @torch.no_grad()

@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data.example_source import ExampleSource
-from ..data.examples import Classification, Embedding, PairRows, Translation
+from ..data.examples import Classification, Embedding, Order, PairRows, Translation
 from ..data.labelled import open_labelled
 from ..data.pairs import open_pairs
-from ..data.prepare_examples import PreparedExamples, prepare_examples
+from ..data.prepare_examples import Preparation, PreparedExamples
 from ..data.tokenizer import Tokenizer
 from ..errors import Refused
 from ..model.build import Model, build
@@ -26,7 +25,7 @@ from ..model.config import SIZES, ModelConfig
 from ..settings import TrainSettings
 from . import objectives
 from .architecture import model_config
-from .evaluate import LEAST_BATCHES, EvalExamples
+from .evaluate import LEAST_BATCHES, EvalSet
 from .folder import RunFolder
 from .parallelism import World
 from .pretrained import pretrained_config, pretrained_model, tokenizer_of
@@ -36,6 +35,8 @@ from .sample import classified, translated
 from .task import Task
 from .text_task import on_all, refuse_shared_input
 
+AT_ONCE = 1 << 20
+"""Tokens counted at once, where there may be more than fit into memory."""
 TOKENS = {"translate": 4096, "classify": 2048, "embed": 8192}
 """Tokens of a step where nobody says: of both sides, padding not counted."""
 SMOOTHING = 0.1
@@ -164,11 +165,12 @@ def sources_of(task: str, settings: TrainSettings) -> tuple[Any, Any]:
     return train, open_pairs(data.validation, data.validation_target, fields=fields, on_error=data.on_error)
 
 
-def options_of(task: str, settings: TrainSettings, train: ExampleSource[Any]) -> dict[str, Any]:
-    """What settings say of the preparation of examples (see prepare_examples)."""
+def preparation(task: str, settings: TrainSettings) -> Preparation[Any]:
+    """How the examples of a task are made ready. Raises `Refused`."""
+    train, validation = sources_of(task, settings)
     data = settings.data
-    return dict(
-        tokenizer=tokenizer_of(settings, train.tokenizer), vocab_size=data.vocab_size,
+    return Preparation(
+        train, validation, tokenizer=tokenizer_of(settings, train.tokenizer), vocab_size=data.vocab_size,
         val_fraction=data.val_fraction, max_len=longest(settings), cut=data.too_long == "cut",
         frame="target" if task == "translate" else "text",
     )  # fmt: skip
@@ -206,20 +208,13 @@ def _prepared(
 ) -> PreparedExamples[Any]:
     """The examples of a run, prepared once below its folder (or data.cache)."""
     refuse_shared_input(settings, world)
-    train, validation = sources_of(settings.task, settings)
-    options = options_of(settings.task, settings, train)
-    home = settings.data.cache or folder.data
-    return on_all(
-        world, report,
-        lambda show: prepare_examples(train, validation, folder=home, on_progress=show, **options),
-    )  # fmt: skip
+    way = preparation(settings.task, settings)
+    return on_all(world, report, lambda show: way.once(settings.data.cache or folder.data, show))
 
 
-def _eval_set(held_out: Any) -> Callable[[int, bool], EvalExamples]:
+def _eval_set(held_out: Order[Any]) -> Callable[[int, bool], EvalSet]:
     few = int(held_out.order.lengths.sum()) // LEAST_BATCHES
-    return lambda wanted, on_gpu: EvalExamples.about(
-        held_out.eval_batches(min(few, 32768 if on_gpu else 4096)), wanted
-    )
+    return lambda wanted, on_gpu: EvalSet.examples(held_out, min(few, 32768 if on_gpu else 4096), wanted)
 
 
 def _facts(made: Any) -> dict[str, Any]:
@@ -261,7 +256,9 @@ def class_baselines(counts: np.ndarray, held_out: np.ndarray) -> dict[str, float
 
 def target_baselines(train: PairRows, held_out: PairRows, tokenizer: Tokenizer) -> dict[str, float]:
     """Nats per target token of guessing evenly, and of knowing how frequent each token is (add-one)."""
-    counts = np.bincount(train.target.flat, minlength=tokenizer.vocab_size) + 1.0
+    counts = np.ones(tokenizer.vocab_size)
+    for first in range(0, len(train.target.flat), AT_ONCE):
+        counts += np.bincount(train.target.flat[first : first + AT_ONCE], minlength=tokenizer.vocab_size)
     shares = counts / counts.sum()
     return {
         "uniform": math.log(tokenizer.vocab_size),

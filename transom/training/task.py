@@ -6,7 +6,7 @@ text_task, pairs of texts (translation, embedding) and classes in example_tasks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,21 +16,7 @@ from torch import nn
 from ..data.tokenizer import Tokenizer
 from ..model.build import Model
 from ..model.config import ModelConfig
-
-
-class Rows(Protocol):
-    """A batch as the loop handles it: rows that can be moved, cut apart and counted."""
-
-    @property
-    def tokens(self) -> torch.Tensor: ...
-    @property
-    def ids(self) -> torch.Tensor: ...
-    @property
-    def n_targets(self) -> int: ...
-    @property
-    def n_bytes(self) -> int: ...
-    def to(self, device: torch.device | str, /) -> Any: ...
-    def split(self, n_rows: int, /) -> list[Any]: ...
+from .evaluate import EvalSet
 
 
 class Feed(Protocol):
@@ -54,18 +40,6 @@ class Feed(Protocol):
     def trial(self, n_rows: int, /) -> Any:
         """Rows to measure the speed with."""
         ...
-
-
-class EvalSet(Protocol):
-    """The held-out batches that an evaluation scores: all of them, or an even sample."""
-
-    @property
-    def n_batches(self) -> int: ...
-    @property
-    def n_rows(self) -> int: ...
-    @property
-    def whole(self) -> bool: ...
-    def __iter__(self) -> Iterator[Any]: ...
 
 
 Writes = Callable[[Model], tuple[str, str]]

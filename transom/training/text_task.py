@@ -21,7 +21,7 @@ from ..errors import Refused
 from ..model.build import build
 from ..settings import TrainSettings
 from .architecture import longest_row, model_config, windows_per_step
-from .evaluate import EvalWindows
+from .evaluate import EvalSet
 from .folder import RunFolder
 from .objectives import LanguageModelling
 from .parallelism import World
@@ -115,8 +115,8 @@ class WindowFeed:
         return self.windows.batch(0, n_rows)
 
 
-def _eval_set(windows: Windows | Masking, wanted: int, on_gpu: bool) -> EvalWindows:
-    return EvalWindows.about(windows, max(1, (32768 if on_gpu else 2048) // windows.length), wanted)
+def _eval_set(windows: Windows | Masking, wanted: int, on_gpu: bool) -> EvalSet:
+    return EvalSet.windows(windows, max(1, (32768 if on_gpu else 2048) // windows.length), wanted)
 
 
 def prepare_text(settings: TrainSettings, folder: RunFolder, world: World, report: Report) -> Corpus:
