@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,13 +28,24 @@ def transom(*arguments: str, **more: object) -> subprocess.CompletedProcess[str]
     )
 
 
-def test_help_lists_the_verbs_and_each_is_a_function() -> None:
-    shown = transom("--help")
-    assert shown.returncode == 0
-    assert shown.stderr == ""
+@pytest.fixture
+def helped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """What a command line prints, run in this process on a terminal of 100 columns."""
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def shown(*words: str) -> str:
+        code, said = run(words), capsys.readouterr()
+        assert (code, said.err) == (0, "")
+        return said.out
+
+    return shown
+
+
+def test_help_lists_the_verbs_and_each_is_a_function(helped: Callable[..., str]) -> None:
+    shown = helped("--help")
     for verb, line in VERBS.items():
-        assert verb in shown.stdout
-        assert line in shown.stdout
+        assert verb in shown
+        assert line in shown
         assert callable(getattr(cli, verb))
 
 
@@ -56,11 +68,10 @@ def test_help_and_settings_load_neither_torch_nor_a_room() -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_verb_explains_itself_and_knows_json(verb: str) -> None:
-    shown = transom(verb, "--help")
-    assert shown.returncode == 0
-    assert "--json" in shown.stdout
-    assert max(map(len, shown.stdout.splitlines())) <= 100
+def test_a_verb_explains_itself_and_knows_json(verb: str, helped: Callable[..., str]) -> None:
+    shown = helped(verb, "--help")
+    assert "--json" in shown
+    assert max(map(len, shown.splitlines())) <= 100
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -90,8 +101,8 @@ def test_examples_break_no_line(verb: str, columns: int, monkeypatch: pytest.Mon
         assert any(line.startswith(command) for line in lines) and any(what in line for line in lines)
 
 
-def test_help_for_train_is_in_sections_in_reading_order() -> None:
-    shown = transom("train", "--help-all").stdout
+def test_help_for_train_is_in_sections_in_reading_order(helped: Callable[..., str]) -> None:
+    shown = helped("train", "--help-all")
     titles = [line.split("─ ")[1].split(" ─")[0] for line in shown.splitlines() if line.startswith("╭─")]
     assert titles == ["Arguments", "Parameters", "Run", "Data", "Model", "Batch", "Optimizer"]
 

@@ -1,11 +1,16 @@
-"""What each rank of a test of several processes runs: `ranks.py JSON`, with settings and a fault."""
+"""What each rank of a test of several processes runs: `ranks.py JSON`, with settings and a fault.
+
+A launcher starts it as a program; without one, ranks are forked from a server that has torch already.
+"""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import sys
+from pathlib import Path
 
 import torch
 
@@ -13,10 +18,28 @@ from transom.errors import Refused
 from transom.settings import TrainSettings, load
 from transom.training import gradient, loop
 
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["torch", "torch.distributed", "transom.training.loop"])
 
-def main() -> int:
+
+def start(text: str, environment: dict[str, str], said: Path) -> multiprocessing.process.BaseProcess:
+    """Start a rank; what it prints goes to `said` with .out and .err."""
+    os.environ["PYTHONPATH"] = environment["PYTHONPATH"]  # for what the server loads ahead
+    process = SERVER.Process(target=_rank, args=(text, environment, str(said)))
+    process.start()
+    return process
+
+
+def _rank(text: str, environment: dict[str, str], said: str) -> None:
+    os.environ.update(environment)
+    for number, ending in ((1, ".out"), (2, ".err")):
+        os.dup2(os.open(said + ending, os.O_WRONLY | os.O_CREAT), number)
+    sys.exit(main(text))
+
+
+def main(text: str) -> int:
     torch.set_num_threads(1)
-    said = json.loads(sys.argv[1])
+    said = json.loads(text)
     fault, at, once = said.get("fault"), said.get("at", 0), said.get("once", False)
     rank, first_try = int(os.environ["RANK"]), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
     take = gradient.take_gradient
@@ -40,4 +63,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1]))

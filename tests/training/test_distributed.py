@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,23 +45,31 @@ def environment(**more: object) -> dict[str, str]:
 
 def two_ranks(settings: TrainSettings, *, timeout: float = 20, **faults: Any) -> tuple[list[Done], float]:
     """Two processes without a launcher; returns both, and the seconds until the first rank ended."""
+    from tests.training import ranks
+
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, str(HERE / "ranks.py"), said_to_ranks(settings, **faults)]
-    started = time.monotonic()
-    processes = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(
-            RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=2, LOCAL_WORLD_SIZE=2, MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=port, TRANSOM_RANK_TIMEOUT=timeout))
-        for rank in range(2)
-    ]  # fmt: skip
-    said = [processes[0].communicate(timeout=120)]
-    took = time.monotonic() - started
-    if faults.get("fault") == "SIGSTOP":
-        processes[1].kill()
-    said.append(processes[1].communicate(timeout=60))
-    return [Done(p.returncode, *text) for p, text in zip(processes, said, strict=True)], took
+    started, text = time.monotonic(), said_to_ranks(settings, **faults)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder, f"rank-{rank}") for rank in range(2)]
+        processes = [
+            ranks.start(text, environment(
+                RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=2, LOCAL_WORLD_SIZE=2, MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=port, TRANSOM_RANK_TIMEOUT=timeout), path)
+            for rank, path in enumerate(paths)
+        ]  # fmt: skip
+        processes[0].join(120)
+        took = time.monotonic() - started
+        if faults.get("fault") == "SIGSTOP":
+            processes[1].kill()
+        processes[1].join(60)
+        for process in processes:
+            assert process.exitcode is not None, process.kill()
+        return [
+            Done(process.exitcode or 0, *(Path(f"{path}{end}").read_text() for end in (".out", ".err")))
+            for process, path in zip(processes, paths, strict=True)
+        ], took
 
 
 def torchrun(

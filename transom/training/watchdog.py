@@ -73,7 +73,10 @@ class Watchdog:
         """Whether this is another rank than the first, and the first ends by its own error too."""
         deadline = time.monotonic() + patience
         while self.rank and time.monotonic() < deadline:
-            if self.store.check(["error/0"]):
+            try:
+                if self.store.check(["error/0"]):
+                    return True
+            except Exception:  # the store ended, and with it the rank that keeps it: the first
                 return True
             time.sleep(0.05)
         return False
