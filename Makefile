@@ -74,6 +74,7 @@ lint: $(VENV)/dev.done
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/pyright --pythonpath $(PY)
 	$(VENV)/bin/lint-imports
+	$(PY) -m pytest -q tests/test_map.py
 
 bench: $(VENV)/test.done
 	$(PY) -m benchmarks

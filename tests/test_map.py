@@ -1,4 +1,4 @@
-"""docs/map.md names every file of the package, and no file that is not there."""
+"""docs/map.md names every file of the package and no other, and no room is over its budget of lines."""
 
 from __future__ import annotations
 
@@ -27,3 +27,18 @@ def test_paths_in_the_text_are_there() -> None:
     page = (ROOT / "docs" / "map.md").read_text(encoding="utf-8")
     for name in re.findall(r"`(\w+/\w+\.py)`", page):
         assert (ROOT / "transom" / name).is_file(), name
+
+
+def test_rooms_keep_to_their_budgets() -> None:
+    page = (ROOT / "docs" / "map.md").read_text(encoding="utf-8").partition("\n## Lines\n")[2]
+    table = re.findall(r"^\| (?:`(\w+)/`|(the ground|all)) \| ([\d,]+) \|$", page.partition("\n## ")[0], re.M)
+    budgets = {room or name: int(most.replace(",", "")) for room, name, most in table}
+    package = ROOT / "transom"
+    lines = dict.fromkeys(budgets, 0)
+    for path in package.rglob("*.py"):
+        parts = path.relative_to(package).parts
+        n_lines = len(path.read_text(encoding="utf-8").splitlines())
+        lines[parts[0] if len(parts) > 1 else "the ground"] += n_lines
+        lines["all"] += n_lines
+    over = {room: f"{lines[room]:,} of {most:,}" for room, most in budgets.items() if lines[room] > most}
+    assert not over, f"over the budget of docs/map.md: {over}"
