@@ -24,6 +24,7 @@ LEAST: dict[str, dict[str, Any]] = {
     "/translate": {"text": "a"},
     "/classify": {"text": "a"},
     "/tokenize": {"text": "a"},
+    "/detokenize": {"tokens": [1]},
     "/look": {"view": "tokens", "prompt": "a", "answer": [1]},
 }
 

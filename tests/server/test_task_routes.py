@@ -85,6 +85,17 @@ def test_a_text_is_counted_and_a_chat_has_places(http: httpx.Client, server: Run
     assert all(a[1] == b[0] for a, b in zip(spans, spans[1:], strict=False)) and spans[0][0] == 0
 
 
+def test_what_is_counted_can_be_read_again(http: httpx.Client, server: Running):
+    tokenizer = server.app.state.models["crow"].model.tokenizer
+    text = "The crow, <|im_end|> and ünïcödé"
+    for tokens in (tokenizer.encode(text), [tokenizer.eos_id, *tokenizer.encode(text)], []):
+        answer = http.post("/detokenize", json={"model": "crow", "tokens": tokens}).json()
+        assert answer == {"model": "crow", "text": tokenizer.decode(tokens)}
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    beyond = http.post("/detokenize", json={"model": "crow", "tokens": [1, tokenizer.vocab_size]})
+    assert beyond.status_code == 400 and beyond.json()["error"]["param"] == "tokens"
+
+
 def test_content_is_never_control(http: httpx.Client, server: Running):
     """However a client spells it, only the template writes control tokens."""
     tokenizer = server.app.state.models["crow"].model.tokenizer

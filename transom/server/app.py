@@ -31,9 +31,9 @@ from .look import look
 from .look_schema import LookBody
 from .models import ServedModel
 from .responses import responses
-from .schema import ClassifyBody, CompletionBody, EmbeddingBody, TranslateBody
+from .schema import ClassifyBody, CompletionBody, DetokenizeBody, EmbeddingBody, TranslateBody
 from .state import State
-from .task_routes import classify, embeddings, tokenize, translate
+from .task_routes import classify, detokenize, embeddings, tokenize, translate
 
 WRITES = ("generate", "chat")
 GONE = 499
@@ -46,6 +46,7 @@ POSTS = {
     "/translate": (TranslateBody, ("translate",), translate),
     "/classify": (ClassifyBody, ("classify",), classify),
     "/tokenize": (TokenizeBody, (), tokenize),
+    "/detokenize": (DetokenizeBody, (), detokenize),
     "/look": (LookBody, (*WRITES, "translate"), look),
 }
 """Path -> the body it takes, the kinds of model that answer there, and who answers."""

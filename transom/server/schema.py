@@ -364,6 +364,12 @@ class ClassifyBody(Body):
         _some_texts("text", self.text)
 
 
+class DetokenizeBody(Body):
+    """`POST /detokenize`: token ids, as `/tokenize` gives them."""
+
+    tokens: Tokens
+
+
 def as_list(texts: str | list[str]) -> list[str]:
     return [texts] if isinstance(texts, str) else texts
 

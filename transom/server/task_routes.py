@@ -1,4 +1,4 @@
-"""What is not text that goes on: `/translate`, `/classify`, `/v1/embeddings`, `/tokenize`.
+"""What is not text that goes on: `/translate`, `/classify`, `/v1/embeddings`, `/tokenize`, `/detokenize`.
 
 Read next: streaming.
 """
@@ -17,7 +17,7 @@ from .chat_schema import TokenizeBody, for_template
 from .endpoint import Answer, Call
 from .errors import ApiError, unavailable
 from .prompts import render
-from .schema import ClassifyBody, EmbeddingBody, TranslateBody, as_list
+from .schema import ClassifyBody, DetokenizeBody, EmbeddingBody, TranslateBody, as_list
 from .streaming import all_parts, failure
 
 
@@ -135,3 +135,13 @@ async def tokenize(call: Call) -> Answer:
         "model": served.name, "n_tokens": len(rendered.tokens), "tokens": rendered.tokens,
         "message_spans": rendered.message_spans, "max_len": served.max_len,
     })  # fmt: skip
+
+
+async def detokenize(call: Call) -> Answer:
+    """Return the text of tokens; what is no text in them (the beginning, the end) writes nothing."""
+    asked: DetokenizeBody = call.asked
+    tokenizer = call.served.model.tokenizer
+    if max(asked.tokens, default=0) >= tokenizer.vocab_size:
+        raise ApiError(400, f"tokens: this model's are 0 to {tokenizer.vocab_size - 1}", param="tokens")
+    text = await call.text_work(tokenizer.decode, asked.tokens)
+    return await call.whole(len(asked.tokens), lambda: {"model": call.served.name, "text": text})
