@@ -97,6 +97,7 @@ class Engine:
         """Check a request without letting it wait; raises Refused, with the numbers, if it can never run."""
         n_prompt, most, beam = len(request.prompt), request.max_tokens, request.beam
         limit = self.runner.max_len
+        # The length: the last token is made and never read.
         if n_prompt + most - 1 > limit:
             raise Refused(
                 f"the prompt has {n_prompt} tokens and max_tokens is {most}: together {n_prompt + most},"
@@ -107,6 +108,7 @@ class Engine:
             raise Refused(
                 f"beam is {beam}; at most {self.settings.max_rows} rows run together here (max_rows)"
             )
+        # The room: alone in the cache it must come to its end, whatever else waits meanwhile.
         whole = n_prompt + most if beam == 1 else beam * (n_prompt + most + HEADROOM)
         if whole > self._pool:
             raise Refused(
@@ -118,6 +120,7 @@ class Engine:
                 f"the answer is to begin with {len(request.prefix_tokens)} tokens and max_tokens is {most};"
                 f" set max_tokens to at least {len(request.prefix_tokens) + 1}"
             )
+        # The beginning that the answer is given: tried on a copy, since a matcher cannot go back.
         trial = request.grammar.copy() if request.grammar is not None and request.prefix_tokens else None
         if trial is not None and not all(map(trial.accept, request.prefix_tokens)):
             raise Refused("what the answer is to begin with does not fit its grammar; leave one of them out")
@@ -181,6 +184,7 @@ class Engine:
             elif item.wanted:
                 searching.append((item.state, range(at, at + item.wanted)))
             at += item.wanted
+        # Both tell their events to `_events`, where aborts of the time before wait already.
         self._write(writing, logits)
         self._search(searching, logits)
         events, self._events = self._events, []

@@ -297,6 +297,7 @@ class Generator:
         for i, (prompt, first) in enumerate(prompts):
             name = f"prompt {i}" if len(prompts) > 1 else "the prompt"
             max_tokens = self._max_tokens(len(prompt), params, len(prefix_tokens), name)
+            # All samples of a prompt share its seed: their number tells their draws apart.
             fresh = 0 if params.greedy else secrets.randbits(31)  # greedy text draws nothing
             seed = fresh if params.seed is None else params.seed
             requests += [

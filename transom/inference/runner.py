@@ -146,6 +146,8 @@ class TorchRunner:
         for chunk, stop in zip(chunks, stops, strict=True):
             self._check(chunk, stop)
             self._reuse(chunk.sequence, stop - chunk.wanted)  # what another has read since it was opened
+        # Blocks are reserved and sources encoded before anything is read, and all is given back if any of it
+        # fails: a sequence holds what it has read, and no more.
         spans = [
             Span(c.sequence, c.sequence.n_read, stop - c.sequence.n_read)
             for c, stop in zip(chunks, stops, strict=True)
@@ -159,6 +161,7 @@ class TorchRunner:
             for chunk, stop in zip(chunks, stops, strict=True):
                 self._go_back(chunk.sequence, stop - chunk.n)
             raise
+        # Only now have they been read; blocks that are full can be found by sequences that begin alike.
         for span in spans:
             span.sequence.n_read = span.stop
             self._keep(span.sequence)

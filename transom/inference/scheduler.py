@@ -123,11 +123,14 @@ class Scheduler:
         """What is read in the next step; nothing when there is nothing to do."""
         self._admit()
         while True:
+            # Rows that write come first, since each costs one token and somebody is reading along; prompts
+            # share what is left of the step.
             self._taken = 0
             scheduled = self._write()
             scheduled += self._read({item.state for item in scheduled})
             if scheduled or not self.running:
                 return scheduled
+            # Nothing moves: the latest gives its blocks to the oldest, which therefore always comes through.
             if len(self.running) > 1:
                 self._preempt(self.running[-1])
             else:
@@ -225,10 +228,13 @@ class Scheduler:
     def _admit(self) -> None:
         """Open sequences for those that wait while there is room for all that they have to read."""
         while self.queue.lines and (state := self._next()) is not None:
+            # A tenant of which nothing runs takes the place of one that has more than one; then it has to
+            # fit beside all that is left, so that what runs is not preempted a moment later.
             for other in self._in_the_way(state):
                 self._preempt(other)
             if self.running and not self._fits(state, self.running):
                 return  # and nobody overtakes it
+            # From here on it runs: what the prefix cache holds of its text need not be read.
             try:
                 source, tenant = state.request.source, state.request.tenant
                 for tokens in state.texts:

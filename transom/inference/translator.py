@@ -185,6 +185,7 @@ class Translator:
         """A request for each line that is not blank, for an engine of this model; settings and refusals are
         `translate`'s.
         """
+        # What the call leaves out is as the folder says, else as at the top of this file.
         said = self.generation
         beam = self.beam if beam is None else beam
         if length_penalty is None:
@@ -192,6 +193,8 @@ class Translator:
         self._check(beam, length_penalty, max_tokens)
         limit = self.model.config.max_len
         most = min(limit, said.max_new_tokens or limit, (said.max_length or limit + 1) - 1)
+        # A model learned from sentences, so each line is a source of its own; blank ones are left out here
+        # and put back by `answers`.
         lines, names = lines_of(texts)
         if texts and not lines:
             what = "the text is" if len(texts) == 1 else f"all {len(texts)} texts are"

@@ -71,6 +71,7 @@ def lens(view: Numbers, texts: Sequence[str], words: Callable[[int], str]) -> Pi
         return _lens_at(view, texts[at[0]], words)
     head = ["after layer", *(visible(texts[at[i]]) for i in places)]
     names = ["before any", *map(str, range(n_layers - 1))]
+    # A row for each layer, the last on top as in a drawing of a network; a cell for each position.
     rows = []
     for layer in reversed(range(n_layers)):
         cells = []
@@ -81,11 +82,13 @@ def lens(view: Numbers, texts: Sequence[str], words: Callable[[int], str]) -> Pi
                               zip(view["top"][layer][i], view["logprob"][layer][i], strict=True))  # fmt: skip
             cells.append(Cell(word, f"{percent(p)} · {far:.1f}", p, title))
         rows.append((names[layer], cells))
+    # Of many layers some stand there at first, evenly spread, and all behind a fold.
     every = Table(head, rows)
     shown = [row for layer, row in zip(reversed(range(n_layers)), rows, strict=True) if layer in few]
     body = Table(head, shown).markup()
     if len(shown) < n_layers:
         body = Markup(body + tag("details", tag("summary", f"All {n_layers - 1} layers"), every.markup()))
+    # A terminal has room for one position, the last.
     last = len(at) - 1
     firsts = [words(view["top"][layer][last][0]) for layer in range(n_layers)]
     lines = [
