@@ -48,7 +48,7 @@ def as_list(texts: Any, what: str = "text") -> tuple[list[str], bool]:
 
 
 def lines_of(texts: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The lines of texts that hold any letters, and what to call each: which text, which line."""
+    """Return the lines of texts that hold any letters, and what to call each: which text, which line."""
     lines, names = [], []
     for place, text in enumerate(texts):
         own = split_lines(text)
@@ -68,7 +68,7 @@ def framed(
     blank: bool = False,
     names: Sequence[str] | None = None,
 ) -> list[Ids]:
-    """The ids of texts as the folder frames them; text that spells a control token stays text.
+    """Return the ids of texts as the folder frames them; text that spells a control token stays text.
 
     Raises Refused, by number (or by `names`), for a blank text (unless `blank`: then the frame is enough),
     for what is no text, for what makes no token, and for one of more than `max_len` tokens; with `cut`,

@@ -112,7 +112,7 @@ class BeamSearch:
             del self.finished[self.beam :]
 
     def _may_improve(self) -> bool:
-        """Whether an open beginning could still become one of the best."""
+        """Return whether an open beginning could still become one of the best."""
         if not self.open or (self.beam == 1 and self.finished):
             return False
         if len(self.finished) < self.beam:
@@ -126,7 +126,7 @@ class BeamSearch:
 def best_next(
     logits: Tensor, scores: Tensor, n: int, rulings: Sequence[Ruling] = ()
 ) -> tuple[list[list[float]], list[list[int]]]:
-    """The n likeliest continuations of each sentence: logits (S * W, V), scores (S, W) of its W beams.
+    """Return the n likeliest continuations of each sentence: logits (S * W, V), scores (S, W) of its W beams.
 
     rulings: what each row must obey, where there are rules; what is forbidden keeps its share of the
     probability, as in `transformers`. -> log-probabilities and which they are (beam * V + token), (S, n)
@@ -147,7 +147,7 @@ def best_next(
 
 
 def top(x: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """The n largest of each row and where they are: x (R, V) -> two (R, n), largest first.
+    """Return the n largest of each row and where they are: x (R, V) -> two (R, n), largest first.
 
     The n largest lie in the n blocks of columns with the largest maxima, and a maximum is far cheaper than a
     selection. Measured on 2 cores, 128 rows of 58,101, n = 8: 1.6 ms against 5.6 ms by `topk` of all.

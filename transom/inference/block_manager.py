@@ -69,7 +69,7 @@ class BlockManager:
         return self._tree[key].node
 
     def hold(self, blocks: Iterable[int]) -> None:
-        """One more sequence holds these blocks."""
+        """Let one more sequence hold these blocks."""
         for block in blocks:
             self._holders[block] += 1
             self._idle.pop(block, None)
@@ -86,11 +86,11 @@ class BlockManager:
                 self._free(block)
 
     def may_write(self, block: int) -> bool:
-        """Whether a block is one sequence's own, and nobody will look for what it holds."""
+        """Return whether a block is one sequence's own, and nobody will look for what it holds."""
         return self._holders[block] == 1 and block not in self._key_of
 
     def copies(self, block: int, writers: int) -> int:
-        """How many copies of a shared block it takes before `writers` of its holders may write."""
+        """Return how many copies of a shared block it takes before `writers` of its holders may write."""
         return writers if block in self._key_of else min(writers, self._holders[block] - 1)
 
     def take(self, n: int, after: int = 0) -> list[int]:
@@ -118,7 +118,7 @@ class BlockManager:
         return taken
 
     def _anywhere(self) -> range:
-        """The first free block."""
+        """Return the first free block."""
         first = self._in_use.find(0)
         return range(first, first + 1)
 

@@ -36,7 +36,7 @@ class Classification:
         return "(rejected)" if self.label is None else self.label
 
     def unless_below(self, limit: float | None) -> Classification:
-        """The same, without a label where the confidence is below a limit (None: no limit)."""
+        """Return the same, without a label where the confidence is below a limit (None: no limit)."""
         return self if limit is None or self.confidence >= limit else replace(self, label=None)
 
 
@@ -96,7 +96,7 @@ class Classifier:
 
     @torch.inference_mode()
     def read(self, batch: TextBatch, temperature: float = 1.0) -> list[Classification]:
-        """The classes of the texts of one batch."""
+        """Return the classes of the texts of one batch."""
         model = self._packing.current()
         hidden = model(batch.tokens, documents=batch.documents)
         scores = model.label_logits(hidden, batch.documents)  # type: ignore[operator]

@@ -23,7 +23,7 @@ SMALL_BATCHED = 3_000_000
 def choose(
     wanted: torch.dtype | str | None, n_parameters: int, hardware: Hardware, *, batched: bool
 ) -> tuple[torch.dtype, str]:
-    """The type of the weights, and why. Raises Refused for a type that is none.
+    """Return the type of the weights, and why. Raises Refused for a type that is none.
 
     Writing, measured on 2 cores of a Zen 5 (torch 2.13, 2026-11-23), bfloat16 against float32: one text at a
     time 0.73 times as fast with 14M parameters, 0.86 to 0.97 with 90M to 320M; 16 texts 1.3 and 1.5 to 2.3;
@@ -43,14 +43,14 @@ def choose(
 
 
 def in_words(model: Model) -> str:
-    """How large a model is and where it runs, for people who use it."""
+    """Return how large a model is and where it runs, for people who use it."""
     weight = model.embed.weight
     size = f"{model.n_parameters / 1e6:,.1f} million parameters, reads {model.config.max_len:,} tokens"
     return f"{size}, in {str(weight.dtype).removeprefix('torch.')} on {weight.device}"
 
 
 def describe(model: Model, job: str, reason: str) -> str:
-    """One line for people: the job, the size of the model, where and in what arithmetic it runs."""
+    """Return one line for people: the job, the size of the model, where and in what arithmetic it runs."""
     config, weight = model.config, model.embed.weight
     layers = (
         f"{config.n_encoder_layers or ''}{'+' if config.n_encoder_layers else ''}{config.n_layers} layers"

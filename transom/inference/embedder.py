@@ -57,7 +57,7 @@ class Embedder:
 
     @torch.inference_mode()
     def read(self, batch: TextBatch) -> npt.NDArray[np.float32]:
-        """The vectors of the texts of one batch: (B, D)."""
+        """Return the vectors of the texts of one batch: (B, D)."""
         model = self._packing.current()
         hidden = model(batch.tokens, documents=batch.documents)
         return model.vectors(hidden, batch.documents).cpu().numpy()  # type: ignore[operator]

@@ -85,7 +85,7 @@ class EncoderEngine:
         tenant: str = "",
         id: str = "",
     ) -> list[TextRequest]:
-        """A request for each text, of at most `most` tokens (None: what the model reads).
+        """Return a request for each text, of at most `most` tokens (None: what the model reads).
 
         Raises Refused for a blank text unless `blank`, and for one too long unless `cut`.
         """
@@ -131,7 +131,7 @@ class EncoderEngine:
         return self.reader.model.embed.weight.device
 
     def _ahead(self) -> list[TextRequest]:
-        """The next texts, one of each tenant in turn; whose turn is first moves on with every step."""
+        """Return the next texts, one of each tenant in turn; whose turn is first moves on with every step."""
         lines = self.queue.lines
         tenants = list(lines)
         if tenants:
@@ -147,7 +147,7 @@ class EncoderEngine:
         return found
 
     def _run(self, requests: list[TextRequest]) -> list[Any]:
-        """The answer to each text, or the exception that reading it raised."""
+        """Return the answer to each text, or the exception that reading it raised."""
         if not requests:
             return []
         started = time.perf_counter()
@@ -197,5 +197,5 @@ class EncoderEngine:
 
 
 def _finite(answer: Any) -> bool:
-    """Whether an answer holds numbers only."""
+    """Return whether an answer holds numbers only."""
     return bool(np.isfinite(getattr(answer, "confidence", answer)).all())

@@ -60,7 +60,7 @@ class EncoderMemory:
             self._beside = _PaddedSources(list(wanted))
 
     def memory(self, asked: Sequence[EncodedSource]) -> Memory:
-        """What tokens read besides: the source of each token of a pass, all of them prepared."""
+        """Return what tokens read besides: the source of each token of a pass, all of them prepared."""
         assert self._beside is not None
         return SourceMemory(self._beside, asked)
 
@@ -75,7 +75,7 @@ class _PaddedSources:
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
 
     def keys_and_values(self, layer: int, project: Project) -> tuple[Tensor, Tensor]:
-        """What `project` makes of each source, (S, M, H, K) twice; of those that have it, not again."""
+        """Say what `project` makes of each source, (S, M, H, K) twice; of those that have it, not again."""
         if layer in self._kept:
             return self._kept[layer]
         new = [source for source in self.sources if layer not in source.kept]
@@ -111,11 +111,11 @@ class SourceMemory(Memory):
             self._slots = torch.tensor(slots, device=beside.hidden.device)
 
     def keys_and_values(self, layer: int, project: Project) -> tuple[Tensor, Tensor]:
-        """What `project` makes of the sources for one layer."""
+        """Return what `project` makes of the sources for one layer."""
         return self._beside.keys_and_values(layer, project)
 
     def by_source(self, x: Tensor) -> Tensor:
-        """What the tokens ask, (..., D), beside the others that ask the same source: (S, Q, D)."""
+        """Return what the tokens ask, (..., D), beside the others that ask the same source: (S, Q, D)."""
         flat, shape = x.reshape(-1, x.shape[-1]), (len(self.hidden), self.group, x.shape[-1])
         if self._slots is None:
             return flat.view(shape)
@@ -124,14 +124,14 @@ class SourceMemory(Memory):
         return padded
 
     def by_row(self, answers: Tensor, shape: torch.Size) -> Tensor:
-        """The answers (S, Q, D) back in the order of the tokens."""
+        """Return the answers (S, Q, D) back in the order of the tokens."""
         flat = answers.flatten(0, 1)
         flat = flat if self._slots is None else flat.index_select(0, self._slots)
         return flat.view(shape[0], shape[1], -1)
 
 
 def _share(layer: int, sources: Sequence[EncodedSource], key: Tensor, value: Tensor) -> None:
-    """Each source keeps its part of what lies side by side, and lets go of what it kept before."""
+    """Let each source keep its part of what lies side by side and let go of what it kept before."""
     for i, source in enumerate(sources):
         source.kept[layer] = key[i, : len(source.tokens)], value[i, : len(source.tokens)]
 

@@ -158,7 +158,7 @@ class Engine:
         return self._finish(scheduled, logits)
 
     def _run(self, scheduled: list[ScheduledRequest]) -> Tensor:
-        """Logits (sum of wanted, V); a request that the model fails on leaves the list and ends."""
+        """Compute logits (sum of wanted, V); a request that the model fails on leaves the list and ends."""
         if not scheduled:
             return torch.empty(0, self.runner.vocab_size)
         started, n_read = time.perf_counter(), sum(chunk.n for item in scheduled for chunk in item.chunks)
@@ -306,7 +306,7 @@ class Engine:
                     self._fail(state, error)
 
     def _rulings(self, states: list[RequestState]) -> list[Ruling]:
-        """What each beginning of these searches must obey, in the order of sequences; empty: nothing."""
+        """Say what each beginning of these searches must obey, in the order of sequences; empty: nothing."""
         if all(state.request.rules is None for state in states):
             return []
         return [
@@ -368,7 +368,7 @@ def not_finite() -> Refused:
 
 
 def _rows(logits: Tensor, places: list[int]) -> Tensor:
-    """Some rows of logits, without a copy where they lie side by side."""
+    """Return some rows of logits, without a copy where they lie side by side."""
     if places == list(range(places[0], places[-1] + 1)):
         return logits[places[0] : places[-1] + 1]
     return logits[torch.tensor(places, device=logits.device)]

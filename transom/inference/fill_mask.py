@@ -49,7 +49,7 @@ class FillMask:
 
     @torch.inference_mode()
     def read(self, ids: list[int], n: int = 5) -> list[list[Filling]]:
-        """The n likeliest tokens for every mask token of a framed text, likeliest first."""
+        """Return the n likeliest tokens for every mask token of a framed text, likeliest first."""
         gaps = [place for place, token in enumerate(ids) if token == self.tokenizer.mask_id]
         hidden = self.model(torch.tensor([ids], device=self.model.embed.weight.device))[0, gaps]
         best = self.model.logits(hidden).softmax(-1).topk(min(n, self.model.config.vocab_size))
@@ -62,7 +62,7 @@ class FillMask:
         ]
 
     def _with_gaps(self, text: str) -> list[int]:
-        """The framed ids; only a gap becomes the mask token, whatever else the text spells."""
+        """Return the framed ids; only a gap becomes the mask token, whatever else the text spells."""
         tokenizer, (before, after) = self.tokenizer, self.tokenizer.frame
         parts = text.split(GAP)
         if len(parts) == 1:

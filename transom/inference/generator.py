@@ -204,7 +204,7 @@ class Generator:
         id: str = "",
         markers: Mapping[int, str] = MappingProxyType({}),
     ) -> list[Request]:
-        """The requests of one prompt, one for each of `params.n` answers, for an engine of this model.
+        """Return the requests of one prompt, one for each of `params.n` answers, for an engine of this model.
 
         continues: the answer's text goes on from the prompt's, so that the two are `decode` of all ids; a
         message in a conversation is a text of its own. prefix_tokens: each answer begins with them and goes
@@ -238,7 +238,7 @@ class Generator:
         return self.model.logits(self.model(torch.tensor([tokens], device=self.model.embed.weight.device)))[0]
 
     def _prompts(self, prompt: Any, whole: bool = False) -> tuple[list[Start], bool]:
-        """Prompts as token ids, and whether several were asked for; `whole` as for `_tokens`."""
+        """Return prompts as token ids, and whether several were asked for; `whole` as for `_tokens`."""
         prompt = prompt.tolist() if hasattr(prompt, "tolist") else prompt  # a tensor or an array
         if not isinstance(prompt, str | Sequence) or isinstance(prompt, bytes):
             raise Refused(f"a prompt is a {type(prompt).__name__}; give text, token ids, or a list of either")
@@ -249,7 +249,8 @@ class Generator:
         return [self._tokens(part, f"prompt {i}", whole) for i, part in enumerate(prompt)], True
 
     def _tokens(self, prompt: Any, name: str, whole: bool = False) -> Start:
-        """One prompt as token ids, and the tokens that may come first (`Tokenizer.encode_prompt`) or None.
+        """Return one prompt as token ids, and the tokens that may come first (`Tokenizer.encode_prompt`) or
+        None.
 
         An empty one starts where a new document does: after the end token. `whole` takes nothing back.
         """
@@ -324,7 +325,7 @@ class Generator:
         return requests
 
     def _max_tokens(self, n_prompt: int, params: SamplingParams, n_prefix: int, name: str) -> int:
-        """How many tokens an answer may have; raises Refused where they do not fit."""
+        """Return how many tokens an answer may have; raises Refused where they do not fit."""
         limit = self.model.config.max_len
         room = limit - n_prompt
         most = self.generation.max_new_tokens or DEFAULT_MAX_TOKENS

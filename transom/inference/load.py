@@ -115,7 +115,7 @@ def _check_fits(tokenizer: Tokenizer, config: ModelConfig, folder: Path) -> None
 
 
 def _job(config: ModelConfig, folder: Path, kind: type[Loaded] | None) -> Callable[..., Loaded]:
-    """What is made of a model of this config, which must be of a `kind` if there is one."""
+    """Return what is made of a model of this config, which must be of a `kind` if there is one."""
     if (config.kind, config.head) not in HOMES:
         known = "transom.checkpoint.huggingface.load_model reads it"
         raise Refused(f"{folder}: a model whose head can {config.head} has no job here yet; {known}")

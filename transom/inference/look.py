@@ -40,7 +40,7 @@ def look_into(loaded: Any, text: str, name: str = "a model", patch: str | None =
 
 
 def _of_as_many(loaded: Any, patch: str, prompt: Sequence[int]) -> list[int]:
-    """The tokens of the other text, which must be as many as those of the text."""
+    """Return the tokens of the other text, which must be as many as those of the text."""
     if not patch:
         raise Refused("--patch: there is no other text; give one that differs in a word")
     (request,) = loaded.request(patch, SamplingParams(max_tokens=1))

@@ -34,7 +34,7 @@ MAX_BYTES = 2 << 30
 
 
 def packs(model: Model) -> bool:
-    """Whether a packed copy is faster here: bfloat16 on a CPU that multiplies it, and not too large."""
+    """Say whether a packed copy is faster here: bfloat16 on a CPU that multiplies it, and not too large."""
     weight = model.embed.weight
     return (
         weight.device.type == "cpu"
@@ -52,7 +52,7 @@ class Packing:
         self._made: tuple[Any, Model] | None = None
 
     def current(self) -> Model:
-        """The packed model, or the model itself where packing gains nothing."""
+        """Return the packed model, or the model itself where packing gains nothing."""
         if not packs(self.model):
             return self.model
         version = self.version()
@@ -61,7 +61,7 @@ class Packing:
         return self._made[1]
 
     def version(self) -> list[tuple[Any, ...]]:
-        """What differs once a weight has been changed, replaced, moved or cast."""
+        """Return what differs once a weight has been changed, replaced, moved or cast."""
         return [
             (id(weight), weight._version, weight.data_ptr(), weight.dtype)
             for weight in self.model.parameters()
@@ -70,7 +70,7 @@ class Packing:
 
 @torch.no_grad()
 def packed(model: Model) -> Model:
-    """A model that computes the same from packed matrices; other weights are the model's own."""
+    """Return a model that computes the same from packed matrices; other weights are the model's own."""
     twin = _twin(model)
     if model.config.head == "tokens":
         softcap = model.config.logit_softcap
@@ -84,7 +84,7 @@ def packed(model: Model) -> Model:
 
 
 def _twin(module: nn.Module) -> Any:
-    """The same module over packed matrices, with fewer and larger products."""
+    """Return the same module over packed matrices, with fewer and larger products."""
     if isinstance(module, Linear):
         return PackedLinear(module.weight, module.bias)
     twin: Any = copy.copy(module)

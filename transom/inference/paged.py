@@ -93,7 +93,7 @@ class PagedCache:
         return hidden, firsts
 
     def arranged(self, spans: Sequence[Span], gather: bool = False) -> list[int]:
-        """The order in which a pass reads spans: those that look back together stand side by side."""
+        """Return the order in which a pass reads spans: those that look back together stand side by side."""
         group_of = {i: n for n, group in enumerate(self.shared_prefix_groups(spans, gather)) for i in group}
         keys = [
             (group_of.get(i, len(spans)), span.n, self.in_place(span, gather), span.stop)
@@ -102,7 +102,7 @@ class PagedCache:
         return sorted(range(len(spans)), key=keys.__getitem__)
 
     def shared_prefix_groups(self, spans: Sequence[Span], gather: bool = False) -> list[list[int]]:
-        """Which spans are read together because their rows have a beginning in common that is long.
+        """Return which spans are read together because their rows have a beginning in common that is long.
 
         It is at least as long as all that comes after it, so that little is compared in vain.
         """
@@ -119,11 +119,11 @@ class PagedCache:
         return shared >= max(self.shared_from, sum(span.stop - shared for span in group))
 
     def shared(self, group: Sequence[Span]) -> list[int]:
-        """The blocks that all these rows begin with and that none of them is about to write."""
+        """Return the blocks that all these rows begin with and that none of them is about to write."""
         return list(commonprefix([span.blocks[: span.start // self.size] for span in group]))
 
     def in_place(self, span: Span, gather: bool = False) -> bool:
-        """Whether a row is read where it lies: its blocks are consecutive, and it pays."""
+        """Return whether a row is read where it lies: its blocks are consecutive, and it pays."""
         if gather or not self.consecutive(span):
             return False
         if span.n > self.short:
@@ -132,7 +132,7 @@ class PagedCache:
         return self.device.type == "cpu" and span.stop >= self.in_place_from and not self.aligned
 
     def alike(self, one: Span, other: Span, gather: bool = False) -> bool:
-        """Whether a short row can be read beside a shorter one."""
+        """Return whether a short row can be read beside a shorter one."""
         if other.n != one.n or self.in_place(other, gather):
             return False
         if self.aligned:
@@ -140,7 +140,7 @@ class PagedCache:
         return other.stop <= 2 * one.stop + self.size  # padded to the longest: at most to the double
 
     def consecutive(self, span: Span) -> bool:
-        """Whether the blocks that hold a row up to the end of the span lie one behind the other."""
+        """Return whether the blocks that hold a row up to the end of the span lie one behind the other."""
         used = -(-span.stop // self.size)
         first = span.blocks[0]
         return span.blocks[used - 1] == first + used - 1 and span.blocks[:used] == list(
@@ -171,7 +171,7 @@ class PagedStep:
         self._groups = self._grouped(spans, gather)
 
     def positions(self, length: int) -> Tensor:
-        """Where each token stands in its row: (N, 1)."""
+        """Return where each token stands in its row: (N, 1)."""
         return self._positions
 
     def advance(self, length: int) -> None:

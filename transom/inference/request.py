@@ -73,7 +73,7 @@ class Completion:
         return f"Completion({self.text!r}, {counts}, ended by {ended}, seed {self.seed})"
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain values, ready for JSON."""
+        """Return the same as plain values, ready for JSON."""
         return asdict(self)
 
 
@@ -149,7 +149,7 @@ class Request:
         self._pieces: list[str] = []
 
     def ruling(self, tokens: Sequence[int], n_made: int) -> Ruling | None:
-        """What the folder's rules say of the token after these, the last `n_made` of which are new."""
+        """Return what the folder's rules say of the token after these, the last `n_made` of which are new."""
         return None if self.rules is None else self.rules.at(tokens, n_made, self.max_tokens, self.ends)
 
     def push(self, token: int) -> str:
@@ -180,7 +180,7 @@ class Request:
         return self._matcher.found
 
     def completion(self) -> Completion:
-        """The finished answer."""
+        """Return the finished answer."""
         assert self.finish_reason is not None
         return Completion(
             text=self.text,

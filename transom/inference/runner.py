@@ -49,18 +49,18 @@ class Runner(Protocol):
         ...
 
     def open(self, tokens: list[int], source: list[int] | None = None, *, tenant: str = "") -> TokenSequence:
-        """A sequence with its tokens, of which the prefix cache of `tenant` may hold some already.
+        """Return a sequence with its tokens, of which the prefix cache of `tenant` may hold some already.
 
         source: of an encoder-decoder; encoded when the sequence is first read.
         """
         ...
 
     def free_tokens(self) -> int:
-        """How many tokens can be given blocks now."""
+        """Return how many tokens can be given blocks now."""
         ...
 
     def needs(self, sequence: TokenSequence, n: int) -> int:
-        """How many of `free_tokens` it takes to read n more tokens; the last block may have room."""
+        """Return how many of `free_tokens` it takes to read n more tokens; the last block may have room."""
         ...
 
     def run(self, chunks: list[Chunk]) -> Tensor:
@@ -68,7 +68,7 @@ class Runner(Protocol):
         ...
 
     def fork(self, sequence: TokenSequence) -> TokenSequence:
-        """A sequence that goes on from where this one is."""
+        """Return a sequence that goes on from where this one is."""
         ...
 
     def truncate(self, sequence: TokenSequence, n: int) -> None:
@@ -115,7 +115,7 @@ class TorchRunner:
         return self._packing.version() != self._version
 
     def open(self, tokens: list[int], source: list[int] | None = None, *, tenant: str = "") -> TokenSequence:
-        """A sequence with its tokens, of which the prefix cache of `tenant` may hold some already.
+        """Return a sequence with its tokens, of which the prefix cache of `tenant` may hold some already.
 
         source: of an encoder-decoder; encoded when the sequence is first read.
         """
@@ -129,11 +129,11 @@ class TorchRunner:
         return sequence
 
     def free_tokens(self) -> int:
-        """How many tokens can be given blocks now."""
+        """Return how many tokens can be given blocks now."""
         return self.blocks.available * self.blocks.size
 
     def needs(self, sequence: TokenSequence, n: int) -> int:
-        """How many of `free_tokens` it takes to read n more tokens; the last block may have room."""
+        """Return how many of `free_tokens` it takes to read n more tokens; the last block may have room."""
         return self._blocks_for([Span(sequence, sequence.n_read, n)]) * self.blocks.size
 
     @torch.inference_mode()
@@ -225,7 +225,7 @@ class TorchRunner:
         sequence.n_reused += len(found) * size
 
     def _blocks_for(self, spans: Sequence[Span]) -> int:
-        """How many blocks it takes to read spans: new ones, and copies of those that others share."""
+        """Return how many blocks it takes to read spans: new ones, and copies of those that others share."""
         size, more = self.blocks.size, 0
         shared = Counter[int]()
         for span in spans:
@@ -270,7 +270,7 @@ class TorchRunner:
             self._sources.prepare(sources)
 
     def _together(self, spans: Sequence[Span], wanted: Sequence[int]) -> Tensor:
-        """Logits of all spans by one pass."""
+        """Compute the logits of all spans by one pass."""
         some = [span for span in spans if span.n]
         if not some:
             return self._nothing()

@@ -25,7 +25,7 @@ PIECE = 512  # tokens of a row that are summed first
 
 
 def choose(logits: Tensor, params: SamplingParams, uniforms: Tensor) -> Tensor:
-    """The next token of each row: logits (N, V), uniforms (N,) in [0, 1) -> (N,) int64."""
+    """Return the next token of each row: logits (N, V), uniforms (N,) in [0, 1) -> (N,) int64."""
     return logits.argmax(dim=-1) if params.greedy else draw(probabilities(logits, params), uniforms)
 
 
@@ -45,7 +45,7 @@ def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
 
 
 def nucleus_floor(weights: Tensor, top_p: float) -> Tensor:
-    """The smallest probability in each row's nucleus (Holtzman et al. 2020): (N, V) -> (N, 1).
+    """Return the smallest probability in each row's nucleus (Holtzman et al. 2020): (N, V) -> (N, 1).
 
     A token belongs to it when all likelier ones together have less than `top_p`; the likeliest always does.
     """
@@ -98,7 +98,8 @@ def draw(weights: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def uniform(seed: int, sample: int, step: int) -> float:
-    """The number in [0, 1) that draws token `step` of sample `sample`: 53 bits of BLAKE2b over the three.
+    """Return the number in [0, 1) that draws token `step` of sample `sample`: 53 bits of BLAKE2b over the
+    three.
 
     Nothing is kept between steps: the same on every machine, whatever runs beside it or was run before.
     """

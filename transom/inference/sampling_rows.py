@@ -87,7 +87,7 @@ class SamplingRow:
         return () if p.greedy else (p.temperature, p.top_k, p.top_p, p.min_p)
 
     def changes(self, drafted: Sequence[int]) -> bool:
-        """Whether any logit of this row is touched before temperature and filters."""
+        """Return whether any logit of this row is touched before temperature and filters."""
         opening = self.first is not None and self.n_made + len(drafted) == 0
         ruled = self._ruling is not None or self.grammar is not None
         return self._penalized or len(self.bias) > 0 or ruled or opening
@@ -131,7 +131,7 @@ class Place(NamedTuple):
 
 @torch.inference_mode()
 def choose_rows(logits: Tensor, places: Sequence[SamplingRow | Place]) -> list[int]:
-    """The next token at each place: logits (N, V) float32, N places -> N token ids.
+    """Return the next token at each place: logits (N, V) float32, N places -> N token ids.
 
     FAILED where a row's logits hold NaN or infinity, or nothing in them is allowed; other rows are as ever.
     """

@@ -81,7 +81,7 @@ class ScheduledRequest(NamedTuple):
 
 
 def unread(sequence: TokenSequence) -> int:
-    """How many tokens of a sequence the model has not read."""
+    """Return how many tokens of a sequence the model has not read."""
     return len(sequence.tokens) - sequence.n_read
 
 
@@ -120,7 +120,7 @@ class Scheduler:
             self.runner.close(sequence)
 
     def schedule(self) -> list[ScheduledRequest]:
-        """What is read in the next step; nothing when there is nothing to do."""
+        """Say what is read in the next step; nothing when there is nothing to do."""
         self._admit()
         while True:
             # Rows that write come first, since each costs one token and somebody is reading along; prompts
@@ -145,7 +145,7 @@ class Scheduler:
         self.n_preempted += 1
 
     def _room(self) -> int:
-        """Tokens that can still be read in this step."""
+        """Count the tokens that can still be read in this step."""
         return self.runner.free_tokens() - self._taken
 
     def _take(self, sequences: list[TokenSequence], n: int) -> bool:
@@ -158,7 +158,7 @@ class Scheduler:
     # Sequences that write
 
     def _write(self) -> list[ScheduledRequest]:
-        """One token of every sequence that writes, and those drafted after it."""
+        """Schedule one token of every sequence that writes, and those drafted after it."""
         scheduled = []
         for state in self.running:
             if not state.writing:
@@ -206,7 +206,7 @@ class Scheduler:
         return scheduled
 
     def _part(self, state: RequestState, share: int, first: bool) -> list[Chunk]:
-        """The next chunks of a request, of `share` tokens; a source is read whole, or next time."""
+        """Return the next chunks of a request, of `share` tokens; a source is read whole, or next time."""
         chunks: list[Chunk] = []
         for sequence in state.sequences:
             source = _source(state, sequence)
@@ -253,8 +253,8 @@ class Scheduler:
         return min(heads, key=lambda state: (running[state.request.tenant], state.number), default=None)
 
     def _in_the_way(self, state: RequestState) -> list[RequestState]:
-        """What is preempted for a request, the latest first, of whichever tenant runs most: so much that it
-        fits, and nothing where its own tenant runs already. Each tenant keeps one, so that all go on.
+        """Return what is preempted for a request, the latest first, of whichever tenant runs most: so much
+        that it fits, and nothing where its own tenant runs already. Each tenant keeps one, so that all go on.
         """
         n_running = Counter(other.request.tenant for other in self.running)
         staying, leaving = list(self.running), list[RequestState]()
@@ -272,8 +272,8 @@ class Scheduler:
         return leaving
 
     def _fits(self, state: RequestState, others: list[RequestState], freed: int = 0) -> bool:
-        """Whether a sequence more may run, and there is room for its texts beside what others have to read,
-        with some for all to grow; freed: tokens of room besides.
+        """Return whether a sequence more may run, and there is room for its texts beside what others have to
+        read, with some for all to grow; freed: tokens of room besides.
         """
         sequences = [sequence for other in others for sequence in other.sequences]
         owed = sum(self.runner.needs(sequence, unread(sequence) + HEADROOM) for sequence in sequences)
@@ -282,7 +282,7 @@ class Scheduler:
         return n_rows <= self.max_rows and owed <= self.runner.free_tokens() + freed
 
     def _read_by_another(self, state: RequestState) -> bool:
-        """Whether a running request is just reading what this one begins with: soon it can be reused."""
+        """Say whether a running request is just reading what this one begins with: soon it can be reused."""
         request, tokens = state.request, state.texts[0]
         return any(
             other.sequences[0].n_read + WORTH <= common(other.sequences[0].tokens, tokens)
@@ -296,17 +296,17 @@ def _work(state: RequestState) -> int:
 
 
 def _cost(state: RequestState, chunks: list[Chunk]) -> int:
-    """Tokens that go through the model for these chunks, those of a source included."""
+    """Count the tokens that go through the model for these chunks, those of a source included."""
     return sum(chunk.n + _source(state, chunk.sequence) for chunk in chunks)
 
 
 def _source(state: RequestState, sequence: TokenSequence) -> int:
-    """How long a source is that has to be encoded before a sequence is read."""
+    """Return how long a source is that has to be encoded before a sequence is read."""
     return len(state.request.source or ()) if sequence.n_read == 0 else 0
 
 
 def common(one: list[int], other: list[int]) -> int:
-    """How many tokens two sequences begin with alike."""
+    """Return how many tokens two sequences begin with alike."""
     low, high = 0, min(len(one), len(other))
     while low < high:  # slices compare in C
         middle = (low + high + 1) // 2

@@ -29,7 +29,7 @@ _DATA = ("enum", "const", "default", "examples", "required")
 
 
 def checked_schema(schema: dict[str, Any] | str, regex: bool) -> dict[str, Any]:
-    """A schema as an object; raises Refused for one out of the limits, or that cannot be kept to."""
+    """Return a schema as an object; raises Refused for one out of the limits, or that cannot be kept to."""
     try:
         text = schema if isinstance(schema, str) else json.dumps(schema, allow_nan=False)
         size = len(text.encode())
@@ -69,7 +69,7 @@ def checked_schema(schema: dict[str, Any] | str, regex: bool) -> dict[str, Any]:
 
 
 def _target(whole: dict[str, Any], reference: Any) -> Any:
-    """What a reference leads to, a JSON pointer (RFC 6901) in a URI fragment; None: nothing here."""
+    """Return what a reference leads to, a JSON pointer (RFC 6901) in a URI fragment; None: nothing here."""
     if not isinstance(reference, str) or not reference.startswith("#"):
         return None
     path = unquote(reference[1:])
@@ -88,7 +88,7 @@ def _target(whole: dict[str, Any], reference: Any) -> Any:
 
 
 def unkept(schema: Any) -> list[str]:
-    """What in a schema is left to the reader: formats that nobody here knows, which say nothing about
+    """Return what in a schema is left to the reader: formats that nobody here knows, which say nothing about
     validity (JSON Schema 2020-12, validation, 7.2.3), and that items are unique.
     """
     found = {
@@ -105,7 +105,7 @@ def _unkept(keyword: str, value: Any) -> bool:
 
 
 def kept_to(schema: dict[str, Any]) -> dict[str, Any]:
-    """A checked schema without what is unkept; names that are chosen from a list become properties."""
+    """Return a checked schema without what is unkept; names that are chosen from a list become properties."""
 
     def kept(value: Any) -> Any:
         if isinstance(value, list):
@@ -124,7 +124,7 @@ def kept_to(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _named(schema: dict[str, Any], names: Any) -> dict[str, Any]:
-    """A schema of objects whose names are chosen from a list; else any string is one."""
+    """Return a schema of objects whose names are chosen from a list; else any string is one."""
     if not isinstance(names, dict) or not names.keys() - {"type", "title", "description"}:
         return schema
     known = [names["const"]] if "const" in names else names.get("enum")
@@ -140,7 +140,7 @@ def _named(schema: dict[str, Any], names: Any) -> dict[str, Any]:
 
 
 def _schemas(schema: Any) -> Iterator[dict[str, Any]]:
-    """A schema and all schemas in it, those that references lead to included."""
+    """Return a schema and all schemas in it, those that references lead to included."""
     if isinstance(schema, list):
         for part in schema:
             yield from _schemas(part)
@@ -154,7 +154,7 @@ def _schemas(schema: Any) -> Iterator[dict[str, Any]]:
 
 
 def words(schema: Any) -> Iterator[str]:
-    """The strings that a text of this schema may have to hold: names and chosen values."""
+    """Return the strings that a text of this schema may have to hold: names and chosen values."""
     for part in _schemas(schema):
         names = part.get("properties")
         yield from names if isinstance(names, dict) else ()

@@ -48,6 +48,6 @@ class Span(NamedTuple):
         return self.sequence.blocks
 
     def tokens(self) -> list[int]:
-        """The n tokens; those that are not known yet are 0, which nothing before them sees."""
+        """Return the n tokens; those that are not known yet are 0, which nothing before them sees."""
         known = self.sequence.tokens[self.start : self.stop]
         return known + [0] * (self.n - len(known))

@@ -46,12 +46,12 @@ class NGrams:
 
 
 def draft(tokens: Sequence[int], k: int, longest: int = 3) -> list[int]:
-    """The draft of a whole row at once: what `NGrams` gives after all its tokens."""
+    """Return the draft of a whole row at once: what `NGrams` gives after all its tokens."""
     return NGrams(tokens, longest=longest).draft(k)
 
 
 def n_kept(drafted: Sequence[int], chosen: Sequence[int]) -> int:
-    """How many drafted tokens are right, given the token chosen at each place (one more than drafted)."""
+    """Say how many drafted tokens are right, given the token chosen at each place (one more than drafted)."""
     for i, (guess, token) in enumerate(zip(drafted, chosen, strict=False)):
         if guess != token:
             return i

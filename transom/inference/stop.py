@@ -32,12 +32,12 @@ class StopMatcher:
         return text[: len(text) - size]
 
     def finish(self) -> str:
-        """What was held back and never became a stop."""
+        """Return what was held back and never became a stop."""
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, stop: str) -> int:
-    """The length of the longest proper prefix of `stop` that ends `text`."""
+    """Return the length of the longest proper prefix of `stop` that ends `text`."""
     longest = min(len(stop) - 1, len(text))
     return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)

@@ -73,7 +73,7 @@ class Matcher:
         return not self.error and (self.finished or self._matcher.is_accepting())
 
     def mask(self, vocab_size: int) -> Tensor:
-        """Which tokens may come next: (V,) bool; none after the end and after an error."""
+        """Return which tokens may come next: (V,) bool; none after the end and after an error."""
         allowed = torch.zeros(vocab_size, dtype=torch.bool)
         if not self.finished and not self.error:
             bias = bytearray(self._matcher.compute_logit_bias())
@@ -95,7 +95,7 @@ class Matcher:
         return True
 
     def copy(self) -> Matcher:
-        """The same place in the grammar, to go on from independently."""
+        """Return the same place in the grammar, to go on from independently."""
         other = Matcher(self._matcher.deep_copy(), self._end_ids, ended=self.finished)
         other.error = self.error
         return other
@@ -108,7 +108,7 @@ class Grammar:
         self._start, self._end_ids = start, end_ids
 
     def matcher(self) -> Matcher:
-        """A matcher at the beginning of an answer."""
+        """Return a matcher at the beginning of an answer."""
         return Matcher(self._start.deep_copy(), self._end_ids)
 
 
@@ -140,7 +140,7 @@ class GrammarCompiler:
         self._lock = threading.Lock()
 
     def compile(self, schema: dict[str, Any] | str, *, regex: bool = False) -> Grammar:
-        """The grammar of a JSON schema, as a dict or as JSON text; `regex` allows `pattern` in it.
+        """Return the grammar of a JSON schema, as a dict or as JSON text; `regex` allows `pattern` in it.
 
         Raises Refused for what is no schema, has keywords that cannot be kept to, or exceeds the limits.
         """
@@ -149,7 +149,7 @@ class GrammarCompiler:
     def compile_choice(
         self, choice: Sequence[Stretch], *, after: str | None = None, regex: bool = False
     ) -> Grammar:
-        """The grammar of one of several stretches; a control token named in one stands for that token.
+        """Return the grammar of one of several stretches; a control token named in one stands for that token.
 
         after: text is free, but what follows this marker is one of the stretches, which begin with it; where
         it is empty, an answer that begins with a brace is one. Raises Refused as `compile` does.
@@ -192,14 +192,14 @@ class GrammarCompiler:
             raise Refused(f"schema: {printable((says[2] or says[0]).splitlines()[0][:300])}")
 
     def _spells(self, sign: str) -> bool:
-        """Whether some way of writing this character exists."""
+        """Return whether some way of writing this character exists."""
         return sign.encode() in self._spelled.known or all(
             bytes([byte]) in self._spelled.known for byte in sign.encode()
         )
 
 
 def compile(schema: dict[str, Any] | str, tokenizer: Tokenizer, *, regex: bool = False) -> Grammar:
-    """The grammar of one JSON schema; GrammarCompiler does many for the same tokenizer faster."""
+    """Return the grammar of one JSON schema; GrammarCompiler does many for the same tokenizer faster."""
     compiler = GrammarCompiler(tokenizer)
     try:
         return compiler.compile(schema, regex=regex)
@@ -233,7 +233,7 @@ def _source(
     reserved: Mapping[str, int] = MappingProxyType({}),
     markers: Collection[int] = (),
 ) -> str:
-    """The grammar as llguidance reads it.
+    """Return the grammar as llguidance reads it.
 
     Without no_forcing it would put the tokenizer's own tokens where the text is certain, which narrows the
     model's choice, and for SentencePiece begins every name with a space. reserved: tokens by name that no
@@ -272,7 +272,7 @@ def _source(
 
 
 def _literal(text: str, reserved: Mapping[str, int]) -> str:
-    """A text as the grammar has it: strings, and reserved tokens by their numbers."""
+    """Return a text as the grammar has it: strings, and reserved tokens by their numbers."""
     names = "|".join(map(re.escape, sorted(reserved, key=len, reverse=True)))
     parts = re.split(f"({names})", text) if names else [text]
     said = (

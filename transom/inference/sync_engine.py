@@ -32,7 +32,8 @@ class SyncEngine:
         self._lock = threading.Lock()
 
     def run(self, requests: Sequence[Request]) -> Iterator[Event]:
-        """The events of these requests as they come; raises Refused at once for one that can never run.
+        """Return the events of these requests as they come; raises Refused at once for one that can never
+        run.
 
         A request that goes wrong raises its error where its event would stand.
         """
@@ -64,7 +65,7 @@ class SyncEngine:
                     self._inboxes.pop(request, None)
 
     def _next(self, engine: Engine, inbox: list[Event]) -> list[Event]:
-        """What has arrived, after a step if nothing had."""
+        """Return what has arrived, after a step if nothing had."""
         with self._lock:
             if not inbox:
                 for event in engine.step():
@@ -76,8 +77,8 @@ class SyncEngine:
 
 
 def cache_tokens(model: Model, max_rows: int) -> int:
-    """Tokens that a cache of CACHE_BYTES holds, but no more than `max_rows` rows of full length can use, and
-    no fewer than a few rows.
+    """Count the tokens that a cache of CACHE_BYTES holds, but no more than `max_rows` rows of full length can
+    use, and no fewer than a few rows.
     """
     config = model.config
     per_token = 2 * config.n_layers * config.n_kv_heads * config.head_dim * model.embed.weight.element_size()

@@ -45,7 +45,7 @@ class TokenRules:
         )  # fmt: skip
 
     def at(self, tokens: Sequence[int], n_made: int, max_tokens: int, ends: Collection[int]) -> Ruling:
-        """What holds after `tokens`, the last `n_made` of which are new; `ends` may end the text."""
+        """Return what holds after `tokens`, the last `n_made` of which are new; `ends` may end the text."""
         c = self.config
         first = 1 if c.forced_bos_token_id is not None and len(tokens) - n_made == 1 else 0
         suppressed = c.suppress_tokens + (c.begin_suppress_tokens if n_made == first else ())
@@ -64,7 +64,7 @@ class TokenRules:
         return Ruling(tuple(forbidden), None, repeated, c.repetition_penalty)
 
     def _bad(self, tokens: Sequence[int], ends: Collection[int]) -> list[int]:
-        """The last token of every bad word of which all others have just been written."""
+        """Return the last token of every bad word of which all others have just been written."""
         return [
             word[-1]
             for word in self.config.bad_words_ids
@@ -73,7 +73,7 @@ class TokenRules:
         ]
 
     def _again(self, tokens: Sequence[int]) -> list[int]:
-        """What would complete a run of `no_repeat_ngram_size` tokens that is there already."""
+        """Return what would complete a run of `no_repeat_ngram_size` tokens that is there already."""
         n = self.config.no_repeat_ngram_size
         if not n or len(tokens) < n:
             return []

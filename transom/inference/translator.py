@@ -67,7 +67,7 @@ BLANK = Translation("", [], 0.0, 0, True)
 
 
 def _joined(lines: list[Translation]) -> Translation:
-    """The translation of a text from those of its lines; the probability is that of all of them."""
+    """Return the translation of a text from those of its lines; the probability is that of all of them."""
     return Translation(
         "\n".join(line.text for line in lines),
         [token for line in lines for token in line.tokens],
@@ -182,8 +182,8 @@ class Translator:
         tenant: str = "",
         id: str = "",
     ) -> list[Request]:
-        """A request for each line that is not blank, for an engine of this model; settings and refusals are
-        `translate`'s.
+        """Return a request for each line that is not blank, for an engine of this model; settings and
+        refusals are `translate`'s.
         """
         # What the call leaves out is as the folder says, else as at the top of this file.
         said = self.generation
@@ -228,7 +228,7 @@ class Translator:
         ]
 
     def _translation(self, request: Request) -> Translation:
-        """What became of a request that has ended by itself or at its length."""
+        """Return what became of a request that has ended by itself or at its length."""
         tokens = request.tokens
         forced = bool(self.generation.forced_eos_token_id) and len(tokens) == request.max_tokens
         finished = bool(tokens) and tokens[-1] in self.eos_ids and not forced

@@ -24,7 +24,7 @@ LARGE = 65_536
 
 
 async def read_body(kind: type[B], scope: Any, receive: Any, state: State) -> tuple[B, list[str]]:
-    """The checked request of a client, and the names of what was left out of account.
+    """Return the checked request of a client, and the names of what was left out of account.
 
     Raises ApiError 413 above the limit of bytes, 429 where too many large ones wait, 400 for anything else.
     """
@@ -38,7 +38,7 @@ async def read_body(kind: type[B], scope: Any, receive: Any, state: State) -> tu
 
 
 def parse_object(data: bytes, limits: LimitSettings) -> dict[str, Any]:
-    """The JSON object that these bytes are; raises ApiError 400."""
+    """Return the JSON object that these bytes are; raises ApiError 400."""
     found = parse(data, limits)
     if not isinstance(found, dict):
         raise ApiError(400, "the body must be a JSON object: {...}")
@@ -46,7 +46,7 @@ def parse_object(data: bytes, limits: LimitSettings) -> dict[str, Any]:
 
 
 async def read_bytes(scope: Any, receive: Any, limit: int) -> bytes:
-    """All of the body, refused as soon as it is known to be too large."""
+    """Read all of the body, refused as soon as it is known to be too large."""
     told = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
     if len(told) > 15 or int(told) > limit:
         raise _too_large(limit)
@@ -87,7 +87,8 @@ def parse(data: bytes, limits: LimitSettings) -> Any:
 
 
 def n_values(data: bytes) -> int:
-    """How many values JSON holds, or a few more: one for each comma and opening bracket outside of texts.
+    """Return how many values JSON holds, or a few more: one for each comma and opening bracket outside of
+    texts.
 
     Arrays of numpy, since they count megabytes in milliseconds and let other threads go on.
     """

@@ -16,7 +16,7 @@ from .streaming import Part, Step, all_parts, n_values, prompt_tokens, stream_st
 
 
 async def chat(call: Call) -> Answer:
-    """The assistant's message, whole or as a stream."""
+    """Return the assistant's message, whole or as a stream."""
     asked: ChatBody = call.asked
     requests = await call.text_work(_requests, call)
     n_prompt = prompt_tokens(requests, asked.n)
@@ -99,7 +99,7 @@ class _Writer:
         self.call, self.part, self._parser, self._n_calls = call, part, _parser(call, part), 0
 
     def chunks(self, step: Step) -> list[dict[str, Any]]:
-        """What a step brings: content with the step's log-probabilities, and at the end why it ended."""
+        """Say what a step brings: content with the step's log-probabilities, and at the end why it ended."""
         call, part, said = self.call, self.part, self._parser.push(step.piece)
         if part.finish_reason is not None:
             said.add(self._parser.finish())

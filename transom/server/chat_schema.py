@@ -213,7 +213,7 @@ def _message(message: Plain | Assistant | ToolResult) -> Message:
 
 
 def _unkept(field: str, schemas: Any) -> list[str]:
-    """What in the schemas of a field the answer is not held to."""
+    """Return what in the schemas of a field the answer is not held to."""
     return [f"{field}: {keyword}" for keyword in unkept(schemas)]
 
 
@@ -223,7 +223,7 @@ def _strict(tools: list[Any] | None) -> list[Any]:
 
 
 def _check_choice(choice: Any, tools: list[Any] | None) -> None:
-    """Raises ApiError for a choice of tools without tools, or of one that is not among them."""
+    """Raise ApiError for a choice of tools without tools, or of one that is not among them."""
     if choice in ("auto", "none"):
         return
     if not tools:
@@ -396,7 +396,7 @@ def _item(item: InputMessage | InputCall | InputResult | InputReasoning) -> Mess
 
 
 def _goes_on(message: Message, said: Message) -> bool:
-    """Whether two items are parts of one answer: what was thought, then said, then called."""
+    """Return whether two items are parts of one answer: what was thought, then said, then called."""
     if said.get("tool_calls"):
         return True
     return not (message.get("tool_calls") or message["content"] or said.get("reasoning_content"))

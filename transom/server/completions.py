@@ -17,7 +17,7 @@ FINGERPRINT = f"transom-{__version__}"
 
 
 async def completions(call: Call) -> Answer:
-    """The completions of each prompt, whole or as a stream."""
+    """Return the completions of each prompt, whole or as a stream."""
     asked: CompletionBody = call.asked
     requests = await call.text_work(for_completion, call)
     n_prompt = prompt_tokens(requests, asked.n)
@@ -42,7 +42,7 @@ async def completions(call: Call) -> Answer:
 
 
 def _echoes(call: Call, count: int) -> list[str]:
-    """What stands before each of so many answers, for a client that wants it back: its prompt."""
+    """Return what stands before each of so many answers, for a client that wants it back: its prompt."""
     tokenizer, n = call.served.model.tokenizer, call.asked.n
     texts = [prompt if isinstance(prompt, str) else tokenizer.decode(prompt) for prompt in call.asked.prompts]
     return [text for text in texts for _ in range(n)]

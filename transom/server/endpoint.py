@@ -74,7 +74,7 @@ class Endpoint:
         await until_gone(receive, self._answer(call, headers, send))
 
     async def _answer(self, call: Call, headers: dict[str, str], send: Any) -> None:
-        """The whole answer, or the error that became of it, before or after it began."""
+        """Send the whole answer, or the error that became of it, before or after it began."""
         out = Sender(send, headers)
         error: ApiError
         try:
@@ -106,7 +106,7 @@ class Sender:
         self.send, self.headers, self.started = send, headers, False
 
     async def whole(self, answer: dict[str, Any] | bytes) -> None:
-        """One JSON object."""
+        """Return one JSON object."""
         data = answer if isinstance(answer, bytes) else to_json(answer)
         await self._start("application/json", {"content-length": str(len(data))})
         await self.send({"type": "http.response.body", "body": data})
@@ -122,7 +122,7 @@ class Sender:
         await self.end(b"")
 
     async def end(self, data: bytes) -> None:
-        """The last bytes."""
+        """Send the last bytes."""
         await self.send({"type": "http.response.body", "body": data, "more_body": False})
 
     async def _start(self, kind: str, more: dict[str, str]) -> None:
@@ -154,7 +154,7 @@ async def _gone(receive: Any) -> None:
 
 
 def to_json(value: Any) -> bytes:
-    """JSON as its standard has it, in UTF-8."""
+    """Write JSON as its standard has it, in UTF-8."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
@@ -181,7 +181,7 @@ def pieces(value: Any) -> Iterator[bytes]:
 
 
 def _is_large(value: Any) -> bool:
-    """Whether a value, or any in it, has more than a piece's worth of items."""
+    """Return whether a value, or any in it, has more than a piece's worth of items."""
     if not isinstance(value, list | dict):
         return False
     inner = value.values() if isinstance(value, dict) else value
@@ -189,6 +189,6 @@ def _is_large(value: Any) -> bool:
 
 
 def frame(value: Any, event: str = "") -> bytes:
-    """One server-sent event."""
+    """Return one server-sent event."""
     named = f"event: {event}\n".encode() if event else b""
     return b"".join([named, b"data: ", *pieces(value), b"\n\n"])

@@ -69,7 +69,7 @@ INTERNAL = ApiError(500, "something went wrong inside the server; the operator's
 
 
 async def answer_error(error: ApiError, send: Any) -> None:
-    """The whole HTTP answer that says so."""
+    """Send the whole HTTP answer that says so."""
     body = json.dumps(error.body()).encode()
     plain = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
     headers = [(name.encode(), value.encode()) for name, value in plain.items()]

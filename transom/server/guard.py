@@ -75,7 +75,7 @@ class Guard:
             await answer_error(INTERNAL, guarded_send)
 
     def check(self, scope: Any) -> None:
-        """Raises ApiError for what must not pass; leaves who asks in `scope["transom.tenant"]`."""
+        """Raise ApiError for what must not pass; leaves who asks in `scope["transom.tenant"]`."""
         headers = scope["headers"]
         if len(headers) > self.settings.limits.header_lines:
             raise ApiError(431, f"the request has {len(headers)} header lines; the limit is"
@@ -121,7 +121,7 @@ def _is_address(name: str) -> bool:
 
 
 def _only(headers: list[tuple[bytes, bytes]], name: bytes) -> bytes | None:
-    """The value of a header that may stand there once."""
+    """Return the value of a header that may stand there once."""
     found = [value for key, value in headers if key == name]
     if len(found) > 1:
         raise ApiError(400, f"the header {name.decode()} is there {len(found)} times")

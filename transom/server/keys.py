@@ -31,7 +31,7 @@ class Keys:
         return bool(self._digests)
 
     def tenant(self, given: bytes | None) -> str | None:
-        """A name for whoever holds this key, the same every time; None: the key is not one of ours."""
+        """Return a name for whoever holds this key, the same every time; None: the key is not one of ours."""
         if not self._digests:
             return ""
         found, digest = None, hashlib.sha256(given or b"").digest()

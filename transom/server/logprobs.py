@@ -17,7 +17,7 @@ IMPOSSIBLE = -9999.0
 
 
 def chat_entries(tokens: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
-    """One entry per token: `{token, token_id, logprob, bytes, top_logprobs}`."""
+    """Return one entry per token: `{token, token_id, logprob, bytes, top_logprobs}`."""
     return [{**_entry(token), "top_logprobs": [_entry(other) for other in token.top]} for token in tokens]
 
 
@@ -31,7 +31,7 @@ def _entry(token: TokenLogprob) -> dict[str, Any]:
 
 
 def completion_entries(tokens: Sequence[TokenLogprob], n_given: int = 0) -> dict[str, Any]:
-    """The parallel lists of the older interface, with `content` as in chats.
+    """Return the parallel lists of the older interface, with `content` as in chats.
 
     text_offset: where the first character stands that a token has a part in, in a text that leaves out the
     first `n_given` characters of the answer.

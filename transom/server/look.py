@@ -78,17 +78,17 @@ class Replay:
         return Text(self.model, self.tokens, self.served.model.tokenizer, self.source)
 
     def before(self, position: int) -> Text:
-        """What was read before a token, and that token as what is asked about."""
+        """Return what was read before a token, and that token as what is asked about."""
         read, target = self.tokens[:position], self.tokens[position]
         return Text(self.model, read, self.served.model.tokenizer, self.source, target)
 
     def run(self) -> None:
-        """The plain forward pass over all of it."""
+        """Do the plain forward pass over all of it."""
         token_probabilities(self.model, self.tokens, top=1, source=self.source)
 
 
 async def look(call: Call) -> Answer:
-    """One view of an answer."""
+    """Return one view of an answer."""
     worker, limits = call.served.worker, call.state.settings.limits
     replay = await call.text_work(replay_of, call)
     at_most("prompt and answer together", len(replay.tokens) + replay.offset, limits.look_tokens, "tokens")
@@ -100,7 +100,7 @@ async def look(call: Call) -> Answer:
 
 
 def replay_of(call: Call) -> Replay:
-    """What the request says was read and written, as ids. Raises ApiError or Refused."""
+    """Return what the request says was read and written, as ids. Raises ApiError or Refused."""
     asked, served = call.asked, call.served
     if (served.task == "translate") != (asked.source is not None):
         needs = "a source" if served.task == "translate" else "messages or a prompt"
@@ -170,7 +170,7 @@ def _kinds(replay: Replay) -> list[str]:
 
 
 def _sides(replay: Replay) -> list[dict[str, str]]:
-    """What else there is to see, in order."""
+    """Return what else there is to see, in order."""
     return [
         {"name": name, "title": side.title, "of": side.served}
         for name, side in SERVED.items()
@@ -179,7 +179,7 @@ def _sides(replay: Replay) -> list[dict[str, str]]:
 
 
 def agreement(replay: Replay, found: TokenProbabilities) -> dict[str, Any]:
-    """How far the replay is from what was served, in nats, and what that means, in words."""
+    """Return how far the replay is from what was served, in nats, and what that means, in words."""
     replayed, asked = found.logprob[replay.n_prompt - 1 :], replay.asked
     if asked.logprobs is not None:
         drift = float((replayed - torch.tensor(asked.logprobs, dtype=torch.float64)).abs().max())
@@ -199,14 +199,14 @@ def agreement(replay: Replay, found: TokenProbabilities) -> dict[str, Any]:
 
 
 def seen_of(replay: Replay, layers: list[int] | None = None) -> Seen:
-    """The replay, watched from outside."""
+    """Return the replay, watched from outside."""
     with look_at(replay.model, layers=layers) as seen:
         replay.run()
     return seen
 
 
 def kind_of(replay: Replay) -> str:
-    """Which attention is meant."""
+    """Return which attention is meant."""
     kinds = _kinds(replay)
     if not kinds:
         raise Refused("a recurrence has no heads: nothing here attends")
@@ -244,7 +244,7 @@ def _squared(small: Tensor) -> Tensor:
 
 
 def attention_view(replay: Replay) -> dict[str, Any]:
-    """What one head weighs: the heaviest keys of every row."""
+    """Return what one head weighs: the heaviest keys of every row."""
     asked, kind = replay.asked, kind_of(replay)
     layer = _layer(replay)
     found = seen_of(replay, [layer]).attention(layer, asked.head, kind=kind)
@@ -269,14 +269,14 @@ def _row(best: Any, i: int) -> tuple[list[int], list[float]]:
 
 
 def ablate_view(replay: Replay) -> dict[str, Any]:
-    """The probability of every token of the answer with and without one head."""
+    """Return the probability of every token of the answer with and without one head."""
     layer, head = _layer(replay), replay.asked.head or 0
     view = ablate_head(replay.model, replay.tokens, layer, head, first=replay.n_prompt, source=replay.source)
     return drawn([(view.draw(replay.texts), view)])
 
 
 def side_view(side: Side, replay: Replay) -> dict[str, Any]:
-    """What `transom look` shows too, of the token that is asked about or of all."""
+    """Return what `transom look` shows too, of the token that is asked about or of all."""
     return drawn(side.look(replay.before(_position(replay)) if side.served == "token" else replay.whole))
 
 
@@ -297,7 +297,7 @@ VIEWS: dict[str, Callable[[Replay], dict[str, Any]]] = {
 
 
 def _layer(replay: Replay) -> int:
-    """The layer and head that are asked for, which must be there."""
+    """Return the layer and head that are asked for, which must be there."""
     asked, config = replay.asked, replay.model.config
     if config.cell:
         raise Refused("a recurrence has no heads: nothing here attends")
@@ -313,7 +313,7 @@ def _layer(replay: Replay) -> int:
 
 
 def _position(replay: Replay) -> int:
-    """The place in `tokens` of the token that is asked for; one that was predicted."""
+    """Return the place in `tokens` of the token that is asked for; one that was predicted."""
     at = (replay.asked.token or 0) - replay.offset
     if not 1 <= at < len(replay.tokens):
         first, last = replay.offset + 1, replay.offset + len(replay.tokens) - 1

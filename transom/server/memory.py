@@ -59,7 +59,7 @@ class MemoryStore:
         self._open: dict[str, Memory] = {}
 
     def check(self, tenant: str, headers: list[tuple[bytes, bytes]]) -> None:
-        """Raises ApiError 403 for whoever has neither an API key nor the token of this start."""
+        """Raise ApiError 403 for whoever has neither an API key nor the token of this start."""
         given = dict(headers).get(TOKEN, b"")
         if not tenant and not hmac.compare_digest(given, self.token.encode()):
             raise ApiError(403, "this memory is for the page of whoever started the server: open it by the"
@@ -67,7 +67,7 @@ class MemoryStore:
                            code="memory_locked")  # fmt: skip
 
     def of(self, tenant: str) -> Memory:
-        """The memory of one API key; '' is its owner's where there are none."""
+        """Return the memory of one API key; '' is its owner's where there are none."""
         if tenant not in self._open:
             path = (
                 self.path.with_name(f"{self.path.stem}-{tenant}{self.path.suffix}") if tenant else self.path
@@ -80,7 +80,7 @@ Work = Callable[[Memory, Any, int], Any]
 
 
 def routes(state: State) -> list[Route]:
-    """All routes of the memory; they answer 404 where the server remembers nothing."""
+    """Return all routes of the memory; they answer 404 where the server remembers nothing."""
 
     def route(path: str, method: str, body: type[Body] | None, work: Work) -> Route:
         return Route(path, MemoryRoute(state, body, work), methods=[method])
@@ -134,7 +134,7 @@ class MemoryRoute:
 
 
 def number_of(id: str) -> int:
-    """The number of a fact in a path; raises ApiError 404 for what is none."""
+    """Return the number of a fact in a path; raises ApiError 404 for what is none."""
     if not (id.isascii() and id.isdigit() and len(id) < 20):
         raise ApiError(404, "facts have numbers: /memory/3; list the facts to see theirs")
     return int(id)

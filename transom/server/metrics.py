@@ -38,7 +38,7 @@ class Metrics:
         self.registry.register(Engines(models))  # type: ignore[arg-type]
 
     def text(self) -> bytes:
-        """All figures as Prometheus reads them."""
+        """Return all figures as Prometheus reads them."""
         return generate_latest(self.registry)
 
     async def watch_loop(self) -> None:

@@ -84,7 +84,7 @@ class ServedModel:
         return known or (self.template is not None and END_THINK in self.template.text)
 
     def opens_reasoning(self, prompt: Sequence[int]) -> bool:
-        """Whether a prompt ends where reasoning begins."""
+        """Return whether a prompt ends where reasoning begins."""
         tail = [self.markers.get(token) or self.model.tokenizer.decode([token]) for token in prompt[-8:]]
         return self.thinks and "".join(tail).rstrip().endswith(THINK)
 
@@ -103,7 +103,7 @@ class ServedModel:
         }  # fmt: skip
 
     def _usual(self) -> dict[str, Any]:
-        """What holds where a request does not say: the folder's word, else Transom's."""
+        """Return what holds where a request does not say: the folder's word, else Transom's."""
         if self.task == "translate":
             return {"beam": self.model.beam}
         if self.task in ("classify", "embed"):
@@ -134,7 +134,7 @@ def serve_model(
     folder: Path | None = None,
     aliases: Iterable[str] = (),
 ) -> ServedModel:
-    """A loaded model as one that is served; its worker is not started yet."""
+    """Take a loaded model as one that is served; its worker is not started yet."""
     kind = type(model).__name__
     if kind not in ENGINES:
         raise Refused(
@@ -151,7 +151,7 @@ def serve_model(
 
 
 def _text_engine(model: Any, settings: ServerSettings) -> Callable[[], Any]:
-    """How an engine for text is made, and made again."""
+    """Return how an engine for text is made, and made again."""
     bounds = _engine_settings(settings)
     return lambda: model.engine(bounds, n_tokens=settings.cache_tokens, deterministic=settings.deterministic)
 

@@ -32,7 +32,7 @@ GETS = {"/health": False, "/metrics": True, "/v1/models": True, "/props": True, 
 
 
 def route(posts: Mapping[str, tuple[Any, ...]]) -> Route:
-    """The route of the schema."""
+    """Return the route of the schema."""
     data = to_json(document(posts))
 
     async def give(request: Request) -> Response:

@@ -32,7 +32,7 @@ class Origins:
         self._hosts = frozenset(host.lower().rstrip(".") for host in hosts)
 
     def check(self, origin: bytes | None, host: bytes) -> None:
-        """Raises ApiError 403 for a page that may not ask."""
+        """Raise ApiError 403 for a page that may not ask."""
         if origin is None or self._named(origin) or self._own(origin, host):
             return
         raise ApiError(
@@ -43,7 +43,7 @@ class Origins:
         )
 
     def is_preflight(self, scope: Any) -> bool:
-        """Whether a browser asks first what a page of an allowed site may send."""
+        """Return whether a browser asks first what a page of an allowed site may send."""
         names = {name for name, _ in scope["headers"]}
         return (
             scope["method"] == "OPTIONS"
@@ -64,7 +64,7 @@ class Origins:
         await send({"type": "http.response.body", "body": b""})
 
     def headers(self, scope: Any) -> list[tuple[bytes, bytes]]:
-        """What every answer says to the browser of whoever asks; nothing where no other site is named.
+        """Return what every answer says to the browser of whoever asks; nothing where no other site is named.
 
         Keys go in a header of their own, so nothing is said of cookies.
         """
@@ -85,7 +85,7 @@ class Origins:
         return origin.decode("latin-1").lower() in self._allowed
 
     def _own(self, origin: bytes, host: bytes) -> bool:
-        """Whether a page came from this server: from the very host that it asks, or from a name of it."""
+        """Say whether a page came from this server: from the very host that it asks, or from a name of it."""
         scheme, _, place = origin.decode("latin-1").lower().partition("://")
         if scheme not in PORTS or not host_name(place):
             return False
@@ -104,7 +104,7 @@ def _checked(origin: str) -> str:
 
 
 def host_name(host: str) -> str:
-    """The name in a Host header, without its port; empty where it is none."""
+    """Return the name in a Host header, without its port; empty where it is none."""
     found = HOST.fullmatch(host)
     return "" if found is None else (found[1] or found[2]).lower().rstrip(".")
 
@@ -114,7 +114,7 @@ def _origin(scope: Any) -> bytes | None:
 
 
 def _asked_headers(scope: Any) -> bytes:
-    """The headers that a page wants to send: names alone, and few of them."""
+    """Return the headers that a page wants to send: names alone, and few of them."""
     asked = next((v for name, v in scope["headers"] if name == b"access-control-request-headers"), b"")
     names = [name for name in asked.decode("latin-1").split(",") if re.fullmatch(r"\s*[\w-]{1,64}\s*", name)]
     return ", ".join(name.strip().lower() for name in names[:32]).encode()

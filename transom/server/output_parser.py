@@ -75,7 +75,7 @@ class OutputParser:
         return said
 
     def finish(self) -> ParsedOutput:
-        """What is left when the answer has ended."""
+        """Return what is left when the answer has ended."""
         said, rest, self._held = ParsedOutput(), self._held, ""
         if self._phase == self._calling:
             self._call.append(rest)
@@ -193,7 +193,7 @@ class OutputParser:
 
 
 def parsed(parser: OutputParser, text: str) -> ParsedOutput:
-    """A whole answer taken apart."""
+    """Return a whole answer taken apart."""
     said = ParsedOutput()
     for at in range(0, len(text), PIECE):
         said.add(parser.push(text[at : at + PIECE]))
@@ -202,7 +202,7 @@ def parsed(parser: OutputParser, text: str) -> ParsedOutput:
 
 
 def _cut(text: str, marker: str) -> tuple[str, bool, str]:
-    """What stands before a marker, whether it is there, and what follows it or may become it."""
+    """Return what stands before a marker, whether it is there, and what follows it or may become it."""
     before, found, after = text.partition(marker)
     if found:
         return before, True, after

@@ -74,8 +74,8 @@ def render(
     tools: list[dict[str, Any]] | None = None,
     variables: Mapping[str, Any] | None = None,
 ) -> Rendered:
-    """Messages as the model's template writes them, tools in words where it writes none; raises ApiError
-    where the model has no template.
+    """Write messages as the model's template writes them, tools in words where it writes none; raises
+    ApiError where the model has no template.
     """
     if served.template is None:
         raise ApiError(
@@ -105,7 +105,8 @@ def sampling(
     *,
     chat: bool = False,
 ) -> SamplingParams:
-    """The same as settings of the engine; what is left out is as the folder says (`GenerationConfig.draws`).
+    """Return the same as settings of the engine; what is left out is as the folder says
+    (`GenerationConfig.draws`).
 
     What the answer is given to begin with counts as made for the engine, and not for the client.
     """
@@ -125,7 +126,7 @@ def _requests(
     *,
     continues: bool = True,
 ) -> list[Request]:
-    """The requests for one prompt; `continues` as for `Generator.request`.
+    """Return the requests for one prompt; `continues` as for `Generator.request`.
 
     Raises ApiError with the numbers where it does not fit.
     """
@@ -150,8 +151,8 @@ def _requests(
 
 
 def grammar_for(call: Call, format: Any) -> Grammar | None:
-    """What the answer must follow: the schema of a format, the call that `tool_choice` asks for, the schemas
-    of strict tools; None: it is free. Takes up to seconds.
+    """Return what the answer must follow: the schema of a format, the call that `tool_choice` asks for, the
+    schemas of strict tools; None: it is free. Takes up to seconds.
     """
     asked, grammars = call.asked, call.served.grammars if _bound(call.asked, format) else None
     schema = _schema_of(format, call.state.settings.limits)
@@ -173,7 +174,7 @@ def grammar_for(call: Call, format: Any) -> Grammar | None:
 
 
 def _bound(asked: Any, format: Any) -> bool:
-    """Whether anything is asked of the form of an answer."""
+    """Return whether anything is asked of the form of an answer."""
     if format is not None and format.type != "text" or asked.tool_choice not in ("auto", "none"):
         return True
     strict = any(getattr(tool, "function", tool).strict for tool in asked.tools or ())
@@ -181,8 +182,8 @@ def _bound(asked: Any, format: Any) -> bool:
 
 
 def _spelled(served: ServedModel, function: Any, forced: bool) -> Stretch:
-    """A call as the model's family writes it: the arguments of a strict tool follow its schema, and those of
-    another where its call is asked for and its schema can be kept to.
+    """Return a call as the model's family writes it: the arguments of a strict tool follow its schema, and
+    those of another where its call is asked for and its schema can be kept to.
     """
     syntax = served.call_syntax
     named = json.dumps(function.name, ensure_ascii=False)
@@ -201,7 +202,7 @@ def _spelled(served: ServedModel, function: Any, forced: bool) -> Stretch:
 
 
 def parser_of(call: Call, request: Request, given: str = "", *, separate: bool = True) -> OutputParser:
-    """What takes an answer apart; `given`: what it begins with and does not tell again."""
+    """Return what takes an answer apart; `given`: what it begins with and does not tell again."""
     asked, served = call.asked, call.served
     names = [getattr(tool, "function", tool).name for tool in asked.tools or ()]
     thinks = separate and served.thinks
@@ -218,7 +219,7 @@ def parser_of(call: Call, request: Request, given: str = "", *, separate: bool =
 
 
 def _schema_of(format: Any, limits: LimitSettings) -> Schema:
-    """The schema that a response format asks for; None: any text."""
+    """Return the schema that a response format asks for; None: any text."""
     if format is None or format.type == "text":
         return None
     if format.type == "json_object":
@@ -233,7 +234,7 @@ def _schema_of(format: Any, limits: LimitSettings) -> Schema:
 
 
 def plain_tools(tools: list[Any] | None) -> list[dict[str, Any]] | None:
-    """Tools of either interface as templates take them."""
+    """Return tools of either interface as templates take them."""
     if not tools:
         return None
     functions = [getattr(tool, "function", tool) for tool in tools]

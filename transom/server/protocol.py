@@ -132,5 +132,5 @@ async def _refuse_connection(scope: Any, receive: Any, send: Any) -> None:
 
 
 def protocol(settings: ServerSettings) -> type[DeadlineProtocol]:
-    """The class for these settings, as uvicorn wants to be given one."""
+    """Return the class for these settings, as uvicorn wants to be given one."""
     return type("Protocol", (DeadlineProtocol,), {"settings": settings})

@@ -20,7 +20,7 @@ from .streaming import Part, all_parts, n_values, stream_steps
 
 
 async def responses(call: Call) -> Answer:
-    """The response, whole or as a stream of events."""
+    """Return the response, whole or as a stream of events."""
     requests = await call.text_work(_requests, call)
     if call.asked.stream:
         return _stream(call, requests)
@@ -49,7 +49,7 @@ def _requests(call: Call) -> list[Request]:
 
 
 def _output(call: Call, said: ParsedOutput, part: Part) -> list[dict[str, Any]]:
-    """The items of a response: what was thought, a message, and the tools that it calls."""
+    """Return the items of a response: what was thought, a message, and the tools that it calls."""
     items = [_reasoning(call, said.reasoning)] if said.reasoning else []
     if said.content or not said.calls:
         items.append(_message(call, [_content(call, said.content, part.tokens)], _status(part)))
@@ -90,7 +90,7 @@ def _status(part: Part | None) -> str:
 
 
 def _response(call: Call, output: list[dict[str, Any]], part: Part | None) -> dict[str, Any]:
-    """The response object; `part` is None while nothing is there yet."""
+    """Return the response object; `part` is None while nothing is there yet."""
     asked, status = call.asked, _status(part)
     sampled = call.served.model.params(asked.sampling.drawn, chat=True)
     choice = asked.tool_choice
@@ -134,7 +134,7 @@ def _usage(part: Part) -> dict[str, Any]:
 
 
 async def _stream(call: Call, requests: list[Request]) -> Frames:
-    """The events of a response: each item begins, grows and ends before the next begins."""
+    """Yield the events of a response: each item begins, grows and ends before the next begins."""
     events = _Events(call)
     parser, told, part = parser_of(call, requests[0]), ParsedOutput(), None
     async with stream_steps(call, requests) as steps:
@@ -153,7 +153,7 @@ async def _stream(call: Call, requests: list[Request]) -> Frames:
 
 
 def _ending(call: Call, events: _Events, told: ParsedOutput, part: Part) -> list[bytes]:
-    """All that is told once more when a response has ended."""
+    """Return all that is told once more when a response has ended."""
     output = _output(call, told, part)
     ends = events.ended(output)
     done = _response(call, output, part)
@@ -175,7 +175,7 @@ class _Events:
         return frame({"type": kind, "sequence_number": next(self._numbers), **fields}, kind)
 
     def grown(self, said: ParsedOutput, told: ParsedOutput, tokens: list[Any]) -> list[bytes]:
-        """What a step brings; calls come whole, after everything else is told."""
+        """Return what a step brings; calls come whole, after everything else is told."""
         self._tokens += tokens
         events: list[bytes] = []
         if said.reasoning:
@@ -192,7 +192,7 @@ class _Events:
         return events
 
     def ended(self, output: list[dict[str, Any]]) -> list[bytes]:
-        """The ends of items, and those that have no beginning yet."""
+        """Return the ends of items, and those that have no beginning yet."""
         events: list[bytes] = []
         for item in output:
             if item["type"] == "reasoning":

@@ -111,7 +111,7 @@ class Body(Strict):
     """Which of the models; may be left out where one is served."""
 
     def check(self, limits: LimitSettings) -> None:
-        """Raises ApiError for what is more than this server's limits."""
+        """Raise ApiError for what is more than this server's limits."""
 
     @property
     def unheeded(self) -> list[str]:
@@ -125,7 +125,7 @@ B = TypeVar("B", bound=Body)
 def read(
     kind: type[B], given: Mapping[str, Any], limits: LimitSettings, *, lenient: bool = False
 ) -> tuple[B, list[str]]:
-    """A checked request, and the names of what was left out of account. Raises ApiError, one line."""
+    """Return a checked request, and the names of what was left out of account. Raises ApiError, one line."""
     left_out = [name for name in kind.ignored if given.get(name) is not None]
     for name, harmless in kind.fixed.items():
         if given.get(name) is not None and not any(_same(given[name], value) for value in harmless):
@@ -169,7 +169,7 @@ def _left_out(given: Any, asked: Any, where: str = "") -> Iterator[str]:
 
 
 def _place(given: Any, loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """Where in the body a complaint is: pydantic's path without its names for the branches of unions."""
+    """Say where in the body a complaint is: pydantic's path without its names for the branches of unions."""
     place: list[int | str] = []
     for at, part in enumerate(loc):
         if isinstance(given, Mapping) and (part in given or at == len(loc) - 1):
@@ -263,7 +263,7 @@ class Sampling(SamplingSettings, Body):
 
 
 def at_most(name: str, value: int, limit: int, unit: str = "", setting: str = "") -> None:
-    """Raises ApiError where a value is above its limit, which an operator sets by the name of `setting`."""
+    """Raise ApiError where a value is above its limit, which an operator sets by the name of `setting`."""
     if value > limit:
         what = f"{value:,} {unit}".strip()
         where = f" (--limits.{setting.replace('_', '-')})" if setting else ""

@@ -54,7 +54,7 @@ def serve(folders: Sequence[str], settings: ServerSettings, tell: Callable[[Anno
 
 
 def memories(settings: ServerSettings) -> MemoryStore | None:
-    """Where the memory lies, if there is to be one."""
+    """Return where the memory lies, if there is to be one."""
     if settings.no_memory or (settings.memory is None and not settings.loopback):
         return None
     return MemoryStore(settings.memory or default_path())
@@ -149,7 +149,7 @@ class DrainingServer(uvicorn.Server):
             self.when_up()
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """The first signal drains, the second one ends; neither is raised again afterwards."""
+        """Drain at the first signal, end at the second; neither is raised again afterwards."""
         if self.app.guard.draining or not self.started:
             self.should_exit = self.force_exit = True
             return

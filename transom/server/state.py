@@ -43,7 +43,7 @@ class State:
         self._writers = ThreadPoolExecutor(TEXT_THREADS, thread_name_prefix="answer")
 
     def find(self, name: str | None, tasks: tuple[str, ...] = ()) -> ServedModel:
-        """The model of this name, which must do one of these tasks; raises ApiError 404 or 400."""
+        """Return the model of this name, which must do one of these tasks; raises ApiError 404 or 400."""
         able = [model for model in self.models.values() if not tasks or model.task in tasks]
         if name is None:
             if len(able) == 1:
@@ -80,14 +80,14 @@ class State:
         return await asyncio.wrap_future(thread)
 
     async def answer_work(self, n_values: int, work: Callable[..., T], *arguments: Any) -> T:
-        """The making of an answer of so many values; a large one beside the event loop."""
+        """Return the making of an answer of so many values; a large one beside the event loop."""
         if n_values < LARGE:
             return work(*arguments)
         return await asyncio.get_running_loop().run_in_executor(self._writers, work, *arguments)
 
     @asynccontextmanager
     async def clock(self) -> AsyncIterator[None]:
-        """The deadline of one request; raises TimeoutError when it has passed or the server ends."""
+        """Keep the deadline of one request; raises TimeoutError when it has passed or the server ends."""
         if self.stopping:
             raise TimeoutError
         async with asyncio.timeout(self.settings.deadlines.request) as clock:

@@ -39,7 +39,7 @@ def files() -> dict[str, tuple[bytes, str]]:
 
 
 def routes(served: dict[str, tuple[bytes, str]]) -> list[Route]:
-    """One route for each file."""
+    """Return one route for each file."""
     return [Route(path, _giver(data, kind), methods=["GET"]) for path, (data, kind) in served.items()]
 
 
@@ -55,6 +55,6 @@ def _giver(data: bytes, kind: str) -> Any:
 
 
 async def missing(scope: Any, receive: Any, send: Any) -> None:
-    """What is nowhere."""
+    """Refuse what is nowhere."""
     raise ApiError(404, f"there is nothing at {ascii(scope['path'][:200])}; /v1/models and / are here",
                    code="not_found")  # fmt: skip

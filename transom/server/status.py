@@ -22,7 +22,7 @@ MOST_CARD = 1 << 20
 
 
 def routes(state: State, guard: list[Guard]) -> list[Route]:
-    """The routes; `guard` holds the door once it is there."""
+    """Return the routes; `guard` holds the door once it is there."""
 
     async def health(request: Request) -> Response:
         """200 while every model can answer; 503 while one cannot, or while the server drains."""
@@ -58,7 +58,7 @@ def _json(value: Any, status: int = 200) -> Response:
 
 
 def _props(served: ServedModel, state: State) -> dict[str, Any]:
-    """All that there is to know of one model: shape, limits, template, and how it was trained."""
+    """Return all that there is to know of one model: shape, limits, template, and how it was trained."""
     model = served.model.model
     return {
         **served.to_dict(),
@@ -77,7 +77,7 @@ def _props(served: ServedModel, state: State) -> dict[str, Any]:
 
 
 def _ledger(folder: Path | None) -> dict[str, Any] | None:
-    """What the run that made the model wrote down of itself: data, time, energy, scores."""
+    """Return what the run that made the model wrote down of itself: data, time, energy, scores."""
     if folder is None:
         return None
     try:

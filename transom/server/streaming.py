@@ -42,7 +42,7 @@ class Part:
         return "".join(self.pieces)
 
     def take(self, event: Event) -> Step:
-        """What an event brings to this part."""
+        """Return what an event brings to this part."""
         cut, told = event.piece[self.given_characters :], event.tokens[self.given_tokens :]
         self.given_characters -= len(event.piece) - len(cut)
         self.given_tokens -= len(event.tokens) - len(told)
@@ -114,7 +114,7 @@ def failure(event: Event) -> ApiError:
 
 
 async def all_parts(call: Call, requests: Sequence[Request]) -> list[Part]:
-    """The parts when all of them have ended."""
+    """Return the parts when all of them have ended."""
     parts: dict[int, Part] = {}
     async with stream_steps(call, requests) as steps:
         async for step in steps:
@@ -129,11 +129,11 @@ def n_values(parts: Sequence[Part]) -> int:
 
 
 def usage(parts: Sequence[Part], n_prompt: int) -> dict[str, Any]:
-    """Tokens of an answer; those of a prompt count once, however many answers it has."""
+    """Count the tokens of an answer; those of a prompt count once, however many answers it has."""
     made = sum(part.n_made for part in parts)
     return {"prompt_tokens": n_prompt, "completion_tokens": made, "total_tokens": n_prompt + made}
 
 
 def prompt_tokens(requests: Sequence[Request], n: int) -> int:
-    """Tokens of all prompts, of which each has n requests side by side."""
+    """Count the tokens of all prompts, of which each has n requests side by side."""
     return sum(len(request.prompt) for request in requests[::n])

@@ -22,7 +22,7 @@ from .streaming import all_parts, failure
 
 
 async def translate(call: Call) -> Answer:
-    """The likeliest target of each text, of several lines line by line."""
+    """Return the likeliest target of each text, of several lines line by line."""
     asked: TranslateBody = call.asked
     translator = call.served.model
 
@@ -53,7 +53,7 @@ async def translate(call: Call) -> Answer:
 
 
 async def classify(call: Call) -> Answer:
-    """The class of each text, with all probabilities."""
+    """Return the class of each text, with all probabilities."""
     asked: ClassifyBody = call.asked
     answers, n_tokens = await _read(call, as_list(asked.text), options={"temperature": asked.temperature})
     answers = [one.unless_below(asked.reject_below) for one in answers]
@@ -70,7 +70,7 @@ async def classify(call: Call) -> Answer:
 
 
 async def embeddings(call: Call) -> Answer:
-    """The vector of each text; in base64 the bytes are float32, little-endian."""
+    """Return the vector of each text; in base64 the bytes are float32, little-endian."""
     asked: EmbeddingBody = call.asked
     dim = call.served.model.model.config.dim
     if asked.dimensions not in (None, dim):

@@ -51,7 +51,7 @@ def syntax_of(template: str) -> CallSyntax:
 
 
 def calls_in(written: str, syntax: CallSyntax) -> list[Call]:
-    """The calls that a stretch of text consists of; none where any of it is something else."""
+    """Return the calls that a stretch of text consists of; none where any of it is something else."""
     try:
         found = [_call(name, arguments, syntax) for name, arguments in _read(written)]
     except (

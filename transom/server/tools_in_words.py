@@ -31,13 +31,13 @@ _NAMES_TOOLS = re.compile(r"\btools\b")
 
 
 def writes_tools(template: str) -> bool:
-    """Whether a chat template says anything of tools."""
+    """Return whether a chat template says anything of tools."""
     return _NAMES_TOOLS.search(template) is not None
 
 
 def in_call_order(messages: Sequence[Message]) -> list[Message]:
-    """The same messages with the results of calls in the order of the calls: most templates, and the words
-    here, tell results apart by nothing else.
+    """Return the same messages with the results of calls in the order of the calls: most templates, and the
+    words here, tell results apart by nothing else.
     """
     ordered: list[Message] = []
     for are_results, run in groupby(messages, key=lambda message: message["role"] == "tool"):
@@ -52,7 +52,7 @@ def in_call_order(messages: Sequence[Message]) -> list[Message]:
 def in_words(
     messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None, default_system: str | None
 ) -> list[Message]:
-    """The same conversation in system, user and assistant messages; every content is a text already.
+    """Return the same conversation in system, user and assistant messages; every content is a text already.
 
     default_system: what the template writes where no system text is given, which must not be lost by giving
     one; None where it takes none, and the tools are described above the first other message.

@@ -255,7 +255,7 @@ def _collect() -> None:
 
 
 def _submit(engine: Engine, requests: Sequence[Any]) -> None:
-    """All of them or none."""
+    """Submit all of them or none."""
     for place, request in enumerate(requests):
         try:
             engine.submit(request)
