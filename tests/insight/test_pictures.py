@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import json
 import math
 import re
 import struct
 import zlib
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -21,13 +23,13 @@ from hypothesis import strategies as st
 from transom.data.tokenizer import train_tokenizer
 from transom.errors import Refused
 from transom.insight import attention_figures, figures
-from transom.insight.ablation import ablate
+from transom.insight.ablation import ablate, ablate_head
 from transom.insight.attribution import attribute
 from transom.insight.gradients import gradient_flow, token_gradients
 from transom.insight.html import Markup, Picture, document, readable, tag, visible
 from transom.insight.lens import logit_lens
 from transom.insight.look import look
-from transom.insight.overview import overview
+from transom.insight.overview import SIDES, Text, overview
 from transom.insight.reading import WORDS
 from transom.insight.routing import routing
 from transom.insight.svg import arcs, curves, heat, panes, png, shrunk
@@ -245,6 +247,24 @@ def test_a_text_patched_into_another_says_what_carries_their_difference(tokenize
         overview(model, tokens, tokenizer, other=other[:-1])
     with pytest.raises(Refused, match="the limit is 200,000"):
         overview(model, tokens * 40, tokenizer, other=other * 40)
+
+
+def test_what_a_page_draws_by_itself_is_what_the_file_shows(tokenizer: Any):
+    model, tokens = small(tokenizer), tokenizer.encode("So <b> & naïve")
+    text = Text(model, tokens[:-1], tokenizer, target=tokens[-1])
+    shown = [pair for side in SIDES if side.served and side.applies(text) for pair in side.look(text)]
+    assert [type(view).__name__ for _, view in shown] == ["Attribution", "GradientFlow", "LogitLens"]
+    without = ablate_head(model, tokens, 1, 2, first=4)
+    shown.append((without.picture(tokenizer), without))
+    for picture, view in shown:
+        sent = json.loads(json.dumps(picture.to_dict(), allow_nan=False))
+        assert sent["caveat"] == view.caveat and sent["chart"]["rows"]
+        body = unescape(picture.body)
+        for row in sent["chart"]["rows"]:
+            if sent["chart"]["kind"] == "bars":
+                assert row["number"] in picture.text and 0 <= row["share"] <= 1
+            else:
+                assert all(cell["text"] in body and 0 <= cell["share"] <= 1 for cell in row[1])
 
 
 def test_the_token_that_the_text_helped_most_is_explained_exactly(tokenizer: Any):
