@@ -21,6 +21,7 @@ from .schema import (
     Body,
     Few,
     Format,
+    JsonFormat,
     Many,
     Name,
     Quick,
@@ -305,12 +306,8 @@ class FlatSchema(Strict):
     strict: bool | None = None
 
 
-class JsonObject(Strict):
-    type: Literal["json_object"]
-
-
 class TextOptions(Strict):
-    format: Annotated[TextFormat | JsonObject | FlatSchema, Field(discriminator="type")] | None = None
+    format: Annotated[TextFormat | JsonFormat | FlatSchema, Field(discriminator="type")] | None = None
     verbosity: str | None = None
 
 

@@ -21,7 +21,7 @@ from transom.chat.memory import IN_PROMPT, Memory, note, used_here
 from transom.errors import Refused
 
 from .body import read_body
-from .endpoint import to_json
+from .endpoint import Sender, to_json
 from .errors import INTERNAL, ApiError, from_refused
 from .schema import Body
 from .state import State
@@ -128,9 +128,7 @@ class MemoryRoute:
                 logger.error("%s", refused)
                 raise INTERNAL from None
             raise from_refused(refused) from None
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": data})
+        await Sender(send, {}).whole(data)
 
 
 def number_of(id: str) -> int:
