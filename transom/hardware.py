@@ -12,6 +12,7 @@ import functools
 import os
 import platform
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -172,6 +173,25 @@ def physical_cores() -> int:
     if len(quota) == 2 and quota[0] != "max":
         count = min(count, max(1, round(int(quota[0]) / int(quota[1]))))
     return max(1, count)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes held so far: on the device if it is a GPU, else by the whole process."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+def resident_memory() -> int:
+    """Return the bytes of main memory held now (Linux; elsewhere the most so far)."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else most * 1024
 
 
 def _ram() -> tuple[int, int]:

@@ -14,7 +14,7 @@ import pytest
 
 from transom.checkpoint.folder import NotSaved, verify
 from transom.training.loop import train
-from transom.training.metrics import Metrics
+from transom.training.report import Metrics
 
 from .conftest import Tiny
 

@@ -152,7 +152,7 @@ def test_a_refused_run_leaves_nothing_behind(tiny: Tiny, tmp_path: Path) -> None
 def test_wrong_settings_are_refused_in_one_line(
     tiny: Tiny, change: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("transom.training.metrics.find_spec", lambda name: None)  # wherever wandb is
+    monkeypatch.setattr("transom.training.report.find_spec", lambda name: None)  # wherever wandb is
     with pytest.raises(Refused, match=message) as caught:
         train(tiny(**change))
     assert "\n" not in str(caught.value)

@@ -13,8 +13,8 @@ from transom.__main__ import run as command
 from transom.errors import Refused
 from transom.settings import TrainSettings, load
 from transom.training.loop import train
-from transom.training.metrics import history
 from transom.training.probes import look_at_run
+from transom.training.report import history
 
 SMALL = {"n_layers": 2, "dim": 32, "n_heads": 2, "max_len": 32}
 

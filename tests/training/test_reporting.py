@@ -21,7 +21,7 @@ from transom.data.tokens import TokenFile
 from transom.errors import Refused
 from transom.model.config import ModelConfig
 from transom.model.transformer import Transformer
-from transom.training import display, metrics
+from transom.training import display, report
 from transom.training.architecture import model_config, windows_per_step
 from transom.training.evaluate import Best, EvalSet, Score, score, verdict
 from transom.training.figure import draw_loss, smooth
@@ -81,17 +81,17 @@ def test_the_history_forgets_what_a_resume_took_back(tmp_path: Path) -> None:
     ]  # fmt: skip
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(event) + "\n" for event in events) + '{"event": "st')
-    assert [(e["event"], e["step"]) for e in metrics.history(path)] == [
+    assert [(e["event"], e["step"]) for e in report.history(path)] == [
         ("step", 1),
         ("resume", 1),
         ("step", 2),
     ]
-    metrics.mend(path)
+    report.mend(path)
     assert path.read_text().endswith("}\n") and len(path.read_text().splitlines()) == 5
 
 
 def test_json_lines_hold_no_nan_and_no_forged_line(tmp_path: Path) -> None:
-    writer = metrics.Metrics(tmp_path, [], {})
+    writer = report.Metrics(tmp_path, [], {})
     writer.write({"event": "sample", "step": 1, "text": "a\r\nFORGED\x1b[31m", "loss": math.nan})
     writer.close()
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()

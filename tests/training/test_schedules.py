@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transom.settings import TrainSettings, load
-from transom.training.budget import WARMUP_STEPS, Budget
-from transom.training.schedules import SCHEDULES
+from transom.training.budget import SCHEDULES, WARMUP_STEPS, Budget
 
 fractions = st.floats(0, 1, allow_nan=False)
 

@@ -50,7 +50,7 @@ HEADS: dict[str, dict[str, Any]] = {
 
 
 def member(settings: ModelSettings, task: str) -> str:
-    """The member of the family that learns `task`: as asked for, else by the rule. Raises `Refused`."""
+    """Return the member of the family for a task: as asked for, else by the rule. Raises `Refused`."""
     kind = settings.kind or MEMBER_OF[task]
     if task not in CAN[kind]:
         others = [other for other, tasks in CAN.items() if task in tasks]
@@ -78,7 +78,7 @@ def model_config(
     labels: tuple[str, ...] = (),
     **ids: int | None,
 ) -> ModelConfig:
-    """The size's numbers, the member's parts, the settings over them, and what follows from a width alone.
+    """Combine the size's numbers, the member's parts, the settings over them, and what a width implies.
 
     labels: the classes, to classify. ids: pad_id, bos_id, eos_id, start_id. A `dim` without the rest keeps
     the proportions: heads of at most 64, a feed-forward of 8/3 D (gated) or 4 D (plain). In a decoder queries
@@ -87,6 +87,8 @@ def model_config(
     """
     given, kind = settings.overrides(), member(settings, task)
     numbers: dict[str, Any] = {**SIZES[settings.size], **PARTS[kind], **HEADS[task], "labels": labels}
+
+    # A width alone brings heads and a feed-forward that fit it.
     dim = given.get("dim", numbers["dim"])
     plain = given.get("gated", numbers.get("gated")) is False
     if "dim" in given:
@@ -96,6 +98,8 @@ def model_config(
         numbers["ffn_dim"] = 32 * math.ceil(dim * 8 / 3 / 32)
     if plain:
         numbers["ffn_dim"] = 4 * dim
+
+    # What follows from other settings and from the member; then what was asked for, over all.
     if "n_heads" in given:
         numbers["n_kv_heads"] = given["n_heads"]
     if kind == "decoder":
@@ -118,7 +122,7 @@ def model_config(
 
 
 def experts(settings: ModelSettings, ffn_dim: int) -> Experts:
-    """The experts that take the place of a feed-forward of width `ffn_dim`.
+    """Return the experts that take the place of a feed-forward of width `ffn_dim`.
 
     What a token goes through is as wide, all together, as that was: the same operations a token.
     """
@@ -157,7 +161,7 @@ STEPS_OF_A_PASS = 48
 def windows_per_step(
     settings: TrainSettings, config: ModelConfig, world_size: int = 1, n_tokens: float = math.inf
 ) -> int:
-    """How many windows of `longest_row` tokens make one optimizer step, over all ranks, of a text of
+    """Tell how many windows of `longest_row` tokens make one optimizer step, over all ranks, of a text of
     `n_tokens`. Raises `Refused`.
 
     The rule: about 25 * D tokens (a power of two). Muon then costs about a sixth of the step; twice as many
@@ -186,14 +190,14 @@ def windows_per_step(
 
 
 def optimizer(settings: TrainSettings) -> str:
-    """The optimizer: as asked for, else Muon, but AdamW where weights are given: they must not be shaken."""
+    """Return the optimizer: as asked for, else Muon, but AdamW for pretrained weights: not to be shaken."""
     if settings.optim.name != "auto":
         return settings.optim.name
     return "adamw" if settings.model.weights else "muon"
 
 
 def phases(settings: TrainSettings, config: ModelConfig) -> dict[str, float | int]:
-    """The shares of a run in which the rate rises and falls: as asked for, else by the rule.
+    """Return the shares of a run in which the rate rises and falls: as asked for, else by the rule.
 
     Post-norm, and weights that are given, need more of a rise. Post-norm also gains by a long fall: dates,
     700 steps, 5,000 unseen ones: 99.1% exact with 0.4 of the run (two seeds), 99.7% with 0.8 (2026-11-24).
@@ -209,7 +213,7 @@ def phases(settings: TrainSettings, config: ModelConfig) -> dict[str, float | in
 
 
 def rates(settings: OptimSettings, config: ModelConfig, pretrained: bool = False) -> Rates:
-    """The peak learning rates: as given, else by the rule for the width (or for weights that are given).
+    """Return the peak learning rates: as given, else by the rule for the width, or for pretrained weights.
 
     One that is given alone moves the other with it: the matrices, where most of a model is, learn as much
     slower as was asked for.
@@ -237,15 +241,15 @@ dropout and with 0.2: 9 times through 4,000 pairs 3.04 and 3.23, 19 times throug
 
 
 def memorises(settings: TrainSettings, parameters: int, n_tokens: float, passes: float) -> bool:
-    """Whether a run goes so often through `n_tokens` that a model from nothing learns them by heart: more
-    often than `ENOUGH`, with more parameters than there are tokens.
+    """Tell whether a run goes so often through `n_tokens` that a model from nothing learns them by heart:
+    more often than `ENOUGH`, with more parameters than there are tokens.
     """
     enough = None if settings.model.weights else ENOUGH.get(settings.task)
     return enough is not None and passes > enough and parameters > n_tokens
 
 
 def against_memorising(settings: TrainSettings) -> dict[str, float]:
-    """What follows for a run that memorises where nobody gave it, by dotted name."""
+    """Return what follows for a run that memorises where nobody gave it, by dotted name."""
     given, task = settings.given(), settings.task
     by_rule = {name: value for name, value in AGAINST[task].items() if not _names(given, name)}
     if task in MOST_PASSES and not any(limit in given for limit in LIMITS):
@@ -261,8 +265,7 @@ def _names(given: dict[str, Any], name: str) -> bool:
 def settle(
     settings: TrainSettings, config: ModelConfig, peak: Rates, tokens_per_step: int, dtype: str
 ) -> TrainSettings:
-    """The settings with every rule replaced by what it gave: what settings.toml keeps, and a resume
-    compares."""
+    """Replace every rule in the settings by what it gave: settings.toml keeps that, a resume compares it."""
     beside = ("kind", "size", "weights", "max_len", *EXPERTS)
     named = [name for name in type(settings.model).model_fields if name not in beside]
     shape = {f"model.{name}": getattr(config, name) for name in named}

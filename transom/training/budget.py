@@ -1,15 +1,17 @@
-"""How long a run lasts: a number of steps or an amount of time, seen as one position from 0 to 1.
+"""How long a run lasts, as one position from 0 to 1: a number of steps or an amount of time; its rate there.
 
 The position is all that a schedule knows. Steps (and tokens, which are turned into steps) are reproducible to
 the bit. Time is not: the position is then the share that has passed of the time for steps, measured, so that
 the learning rate reaches zero when the time is up, whatever the speed of the machine. Preparing takes from
-that time, but the schedule begins with the first step. Read next: schedules.
+that time, but the schedule begins with the first step.
+Sources: cosine, Loshchilov & Hutter 2017; warm-up-stable-decay, Hu et al. 2024 (MiniCPM).
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..settings import TrainSettings
@@ -34,7 +36,7 @@ class Budget:
 
     @classmethod
     def of(cls, settings: TrainSettings, tokens_per_step: int, steps_per_epoch: float) -> Budget:
-        """From the one of budget, steps, tokens and epochs that is set."""
+        """Make it of the one of budget, steps, tokens and epochs that is set."""
         if settings.tokens is not None:
             return cls(steps=math.ceil(settings.tokens / tokens_per_step))
         if settings.epochs is not None:
@@ -42,7 +44,7 @@ class Budget:
         return cls(steps=settings.steps) if settings.steps is not None else cls(time=settings.budget)
 
     def position(self, step: int, elapsed: float, step_seconds: float = 0.0, reserve: float = 0.0) -> float:
-        """Where the middle of step number `step` stands in the run, from 0 to 1.
+        """Tell where the middle of step number `step` stands in the run, from 0 to 1.
 
         The middle, so that neither the first nor the last step is taken with a learning rate of zero.
         elapsed, step_seconds, reserve (kept for the last evaluation and save): seconds, used with a time
@@ -53,8 +55,8 @@ class Budget:
         return min(1.0, (elapsed - self.began + step_seconds / 2) / max(self._for_steps(reserve), 1e-9))
 
     def warmup(self, share: float, n_steps: int, step_seconds: float = 0.0, reserve: float = 0.0) -> float:
-        """The share of the run in which the rate rises: `share`, but `n_steps` at least, for which a run that
-        is short of steps gives up to a tenth. What has risen does not rise again.
+        """Return the share of the run in which the rate rises: `share`, but `n_steps` at least, for which a
+        run that is short of steps gives up to a tenth. What has risen does not rise again.
         """
         if self.steps is not None:
             least = n_steps / self.steps
@@ -64,23 +66,23 @@ class Budget:
         return min(rise, self.since) if self.since else rise
 
     def cooldown(self, share: float) -> float:
-        """The share of the run in which the rate falls: `share`, but none of what was over before."""
+        """Return the share of the run in which the rate falls: `share`, but none of what was over before."""
         return min(share, 1 - self.since)
 
     def _for_steps(self, reserve: float) -> float:
-        """Seconds between the first step and what is kept for the end."""
+        """Return the seconds between the first step and what is kept for the end."""
         assert self.time is not None
         return self.time - reserve - self.began
 
     def over(self, step: int, elapsed: float, step_seconds: float = 0.0, reserve: float = 0.0) -> bool:
-        """Whether no further step fits: by count, or because most of it would lie after the end."""
+        """Tell whether no further step fits: by count, or because most of it would lie after the end."""
         if self.steps is not None:
             return step >= self.steps
         # With time, at least one step is taken: a model that never learned would be of no use to anybody.
         return step > 0 and self.position(step, elapsed, step_seconds, reserve) >= 1
 
     def left(self, step: int, elapsed: float, step_seconds: float) -> float:
-        """Seconds that the run still needs, as far as can be said now."""
+        """Return the seconds that the run still needs, as far as can be said now."""
         if self.time is not None:
             return max(0.0, self.time - elapsed)
         assert self.steps is not None
@@ -103,3 +105,21 @@ class Clock:
             self._spent, self._start = 0.0, time.monotonic()
             report("note", text=f"preparing took {spent:.0f} s of a budget of {budget.time:.0f} s; "
                    "the budget counts from now on, and the prepared data is kept")  # fmt: skip
+
+
+def cosine(position: float, warmup: float, cooldown: float) -> float:
+    """Rise linearly to 1 over `warmup`, then fall to 0 along half a cosine (`cooldown` is not used)."""
+    if position < warmup:
+        return position / warmup
+    return 0.5 + 0.5 * math.cos(math.pi * (position - warmup) / (1 - warmup)) if position < 1 else 0.0
+
+
+def warmup_stable_decay(position: float, warmup: float, cooldown: float) -> float:
+    """Rise linearly to 1 over `warmup`, stay, and fall linearly to 0 over the last `cooldown` of the run."""
+    rise = position / warmup if warmup else 1.0
+    fall = (1 - position) / cooldown if cooldown else float(position < 1)
+    return max(0.0, min(1.0, rise, fall))
+
+
+SCHEDULES: dict[str, Callable[[float, float, float], float]] = {"wsd": warmup_stable_decay, "cosine": cosine}
+"""By the name of the setting `optim.schedule`: factor = schedule(position, warmup, cooldown)."""

@@ -102,7 +102,7 @@ WORDS = {
 
 
 def model_card(ledger: dict[str, Any]) -> str:
-    """The card, from a run's ledger."""
+    """Write the card from a run's ledger."""
     data, model, cost, result = (ledger[name] for name in ("data", "model", "cost", "result"))
     words, unit = WORDS[ledger["task"]], ledger["unit"]
     library = "transom" if ledger["format"] is None else "transformers"

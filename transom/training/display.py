@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -16,8 +17,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from .metrics import Event
-
+Event = dict[str, Any]
+"""One object of metrics.jsonl."""
 FIRST_LINE, LAST_LINE = 1.0, 15.0
 """Seconds between plain lines: short at first, so that one sees it runs, longer later."""
 
@@ -119,7 +120,7 @@ def speed_line(step: Event) -> str:
 
 
 def held_out_line(event: Event) -> str:
-    """The held-out result in words."""
+    """Return the held-out result in words."""
     per_byte = event.get("bits_per_byte")
     also = f", {per_byte:.3f} bits per byte" if per_byte is not None else ""
     return (

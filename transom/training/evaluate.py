@@ -42,7 +42,7 @@ class Score:
 
     @classmethod
     def of(cls, total: float, n_targets: float, n_bytes: float) -> Score:
-        """From the sum of nats over so many targets, which write so many bytes."""
+        """Make it of the sum of nats over so many targets, which write so many bytes."""
         bits = total / math.log(2) / n_bytes if n_bytes else None
         return cls(total / max(1, n_targets), int(n_targets), bits)
 
@@ -141,11 +141,11 @@ class Best:
     score: Score
 
     def beats(self, score: Score | None) -> bool:
-        """Whether it is clearly better than another result, on the batches that choose."""
+        """Tell whether it is clearly better than another result, on the batches that choose."""
         return score is not None and self.score.choosing < CLEARLY * score.choosing
 
     def forgotten(self, loss: float, learned: float | None) -> bool:
-        """Whether a later held-out loss has risen while that on what is learned from fell below this one."""
+        """Tell whether a later held-out loss has risen while the loss learned from fell below this one."""
         return learned is not None and loss > RISEN * self.score.loss and learned < self.score.loss
 
 

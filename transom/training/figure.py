@@ -1,4 +1,4 @@
-"""loss.png: how a run learned, beside the lines that give its numbers a meaning.
+"""loss.png: how a run learned, beside the baselines that give its numbers a meaning.
 
 Training and held-out loss over tokens; uniform, unigram and bigram as labelled lines, so that a glance says
 what the model knows more than counting words would.
@@ -6,10 +6,12 @@ what the model knows more than counting words would.
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 
-from .metrics import Event
+from ..output import write_whole
+from .report import Event
 
 INK, TRAIN, HELD_OUT, LINES = "#22262b", "#9db8d2", "#c2410c", "#7c8791"
 POINTS = 2000
@@ -17,9 +19,9 @@ POINTS = 2000
 
 
 def draw_loss(
-    events: list[Event], references: dict[str, float], title: str, path: Path, unit: str = "token"
+    events: list[Event], baselines: dict[str, float], title: str, path: Path, unit: str = "token"
 ) -> None:
-    """Draw train and held-out loss of `events` over tokens, with `references` {name: nats per unit}."""
+    """Draw train and held-out loss of `events` over tokens, with `baselines` {name: nats per unit}."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -27,6 +29,8 @@ def draw_loss(
     scored = [(e["tokens"], e["loss"]) for e in events if e["event"] == "held_out" and _is_number(e["loss"])]
     if not steps:
         return
+
+    # Of training the losses themselves, pale, and a running average; of the held-out side every score.
     figure = Figure(figsize=(8.5, 4.8), dpi=144, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -40,7 +44,9 @@ def draw_loss(
                   marker="o", markersize=3.5, label="held-out")  # fmt: skip
         axes.annotate(f"{scored[-1][1]:.2f}", (scored[-1][0] / 1e6, scored[-1][1]), xytext=(0, -13),
                       textcoords="offset points", color=HELD_OUT, ha="center", fontsize=9)  # fmt: skip
-    for name, nats in references.items():
+
+    # A baseline is a dashed line with its name at the right; the axes stay quiet.
+    for name, nats in baselines.items():
         axes.axhline(nats, color=LINES, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
         axes.annotate(f" {name} {nats:.2f}", (1.0, nats), xycoords=("axes fraction", "data"), color=LINES,
                       va="center", fontsize=8.5, annotation_clip=False)  # fmt: skip
@@ -55,13 +61,13 @@ def draw_loss(
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color("#c9ced3")
     axes.legend(loc="upper right", labelcolor=INK, edgecolor="none", framealpha=1.0)
-    temporary = path.with_name(f".tmp-{path.name}")
-    figure.savefig(temporary, format="png")
-    temporary.replace(path)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    write_whole(path, picture.getvalue())
 
 
 def smooth(values: list[float], share: float = 0.02) -> list[float]:
-    """A running average whose weight falls off over `share` of the points, free of the bias of its start."""
+    """Average as values come, the weight falling off over `share` of the points, without a bias at first."""
     keep = 1 - 1 / max(1.0, share * len(values))
     total, weight, smoothed = 0.0, 0.0, []
     for value in values:

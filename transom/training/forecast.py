@@ -15,13 +15,12 @@ from typing import Any
 import torch
 
 from ..errors import Refused
-from ..hardware import DtypeChoice, Hardware
+from ..hardware import DtypeChoice, Hardware, resident_memory
 from ..model.build import Model, build
 from ..model.config import ModelConfig
 from ..model.initialize import is_matrix
 from ..model.losses import RUN_BYTES
 from ..settings import TrainSettings
-from . import memory
 from .architecture import ENOUGH, MOST_PASSES, against_memorising, longest_row, memorises, optimizer
 from .budget import Budget
 from .folder import RunFolder
@@ -76,13 +75,8 @@ class Forecast:
     @property
     def memory_bytes(self) -> int:
         """The sum of the five."""
-        return (
-            self.base_bytes
-            + self.weights_bytes
-            + self.gradient_bytes
-            + self.optimizer_bytes
-            + self.activation_bytes
-        )
+        kept = self.weights_bytes + self.gradient_bytes + self.optimizer_bytes
+        return self.base_bytes + kept + self.activation_bytes
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "memory_bytes": self.memory_bytes}
@@ -139,13 +133,13 @@ def refuse_what_cannot_fit(
 
 
 def without_storage(config: ModelConfig) -> Model:
-    """A model that has shapes and no numbers, to count with."""
+    """Make a model that has shapes and no numbers, to count with."""
     with torch.device("meta"):
         return build(config)
 
 
 def state_bytes(settings: TrainSettings, model: Model) -> tuple[int, int, int]:
-    """Bytes of float32 weights, of their gradients, and of the optimizer's averages (Muon one, AdamW two)."""
+    """Count the bytes of float32 weights, gradients, and the optimizer's averages (Muon one, AdamW two)."""
     count = model.n_parameters
     matrices = sum(p.numel() for n, p in model.named_parameters() if is_matrix(n, p))
     return 4 * count, 4 * count, 8 * count - (4 * matrices if settings.optim.name != "adamw" else 0)
@@ -158,7 +152,7 @@ def plan(settings: TrainSettings, *, measure: bool = True) -> Forecast:
     measure: time a trial here; without it the speed is assumed from the machine's measured peak. Raises
     `Refused`.
     """
-    base_bytes = memory.resident()
+    base_bytes = resident_memory()
     hardware = Hardware.detect(settings.device)
     choice = hardware.choose_dtype(settings.dtype)
     with TemporaryDirectory() as place, Report(is_first=False) as silent:
@@ -190,7 +184,7 @@ def expect(
     world: World,
     base_bytes: int = 0,
 ) -> tuple[TrainSettings, Budget, Forecast]:
-    """The forecast of a run: its settings, with what follows where it memorises, its bound, what it takes."""
+    """Forecast a run: its settings, with what follows where it memorises, its bound, what it takes."""
 
     def foreseen() -> tuple[Budget, Forecast]:
         budget = Budget.of(settings, feed.tokens_per_step, feed.steps_per_epoch)
@@ -218,7 +212,7 @@ def forecast(
     world_size: int = 1,
     base_bytes: int = 0,
 ) -> Forecast:
-    """The arithmetic of a forecast.
+    """Do the arithmetic of a forecast.
 
     feed: the rows of a step, over all ranks. base_bytes: what the process held before anything of the run.
     """
@@ -226,6 +220,8 @@ def forecast(
     tokens_per_step, length = feed.tokens_per_step, feed.row_length
     flops_per_token = model.flops_per_token(length)
     weights, gradients, averages = state_bytes(settings, model)
+
+    # How fast: as a trial of a micro-batch was, else by a share of the machine's peak.
     if micro.seconds_per_window is None:
         speed = ASSUMED_SHARE * hardware.peak_flops(choice.dtype) / flops_per_token
     else:
@@ -233,6 +229,8 @@ def forecast(
         if settings.optim.name != "adamw":
             speed /= 1 + 4 * config.dim / tokens_per_step  # Newton-Schulz beside the step (see optimizers)
     speed *= world_size
+
+    # How long: steps give the time, or time gives the steps.
     if budget.steps is not None:
         steps = budget.steps
         seconds = FIXED_SECONDS + steps * tokens_per_step / speed * (1 + OVERHEAD_SHARE)
@@ -241,6 +239,8 @@ def forecast(
         seconds = budget.time
         steps = max(1, int(seconds * (1 - OVERHEAD_SHARE) * speed / tokens_per_step))
     watts, how = hardware.watts()
+
+    # How often through the data, and whether that is more than teaches.
     passes = steps / feed.steps_per_epoch
     n_tokens, enough, most = feed.steps_per_epoch * tokens_per_step, None, None
     if memorises(settings, model.n_parameters, n_tokens, passes):
@@ -272,7 +272,7 @@ def forecast(
 
 
 def activation_bytes(config: ModelConfig, tokens: int, dtype: torch.dtype, checkpointing: bool) -> int:
-    """What a micro-batch of so many tokens keeps for its backward pass.
+    """Return what a micro-batch of so many tokens keeps for its backward pass.
 
     Per token and layer, in numbers: 6 D (norms, their input and output, branch results), 3 H K + 4 G K
     (queries and keys before and after rotation, values, mixed), 4 F gated or 2 F plain; with checkpointing D

@@ -60,6 +60,8 @@ def take_gradient(
     if joint:
         loss, pulls = _joint_pulls(objective, bare, parts, world, seed, step)
         total += loss if world.is_first else 0.0
+
+    # Each piece adds the gradient of its summed loss over the targets of the whole step.
     for micro, part in enumerate(parts):
         torch.manual_seed(step_seed(seed, step, micro, world.rank))
         with world.accumulating(objective, last=micro == len(parts) - 1):
@@ -70,6 +72,8 @@ def take_gradient(
             (loss * scale).backward()
         if not joint:
             total += loss.detach().to(total.device, total.dtype)
+
+    # What it came to, over all ranks and shards.
     (summed,) = world.sum([total.item()])
     grads = {name: weight.grad for name, weight in named.items() if weight.grad is not None}
     squares = world.sum_squares(list(grads.values())).tolist()
@@ -81,7 +85,7 @@ def take_gradient(
 def _joint_pulls(
     objective: nn.Module, bare: Any, parts: Sequence[Any], world: World, seed: int, step: int
 ) -> tuple[float, list[Tensor | None]]:
-    """The loss of a step whose rows look at each other, and for each part the gradient in its vectors."""
+    """Return the loss of a step whose rows look at each other, and each part's gradient in its vectors."""
     vectors, texts = [], []
     for micro, part in enumerate(parts):  # the same random numbers as in the pass with gradients
         torch.manual_seed(step_seed(seed, step, micro, world.rank))
@@ -103,8 +107,7 @@ def clip(named: Mapping[str, Tensor], norm: float, limit: float) -> None:
 
 
 def step_seed(seed: int, step: int, micro: int, rank: int) -> int:
-    """A seed for the random numbers of one micro-batch: a pure function, so that a resumed run draws the
-    same."""
+    """Derive the seed of one micro-batch's random numbers, purely, so that a resumed run draws the same."""
     state = seed
     for number in (step, micro, rank):
         state = _mix((state ^ _mix(number + 1)) & _MASK)
@@ -115,8 +118,7 @@ _MASK = (1 << 64) - 1
 
 
 def _mix(x: int) -> int:
-    """The finalizer of SplitMix64 (Steele et al. 2014): every bit of the input moves every bit of the
-    result."""
+    """Finalize as SplitMix64 does (Steele et al. 2014): every bit in moves every bit of the result."""
     x = (x + 0x9E3779B97F4A7C15) & _MASK
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK

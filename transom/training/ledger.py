@@ -6,22 +6,15 @@ floating-point operations, watt-hours (with the method that gave them), peak mem
 
 from __future__ import annotations
 
-import json
-import os
 import platform
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
-from ..hardware import DtypeChoice, Hardware
-from ..model.build import Model
-from ..settings import TrainSettings
 from .evaluate import Score
 from .forecast import Forecast
 from .micro_batch import MicroBatch
-from .state import Position
-from .task import Task
+from .parts import RunParts
 
 
 def versions() -> dict[str, str]:
@@ -37,24 +30,12 @@ def versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a run was made of and what came of it: all that its account is written from."""
+    """What came of a run, beside what it was made of: all that its account is written from."""
 
-    name: str
-    settings: TrainSettings
-    task: Task
-    model: Model
-    architecture: str | None
-    """As which the model folder is written; None: Transom's own."""
-    position: Position
-    hardware: Hardware
-    choice: DtypeChoice
+    run: RunParts
     micro: MicroBatch
-    world_size: int
-    parallel: str
-    expected: Forecast
     seconds: float
     joules: float
-    energy_method: str
     peak_memory: int
     score: Score | None
     sentence: str
@@ -65,14 +46,15 @@ class RunFacts:
     """The step whose weights the model folder gets."""
 
 
-def account(run: RunFacts) -> dict[str, Any]:
+def account(facts: RunFacts) -> dict[str, Any]:
     """Write a run's account so far, for ledger.json and the model card."""
-    position, task, model, score = run.position, run.task, run.model, run.score
+    run, score, seconds = facts.run, facts.score, facts.seconds
+    position, task, model = run.position, run.task, run.model
     tokens, flops_per_token = position.tokens, model.flops_per_token(task.feed.row_length)
-    flops, watt_hours = tokens * flops_per_token, run.joules / 3600
+    flops, watt_hours = tokens * flops_per_token, facts.joules / 3600
     return {
         # What it was made from: enough to repeat it.
-        "name": run.name,
+        "name": run.folder.path.name,
         "data": {
             "source": run.settings.data.source, "hash": task.data_hash, **task.facts,
             "tokenizer_hash": position.tokenizer_hash, "skipped_windows": position.skipped,
@@ -83,27 +65,27 @@ def account(run: RunFacts) -> dict[str, Any]:
                   "flops_per_token": flops_per_token, **asdict(model.config)},
         "seed": run.settings.seed,
         "versions": position.versions,
-        "hardware": {**run.hardware.to_dict(), "processes": run.world_size, "parallel": run.parallel},
+        "hardware": {**run.hardware.to_dict(), "processes": run.world.size, "parallel": run.world.kind},
         "dtype": {"name": run.choice.name, "reason": run.choice.reason},
-        "micro_batch": {"windows": run.micro.windows, "reason": run.micro.reason},
+        "micro_batch": {"windows": facts.micro.windows, "reason": facts.micro.reason},
 
         # What it cost, what came of it, and how near the forecast was.
         "cost": {
             "steps": position.step, "tokens": tokens, "epochs": position.step / task.feed.steps_per_epoch,
-            "seconds": run.seconds, "flops": flops, "watt_hours": watt_hours,
-            "energy_method": run.energy_method, "peak_memory_bytes": run.peak_memory,
+            "seconds": seconds, "flops": flops, "watt_hours": watt_hours,
+            "energy_method": run.energy.method, "peak_memory_bytes": facts.peak_memory,
         },
         "result": {
             "loss": score.loss if score else None,
             "bits_per_byte": score.bits_per_byte if score else None,
             "tokens_scored": score.n_targets if score else 0,
-            "whole": run.whole, "step": run.weights_step, "sentence": run.sentence,
+            "whole": facts.whole, "step": facts.weights_step, "sentence": facts.sentence,
             "references": task.baselines,
         },
         "forecast": grade(run.expected, {
-            "steps": position.step, "tokens": tokens, "seconds": run.seconds, "flops": flops,
-            "watt_hours": watt_hours, "memory_bytes": run.peak_memory,
-            "tokens_per_second": tokens / max(run.seconds, 1e-9),
+            "steps": position.step, "tokens": tokens, "seconds": seconds, "flops": flops,
+            "watt_hours": watt_hours, "memory_bytes": facts.peak_memory,
+            "tokens_per_second": tokens / max(seconds, 1e-9),
         }),
     }  # fmt: skip
 
@@ -119,14 +101,3 @@ def grade(forecast: Forecast, actual: dict[str, float]) -> dict[str, Any]:
         }
         for name, value in actual.items()
     }
-
-
-def write(path: Path, ledger: dict[str, Any]) -> None:
-    """Write the ledger, whole or not at all."""
-    temporary = path.with_name(f".tmp-{path.name}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(ledger, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -24,13 +24,12 @@ from ..hardware import Hardware
 from ..model.experts import routers
 from ..model.layers import set_dropout
 from ..settings import TrainSettings
-from . import ledger, memory, state
+from . import ledger, state
 from .architecture import optimizer, phases, rates, settle
-from .budget import Clock
+from .budget import SCHEDULES, Clock
 from .folder import open_folder
 from .forecast import activation_bytes, expect, refuse_what_cannot_fit
 from .gradient import clip, take_gradient
-from .metrics import Event, check_followers
 from .micro_batch import MicroBatch, find_micro_batch, halve
 from .more_time import finished, go_on_from, refuse_limit
 from .non_finite import Skips, judge
@@ -38,11 +37,10 @@ from .optimizers import Optimizers
 from .parallelism import World, together
 from .parts import RunParts
 from .recorder import Recorder
-from .report import Report
+from .report import Event, Report, check_followers
 from .routing import forget, rebalance
 from .run import Run
 from .saver import Saver
-from .schedules import SCHEDULES
 from .signals import Interrupted, StopSignals
 from .task import Task
 from .tasks import choose_task, prepare_task
@@ -56,7 +54,7 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
     are; its schedule still ends at zero. SIGINT and SIGTERM finish the step, save, and return a Run that is
     `interrupted`. Raises `Refused`; `NotSaved`, which is one, when the last save failed.
     """
-    clock, base_bytes = Clock(), memory.resident()
+    clock, base_bytes = Clock(), machine.resident_memory()
     check_followers(settings.log)
     hardware = Hardware.detect(settings.device)
     machine.keep_memory()
@@ -132,6 +130,7 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
         if checkpoint:
             state.load_optimizer(checkpoint, optimizers)
 
+        # What is recorded and saved between steps; from here on the run's folder is written.
         skips = Skips(position.skipped)
         run = RunParts(
             settings=settled, folder=folder, task=task, model=model, objective=spread, optimizers=optimizers,
@@ -142,6 +141,7 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
         saver = Saver(run)
         recorder = Recorder(run, saver, micro, checkpoint)
 
+        # Step after step, until the budget is used up or somebody asks to stop.
         schedule = SCHEDULES[settings.optim.schedule]
         named, routed = dict(model.named_parameters()), routers(model)
         model.train()
@@ -160,6 +160,8 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
             position.elapsed, position.step_seconds, _ = clocks
             if asked or budget.over(position.step, *clocks):
                 break
+
+            # Where the step stands in the run; before the rate falls a checkpoint is kept (more_time).
             place = budget.position(position.step, *clocks)
             fall = budget.cooldown(settings.optim.cooldown or 0.0)
             if place > 1 - fall and position.full_rate is None and settings.optim.schedule == "wsd":
@@ -211,7 +213,7 @@ def choose_micro_batch(
     hardware: Hardware,
     world: World,
 ) -> MicroBatch:
-    """The size of a micro-batch out of this rank's `share` of rows: the run's own when it is resumed."""
+    """Choose the micro-batch out of this rank's `share` of rows: the run's own when it is resumed."""
     config, feed = task.config, task.feed
     dtype: Any = objective.dtype
     parameters: Any = objective.model.n_parameters  # type: ignore[union-attr]
@@ -231,7 +233,7 @@ def choose_micro_batch(
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """Only operations that give the same bits every time; slower on a GPU."""
+    """Let only operations run that give the same bits every time; slower on a GPU."""
     was_on = torch.are_deterministic_algorithms_enabled()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)

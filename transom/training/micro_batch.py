@@ -71,7 +71,7 @@ def find_micro_batch(
 
 
 def halve(micro: MicroBatch, objective: nn.Module, world: World) -> MicroBatch:
-    """Half as many windows at a time from now on, after the device ran out of memory.
+    """Go on with half as many windows at a time, after the device ran out of memory.
 
     Raises `Refused` where one is left, or where other ranks would have to do so too.
     """
@@ -141,7 +141,7 @@ def _largest(
 
 
 def measure(objective: nn.Module, batch: Batch, device: torch.device) -> float:
-    """Seconds of one forward and backward pass; the gradients are thrown away."""
+    """Time one forward and backward pass, in seconds; the gradients are thrown away."""
     batch = batch.to(device)
     start = time.perf_counter()
     (objective(batch) / max(1, batch.n_targets)).backward()

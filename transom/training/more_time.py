@@ -19,16 +19,15 @@ from ..units import format_time
 from .budget import Budget
 from .display import clock
 from .folder import RunFolder
-from .metrics import Event, history
 from .parallelism import World
-from .report import Report
+from .report import Event, Report, history
 from .run import Run
 from .state import Position, at_step, load_best, load_position
 from .task import Feed
 
 
 def finished(folder: RunFolder, settings: TrainSettings, report: Report) -> Run | None:
-    """The run of a folder that has ended by itself, where nothing else is asked for; says what could be."""
+    """Return the run of a folder that ended by itself, where nothing else is asked for; say what could be."""
     try:
         kept, events = load(TrainSettings, file=folder.settings), history(folder.metrics)
     except (OSError, Refused):
@@ -88,12 +87,14 @@ def go_on_from(
     world: World,
     report: Report,
 ) -> tuple[Path, Position]:
-    """The checkpoint to go on from, and where that stands: the newest; under another limit than the run was
-    begun with, the last before its rate fell. `refuse_limit` came before. Raises `Refused`.
+    """Return the checkpoint to go on from, and where that stands: the newest; under another limit than the
+    run was begun with, the last before its rate fell. `refuse_limit` came before. Raises `Refused`.
     """
     limit, before = limit_of(settings.identity()), limit_of(position.settings)
     if limit == before:
         return checkpoint, position
+
+    # Both limits as budgets: how far the run is in the one it was begun with, and in the one asked for.
     (name, value), (was, length) = *limit.items(), *before.items()
     lengths = feed.tokens_per_step, feed.steps_per_epoch
     asked, begun = (Budget.of(settings.with_(one), *lengths) for one in (limit, before))
@@ -104,6 +105,7 @@ def go_on_from(
     optim, start = settings.optim, start_of_more(folder, checkpoint, position)
     assert start is not None, "refuse_limit came before"
 
+    # What was learned while the rate fell is taken back: later checkpoints go, and best weights among them.
     text = f"{name} is {value} from now on, instead of {was} {length}"
     if start != checkpoint:
         taken_back, position = position.step, load_position(start)
@@ -116,6 +118,8 @@ def go_on_from(
         later += [folder.best] if best is not None and best.step > position.step else []
         world.on_rank_zero(lambda: [remove(path) for path in later][:0])
     report("note", position.step, text=text)
+
+    # Where it stands in the new limit; a rate that has risen does not rise again.
     stands = position.step, position.elapsed, position.step_seconds
     place = asked.position(*stands)
     risen = begun.position(*stands) >= begun.warmup(optim.warmup or 0, optim.warmup_steps or 0, stands[2])
@@ -124,7 +128,7 @@ def go_on_from(
 
 
 def start_of_more(folder: RunFolder, checkpoint: Path, position: Position) -> Path | None:
-    """The checkpoint from which a run, at `position` in its newest, may get another limit, or None."""
+    """Return the checkpoint from which a run, at `position` in its newest, may get another limit, or None."""
     start = checkpoint if position.full_rate is None else at_step(folder.checkpoints, position.full_rate)
     try:
         verify(start)
@@ -149,11 +153,11 @@ def soon(settings: TrainSettings, budget: Budget, position: Position, reserve: f
 
 
 def another_run(folder: RunFolder, settings: TrainSettings) -> str:
-    """The command that begins another run with the weights of this one."""
+    """Return the command that begins another run with the weights of this one."""
     source = settings.data.source
     return f"transom train {source} --model.weights {folder.model} --out {folder.path}-more"
 
 
 def limit_of(settings: dict[str, Any]) -> dict[str, Any]:
-    """The one limit among settings by dotted name."""
+    """Return the one limit among settings by dotted name."""
     return {name: settings[name] for name in LIMITS if settings.get(name) is not None}

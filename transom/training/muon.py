@@ -37,7 +37,7 @@ def orthogonalize(stack: Tensor, iterations: int = 5, dtype: torch.dtype = torch
 
 
 def orthogonalize_plain(matrix: Tensor, iterations: int = 5) -> Tensor:
-    """The same for one matrix (rows, columns), in float32, as the formula is written."""
+    """Do the same for one matrix (rows, columns), in float32, as the formula is written."""
     a, b, c = COEFFICIENTS
     x = matrix.float() / matrix.float().norm().clamp(min=1e-7)
     for _ in range(iterations):

@@ -9,7 +9,7 @@ Source of the rerun: Megatron-LM's rerun state machine.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,9 +25,9 @@ from ..model.build import build
 from ..model.config import ModelConfig
 from . import state
 from .gradient import Gradient, step_seed
-from .metrics import finite
 from .objectives import Classification, Contrast, LanguageModelling
 from .parts import RunParts
+from .report import finite
 
 IN_A_ROW, WINDOW, SHARE = 3, 1000, 0.01
 """How many skipped steps are borne: so many in a row, and this share of the last `WINDOW` steps."""
@@ -47,26 +47,6 @@ class Skips:
             run += 1
         recent = sum(s > step - WINDOW for s in self.steps)
         return run <= IN_A_ROW and recent <= max(IN_A_ROW, SHARE * WINDOW)
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """Where a step went wrong: all that is needed to run it again."""
-
-    step: int
-    seed: int
-    rank: int
-    dtype: str
-    window_ids: list[int]
-    micro_windows: int
-    n_targets: int
-    loss: float
-    grad_norms: dict[str, float]
-    """Norm of the gradient of each weight; the first that is not finite, from the head down, points at the
-    cause."""
-    repeated: bool
-    """Whether running the step again gave the same: then data or optimizer, otherwise the machine."""
-    task: str = "lm"
 
 
 def judge(broken: Gradient, again: Gradient, skips: Skips, run: RunParts, micro_windows: int) -> None:
@@ -98,19 +78,20 @@ def write_bundle(broken: Gradient, run: RunParts, micro_windows: int) -> Path:
     step, batch = run.position.step, run.task.feed.batch(run.position.step)
     weights = state.gather(run.model, run.optimizers, run.world).model
     tensors = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
-    evidence = Evidence(
-        step=step, seed=run.settings.seed, rank=0, dtype=run.choice.name, window_ids=batch.ids.tolist(),
-        micro_windows=micro_windows, n_targets=batch.n_targets, loss=broken.loss, grad_norms=broken.norms,
-        repeated=True, task=run.task.name,
-    )  # fmt: skip
+    evidence = {
+        "model": asdict(run.model.config), "task": run.task.name, "dtype": run.choice.name,
+        "step": step, "seed": run.settings.seed, "rank": 0, "window_ids": batch.ids.tolist(),
+        "micro_windows": micro_windows, "n_targets": batch.n_targets, "loss": broken.loss,
+        "grad_norms": broken.norms,  # the first that is not finite, from the head down, points at the cause
+        "repeated": True,  # run again it was the same: data or optimizer, not the machine
+    }  # fmt: skip
     path = run.folder.faults / f"step-{step:06d}"
 
     def write() -> None:
         with commit(path) as folder:
             save_tensors(folder / "weights.safetensors", weights, {})
             save_tensors(folder / "batch.safetensors", tensors, {})
-            said = {"model": asdict(run.model.config), **asdict(evidence)}
-            (folder / "evidence.json").write_text(json.dumps(finite(said), indent=1))
+            (folder / "evidence.json").write_text(json.dumps(finite(evidence), indent=1))
 
     run.world.on_rank_zero(write)
     return path

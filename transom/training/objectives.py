@@ -81,7 +81,7 @@ class Contrast(nn.Module):
         self.model, self.dtype, self.scale = model, dtype, scale
 
     def forward(self, batch: Any, pull: Tensor | None = None, *, only_vectors: bool = False) -> Tensor:
-        """The loss of this batch alone; its vectors (B, 2, D); or, by `pull` (B, 2, D), what has that
+        """Return the loss of this batch alone; its vectors (B, 2, D); or, by `pull` (B, 2, D), what has that
         gradient in the vectors.
         """
         one = self._vectors(batch.tokens, batch.documents)
@@ -92,8 +92,8 @@ class Contrast(nn.Module):
         return self.loss(vectors, batch.texts) if pull is None else (vectors * pull).sum()
 
     def loss(self, vectors: Tensor, texts: Tensor) -> Tensor:
-        """The loss of pairs by their vectors (B, 2, D) and the numbers of their texts (B, 2): equal texts
-        have equal numbers, and are nobody's negatives.
+        """Return the loss of pairs by their vectors (B, 2, D) and the numbers of their texts (B, 2): equal
+        texts have equal numbers, and are nobody's negatives.
         """
         one, other = vectors.unbind(1)
         scores = (self.scale * one @ other.T).masked_fill(no_negatives(texts), -torch.inf)
@@ -102,7 +102,7 @@ class Contrast(nn.Module):
                 + F.cross_entropy(scores.T, own, reduction="sum")) / 2  # fmt: skip
 
     def pulls(self, vectors: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss of all pairs of a step, and its gradient in their vectors (B, 2, D)."""
+        """Return the loss of all pairs of a step, and its gradient in their vectors (B, 2, D)."""
         with torch.enable_grad():
             vectors = vectors.detach().requires_grad_()
             loss = self.loss(vectors, texts)

@@ -31,7 +31,7 @@ class Rates:
 
 
 def default_rates(config: ModelConfig, name: str, pretrained: bool = False) -> Rates:
-    """The rule for a model when none is given; weights that were learned before move little.
+    """Give the rule for a model when none is given; weights that were learned before move little.
 
     Measured with nano on the standard library, 50 s of steps of 4,096 tokens with normalised queries and
     keys (2 cores, 2026-11-23), held-out nats per token by (lr, matrix_lr): (0.01, 0.01) 4.73, (0.015, 0.015)
@@ -133,7 +133,7 @@ class Optimizers:
 
 
 def whole(value: Tensor) -> Tensor:
-    """A copy on the CPU that shares nothing; a sharded tensor is gathered, which all ranks must join."""
+    """Copy to the CPU, sharing nothing; a sharded tensor is gathered, which all ranks must join."""
     full = value.full_tensor() if isinstance(value, DTensor) else value
     return full.detach().to("cpu", copy=True).contiguous()
 

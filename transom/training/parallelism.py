@@ -98,8 +98,8 @@ class World:
         return result
 
     def gather(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], int]:
-        """The rows of all ranks, one rank's behind another's, and where this rank's begin; each rank gives as
-        many rows of every tensor.
+        """Return the rows of all ranks, one rank's behind another's, and where this rank's begin; each rank
+        gives as many rows of every tensor.
         """
         n = len(tensors[0])
         if self.size == 1:
@@ -143,7 +143,7 @@ class World:
         yield
 
     def sum_squares(self, gradients: Sequence[Tensor]) -> Tensor:
-        """The sum of squares of each gradient, (n,) float32, over all of its shards."""
+        """Return the sum of squares of each gradient, (n,) float32, over all of its shards."""
         local = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
         norms = torch._foreach_norm(local)  # pyright: ignore[reportPrivateImportUsage]
         squares = torch.stack([norm.float() for norm in norms]).square()
@@ -161,7 +161,7 @@ class World:
 
 @contextmanager
 def together(kind: str, device: str | torch.device) -> Iterator[World]:
-    """The world, as a context: when a rank fails, every rank ends, and one message says why."""
+    """Join the world, as a context: when a rank fails, every rank ends, and one message says why."""
     world = join(kind, device)
     try:
         yield world
@@ -180,13 +180,13 @@ def together(kind: str, device: str | torch.device) -> Iterator[World]:
 
 
 def is_of_a_collective(error: BaseException) -> bool:
-    """Whether an error says that talking to another rank failed."""
+    """Tell whether an error says that talking to another rank failed."""
     signs = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "Timed out waiting")
     return isinstance(error, dist.DistError) or any(sign in str(error) for sign in signs)
 
 
 def join(kind: str = "auto", device: str | torch.device = "cpu") -> World:
-    """The world that the environment describes (torchrun sets RANK, WORLD_SIZE, ...), or one process alone.
+    """Join the world that the environment describes (torchrun sets RANK, WORLD_SIZE, ...), or be alone.
 
     kind: 'none', 'ddp', 'fsdp', or 'auto' (ddp when there are several processes).
     """

@@ -26,7 +26,7 @@ MAY_CHANGE = ("dropout", "pooling")
 
 
 def tokenizer_of(settings: TrainSettings, otherwise: str) -> str:
-    """The tokenizer: as asked for, else that of the pretrained weights, else `otherwise`."""
+    """Return the tokenizer: as asked for, else that of the pretrained weights, else `otherwise`."""
     asked = settings.data.tokenizer
     if asked != "auto":
         return str(resolve(asked)) if Path(asked).is_dir() else asked
@@ -34,7 +34,7 @@ def tokenizer_of(settings: TrainSettings, otherwise: str) -> str:
 
 
 def pretrained_config(settings: TrainSettings, tokenizer: Tokenizer, **head: Any) -> ModelConfig:
-    """The config of `model.weights` with another head and what else may change. Raises `Refused`."""
+    """Return the config of `model.weights` with another head and what else may change. Raises `Refused`."""
     assert settings.model.weights is not None
     config, _ = load_config(resolve(settings.model.weights))
     asked = {name: value for name, value in settings.model.given().items() if value is not None}
@@ -63,7 +63,7 @@ def pretrained_config(settings: TrainSettings, tokenizer: Tokenizer, **head: Any
 
 
 def head_changes(config: ModelConfig, **head: Any) -> dict[str, Any]:
-    """The fields that change with the head; those of the old one go."""
+    """Return the fields that change with the head; those of the old one go."""
     if head.get("head") == config.head == "tokens":
         return {}
     gone = dict(head_transform=False, head_bias=False, labels=(), normalize=False)
@@ -71,7 +71,7 @@ def head_changes(config: ModelConfig, **head: Any) -> dict[str, Any]:
 
 
 def pretrained_model(settings: TrainSettings, config: ModelConfig, seed: int) -> Model:
-    """The body of `model.weights` under the head of `config`, which is drawn from `seed` where it is new."""
+    """Load the body of `model.weights` under the head of `config`, drawn from `seed` where it is new."""
     assert settings.model.weights is not None
     names = ("head", "head_transform", "head_bias", "labels", "pooling", "normalize", "dropout")
     return load_model(

@@ -25,7 +25,7 @@ from ..insight.reading import OF_RUN
 from ..insight.svg import curves, legend
 from ..insight.text import spark
 from .folder import RunFolder
-from .metrics import Event, history
+from .report import Event, history
 
 ROWS = 4
 """Rows of the first step's batch that are read each time."""
@@ -53,7 +53,7 @@ FIGURES = {
 
 
 def figures_of(objective: nn.Module, batch: Any, device: torch.device) -> Figures:
-    """Figures by layer of the first rows of a batch, whose objective is taken once more.
+    """Return the figures by layer of the first rows of a batch, whose objective is taken once more.
 
     Raises Refused where what is seen does not agree with what the model computed.
     """
@@ -77,7 +77,7 @@ def figures_of(objective: nn.Module, batch: Any, device: torch.device) -> Figure
 
 
 def _of_recurrence(model: nn.Module, text: Tensor) -> Figures:
-    """A recurrence runs fused: its gradient is followed by its own structure, over one text."""
+    """Follow the gradient of a recurrence, which runs fused, by its own structure over one text."""
     flow = gradient_flow(model, text, answer=len(text) - 1)
     norms = flow.total.square().sum(-1).sqrt() / (len(text) - 1)
     return {"grad_norm": {str(layer): float(norm) for layer, norm in enumerate(norms[:-1])}}
@@ -85,7 +85,7 @@ def _of_recurrence(model: nn.Module, text: Tensor) -> Figures:
 
 @contextmanager
 def quiet(objective: nn.Module) -> Iterator[None]:
-    """No dropout meanwhile, and no random number drawn that training would miss."""
+    """Rest dropout meanwhile, and draw no random number that training would miss."""
     was_training = objective.training
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         objective.eval()
@@ -96,7 +96,7 @@ def quiet(objective: nn.Module) -> Iterator[None]:
 
 
 def look_at_run(path: Path) -> Overview:
-    """How the figures of a run moved, from its metrics.jsonl. Raises `Refused` where there are none."""
+    """Draw how the figures of a run moved, from its metrics.jsonl. Raises `Refused` where there are none."""
     folder = RunFolder(path)
     if not folder.metrics.is_file():
         raise Refused(f"{path}: no metrics.jsonl here; name a run's folder (runs/NAME), or a model and a"
@@ -112,7 +112,7 @@ def look_at_run(path: Path) -> Overview:
 
 
 def _picture(name: str, events: list[Event]) -> Picture:
-    """One figure over the steps, a curve for each layer."""
+    """Draw one figure over the steps, a curve for each layer."""
     title, unit, log, caveat = FIGURES[name]
     told = [event for event in events if name in event]
     layers = list(dict.fromkeys(layer for event in told for layer in event[name]))
@@ -140,7 +140,7 @@ MOST = 8
 
 
 def _few(moved: list[tuple[str, list[float]]]) -> list[tuple[str, list[float]]]:
-    """Of many layers some, evenly, the first and the last among them."""
+    """Take of many layers some, evenly, the first and the last among them."""
     if len(moved) <= MOST:
         return moved
     return [moved[round(i * (len(moved) - 1) / (MOST - 1))] for i in range(MOST)]

@@ -7,6 +7,7 @@ evaluate, saver, ledger.
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from pathlib import Path
@@ -16,14 +17,16 @@ import torch
 
 from ..checkpoint.folder import NotSaved
 from ..errors import Refused
-from . import evaluate, ledger, memory, probes, state
+from ..hardware import peak_memory, resident_memory
+from ..output import write_whole
+from . import evaluate, ledger, probes, state
 from .evaluate import Best, Score
 from .figure import draw_loss
 from .gradient import Gradient
-from .metrics import history
 from .micro_batch import MicroBatch
 from .more_time import soon
 from .parts import RunParts
+from .report import history
 from .routing import MEMORY, judge_load
 from .run import Run
 from .saver import Saver
@@ -151,7 +154,7 @@ class Recorder:
             "step", position.step, loss=gradient.loss, grad_norm=gradient.norm, position=place,
             lr=run.rates.lr * factor, matrix_lr=run.rates.matrix_lr * factor,
             tokens=position.tokens, elapsed=elapsed, seconds=took, tokens_per_second=speed,
-            flops_per_second=flops, share_of_peak=flops / peak, resident=memory.resident(),
+            flops_per_second=flops, share_of_peak=flops / peak, resident=resident_memory(),
             left=run.budget.left(position.step, elapsed, position.step_seconds), **routing,
         )  # fmt: skip
 
@@ -216,20 +219,16 @@ class Recorder:
         try:
             events = history(run.folder.metrics)
             draw_loss(events, run.task.baselines, title, run.folder.figure, run.task.unit)
-            ledger.write(run.folder.ledger, ledger.account(self.facts()))
-        except OSError as error:
+            write_whole(run.folder.ledger, json.dumps(ledger.account(self.facts()), indent=1) + "\n")
+        except Refused as error:
             run.report("note", run.position.step, text=f"warning: {error}; the figure is not up to date")
 
     def facts(self) -> ledger.RunFacts:
         """Collect what the run's account is written from, as it stands."""
         run, chosen = self.run, self.chosen
         return ledger.RunFacts(
-            name=run.folder.path.name, settings=run.settings, task=run.task, model=run.model,
-            architecture=run.architecture, position=run.position, hardware=run.hardware, choice=run.choice,
-            micro=self.micro, world_size=run.world.size, parallel=run.world.kind, expected=run.expected,
-            seconds=run.clock.elapsed(), joules=run.energy.joules(), energy_method=run.energy.method,
-            peak_memory=memory.peak(run.world.device), score=self.score, sentence=self.sentence,
-            whole=chosen is None and self._at_end.whole,
+            run, self.micro, run.clock.elapsed(), run.energy.joules(), peak_memory(run.world.device),
+            score=self.score, sentence=self.sentence, whole=chosen is None and self._at_end.whole,
             weights_step=chosen.step if chosen else run.position.step,
         )  # fmt: skip
 

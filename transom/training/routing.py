@@ -54,7 +54,7 @@ def forget(found: list[Router]) -> None:
 
 
 def judge_load(load: torch.Tensor) -> Load:
-    """Figures of a load (layers, E)."""
+    """Judge a load (layers, E) by its figures."""
     share = load / load.sum(1, keepdim=True).clamp(min=1)
     even = 1 / load.shape[1]
     entropy = -(share * share.clamp(min=1e-12).log()).sum(1).mean() / torch.tensor(load.shape[1]).log()

@@ -12,7 +12,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from ..units import format_time
-from . import metrics
+from . import report
 from .display import clock, one_line
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ VERBS = {"lm": "generate", "translate": "translate", "classify": "classify", "em
 
 
 def task_of(folder: Path) -> str:
-    """What the run in a folder learns, from its settings.toml."""
+    """Return what the run in a folder learns, from its settings.toml."""
     import tomllib
 
     return tomllib.loads((folder / "settings.toml").read_text(encoding="utf-8")).get("task", "lm")
@@ -73,13 +73,13 @@ class Run:
 
     @classmethod
     def of_nothing(cls, folder: Path, prompt: str) -> Run:
-        """A run that was stopped while its data was still being prepared."""
+        """Make the run that was stopped while its data was still being prepared."""
         return cls(folder=folder, step=0, tokens=0, loss=None, bits_per_byte=None, references={}, sentence="",
                    prompt=prompt, sample="", seconds=0.0, weights_sha256="", interrupted=True)  # fmt: skip
 
     @classmethod
-    def of_events(cls, folder: Path, task: str, events: Sequence[metrics.Event]) -> Run:
-        """A finished run, from the events in its metrics.jsonl."""
+    def of_events(cls, folder: Path, task: str, events: Sequence[report.Event]) -> Run:
+        """Return a finished run, from the events in its metrics.jsonl."""
         last = {event["event"]: event for event in events}
         end, sample = last["end"], last.get("sample", {})
         result = ("step", "tokens", "loss", "bits_per_byte", "sentence", "weights_sha256", "unit")
@@ -134,7 +134,7 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """The events of the run, from metrics.jsonl."""
         path = self.folder / "metrics.jsonl"
-        return metrics.history(path) if path.exists() else []
+        return report.history(path) if path.exists() else []
 
     @property
     def ledger(self) -> dict[str, Any]:

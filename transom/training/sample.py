@@ -7,6 +7,7 @@ not finite end a text where it is. Read next: inference/generator.
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ def evaluating(model: Model) -> Iterator[None]:
             yield
     finally:
         model.train(was_training)
+        gc.collect()  # an engine and its cache refer to each other, and training collects at saves alone
 
 
 def run(job: Generator | Translator, requests: Sequence[Request]) -> None:

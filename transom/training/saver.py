@@ -17,8 +17,8 @@ from ..checkpoint.tensors import load_tensors
 from . import ledger, state
 from .card import model_card
 from .evaluate import Best
-from .metrics import Metrics
 from .parts import RunParts
+from .report import Metrics
 
 
 class Saver:

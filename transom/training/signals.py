@@ -24,13 +24,12 @@ class Interrupted(Exception):
 
 
 class StopSignals:
-    """Whether somebody asked the run to stop; a context in which signals ask instead of kill."""
+    """Tells whether somebody asked the run to stop; a context in which signals ask instead of kill."""
 
     def __init__(self) -> None:
         self.requested = False
         self.quiet = False
         """With several processes the launcher signals all of them; a line from each would only be noise."""
-        self._by: int | None = None
         self._interruptible = False
         self._before: dict[int, Any] = {}
 
@@ -45,15 +44,10 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    @property
-    def signal_name(self) -> str:
-        """The name of the signal that asked, or 'a request'."""
-        return signal.Signals(self._by).name if self._by else "a request"
-
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
             os._exit(128 + number)
-        self.requested, self._by = True, number
+        self.requested = True
         if self._interruptible:
             raise Interrupted
         if self.quiet:

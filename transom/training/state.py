@@ -68,7 +68,7 @@ class Position:
     versions: dict[str, str] = field(default_factory=dict)
 
     def due(self, what: str, every: Every | None, place: float) -> bool:
-        """Whether it is time for something, `place` (0 to 1) into the run; if so it is marked as done."""
+        """Tell whether something is due, `place` (0 to 1) into the run; if so it is marked as done."""
         step, elapsed, before = self.marks.get(what, [0, 0.0, 0.0])
         if every is None:
             due = int(place * TIMES) > int(before * TIMES)
@@ -95,14 +95,14 @@ def gather(model: Model, optimizers: Optimizers, world: World) -> Weights:
 
 
 def gather_model(model: Model, world: World) -> dict[str, Tensor]:
-    """The weights alone, likewise."""
+    """Collect the weights alone, likewise."""
     if world.kind != "fsdp" and not world.is_first:
         return {}
     return {name: whole(weight) for name, weight in model.state_dict().items()}
 
 
 def at_step(checkpoints: Path, step: int | None) -> Path:
-    """Where the checkpoint of a step lies."""
+    """Tell where the checkpoint of a step lies."""
     return checkpoints / f"step-{step or 0:06d}"
 
 
@@ -138,8 +138,8 @@ def save_best(path: Path, weights: dict[str, Tensor], best: Best) -> Path:
 
 
 def load_best(path: Path, world: World) -> Best | None:
-    """What `save_best` wrote, the same for all ranks: weights of this run, even where a resume begins before
-    them. None where there are none that are whole.
+    """Return what `save_best` wrote, the same for all ranks: weights of this run, even where a resume begins
+    before them. None where there are none that are whole.
     """
 
     def look() -> dict[str, Any] | None:
@@ -158,7 +158,7 @@ def load_best(path: Path, world: World) -> Best | None:
 
 
 def newest(checkpoints: Path, world: World, report: Report) -> Path | None:
-    """The newest checkpoint that verifies, the same for all ranks; says which newer ones do not."""
+    """Return the newest checkpoint that verifies, the same for all ranks; says which newer ones do not."""
 
     def look() -> str | None:
         recover(checkpoints)

@@ -45,7 +45,7 @@ class Watchdog:
             self._thread.join(timeout=2 * self.interval + 1)
 
     def has_left(self, rank: int) -> bool:
-        """Whether a rank said goodbye."""
+        """Tell whether a rank said goodbye."""
         key = f"beat/{rank}"
         return self.store.check([key]) and self.store.get(key).decode() == GONE
 
@@ -70,7 +70,7 @@ class Watchdog:
             return
 
     def first_said(self, patience: float = 3.0) -> bool:
-        """Whether this is another rank than the first, and the first ends by its own error too."""
+        """Tell whether this is another rank than the first, and the first ends by its own error too."""
         deadline = time.monotonic() + patience
         while self.rank and time.monotonic() < deadline:
             try:
@@ -96,7 +96,7 @@ class Watchdog:
                 self._end(lost, self._error_of_other(), "")
 
     def _silent(self, patience: float) -> list[int]:
-        """The other ranks whose count has not moved for `patience` seconds."""
+        """Return the other ranks whose count has not moved for `patience` seconds."""
         now, silent = time.monotonic(), []
         for other in range(self.size):
             key = f"beat/{other}"
