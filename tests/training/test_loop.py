@@ -159,21 +159,26 @@ def test_wrong_settings_are_refused_in_one_line(
 
 
 def test_two_runs_in_one_folder_and_a_stale_lock(tiny: Tiny, tmp_path: Path) -> None:
+    with lock.Lock(tmp_path / "run"):
+        owner = lock.read(tmp_path / "run")
+        with pytest.raises(Refused, match=f"process {os.getpid()} on .* is training in this folder"):
+            train(tiny(steps=1))
+        assert lock.is_held(tmp_path / "run")
+    # The process is gone, and its id may have been used again: the record is nobody's.
     (tmp_path / "run").mkdir()
-    alive = {"pid": os.getppid(), "started": lock.started(os.getppid()), "host": lock.Lock._me()["host"]}
-    (tmp_path / "run/lock.json").write_text(json.dumps(alive))
-    with pytest.raises(Refused, match=f"process {os.getppid()} on .* is training in this folder"):
-        train(tiny(steps=1))
-    # The id was used again by another process, or the process is gone: the lock is nobody's.
-    (tmp_path / "run/lock.json").write_text(json.dumps({**alive, "started": "another:1"}))
+    (tmp_path / "run/lock.json").write_text(json.dumps(owner))
+    assert not lock.is_held(tmp_path / "run")
     train(tiny(steps=1))
-    assert not (tmp_path / "run/lock.json").exists()
+    assert not (tmp_path / "run/lock.json").exists() and not (tmp_path / "run/.lock").exists()
 
 
 def test_a_lock_of_another_host(tmp_path: Path) -> None:
     path = tmp_path / "lock.json"
-    mine = {"pid": os.getpid(), "started": lock.started(os.getpid()), "host": "a-container-that-is-gone"}
-    path.write_text(json.dumps({**mine, "started": "another-kernel:1"}))
+    with lock.Lock(tmp_path):
+        me = lock.read(tmp_path)
+    mine = {**me, "host": "a-container-that-is-gone"}
+    tmp_path.mkdir(exist_ok=True)
+    path.write_text(json.dumps({**mine, "kernel": "another"}))
     with pytest.raises(Refused) as refused:
         lock.Lock(tmp_path).__enter__()
     assert f"choose another --out, or remove {path} if that machine is gone" in str(refused.value)
@@ -183,12 +188,11 @@ def test_a_lock_of_another_host(tmp_path: Path) -> None:
         path.write_text(json.dumps(mine))
         with pytest.raises(Refused, match="training in this folder; wait for it, choose another --out$"):
             lock.Lock(tmp_path).__enter__()
-        path.write_text(json.dumps({**mine, "host": lock.Lock._me()["host"]}))
     # The same kernel, and nobody holds the file: the container was killed and started again.
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(mine))
     with lock.Lock(tmp_path):
-        assert lock.read(tmp_path)["host"] == lock.Lock._me()["host"]
+        assert lock.read(tmp_path)["host"] == me["host"]
 
 
 @pytest.mark.slow

@@ -52,7 +52,7 @@ class RunFolder:
 
 
 def open_folder(settings: TrainSettings, world: World, stack: ExitStack) -> tuple[RunFolder, bool]:
-    """The run's folder, locked by rank 0 until `stack` closes, and whether to resume what lies in it."""
+    """Return the run's folder, locked by rank 0 until `stack` closes, and whether to resume what is in it."""
 
     def choose() -> list[str | bool]:
         path, resuming = choose_folder(settings.out, settings.data.source, settings.resume)
@@ -65,7 +65,7 @@ def open_folder(settings: TrainSettings, world: World, stack: ExitStack) -> tupl
 
 
 def choose_folder(out: Path | None, source: str, resume: bool) -> tuple[Path, bool]:
-    """The folder of this run and whether to resume what lies there. Raises `Refused`.
+    """Return the folder of this run and whether to resume what lies there. Raises `Refused`.
 
     Restarted by its launcher (torchrun --max-restarts), a run goes on in the folder it had.
     """
@@ -87,7 +87,7 @@ def choose_folder(out: Path | None, source: str, resume: bool) -> tuple[Path, bo
 
 
 def name_of(source: str) -> str:
-    """A short folder name for a data source: `notes/` -> notes, `hf:user/set` -> set, `-` -> stdin."""
+    """Return a short folder name for a data source: `notes/` -> notes, `hf:user/set` -> set, `-` -> stdin."""
     if source == "-":
         return "stdin"
     stem = Path(source.rpartition(":")[2].rstrip("/")).resolve().name or "run"
@@ -99,7 +99,7 @@ def _next_free(path: Path) -> Path:
     number = 1
     while True:
         candidate = path if number == 1 else path.with_name(f"{path.name}-{number}")
-        if not RunFolder(candidate).holds_a_run and not lock.is_held(lock.read(candidate)):
+        if not RunFolder(candidate).holds_a_run and not lock.is_held(candidate):
             return candidate
         number += 1
 

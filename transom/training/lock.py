@@ -1,15 +1,13 @@
-"""One run per folder: a lock file that names its owner and does not outlive it.
+"""One run per folder: a lock of the kernel, and beside it a record that names the owner.
 
-The owner is a process id and the moment that process started, since ids are used again. A lock whose owner
-is gone (kill -9, power loss) is taken over. A container that is started again has another host name and its
-process ids mean nothing here, but the kernel is the same: it knows whether the owner still holds the file. Of
-an owner on another machine nothing can be known, so its lock stands until a person says otherwise. `parent`
-is the launcher: a run restarted by `torchrun --max-restarts` finds its own folder by it.
+The kernel lets go of a lock when its process ends, however it ends (kill -9, power loss, a container that is
+started again under another name). Between machines that share a folder it may not hold, so a record of
+another machine, under another kernel, stands until a person says otherwise. `parent` is the launcher: a run
+restarted by `torchrun --max-restarts` finds its own folder by it.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
@@ -17,29 +15,17 @@ import subprocess
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 from ..errors import Refused
 
-NAME = "lock.json"
-
-
-def started(pid: int) -> str | None:
-    """When process `pid` started, in a form to compare; None when there is no such process."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        # The name of the program stands in brackets and may hold spaces: count fields after the last one.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if fields[0] == "Z" else f"{boot}:{fields[19]}"
-    except FileNotFoundError:
-        if Path("/proc/self/stat").exists():
-            return None
-    listed = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True)
-    return listed.stdout.strip() or None
+NAME, LOCK = "lock.json", ".lock"
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """What the lock of a folder says, or nothing."""
+    """Return the record of a folder's owner, or nothing."""
     try:
         owner = json.loads((folder / NAME).read_text())
         return owner if isinstance(owner, dict) else {}
@@ -47,26 +33,21 @@ def read(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def is_held(owner: dict[str, Any]) -> bool:
-    """Whether the process that a lock names is still there, as far as its id tells; another host's may be."""
-    if "pid" not in owner:
-        return False
-    if owner.get("host") != socket.gethostname():
+def is_held(folder: Path) -> bool:
+    """Tell whether a process trains in a folder; one on another machine may."""
+    if not (folder / LOCK).exists():
+        return _is_elsewhere(read(folder))
+    lock = FileLock(folder / LOCK)
+    try:
+        with lock.acquire(timeout=0):
+            return _is_elsewhere(read(folder))
+    except Timeout:
         return True
-    start = started(int(owner["pid"]))
-    return start is not None and start == owner.get("started")
-
-
-def on_this_kernel(owner: dict[str, Any]) -> bool:
-    """Whether an owner ran under the kernel that runs here, if perhaps in another container."""
-    boot, mine = str(owner.get("started")).partition(":")[0], str(started(os.getpid())).partition(":")[0]
-    return boot == mine
 
 
 def launched_by_my_parent(owner: dict[str, Any]) -> bool:
-    """Whether a lock was written by an earlier child of the process that started this one."""
-    parent = owner.get("parent") or {}
-    return parent.get("pid") == os.getppid() and parent.get("started") == started(os.getppid())
+    """Tell whether a record was written by an earlier child of the process that started this one."""
+    return owner.get("parent") == _parent()
 
 
 class Lock:
@@ -74,64 +55,63 @@ class Lock:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.path = folder, folder / NAME
+        self._lock = FileLock(folder / LOCK, thread_local=False)
 
     def __enter__(self) -> Lock:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._file, free = self._taken()
-        owner = read(self.folder)
-        elsewhere = owner.get("host", socket.gethostname()) != socket.gethostname()
-        held = not free or is_held(owner) and not (elsewhere and on_this_kernel(owner))
-        if held:
-            self._file.close()
-            fix = f", or remove {self.path} if that machine is gone" if free and elsewhere else ""
+        with suppress(Timeout):
+            self._lock.acquire(timeout=0)
+        free, owner = self._lock.is_locked, read(self.folder)
+        if not free or _is_elsewhere(owner):
+            fix = f", or remove {self.path} if that machine is gone" if free else ""
+            self._release()
             raise Refused(
                 f"{self.folder}: process {owner.get('pid', '?')} on {owner.get('host', 'this machine')} is "
                 f"training in this folder; wait for it, choose another --out{fix}"
             )
-        self._file.truncate(0)
-        self._file.write(json.dumps(self._me()))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        me = {"pid": os.getpid(), "host": socket.gethostname(), "kernel": _kernel(), "parent": _parent()}
+        self.path.write_text(json.dumps(me))
         return self
-
-    def _taken(self) -> tuple[TextIO, bool]:
-        """The lock file, and whether no process holds it.
-
-        It is held until this process ends, however it ends: so the kernel tells whether an owner is there.
-        """
-        while True:
-            file = open(self.path, "a+")  # noqa: SIM115 (closed by __exit__)
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return file, False
-            with suppress(FileNotFoundError):  # its owner may have taken the file away at this moment
-                if os.path.samestat(os.fstat(file.fileno()), os.stat(self.path)):
-                    return file, True
-            file.close()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._file:
-            self._leave(error)
-
-    def _leave(self, error: BaseException | None) -> None:
-        if read(self.folder).get("pid") != os.getpid():
-            return
         if error is not None and not isinstance(error, Refused):
-            self.path.write_text(json.dumps({"parent": self._me()["parent"]}))  # for a restart to find
+            self.path.write_text(json.dumps({"parent": _parent()}))  # for a restart to find
         else:
             self.path.unlink(missing_ok=True)
-            with suppress(OSError):  # a run refused at once leaves no empty folder
-                self.folder.rmdir()
+        self._release()
+        with suppress(OSError):  # a run refused at once leaves no empty folder
+            self.folder.rmdir()
 
-    @staticmethod
-    def _me() -> dict[str, Any]:
-        parent = os.getppid()
-        return {
-            "pid": os.getpid(),
-            "started": started(os.getpid()),
-            "host": socket.gethostname(),
-            "parent": {"pid": parent, "started": started(parent)},
-        }
+    def _release(self) -> None:
+        """Take the lock's file away while it is held: whoever opened it before makes another one."""
+        if self._lock.is_locked:
+            (self.folder / LOCK).unlink(missing_ok=True)
+            self._lock.release()
+
+
+def _is_elsewhere(owner: dict[str, Any]) -> bool:
+    """Tell whether an owner ran on another machine, which is no container of this one."""
+    here = socket.gethostname(), _kernel()
+    another_kernel = not here[1] or owner.get("kernel") != here[1]
+    return owner.get("host", here[0]) != here[0] and another_kernel
+
+
+def _kernel() -> str:
+    """Return the name of the running kernel's boot, the same in all containers; "" where it has none."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _parent() -> dict[str, Any]:
+    """Return the process that started this one, told from others that have had its id."""
+    pid = os.getppid()
+    try:  # the program's name stands in brackets and may hold spaces: count fields after the last one
+        started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        listed = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True)
+        started = listed.stdout.strip()
+    return {"pid": pid, "started": started, "kernel": _kernel()}
