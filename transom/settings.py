@@ -332,6 +332,8 @@ class TrainSettings(Settings):
     """Let the model write this often [default: with every measurement]."""
     prompt: str | None = None
     """What the samples go on from; "" writes none [default: the first words of a text that is held out]."""
+    sample_tokens: Size = 48
+    """Tokens of a sample of running text."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic; auto measures which is fast here. Master weights are float32 either way."""
     device: str = "auto"
@@ -377,6 +379,7 @@ FREE_ON_RESUME = frozenset(
         "eval_every",
         "sample_every",
         "prompt",
+        "sample_tokens",
         "device",
         "parallel",
         "log",

@@ -220,3 +220,8 @@ def test_the_last_step_is_measured_and_shown_once(tiny: Tiny) -> None:
     run = train(tiny(steps=3, eval_every=1, prompt="the cat"))
     for event in ("held_out", "sample"):
         assert [e["step"] for e in run.metrics if e["event"] == event] == [1, 2, 3]
+
+
+def test_a_sample_is_as_long_as_asked(tiny: Tiny, tmp_path: Path) -> None:
+    written = [train(tiny(steps=1, out=str(tmp_path / f"{n}"), sample_tokens=n)).sample for n in (3, 40)]
+    assert len(written[0]) <= 3 < len(written[1])

@@ -60,7 +60,7 @@ def text_task(settings: TrainSettings, folder: RunFolder, world: World, report: 
     ]
     n_windows = windows_per_step(settings, config, world.size, corpus.train.n_tokens)
     prompt = opening(corpus.held_out, tokenizer) if settings.prompt is None else settings.prompt
-    writes = fill if masked else partial(sample, seed=settings.seed)
+    writes = fill if masked else partial(sample, seed=settings.seed, max_tokens=settings.sample_tokens)
     shown = f"{prompt}{ARROW}" if masked else prompt
     return Task(
         name=settings.task,
