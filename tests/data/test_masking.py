@@ -10,11 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.data.token_files import write_tokens
 from tests.scale import scaled
 from transom.data.masking import Masking
 from transom.data.order import NO_LOSS, Batch, Windows
 from transom.data.tokenizer import Tokenizer, train_tokenizer
-from transom.data.tokens import TokenFile, write_tokens
+from transom.data.tokens import TokenFile
 from transom.errors import Refused
 
 

@@ -11,9 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.data.token_files import write_tokens
 from tests.scale import scaled
 from transom.data.order import NO_LOSS, Batch, Windows, _keys, permuted
-from transom.data.tokens import TokenFile, write_tokens
+from transom.data.tokens import TokenFile
 from transom.errors import Refused
 
 

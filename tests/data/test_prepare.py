@@ -18,6 +18,7 @@ import pytest
 
 from tests.data.conftest import NASTY
 from tests.data.test_check import words
+from tests.data.token_files import write_tokens
 from transom.data import ngram_baselines as counting
 from transom.data import prepare as preparing
 from transom.data.check import Progress
@@ -26,7 +27,7 @@ from transom.data.order import Windows
 from transom.data.prepare import Corpus, prepare
 from transom.data.sources import open_source
 from transom.data.tokenizer import Tokenizer
-from transom.data.tokens import TokenFile, write_tokens
+from transom.data.tokens import TokenFile
 from transom.errors import Refused
 
 Written = Callable[[str, bytes | str], Path]
@@ -121,16 +122,6 @@ def test_the_same_call_returns_at_once(written: Written, tmp_path: Path) -> None
     touched = made(path, cache)
     assert not touched.reused and touched.data_hash == first.data_hash
     assert [entry.name for entry in cache.iterdir() if entry.name.startswith(".tmp")] == []
-
-
-def test_changed_data_is_refused_when_the_hash_is_expected(written: Written, tmp_path: Path) -> None:
-    texts = [words(seed) for seed in range(40)]
-    path, cache = rows(written, texts), tmp_path / "cache"
-    before = made(path, cache).data_hash
-    assert made(path, cache, expected_hash=before).reused
-    rows(written, [*texts, "one more line"])
-    with pytest.raises(Refused, match="the text has changed since this run began"):
-        made(path, cache, expected_hash=before)
 
 
 @pytest.mark.parametrize("name", ["train.tokens", "held_out.tokens", "tokenizer.json", "prepared.json"])

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tests.scale import scaled
 from transom.data import prepare_examples as preparing
 from transom.data.check import Progress
-from transom.data.example_split import held_out_groups, held_out_of_each, linked, same
+from transom.data.example_split import digest_of, held_out_groups, held_out_of_each, linked
 from transom.data.labelled import open_labelled
 from transom.data.pairs import open_pairs
 from transom.data.prepare_examples import Preparation, PreparedExamples
@@ -43,6 +43,11 @@ def pairs(path: object, validation: object = None, **options: object) -> Prepare
 def labelled(path: object, validation: object = None, **options: object) -> PreparedExamples:
     other = None if validation is None else open_labelled(str(validation))
     return prepared(open_labelled(str(path)), other, **{"tokenizer": "bytes", **options})
+
+
+def same(texts: list[str]) -> Any:
+    """For every text its hash."""
+    return np.frombuffer(b"".join(map(digest_of, texts)), dtype="<u8")
 
 
 def refusal(call: Callable[..., object], *args: object, **options: object) -> str:

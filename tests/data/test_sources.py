@@ -157,7 +157,7 @@ def test_standard_input_can_be_read_again(monkeypatch: pytest.MonkeyPatch) -> No
         assert [[d.text() for d in source.documents()] for _ in range(2)] == [["hello\n"], ["hello\n"]]
         prints.append(source.fingerprint())
     assert prints[0] == prints[1]
-    spooled = source.entries[0].path
+    spooled = source.entries[0].file.path
     assert spooled.exists()
     del source
     assert not spooled.exists()

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.data.token_files import write_tokens
 from tests.scale import scaled
-from transom.data.tokens import HEADER_BYTES, TokenFile, TokenWriter, write_tokens
+from transom.data.tokens import HEADER_BYTES, TokenFile, TokenWriter
 from transom.errors import Refused
 
 LENGTHS = np.array([0, 1, 2, 3, 1, 1, 1, 1], dtype=np.uint16)

@@ -8,7 +8,7 @@ held out was learned from. Read next: prepare_examples.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +22,6 @@ Mask = npt.NDArray[np.bool_]
 def digest_of(text: str) -> bytes:
     """The 8 bytes by which a text is known."""
     return hashlib.blake2b(text.encode(), digest_size=8).digest()
-
-
-def same(texts: Iterable[str]) -> Groups:
-    """For every text its hash."""
-    return np.frombuffer(b"".join(map(digest_of, texts)), dtype="<u8")
 
 
 def linked(one: Groups, other: Groups) -> Groups:

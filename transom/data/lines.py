@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 from transom.data.documents import printable
 from transom.data.issues import Issues
 from transom.data.records import record_texts
-from transom.data.rows import RECORDS, file_kind, readable_file
+from transom.data.rows import RECORDS, RowFile, file_kind, readable_file
 from transom.data.tables import TABLES, layout_of
 from transom.data.textfile import opened, plain_lines, read_text
 from transom.errors import Refused
@@ -52,7 +52,7 @@ def rows_to_answer(path: Path | None, field: str | None = None) -> list[tuple[Ro
 
 def _file_rows(path: Path, name: str, field: str | None, issues: Issues) -> Iterator[tuple[Row, str]]:
     if file_kind(path) in RECORDS:
-        yield from record_texts(path, name, field, issues)
+        yield from record_texts(RowFile(path, name), field, issues)
         return
     if field is not None:
         raise Refused(f"{name}: a text file has no field '{printable(field)}'; leave out --field")

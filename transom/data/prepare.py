@@ -61,16 +61,14 @@ def prepare(
     vocab_size: int | None = None,
     val_fraction: float = 0.05,
     frame: str = "",
-    expected_hash: str | None = None,
     on_progress: OnProgress | None = None,
 ) -> Corpus:
     """Make `source` ready to train on, below `folder`, or find it there from before.
 
     `tokenizer` is bpe, bytes, chars, a folder that holds one, or a Tokenizer. `vocab_size` is that of bpe, by
-    the size of the text where it is None. `frame` is that of a tokenizer
-    made here (see train_tokenizer); a given one without a mask gets one for the frame `text`. With
-    `expected_hash` the data must still be what it was: Refused when it has changed. Two processes may call
-    this at once: one works, the other waits.
+    the size of the text where it is None. `frame` is that of a tokenizer made here (see train_tokenizer); a
+    given one without a mask gets one for the frame `text`. Two processes may call this at once: one works,
+    the other waits.
     """
     known = tokenizer_named(tokenizer)
     if known is not None and frame == "text" and known.mask_id is None:
@@ -87,9 +85,8 @@ def prepare(
         settings["frame"] = frame
     corpus, reused = cache.once(
         Path(folder), settings, _found,
-        lambda home: _made(source, home, settings, known, expected_hash, on_progress),
+        lambda home: _made(source, home, settings, known, on_progress),
     )  # fmt: skip
-    _refuse_changed_data(source.name, corpus.data_hash, expected_hash)
     return replace(corpus, reused=reused)
 
 
@@ -106,25 +103,15 @@ def _found(home: Path, record: dict[str, Any]) -> Corpus:
     return Corpus(train, held_out, tokenizer, report, lines, record["data_hash"], home, reused=True)
 
 
-def _refuse_changed_data(name: str, data_hash: str, expected_hash: str | None) -> None:
-    if expected_hash is not None and data_hash != expected_hash:
-        hashes = f"hash {data_hash[:12]}, was {expected_hash[:12]}"
-        raise Refused(
-            f"{name}: the text has changed since this run began ({hashes}); restore it, or start a new run"
-        )
-
-
 def _made(
     source: Source,
     home: Path,
     settings: dict[str, Any],
     tokenizer: Tokenizer | None,
-    expected_hash: str | None,
     on_progress: OnProgress | None,
 ) -> dict[str, Any]:
     """Prepare from the text into the folder `home`; gives the record of it."""
     facts = survey(source, on_progress=on_progress)
-    _refuse_changed_data(source.name, facts.data_hash, expected_hash)
     halves = split(facts, settings["val_fraction"])
     if tokenizer is None:
         sample = _sample(source, facts, halves, settings["tokenizer"], on_progress)

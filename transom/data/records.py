@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 from transom.data.columns import TEXT_NAMES
 from transom.data.documents import Document, in_parts, printable
 from transom.data.issues import Issues
 from transom.data.json_rows import json_rows
-from transom.data.rows import Row, file_kind, layout_notes, refuse_twins, rows_of, text_value, type_name
+from transom.data.rows import HubRows, Row, RowFile, refuse_twins, text_value, type_name
 from transom.data.tables import TABLES
 from transom.data.textfile import opened, skip_record
 from transom.errors import Refused, nearest
@@ -75,38 +74,36 @@ def _documents(records: Iterable[tuple[int, Any]], field: TextField) -> Iterator
             field.issues.n_empty += 1
 
 
-def record_file(path: Path, where: str, field: str | None, issues: Issues) -> Iterator[Document]:
-    """A file of rows, read by its extension: one document each."""
-    yield from _documents(*_named_rows(path, where, field, issues))
+def record_file(file: RowFile | HubRows, field: str | None, issues: Issues) -> Iterator[Document]:
+    """Rows, one document each."""
+    yield from _documents(*_named_rows(file, field, issues))
 
 
-def record_texts(
-    path: Path, where: str, field: str | None, issues: Issues
-) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yield every row of such a file, by the names of its values, with its text; blank ones too."""
-    for _, record, text in _texts(*_named_rows(path, where, field, issues)):
+def record_texts(file: RowFile, field: str | None, issues: Issues) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield every row of a file, by the names of its values, with its text; blank ones too."""
+    for _, record, text in _texts(*_named_rows(file, field, issues)):
         yield record, text
 
 
 def _named_rows(
-    path: Path, where: str, field: str | None, issues: Issues
+    file: RowFile | HubRows, field: str | None, issues: Issues
 ) -> tuple[Iterable[tuple[int, Any]], TextField]:
     """Rows whose values have names, by JSON, Parquet or a table's header, and which of them is the text."""
-    rows: Iterator[tuple[int, Any]] = rows_of(path, where, issues, [field] if field else [])
+    rows: Iterator[tuple[int, Any]] = file.rows(issues, [field] if field else [])
     hint = ""
-    if file_kind(path) in TABLES:
-        issues.notes += layout_notes(path, where)
+    if file.kind in TABLES:
+        issues.notes += file.notes()
         rows, hint = (
-            _named(rows, where, field, issues),
+            _named(rows, file.where, field, issues),
             " (a column number where the file has no header row)",
         )
-    return rows, TextField(field, where, issues, hint)
+    return rows, TextField(field, file.where, issues, hint)
 
 
-def json_lines(path: Path, where: str, field: str | None, issues: Issues) -> Iterator[Document]:
+def json_lines(file: RowFile, field: str | None, issues: Issues) -> Iterator[Document]:
     """One JSON object a line, whatever the file is called (standard input)."""
-    with opened(path, where) as stream:
-        yield from _documents(json_rows(stream, where, issues), TextField(field, where, issues))
+    with opened(file.path, file.where) as stream:
+        yield from _documents(json_rows(stream, file.where, issues), TextField(field, file.where, issues))
 
 
 def _named(
@@ -127,8 +124,3 @@ def _named(
         refuse_twins(names, [field] if field is not None else names, where)
     for line, row in rows:
         yield line, dict(zip(names, row, strict=True))
-
-
-def hub_rows(name: str, rows: Iterable[Any], field: str | None, issues: Issues) -> Iterator[Document]:
-    """The rows of a data set of the Hugging Face hub, already opened."""
-    return _documents(enumerate(rows, start=1), TextField(field, name, issues))

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from transom.data.documents import printable
 from transom.data.issues import Issues, Policy
@@ -145,7 +145,7 @@ class RowFile:
 
     def notes(self) -> tuple[str, ...]:
         """What a person should know of how the rows are written."""
-        return layout_notes(self.path, self.where)
+        return layout_of(self.path, self.kind, self.where).notes if self.kind in TABLES else ()
 
     def fingerprint(self) -> str:
         """Hash the bytes of the file: once, while its size and time stay."""
@@ -159,8 +159,9 @@ class HubRows:
     where: str
     """hf:NAME"""
     data: Any
-    kind: str = PARQUET
-    state: None = None
+    kind: ClassVar[str] = PARQUET
+    """Rows of named values, as of a Parquet file."""
+    state: ClassVar[None] = None
 
     def rows(self, issues: Issues, fields: Sequence[str] = ()) -> Iterator[tuple[int, Row]]:
         """Yield (number, row); classes that the data set names are called by their names."""
@@ -193,12 +194,6 @@ def _class_name(value: Any, names: Sequence[str] | None) -> Any:
 def _hashed(file: RowFile, _state: tuple[int, int]) -> str:
     with open(file.path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def layout_notes(path: Path, where: str) -> tuple[str, ...]:
-    """What a person should know of how a file's rows are written."""
-    kind = file_kind(path)
-    return layout_of(path, kind, where).notes if kind in TABLES else ()
 
 
 def first_rows(file: RowFile | HubRows, policy: Policy) -> list[tuple[int, Row]]:

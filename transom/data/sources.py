@@ -29,22 +29,22 @@ from typing import Any
 from transom.data.documents import Document, divided, in_parts, printable
 from transom.data.issues import Issues, Policy, as_policy
 from transom.data.lines import STANDARD_INPUT, standard_input
-from transom.data.records import hub_rows, json_lines, record_file
-from transom.data.rows import RECORDS, HubRows, RowFile, file_kind, readable_file
+from transom.data.records import json_lines, record_file
+from transom.data.rows import PARQUET, RECORDS, HubRows, RowFile, file_kind, readable_file
 from transom.data.samples import STDLIB, stdlib_files
 from transom.data.tables import separator_of
 from transom.data.textfile import SkippedFile, head_of, opened, read_text
 from transom.errors import Refused
 
-Reader = Callable[[Path, str, str | None, Issues], Iterator[Document]]
+Reader = Callable[[Any, str | None, Issues], Iterator[Document]]
 
 
-def text_file(path: Path, where: str, _field: str | None, issues: Issues) -> Iterator[Document]:
+def text_file(file: RowFile, _field: str | None, issues: Issues) -> Iterator[Document]:
     """A text, code or Markdown file: one document, or those between its lines `<|endoftext|>`."""
 
     def pieces() -> Iterator[str]:
-        with opened(path, where) as stream:
-            yield from read_text(stream, where, issues)
+        with opened(file.path, file.where) as stream:
+            yield from read_text(stream, file.where, issues)
 
     n_documents = 0
     for line, stream in divided(pieces(), issues.division):
@@ -53,7 +53,7 @@ def text_file(path: Path, where: str, _field: str | None, issues: Issues) -> Ite
             head.append(piece)
             if piece.strip():
                 n_documents += 1
-                yield Document(where, line, in_parts(chain(head, stream), issues.rough_cut))
+                yield Document(file.where, line, in_parts(chain(head, stream), issues.rough_cut))
                 break
     issues.n_empty += not n_documents
 
@@ -76,15 +76,10 @@ _SNIFFED_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class Entry:
-    """One file of a source, its printable name and how it is read."""
+    """One file of a source, and how it is read."""
 
-    path: Path
-    where: str
+    file: RowFile | HubRows
     reader: Reader
-    content: str = ""
-    """Hash of the bytes, where they are known and the file's name and time mean nothing (standard input)."""
-    spool: RowFile | None = None
-    """What lasts as long as this does, and its file with it."""
 
 
 @dataclass
@@ -100,10 +95,11 @@ class Source:
 
     @property
     def n_bytes(self) -> int | None:
-        """Bytes of text to expect, where the size on disk tells it (None for gzip and Parquet)."""
-        if any(entry.path.suffix.lower() in (".gz", ".parquet") for entry in self.entries):
+        """Bytes of text to expect, where the size on disk tells it (None for gzip, Parquet and the hub)."""
+        files = [entry.file for entry in self.entries]
+        if any(file.kind == PARQUET or file.path.suffix.lower() == ".gz" for file in files):
             return None
-        return sum(entry.path.stat().st_size for entry in self.entries)
+        return sum(file.state[0] for file in files)
 
     def documents(self, issues: Issues | None = None) -> Iterator[Document]:
         """Stream the documents in a fixed order; each must be read before the next is asked for.
@@ -115,7 +111,7 @@ class Source:
         for entry in self.entries:
             issues.n_files += 1
             try:
-                yield from entry.reader(entry.path, entry.where, self.field, issues)
+                yield from entry.reader(entry.file, self.field, issues)
             except SkippedFile:
                 continue
 
@@ -123,36 +119,11 @@ class Source:
         """A hash that changes when a file is added, removed, resized or written to; reads no text."""
         digest = hashlib.sha256(repr((self.field, self.on_error)).encode())
         for entry in self.entries:
-            state = entry.path.stat()
-            facts = entry.content or (str(entry.path.absolute()), state.st_size, state.st_mtime_ns)
+            file = entry.file
+            known = file.fingerprint() if isinstance(file, HubRows) else file.content
+            facts = known or (str(file.path.absolute()), *file.state)
             digest.update(repr(facts).encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
-
-
-@dataclass
-class HubSource(Source):
-    """A data set of the Hugging Face hub, downloaded and memory-mapped by the library `datasets`."""
-
-    rows: Any = ()
-
-    @property
-    def n_bytes(self) -> int | None:
-        return None
-
-    def documents(self, issues: Issues | None = None) -> Iterator[Document]:
-        issues = issues if issues is not None else Issues()
-        issues.policy = self.on_error
-        yield from hub_rows(self.name, self.rows, self.field, issues)
-
-    def fingerprint(self) -> str:
-        facts = (
-            self.name,
-            self.field,
-            self.on_error,
-            getattr(self.rows, "_fingerprint", None),
-            len(self.rows),
-        )
-        return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
 def open_source(
@@ -171,20 +142,22 @@ def open_source(
     name = str(spec)
     if name == STDLIB:
         root, files = stdlib_files()
-        entries = [Entry(path, f"{STDLIB}/{path.relative_to(root).as_posix()}", text_file) for path in files]
+        entries = [
+            Entry(RowFile(path, f"{STDLIB}/{path.relative_to(root).as_posix()}"), text_file) for path in files
+        ]
         return Source(STDLIB, entries, on_error=policy)
     if name == "-":
         file = spooled_input()
         records = record_file if file.kind in RECORDS else json_lines
-        entry = Entry(file.path, file.where, text_file if field is None else records, file.content, file)
-        return Source(STANDARD_INPUT, [entry], field, policy)
+        return Source(STANDARD_INPUT, [Entry(file, text_file if field is None else records)], field, policy)
     if name.startswith("hf:"):
-        return HubSource(printable(name), [], field, policy, rows=_hub_data(name))
+        hub = HubRows(printable(name), _hub_data(name))
+        return Source(hub.where, [Entry(hub, record_file)], field, policy)
     return _from_path(Path(name), field, policy)
 
 
 def _joined(sources: list[Source]) -> Source:
-    if any(isinstance(source, HubSource) for source in sources):
+    if any(isinstance(entry.file, HubRows) for source in sources for entry in source.entries):
         raise Refused("a list of sources holds files and folders only; name a data set of the hub alone")
     left_out: dict[str, int] = {}
     for source in sources:
@@ -276,7 +249,7 @@ def _from_path(path: Path, field: str | None, policy: Policy) -> Source:
     if kind in _NOT_TEXT:
         raise Refused(f"{name}: not a text file; give text, JSONL, CSV or Parquet")
     reader = record_file if kind in RECORDS else text_file
-    return Source(name, [Entry(path, name, reader)], field, policy)
+    return Source(name, [Entry(RowFile(path, name), reader)], field, policy)
 
 
 def _from_folder(root: Path, name: str, field: str | None, policy: Policy) -> Source:
@@ -303,7 +276,7 @@ def _from_folder(root: Path, name: str, field: str | None, policy: Policy) -> So
             reason = "binary files" if kind in _NOT_TEXT or _looks_binary(path) else None
         if reason is None:
             reader = record_file if field is not None else text_file
-            entries.append(Entry(path, printable(path), reader))
+            entries.append(Entry(RowFile(path, printable(path)), reader))
         else:
             left_out[reason] = left_out.get(reason, 0) + 1
     if not entries:
