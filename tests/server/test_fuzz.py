@@ -187,6 +187,7 @@ def watched(apart: tuple[int, str, list[str]], seconds: float) -> tuple[Counter[
     return codes, canary, grown
 
 
+@pytest.mark.heavy
 def test_a_stream_does_not_notice_what_others_send(apart: tuple[int, str, list[str]]):
     codes, canary, grown = watched(apart, 6)
     assert canary.runs >= 2 and not canary.differed

@@ -25,6 +25,7 @@ def served(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield running
 
 
+@pytest.mark.heavy
 def test_a_real_model_answers_as_without_and_recalls_what_it_is_asked(browser: Any, served: Running):  # noqa: F811
     visit = Visit(browser, served.url)
     page = visit.open(served.page)

@@ -19,7 +19,9 @@ HARD = {"steps": STEPS, "model__dropout": 0.1, "save_every": 1, "keep": 100, "ev
 """Accumulation (8 windows by 2), packed rows, dropout, and an epoch that ends within the run."""
 
 
-@pytest.mark.parametrize(("optim", "dtype"), [("muon", "float32"), ("adamw", "bfloat16")])
+@pytest.mark.parametrize(("optim", "dtype"), [
+    ("muon", "float32"), pytest.param("adamw", "bfloat16", marks=pytest.mark.heavy),
+])  # fmt: skip
 def test_resume_from_every_step_gives_the_same_bits(
     tiny: Tiny, tmp_path: Path, optim: str, dtype: str
 ) -> None:
