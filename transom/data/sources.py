@@ -96,8 +96,10 @@ class Source:
     @property
     def n_bytes(self) -> int | None:
         """Bytes of text to expect, where the size on disk tells it (None for gzip, Parquet and the hub)."""
-        files = [entry.file for entry in self.entries]
-        if any(file.kind == PARQUET or file.path.suffix.lower() == ".gz" for file in files):
+        files = [entry.file for entry in self.entries if isinstance(entry.file, RowFile)]
+        if len(files) < len(self.entries) or any(
+            file.path.suffix.lower() in (".gz", PARQUET) for file in files
+        ):
             return None
         return sum(file.state[0] for file in files)
 
@@ -120,8 +122,10 @@ class Source:
         digest = hashlib.sha256(repr((self.field, self.on_error)).encode())
         for entry in self.entries:
             file = entry.file
-            known = file.fingerprint() if isinstance(file, HubRows) else file.content
-            facts = known or (str(file.path.absolute()), *file.state)
+            if isinstance(file, HubRows):
+                facts: object = file.fingerprint()
+            else:
+                facts = file.content or (str(file.path.absolute()), *file.state)
             digest.update(repr(facts).encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
 
