@@ -24,6 +24,8 @@ class PlainRow:
 class PlainRunner:
     """Keeps no state but how much of each row counts as read, and how many blocks that would take."""
 
+    stale = False
+
     def __init__(self, score: Score, *, vocab_size: int, max_len: int, n_tokens: int, block: int = 4) -> None:
         self.score, self.vocab_size, self.max_len = score, vocab_size, max_len
         self.block, self.n_blocks = block, n_tokens // block
