@@ -10,10 +10,8 @@ import contextlib
 import itertools
 import json as json_text
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
@@ -38,13 +36,11 @@ Switched = Annotated[bool, Parameter(negative=(), show_default=False)]
 Json = Annotated[Switched, Parameter(help="Print one JSON document last.")]
 Flags = Annotated[TrainSettings, Parameter(name="*", group=Group("Run", sort_key=1))]
 Config = Annotated[
-    Path | None,
-    Parameter(name="--config", help="A TOML file with any of the settings below; flags beat it."),
+    Path | None, Parameter(name="--config", help="A TOML file with any of the settings below; flags beat it.")
 ]
 Model = Annotated[str, Parameter(help="A run (`runs/NAME`), a model folder or a Hugging Face id.")]
 Dtype = Annotated[
-    str | None,
-    Parameter(help="`float32` or `bfloat16` [default: as the folder says, and as is fast here]."),
+    str | None, Parameter(help="`float32` or `bfloat16` [default: as the folder says, and as is fast here].")
 ]
 Device = Annotated[str | None, Parameter(help="`cpu`, `cuda`, `mps` [default: the fastest].")]
 Texts = Annotated[
@@ -52,15 +48,15 @@ Texts = Annotated[
 ]
 Input = Annotated[
     Path | None,
-    Parameter(help="A file with a text on each line, or a table or records of which one field is it."),
+    Parameter(help="A file with a text on each line, or a table or records with it in one field."),
 ]
 Field = Annotated[
     str | None,
-    Parameter(help="Which column or field that is [default: the run's own, `text`, or the only one]."),
+    Parameter(help="Which column or field [default: the run's own, `text`, or the only one]."),
 ]
 Rows = Annotated[
     Path | None,
-    Parameter(help="Write the rows there with their answers in columns of their own (.csv, .tsv, .jsonl)."),
+    Parameter(help="Write the rows there with their answers in columns besides (.csv, .tsv, .jsonl)."),
 ]
 Cut = Annotated[Switched, Parameter(help="Leave out the end of texts that are longer than the model reads.")]
 SERVER, SAMPLING = ServerSettings(), SamplingParams()
@@ -162,7 +158,7 @@ def generate(
     if flags.logprobs is not None and not json:
         raise Refused("--logprobs is shown with --json only; add --json")
     from .data.lines import whole_input
-    from .inference.answers import Completions, TextInput
+    from .inference.answers import Completions, TextInput, unescaped
 
     if out is not None and flags.n > 1:
         raise Refused("--out has room for one completion of each prompt; leave out --n")
@@ -172,7 +168,7 @@ def generate(
     texts = asked.texts
     settings = flags.given()
     if "stop" in settings:
-        settings["stop"] = [_unescaped(stop) for stop in settings["stop"]]
+        settings["stop"] = [unescaped(stop) for stop in settings["stop"]]
     with _answer(json) as show:
         generator = _loaded(model, "Generator", dtype, device)
         if json or input or out or len(texts) > 1 or flags.n > 1:
@@ -394,6 +390,8 @@ def look(
     all
         Print every number here, not a screen of them.
     """
+    from .inference.answers import Shown, spoken
+
     page = writable(out or unused("look.html"))
     with _answer(json) as show:
         if text is None:
@@ -404,7 +402,6 @@ def look(
             found = look_at_run(Path(model))
         else:
             from .checkpoint.hub import name_of
-            from .inference.answers import spoken
             from .inference.load import load as load_model
             from .inference.look import look_into
 
@@ -577,20 +574,6 @@ class Answer(Protocol):
     def to_dict(self) -> dict[str, Any]: ...
 
 
-@dataclass(frozen=True)
-class Shown:
-    """An answer whose words depend on how they are asked for."""
-
-    words: str
-    values: dict[str, Any]
-
-    def __str__(self) -> str:
-        return self.words
-
-    def to_dict(self) -> dict[str, Any]:
-        return self.values
-
-
 @contextlib.contextmanager
 def _answer(json: bool) -> Iterator[Callable[[Answer], None]]:
     """How a verb shows its answer; with --json all that is printed meanwhile goes to stderr."""
@@ -634,9 +617,3 @@ def _sizes(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split("-"))
     except ValueError:
         raise Refused(f"sizes is '{text}'; give units of each layer, such as 2-3-1") from None
-
-
-def _unescaped(text: str) -> str:
-    """A newline, a tab, a carriage return or a backslash where a shell left it spelled out."""
-    meant = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
-    return re.sub(r"\\([ntr\\])", lambda found: meant[found[1]], text)

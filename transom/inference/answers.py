@@ -9,9 +9,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from transom.data.documents import printable
 from transom.data.labelled import label_columns
 from transom.data.lines import answers_file, rows_to_answer, write_rows
 from transom.data.pairs import pair_columns
-from transom.data.rows import RECORDS, file_kind, first_rows
+from transom.data.rows import RECORDS, RowFile, file_kind, first_rows
 from transom.data.textfile import SkippedFile, not_text
 from transom.errors import Refused
 from transom.output import for_terminal, writable, write_whole
@@ -91,7 +92,7 @@ def learned_field(model: str, file: Path) -> str | None:
         return None
     with suppress(Refused, SkippedFile, OSError):
         settings = load(TrainSettings, file=resolve(model).parent / "settings.toml")
-        _, first = first_rows(file, str(file), "skip")[0]
+        _, first = first_rows(RowFile(file, str(file)), "skip")[0]
         name = settings.data.field or _shown_field(settings)
         if name.isdigit() and isinstance(first, list):
             return name if 1 <= int(name) <= len(first) else None
@@ -101,14 +102,34 @@ def learned_field(model: str, file: Path) -> str | None:
 
 def _shown_field(settings: TrainSettings) -> str:
     """The field of a run that was told none: what its columns are is seen as it was then."""
-    data, path = settings.data, Path(settings.data.source)
+    data, file = settings.data, RowFile(Path(settings.data.source), settings.data.source)
     columns: Columns
     if settings.task == "classify":
-        columns = label_columns(path, str(path), None, data.label, "skip")
+        columns = label_columns(file, None, data.label, "skip")
     else:
-        columns = pair_columns(path, str(path), None, "skip")
+        columns = pair_columns(file, None, "skip")
     (place, *_), name = columns.places[0], columns.names[0]
     return name if columns.header or isinstance(place, str) else str(place + 1)
+
+
+def unescaped(text: str) -> str:
+    """A newline, a tab, a carriage return or a backslash where a shell left it spelled out."""
+    meant = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
+    return re.sub(r"\\([ntr\\])", lambda found: meant[found[1]], text)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An answer whose words depend on how they are asked for."""
+
+    words: str
+    values: dict[str, Any]
+
+    def __str__(self) -> str:
+        return self.words
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.values
 
 
 class Answers:
