@@ -292,7 +292,7 @@ def test_a_byte_order_mark_is_no_part_of_settings_or_keys(tmp_path: Path) -> Non
     assert load_settings(TrainSettings, {}, settings).steps == 3
     file.write_bytes(f"\ufeff{'a' * 16}\r\n# a word\r\n{'b' * 16}\r\n".encode())
     keys, _ = read_keys(ServerSettings(api_key_file=file), {})
-    assert keys.scope(b"a" * 16) and keys.scope(b"b" * 16) and keys.scope(b"c" * 16) is None
+    assert keys.tenant(b"a" * 16) and keys.tenant(b"b" * 16) and keys.tenant(b"c" * 16) is None
 
 
 @pytest.mark.parametrize(("verb", "settings", "learned"), [
