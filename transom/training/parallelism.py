@@ -172,6 +172,8 @@ def together(kind: str, device: str | torch.device) -> Iterator[World]:
             world.watchdog.report(error)
             if isinstance(error, Refused) and world.watchdog.first_said():
                 raise SystemExit(2) from None  # rank 0 refuses the same: its line is enough
+            if isinstance(error, Refused):
+                world.watchdog.end_last()
         raise
     finally:  # SystemExit of a rank that ends quietly comes this way too
         if world.watchdog is not None:

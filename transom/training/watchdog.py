@@ -81,6 +81,14 @@ class Watchdog:
             time.sleep(0.05)
         return False
 
+    def end_last(self, patience: float = 1.0) -> None:
+        """As the first rank, with which the store ends, wait until the others that refuse too have heard."""
+        others, deadline = [f"error/{rank}" for rank in range(1, self.size)], time.monotonic() + patience
+        while self.rank == 0 and time.monotonic() < deadline and not self.store.check(others):
+            time.sleep(0.05)
+        if self.rank == 0:
+            time.sleep(0.2)  # they look for its word once more
+
     def _watch(self) -> None:
         count = 0
         while not self._closed.wait(self.interval):
