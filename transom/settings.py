@@ -443,7 +443,13 @@ def explain(error: ValidationError, kind: type[Settings], file: str = "", toml: 
         meant = f"; {value!r} is a {others[0]}" if others else nearest(str(value), choices)
         return f"{place}{name} is {value!r}; it can be {', '.join(choices)}{meant}"
     wanted = _wording(kind, name) or _rule(first["type"], first["msg"])
-    return f"{place}{name} is {value!r:.200}; it must be {wanted}"
+    return f"{place}{name} is {_shown(value):.200}; it must be {wanted}"
+
+
+def _shown(value: Any) -> str:
+    """A value as a person wrote it: a number of a command line, which comes as text, without quotes."""
+    number = isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", value, re.I)
+    return str(value) if number else repr(value)
 
 
 def _wording(kind: type[Settings], name: str) -> str:

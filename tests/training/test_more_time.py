@@ -63,7 +63,9 @@ def test_a_finished_run_of_time_learns_for_longer(tiny: Tiny) -> None:
     assert start < first.step < more.step and more.seconds == pytest.approx(6, abs=1)
     learned = [event for event in more.metrics if event["event"] == "step"]
     assert [event["step"] for event in learned] == list(range(1, more.step + 1))
-    fell = [event["step"] for event in learned if event["lr"] < max(rates(more))][1:]
+    highest = max(rates(more))
+    risen = learned[rates(more).index(highest) :]
+    fell = [event["step"] for event in risen if event["lr"] < highest]
     assert start < fell[0] and learned[fell[0] - 1]["position"] > 0.45, (
         "its rate falls in the second half again"
     )
