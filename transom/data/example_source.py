@@ -21,6 +21,11 @@ Example = TypeVar("Example", bound=tuple[str, str, str])
 """Pair or Labelled: two texts, and their place as file:line."""
 
 
+def hashed_bytes(example: tuple[str, str, str]) -> bytes:
+    """Return what the hash of a set of examples takes of each: both texts, and not their place."""
+    return f"{example[0]}\0{example[1]}\0".encode()
+
+
 @dataclass(frozen=True)
 class ExampleSource(Generic[Example]):
     """Examples to learn from, in a fixed order, with the place of each."""

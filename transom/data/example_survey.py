@@ -18,7 +18,7 @@ import numpy.typing as npt
 from transom.data.check import Meter
 from transom.data.documents import printable
 from transom.data.example_report import ExampleReport, counted
-from transom.data.example_source import Example, ExampleSource
+from transom.data.example_source import Example, ExampleSource, hashed_bytes
 from transom.data.example_split import Groups, Mask, digest_of, held_out_groups, held_out_of_each, linked
 from transom.data.issues import Issues
 from transom.data.textfile import controls_note, n_controls
@@ -100,7 +100,7 @@ def survey_examples(
             one, other, where = example
             if found := n_controls(one) + n_controls(other):
                 controls, first_control = controls + found, first_control or where
-            whole.update(f"{one}\0{other}\0".encode())
+            whole.update(hashed_bytes(example))
             for side, text in zip(hashes, example[:n_sides], strict=True):
                 side += digest_of(text)
             n_characters = sum(map(len, example[:n_sides]))

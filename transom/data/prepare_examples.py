@@ -27,7 +27,7 @@ import numpy.typing as npt
 from transom.data import cache
 from transom.data.check import Meter, OnProgress
 from transom.data.example_report import ExampleReport, counted
-from transom.data.example_source import Example, ExampleSource
+from transom.data.example_source import Example, ExampleSource, hashed_bytes
 from transom.data.example_survey import ExampleSurvey, survey_examples
 from transom.data.examples import LabelledRows, PairRows
 from transom.data.issues import MAX_SKIPPED
@@ -267,7 +267,7 @@ class _Writing:
             ]
             batches = in_batches(facts.examples(), lambda example: len(example[0]) + len(example[1]))
             for batch, sides in ahead(batches, self._encoded):
-                whole.update("".join(f"{one}\0{other}\0" for one, other, _ in batch).encode())
+                whole.update(b"".join(map(hashed_bytes, batch)))
                 if first + len(batch) > len(facts.held_out):
                     break
                 if first <= unclear_at < first + len(batch):
