@@ -126,8 +126,8 @@ class Run:
         if self.interrupted or self.task not in ("lm", "mlm") or not behind or "memoris" in self.sentence:
             return ""
         return (
-            f"what may help: more time ({longer_command(self.folder, self.seconds)}), more text, or given "
-            "weights (--model.weights)"
+            f"what may help: more time ({longer_command(self.folder, self.seconds)}), more text, or "
+            "pretrained weights (--model.weights)"
         )
 
     @property
