@@ -22,7 +22,7 @@ from ..hardware import Hardware
 from ..model.config import ModelConfig
 from ..settings import ALIASES, TrainSettings, load
 from ..training import evaluate
-from ..training.architecture import CAN, CELLS, model_config
+from ..training.architecture import CAN, model_config
 from ..training.evaluate import Score
 from ..training.folder import RunFolder
 from ..training.loop import train
@@ -30,6 +30,7 @@ from ..training.parallelism import World
 from ..training.report import Report
 from ..training.run import Run
 from ..training.task import Task
+from ..training.task_facts import CELLS
 from ..training.tasks import choose_task, prepare_task
 from ..units import format_time, parse_count, parse_time
 from .comparison import Comparison, Outcome

@@ -10,21 +10,12 @@ from ..model.config import SIZES, Experts, ModelConfig
 from ..settings import EXPERTS, LIMITS, ModelSettings, OptimSettings, TrainSettings
 from .budget import WARMUP_STEPS
 from .optimizers import Rates, default_rates
+from .task_facts import CELLS, TASK_FACTS
 
-MEMBER_OF = {
-    "lm": "decoder",
-    "mlm": "encoder",
-    "translate": "encoder-decoder",
-    "classify": "encoder",
-    "embed": "encoder",
-}
-"""The member of the family that a task takes when none is named."""
-CELLS = ("rnn", "lstm", "gru")
 CAN = {
-    "decoder": ("lm",),
-    "encoder": ("mlm", "classify", "embed"),
-    "encoder-decoder": ("translate",),
-} | dict.fromkeys(CELLS, ("lm", "translate"))
+    member: tuple(task for task, facts in TASK_FACTS.items() if member in facts.members)
+    for member in ("decoder", "encoder", "encoder-decoder", *CELLS)
+}
 """The tasks that each member can learn."""
 
 PRETRAINED_WINDOW = 1024
@@ -40,35 +31,19 @@ PARTS: dict[str, dict[str, Any]] = {
     "encoder-decoder": LIKE_2017
     | dict(position="sinusoidal", activation="relu", scale_embeddings=True, head_bias=True, norm_eps=1e-5),
 } | dict.fromkeys(CELLS, dict(n_layers=2, position="none", qk_norm=False))
-HEADS: dict[str, dict[str, Any]] = {
-    "lm": {},
-    "translate": {},
-    "mlm": dict(head_transform=True, head_bias=True),
-    "classify": dict(head="classify", dropout=0.1),
-    "embed": dict(head="embed", pooling="mean", normalize=True),
-}
 
 
 def member(settings: ModelSettings, task: str) -> str:
     """Return the member of the family for a task: as asked for, else by the rule. Raises `Refused`."""
-    kind = settings.kind or MEMBER_OF[task]
-    if task not in CAN[kind]:
-        others = [other for other, tasks in CAN.items() if task in tasks]
+    facts = TASK_FACTS[task]
+    kind = settings.kind or facts.members[0]
+    if kind not in facts.members:
         article = "an" if kind[0] in "aeiour" and kind != "rnn" or kind in ("rnn", "lstm") else "a"
         raise Refused(
-            f"model.kind is {kind}, and {article} {kind} cannot learn to {VERB[task]}; "
-            f"use --model {' or '.join(others)}, or --task {' or '.join(CAN[kind])}"
+            f"model.kind is {kind}, and {article} {kind} cannot learn to {facts.does}; "
+            f"use --model {' or '.join(facts.members)}, or --task {' or '.join(CAN[kind])}"
         )
     return kind
-
-
-VERB = {
-    "lm": "predict the next token (lm)",
-    "mlm": "predict masked tokens (mlm)",
-    "translate": "translate",
-    "classify": "classify",
-    "embed": "embed",
-}
 
 
 def model_config(
@@ -86,7 +61,12 @@ def model_config(
     on nano. Raises `Refused`.
     """
     given, kind = settings.overrides(), member(settings, task)
-    numbers: dict[str, Any] = {**SIZES[settings.size], **PARTS[kind], **HEADS[task], "labels": labels}
+    numbers: dict[str, Any] = {
+        **SIZES[settings.size],
+        **PARTS[kind],
+        **TASK_FACTS[task].head,
+        "labels": labels,
+    }
 
     # A width alone brings heads and a feed-forward that fit it.
     dim = given.get("dim", numbers["dim"])
@@ -149,7 +129,7 @@ def longest_row(settings: TrainSettings, config: ModelConfig) -> int:
     of many thousands asks for more text and memory than most have. The model's own context stays as it is.
     """
     longest = settings.model.max_len or config.max_len
-    if settings.model.max_len is None and settings.model.weights and settings.task in ("lm", "mlm"):
+    if settings.model.max_len is None and settings.model.weights and TASK_FACTS[settings.task].running:
         longest = PRETRAINED_WINDOW
     return min(longest, config.max_len)
 

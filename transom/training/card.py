@@ -5,106 +5,17 @@ Written as README.md into the model folder, with the header that the Hugging Fac
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
+from .task_facts import TASK_FACTS
+
 WITH_TRANSOM_ONLY = "This model's parts fit no Hugging Face family: only Transom reads the folder."
-
-
-@dataclass(frozen=True)
-class Words:
-    """What a card says about the models of one task."""
-
-    what: str
-    tag: str
-    use: str
-    """A command line."""
-    elsewhere: str
-    """The same in Python with the library that reads the folder."""
-    limits: str
-
-
-def _python(*lines: str) -> str:
-    return "\n".join(("```python", *lines, "```"))
-
-
-WORDS = {
-    "lm": Words(
-        "A language model",
-        "text-generation",
-        'transom generate THIS_FOLDER "Once upon a time"',
-        _python(
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
-            "",
-            'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")',
-            'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")',
-            'tokens = model.generate(**tokenizer("Once upon a time", return_tensors="pt"), max_new_tokens=50)',  # noqa: E501
-            "print(tokenizer.decode(tokens[0]))",
-        ),
-        "It continues text like the text it learned from; it was not tuned to follow instructions or to tell "
-        "the\ntruth, and repeats what its data holds, mistakes and prejudices included. Nothing was filtered "
-        "out.",
-    ),
-    "mlm": Words(
-        "A masked language model",
-        "fill-mask",
-        "transom train LABELLED_DATA --task classify --model.weights THIS_FOLDER",
-        _python(
-            "from transformers import pipeline",
-            "",
-            'fill = pipeline("fill-mask", "THIS_FOLDER")',
-            'print(fill("Once upon a <|mask|>"))',
-        ),
-        "It fills masks in text like the text it learned from, and is meant to be fine-tuned. Nothing was "
-        "filtered out.",
-    ),
-    "translate": Words(
-        "A translator",
-        "translation",
-        'transom translate THIS_FOLDER "A text to translate"',
-        _python(
-            "from transformers import AutoModelForSeq2SeqLM, AutoTokenizer",
-            "",
-            'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")',
-            'model = AutoModelForSeq2SeqLM.from_pretrained("THIS_FOLDER")',
-            'tokens = model.generate(**tokenizer("A text to translate", return_tensors="pt"))',
-            "print(tokenizer.decode(tokens[0], skip_special_tokens=True))",
-        ),
-        "It translates texts like those it learned from; on others it may invent, leave out or repeat, "
-        "without a sign.",
-    ),
-    "classify": Words(
-        "A text classifier",
-        "text-classification",
-        'transom classify THIS_FOLDER "A text" --reject-below 0.8',
-        _python(
-            "from transformers import pipeline",
-            "",
-            'classify = pipeline("text-classification", "THIS_FOLDER")',
-            'print(classify("A text"))',
-        ),
-        "It names one of its classes for any text, also for one that belongs to none; a probability is a "
-        "confidence\nonly on texts like those it learned from.",
-    ),
-    "embed": Words(
-        "A text embedder",
-        "sentence-similarity",
-        'transom embed THIS_FOLDER "One text" "and another"',
-        _python(
-            "from sentence_transformers import SentenceTransformer",
-            "",
-            'model = SentenceTransformer("THIS_FOLDER")',
-            'print(model.encode(["One text", "and another"]))',
-        ),
-        "Near vectors mean that texts belong together as the pairs did that it learned from, nothing else.",
-    ),
-}
 
 
 def model_card(ledger: dict[str, Any]) -> str:
     """Write the card from a run's ledger."""
     data, model, cost, result = (ledger[name] for name in ("data", "model", "cost", "result"))
-    words, unit = WORDS[ledger["task"]], ledger["unit"]
+    words, unit = TASK_FACTS[ledger["task"]].card, ledger["unit"]
     library = "transom" if ledger["format"] is None else "transformers"
     begun = f"trained from `{ledger['begun_from']}`" if ledger["begun_from"] else "trained from nothing"
     active = model["active_parameters"]

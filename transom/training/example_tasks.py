@@ -33,12 +33,11 @@ from .report import Report
 from .run import ARROW
 from .sample import classified, translated
 from .task import Task
+from .task_facts import TASK_FACTS
 from .text_task import on_all, refuse_shared_input
 
 AT_ONCE = 1 << 20
 """Tokens counted at once, where there may be more than fit into memory."""
-TOKENS = {"translate": 4096, "classify": 2048, "embed": 8192}
-"""Tokens of a step where nobody says: of both sides, padding not counted."""
 SMOOTHING = 0.1
 """Of labels, to translate (Vaswani et al. 2017)."""
 UNEVEN = 3.0
@@ -60,7 +59,7 @@ def translate_task(settings: TrainSettings, folder: RunFolder, world: World, rep
     assert config.start_id is not None and config.pad_id is not None
     learned, held_out = (
         Translation(
-            rows, settings.batch.tokens or TOKENS["translate"], settings.seed,
+            rows, _tokens_of_step(settings), settings.seed,
             start_id=config.start_id, pad_id=config.pad_id, least_rows=n,
         )
         for rows, n in ((made.train, world.size), (made.held_out, 1))
@@ -91,7 +90,7 @@ def classify_task(settings: TrainSettings, folder: RunFolder, world: World, repo
     head = {"head": "classify", "labels": made.labels}
     config, first = _model(settings, tokenizer, head, made.labels, ids)
     learned, held_out = (
-        Classification(rows, settings.batch.tokens or TOKENS["classify"], settings.seed,
+        Classification(rows, _tokens_of_step(settings), settings.seed,
                        pad_id=config.pad_id or 0, least_rows=n)
         for rows, n in ((made.train, world.size), (made.held_out, 1))
     )  # fmt: skip
@@ -128,7 +127,7 @@ def embed_task(settings: TrainSettings, folder: RunFolder, world: World, report:
     head = {"head": "embed", "pooling": "mean", "normalize": True}
     config, first = _model(settings, tokenizer, head, (), ids)
     learned, held_out = (
-        Embedding(rows, settings.batch.tokens or TOKENS["embed"], settings.seed, pad_id=config.pad_id or 0,
+        Embedding(rows, _tokens_of_step(settings), settings.seed, pad_id=config.pad_id or 0,
                   least_rows=n)
         for rows, n in ((made.train, 2 * world.size), (made.held_out, 2))
     )  # fmt: skip
@@ -172,7 +171,7 @@ def preparation(task: str, settings: TrainSettings) -> Preparation[Any]:
     return Preparation(
         train, validation, tokenizer=tokenizer_of(settings, train.tokenizer), vocab_size=data.vocab_size,
         val_fraction=data.val_fraction, max_len=longest(settings), cut=data.too_long == "cut",
-        frame="target" if task == "translate" else "text",
+        frame=TASK_FACTS[task].frame,
     )  # fmt: skip
 
 
@@ -186,6 +185,12 @@ def longest(settings: TrainSettings) -> int:
 
         return load_config(resolve(settings.model.weights))[0].max_len
     return SIZES[settings.model.size]["max_len"]
+
+
+def _tokens_of_step(settings: TrainSettings) -> int:
+    tokens = settings.batch.tokens or TASK_FACTS[settings.task].tokens
+    assert tokens is not None, f"{settings.task} is not learned from examples"
+    return tokens
 
 
 def _model(

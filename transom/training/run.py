@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 from ..units import format_time
 from . import report
 from .display import clock, one_line
+from .task_facts import TASK_FACTS
 
 if TYPE_CHECKING:
     from ..inference.load import Loaded
 
 ARROW = " -> "
 """Between what a model was given and what it made of it, where that is not the same text."""
-VERBS = {"lm": "generate", "translate": "translate", "classify": "classify", "embed": "embed"}
-"""What a model is used by, by the task that it learned."""
 
 
 def task_of(folder: Path) -> str:
@@ -111,19 +110,20 @@ class Run:
         """What uses this model, as it is typed; after an encoder that fills masks, what makes it useful."""
         if self.interrupted:
             return self.resume_command
-        if self.task not in VERBS:
+        verb = TASK_FACTS[self.task].verb
+        if verb is None:
             return f"transom train DATA --task classify --model.weights {quote(str(self.folder))}"
         given = self.prompt.removesuffix(ARROW)
         text = _first_words(one_line(given, len(given) * 2), 60)
         texts = " ".join(map(quote, [text] if text else ["a text", "and another"]))
-        return f"transom {VERBS[self.task]} {quote(str(self.folder))} {texts}"
+        return f"transom {verb} {quote(str(self.folder))} {texts}"
 
     @property
     def remedy(self) -> str:
         """What may help a model of running text that something simpler is still ahead of, or ""."""
         lines = self.references.values()
         behind = bool(lines) and self.loss is not None and self.loss >= min(lines)
-        if self.interrupted or self.task not in ("lm", "mlm") or not behind or "memoris" in self.sentence:
+        if self.interrupted or not TASK_FACTS[self.task].running or not behind or "memoris" in self.sentence:
             return ""
         return (
             f"what may help: more time ({longer_command(self.folder, self.seconds)}), more text, or "

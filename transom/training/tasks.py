@@ -1,6 +1,7 @@
-"""Which task a run has, and its preparation: the one table from a task's name to what makes it.
+"""Which task a run has, and its preparation: from a task's name to the function that makes it.
 
-What nobody said is guessed from the shape of the data, and said aloud. Read next: text_task, example_tasks.
+What nobody said is guessed from the shape of the data, and said aloud. Read next: task_facts, text_task,
+example_tasks.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from .folder import RunFolder
 from .parallelism import World
 from .report import Report
 from .task import Task
+from .task_facts import TASK_FACTS
 from .text_task import text_task
 
 TASKS: dict[str, Callable[[TrainSettings, RunFolder, World, Report], Task]] = {
@@ -26,23 +28,10 @@ TASKS: dict[str, Callable[[TrainSettings, RunFolder, World, Report], Task]] = {
     "classify": classify_task,
     "embed": embed_task,
 }
-DEFAULT_DATA = {"translate": "dates", "classify": "stdlib-labels", "embed": "dates"}
-"""What is learned when no data is named; running text is the standard library."""
 DEFAULT_BUDGET = 180.0
 """Seconds that these small sets are learned for when no limit is named: enough for 99% of unseen dates."""
 OF_MEMBER = {"encoder": "mlm", "encoder-decoder": "translate"}
 """What a member of the family learns on running text; all others predict the next token."""
-
-
-ONLY_FOR = {
-    "target": ("translate", "embed"),
-    "target_field": ("translate", "embed"),
-    "validation_target": ("translate", "embed"),
-    "label": ("classify",),
-    "validation": ("translate", "embed", "classify"),
-    "too_long": ("classify",),
-}
-"""Settings of data that mean something to some tasks only."""
 
 
 def choose_task(settings: TrainSettings, report: Report) -> TrainSettings:
@@ -73,15 +62,17 @@ def choose_task(settings: TrainSettings, report: Report) -> TrainSettings:
             task, why = "mlm", f"{why}; an encoder learns it by filling masks"
         settings = settings.with_({"task": task})
         report("note", text=f"task: {task} ({why}); --task says otherwise")
-    for name, tasks in ONLY_FOR.items():
-        if getattr(data, name) is not None and settings.task not in tasks:
+    facts = TASK_FACTS[settings.task]
+    for name in (name for other in TASK_FACTS.values() for name in other.data):
+        if getattr(data, name) is not None and name not in facts.data:
+            tasks = [task for task, other in TASK_FACTS.items() if name in other.data]
             raise Refused(
                 f"--data.{name.replace('_', '-')} is set, but the task is {settings.task}; it is for "
                 f"{', '.join(tasks)}"
             )
-    if not named and settings.task in DEFAULT_DATA:
-        settings = settings.with_({"data.source": DEFAULT_DATA[settings.task]})
-    small = settings.data.source in DEFAULT_DATA.values()
+    if not named and facts.example_set is not None:
+        settings = settings.with_({"data.source": facts.example_set})
+    small = any(settings.data.source == other.example_set for other in TASK_FACTS.values())
     if small and not any(limit in settings.given() for limit in LIMITS):
         settings = settings.with_({"budget": DEFAULT_BUDGET})
     if not settings.model.weights:

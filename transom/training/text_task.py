@@ -30,6 +30,7 @@ from .report import Report
 from .run import ARROW
 from .sample import DRAWN, fill, sample
 from .task import Task
+from .task_facts import TASK_FACTS
 
 GENERATION = {"do_sample": True, **DRAWN}
 """What generation_config.json proposes to whoever uses the model: as samples are drawn along the way."""
@@ -132,7 +133,7 @@ def prepare_text(settings: TrainSettings, folder: RunFolder, world: World, repor
             open_source(data.source, field=data.field, on_error=data.on_error),
             folder=data.cache or folder.data, tokenizer=tokenizer_of(settings, "bpe"),
             vocab_size=data.vocab_size, val_fraction=data.val_fraction,
-            frame="text" if settings.task == "mlm" else "", on_progress=show,
+            frame=TASK_FACTS[settings.task].frame, on_progress=show,
         ),
     )  # fmt: skip
 
