@@ -30,13 +30,14 @@ from ..settings import TrainSettings, load
 from ..training.example_tasks import preparation, sources_of
 from ..training.folder import RunFolder
 from ..training.run import Run, longer_command, task_of
+from ..training.task_facts import TASK_FACTS
 from .baselines import TfidfLogistic, TranslationMemory, copy_source, majority
 from .classification import ClassScore, f1_rows, indices, macro_f1, score_classes, telling
 from .report import LEAST, Difference, Report, Rival, cut
 from .translation import TranslationScore, bleu_counts, bleu_of, exactly, score_translations
 
 EXAMINED = ("translate", "classify")
-"""Tasks whose models are scored at once, beside cheap baselines."""
+"""Verbs of the models that are scored at once, beside cheap baselines."""
 SHOWN = 3
 GIVEN = "sentence-transformers/all-MiniLM-L6-v2"
 """Weights that were clearly ahead of TF-IDF on two of four sets of classes, and behind it on none."""
@@ -87,19 +88,17 @@ def examine(
         )
     loaded: Any = load_model(str(weights))
     measured = settings.with_({"data.validation": test, "data.validation_target": test_target})
-    if hasattr(loaded, "translate"):
-        report = examine_translator(
-            loaded, *_examples("translate", settings, measured, run, weights), beam=beam
-        )
-    elif hasattr(loaded, "classify"):
-        cut = settings.data.too_long == "cut"
-        examples = _examples("classify", settings, measured, run, weights)
-        report = examine_classifier(loaded, *examples, cut=cut)
-    else:
+    verb = next((verb for verb in EXAMINED if hasattr(loaded, verb)), None)
+    if verb is None:
         raise Refused(
             f"{folder} holds neither a translator nor a classifier; a language model's score is in the "
             "ledger.json of its run"
         )
+    examples = _examples(verb if run is None else settings.task, settings, measured, run, weights)
+    if verb == "translate":
+        report = examine_translator(loaded, *examples, beam=beam)
+    else:
+        report = examine_classifier(loaded, *examples, cut=settings.data.too_long == "cut")
     needs = f"give at least {LEAST} (--test FILE)"
     if not test and settings.data.validation is None:
         many = math.ceil(LEAST / settings.data.val_fraction)
@@ -131,20 +130,21 @@ class ExaminedRun:
 
 def examined(run: Run) -> Run | ExaminedRun:
     """Examine the model of a run that has ended, where its task has scores of its own."""
-    if run.interrupted or run.task not in EXAMINED:
+    if run.interrupted or TASK_FACTS[run.task].verb not in EXAMINED:
         return run
     return ExaminedRun(run, examine(run.folder))
 
 
 def headline_scores(folder: Path) -> dict[str, float]:
     """The scores of a run's model in the task's own measure, where it has one."""
-    return examine(folder).score.headline() if task_of(folder) in EXAMINED else {}
+    verb = TASK_FACTS[task_of(folder)].verb
+    return examine(folder).score.headline() if verb in EXAMINED else {}
 
 
 def remedy(settings: TrainSettings, run: Path) -> str:
     """Say what may help the model of a run that is not better than something cheap, by what was measured."""
     data = settings.data
-    if settings.task == "translate":
+    if TASK_FACTS[settings.task].verb == "translate":
         more = longer_command(run, settings.budget) if settings.budget else "--budget"
         return f"what may help: more pairs, more time ({more})"
     if settings.model.weights:

@@ -22,7 +22,7 @@ from ..data.tokenizer import Tokenizer
 from ..errors import Refused
 from ..model.build import Model, build
 from ..model.config import SIZES, ModelConfig
-from ..settings import TrainSettings
+from ..settings import DataSettings, TrainSettings
 from . import objectives
 from .architecture import model_config
 from .evaluate import LEAST_BATCHES, EvalSet
@@ -68,7 +68,7 @@ def translate_task(settings: TrainSettings, folder: RunFolder, world: World, rep
     smoothing = SMOOTHING if asked is None else asked
     source, target = made.shown
     return Task(
-        name="translate", unit="target token", config=config, tokenizer=tokenizer, data_hash=made.data_hash,
+        name=settings.task, unit="target token", config=config, tokenizer=tokenizer, data_hash=made.data_hash,
         feed=learned, eval_set=_eval_set(held_out), build=first,
         baselines=target_baselines(made.train, made.held_out, tokenizer),
         objective=partial(objectives.LanguageModelling, smoothing=smoothing),
@@ -104,7 +104,7 @@ def classify_task(settings: TrainSettings, folder: RunFolder, world: World, repo
                "answer; give more of it, or let long texts be cut (--data.too-long cut)")  # fmt: skip
     text, label = made.shown
     return Task(
-        name="classify", unit="text", config=config, tokenizer=tokenizer, data_hash=made.data_hash,
+        name=settings.task, unit="text", config=config, tokenizer=tokenizer, data_hash=made.data_hash,
         feed=learned, eval_set=_eval_set(held_out), build=first,
         baselines=class_baselines(counts, made.held_out.labels),
         objective=partial(
@@ -132,7 +132,7 @@ def embed_task(settings: TrainSettings, folder: RunFolder, world: World, report:
         for rows, n in ((made.train, 2 * world.size), (made.held_out, 2))
     )  # fmt: skip
     return Task(
-        name="embed", unit="text", config=config, tokenizer=tokenizer, data_hash=made.data_hash,
+        name=settings.task, unit="text", config=config, tokenizer=tokenizer, data_hash=made.data_hash,
         feed=learned, eval_set=_eval_set(held_out), baselines={"chance": chance(held_out)}, build=first,
         objective=objectives.Contrast, write=None, facts=_facts(made),
     )  # fmt: skip
@@ -143,12 +143,15 @@ def embed_task(settings: TrainSettings, folder: RunFolder, world: World, report:
 
 def sources_of(task: str, settings: TrainSettings) -> tuple[Any, Any]:
     """The examples of a task to learn from, and those to measure with where they are named."""
-    data = settings.data
-    if task == "classify":
-        labelled = partial(
-            open_labelled, text_field=data.field, label_field=data.label, on_error=data.on_error
-        )
-        return labelled(data.source), None if data.validation is None else labelled(data.validation)
+    return SOURCES[task](settings.data)
+
+
+def _labelled(data: DataSettings) -> tuple[Any, Any]:
+    texts = partial(open_labelled, text_field=data.field, label_field=data.label, on_error=data.on_error)
+    return texts(data.source), None if data.validation is None else texts(data.validation)
+
+
+def _pairs(data: DataSettings) -> tuple[Any, Any]:
     if (data.field is None) != (data.target_field is None):
         raise Refused(
             "--data.field and --data.target-field name the two sides of a pair; give both, or neither"
@@ -162,6 +165,14 @@ def sources_of(task: str, settings: TrainSettings) -> tuple[Any, Any]:
             "the pairs stand in two files, so name both: --data.validation and --data.validation-target"
         )
     return train, open_pairs(data.validation, data.validation_target, fields=fields, on_error=data.on_error)
+
+
+SOURCES: dict[str, Callable[[DataSettings], tuple[Any, Any]]] = {
+    "translate": _pairs,
+    "classify": _labelled,
+    "embed": _pairs,
+}
+"""What opens the examples of a task."""
 
 
 def preparation(task: str, settings: TrainSettings) -> Preparation[Any]:
