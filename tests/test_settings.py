@@ -202,6 +202,11 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
             train({}, file=tmp_path / name)
 
 
+def test_an_empty_name_is_not_the_folder_one_stands_in() -> None:
+    with pytest.raises(Refused, match="^data.source is ''; it must be a name that is not empty$"):
+        load(TrainSettings, {"data.source": ""})
+
+
 def test_bytes_that_are_no_text_are_refused() -> None:
     with pytest.raises(Refused, match="not UTF-8"):
         train({"data.source": "caf\udce9"})

@@ -8,6 +8,7 @@ refusal: no program reads the words. Anything else that escapes is our own bug.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from difflib import SequenceMatcher, get_close_matches
 from pathlib import Path
 from typing import Literal
@@ -38,13 +39,14 @@ def nearest_path(path: Path, fits: Callable[[Path], bool] = Path.exists) -> str:
 
     Endings count only between names that are alike without them; `fits`: which paths would do.
     """
-    beside = path.parent.iterdir() if path.parent.is_dir() else ()
-    alike = [
-        one.name
-        for one in beside
-        if SequenceMatcher(None, one.stem, path.stem).ratio() >= ALIKE
-        and one.name.isprintable()
-        and fits(one)
-    ]
+    alike: list[str] = []
+    with suppress(OSError, ValueError):  # a folder that is not there, or that nobody may look into
+        alike = [
+            one.name
+            for one in path.parent.iterdir()
+            if SequenceMatcher(None, one.stem, path.stem).ratio() >= ALIKE
+            and one.name.isprintable()
+            and fits(one)
+        ]
     close = get_close_matches(path.name, sorted(alike), n=1, cutoff=0)
     return f"; did you mean '{path.parent / close[0]}'?" if close else ""

@@ -138,7 +138,7 @@ class Settings(BaseModel):
 
 
 class DataSettings(Settings):
-    source: str = "stdlib"
+    source: Annotated[str, Field(min_length=1)] = "stdlib"
     """What to learn from: a file (text, JSONL, CSV, Parquet), a folder, `stdlib` (the Python standard
     library), `hf:NAME` or `-` (standard input); for pairs also `dates`, for classes also `stdlib-labels`."""
     target: str | None = None
@@ -477,6 +477,7 @@ def _rule(complaint: str, message: str) -> str:
         "model_type": "a table of settings",
         "model_attributes_type": "a table of settings",
         "path_type": "a path",
+        "string_too_short": "a name that is not empty",
     }
     return rules.get(complaint) or message.removeprefix("Input should be ")
 

@@ -309,6 +309,44 @@ def test_two_columns_of_one_name_are_refused_for_every_task(written: Written) ->
     assert refusal(lambda: texts(twins)) == f"{twins}:1: 2 columns are named 'text'; rename one"
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "fields", "says"),
+    [
+        ("mac.csv", "text,label\rone,a\rtwo,b\r", {}, ": its lines end in CR alone; write LF instead (tr '\\r' '\\n')"),
+        ("mac.tsv", "text\tlabel\rone\ta\r", {}, ": its lines end in CR alone; write LF instead (tr '\\r' '\\n')"),
+        ("half.jsonl", '{"text": "x", "label": "a\\ud800"}\n', {}, ":1: field 'label' holds half of a surrogate pair, which text does not hold; remove it (or --data.on-error skip or replace)"),
+        ("twice.csv", "text,label\none,a\n", dict(text_field="text", label_field="text"), ": 'text' is named for both values of a row; name two columns"),
+        ("power.csv", "text,label\none,a\n", dict(text_field="\u00b2", label_field="1"), ":1: no column is named '\u00b2'; it has text, label; a table without a header takes column numbers from 1"),
+        ("many.csv", "text,label\none,a\n", dict(text_field="9" * 5000, label_field="1"), ":1: no column is named '" + "9" * 5000 + "'; it has text, label; a table without a header takes column numbers from 1"),
+    ],
+)  # fmt: skip
+def test_labelled_refused(
+    written: Written, name: str, content: str, fields: dict[str, str], says: str
+) -> None:
+    path = written(name, content)
+    assert refusal(lambda: labelled(path, **fields)) == f"{path}{says}"
+
+
+def test_half_a_character_of_a_label_is_replaced_as_that_of_a_text_is(written: Written) -> None:
+    path = written("half.jsonl", '{"text": "x", "label": "a\\ud800"}\n')
+    assert labelled(path, on_error="replace") == [("x", "a\ufffd")]
+
+
+def test_parquet_that_holds_no_text_is_named_by_its_row(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    write = pytest.importorskip("pyarrow.parquet").write_table
+    path = tmp_path / "a.parquet"
+    rows = [b"good", b"\xff\xfe", *[b"more"] * 200]
+    bad = arrow.Array.from_buffers(arrow.string(), len(rows), arrow.array(rows, arrow.binary()).buffers())
+    write(arrow.table({"text": bad, "label": ["a", "b"] * 101}), path)
+    assert refusal(lambda: labelled(path)) == (
+        f"{path}:2: byte 0xff of a text is not UTF-8; write the file again (or --data.on-error skip)"
+    )
+    assert len(labelled(path, on_error="skip")) == len(rows) - 1
+    write(arrow.table({"text": rows, "label": ["a", "b"] * 101}), path)
+    assert refusal(lambda: labelled(path)).startswith(f"{path}:1: field 'text' is bytes, not text")
+
+
 def test_white_space_after_an_array_is_nothing(written: Written) -> None:
     assert texts(written("a.json", '[{"text": "a"}] \r\n\n')) == ["a"]
     long = json.dumps([{"text": "x" * 1000}] * 1000)  # more than one chunk

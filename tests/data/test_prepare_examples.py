@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -340,6 +341,24 @@ def test_a_damaged_file_is_made_again(written: Written, tmp_path: Path) -> None:
         again = labelled(path, folder=cache)
         assert not again.reused and labelled(path, folder=cache).reused, name
         assert again.train.labels.tolist() == whole.train.labels.tolist()
+
+
+def test_a_record_nested_too_deeply_is_a_damaged_one(written: Written, tmp_path: Path) -> None:
+    path, cache = written("a.tsv", classes(200)), tmp_path / "cache"
+    (labelled(path, folder=cache).folder / "prepared.json").write_text("[" * 100_000)
+    assert not labelled(path, folder=cache).reused
+
+
+def test_what_was_prepared_serves_where_nothing_can_be_locked(written: Written, tmp_path: Path) -> None:
+    path, cache = written("a.tsv", classes(200)), tmp_path / "cache"
+    home = labelled(path, folder=cache).folder
+    lock = home.with_name(f".{home.name}.lock")
+    lock.unlink(missing_ok=True)
+    lock.mkdir()
+    assert labelled(path, folder=cache).reused
+    shutil.rmtree(home)
+    with pytest.raises(Refused, match=r"cannot be written \(Is a directory\)"):
+        labelled(path, folder=cache)
 
 
 def test_rows_do_not_depend_on_the_batches_they_are_encoded_in(

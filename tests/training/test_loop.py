@@ -119,7 +119,14 @@ def test_a_run_without_a_name_takes_the_next_free_one(
 
 @pytest.mark.parametrize(
     ("source", "name"),
-    [("stdlib", "stdlib"), ("notes/", "notes"), ("a/b c.txt", "b-c"), ("hf:x/y", "y"), ("-", "stdin")],
+    [
+        ("stdlib", "stdlib"),
+        ("notes/", "notes"),
+        ("a/b c.txt", "b-c"),
+        ("hf:x/y", "y"),
+        ("-", "stdin"),
+        ("x" * 300, "x" * 60),
+    ],
 )
 def test_a_run_is_named_after_its_data(source: str, name: str) -> None:
     assert run_folder.name_of(source) == name

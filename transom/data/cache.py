@@ -33,7 +33,7 @@ def found(folder: Path, settings: Record, find: Callable[[Path, Record], Found])
     try:
         record = json.loads((home / _RECORD).read_text("utf-8"))
         return find(home, record) if record["settings"] == settings else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None  # a damaged cache is made again; Refused is a ValueError
 
 
@@ -45,10 +45,13 @@ def once(
     `make` fills a temporary folder and gives the record, of plain values; the folder takes its name when all
     of it is on the disk. Raises Refused where that cannot be written to.
     """
+    before = found(folder, settings, find)
+    if before is not None:  # without the lock, which a folder that one may only read has no place for
+        return before, True
     home = _home(folder, settings)
     with disk_faults_named(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(str(home.with_name(f".{home.name}.lock")))
+        lock = FileLock(str(home.with_name(f".{home.name}.lock"))).acquire()
     with lock:
         before = found(folder, settings, find)
         if before is not None:

@@ -95,7 +95,9 @@ def named_columns(
     first = rows[0]
     if isinstance(first, dict):
         return Columns((field_place(first, names[0], where), field_place(first, names[1], where)), names)
-    if all(name.isdigit() for name in names):
+    if names[0] == names[1]:
+        raise Refused(f"{where}: '{printable(names[0])}' is named for both values of a row; name two columns")
+    if all(is_number(name) for name in names):
         shown = (f"column {names[0]}", f"column {names[1]}")
         places = _number(names[0], first, where), _number(names[1], first, where)
         one, other = (header_names([row[place] for row in rows]) for place in places)  # type: ignore[index]
@@ -136,6 +138,11 @@ def cell_number(first: list[str], name: str, where: str) -> int:
 def header_names(first: Sequence[str]) -> list[str]:
     """The cells of a header as they are compared."""
     return [cell.strip().lower() for cell in first]
+
+
+def is_number(name: str) -> bool:
+    """Whether a person means a column by its number."""
+    return re.fullmatch("[0-9]{1,9}", name) is not None
 
 
 def _number(name: str, first: list[str], where: str) -> int:

@@ -160,7 +160,8 @@ def _sorted(
 def _refuse_no_classes(labels: Sequence[str], n_own: int, name: str, report: ExampleReport) -> None:
     """Raise Refused where labels are no classes; note those that look like a missing value."""
     if len(labels) == 1:
-        says = f"all {counted(n_own, 'text')} have the label '{printable(labels[0])}'"
+        have = f"all {n_own:,} texts have" if n_own > 1 else "its only text has"
+        says = f"{have} the label '{printable(labels[0])}'"
         raise Refused(f"{name}: {says}; a classifier needs at least two classes")
     if n_own > 20 and len(labels) > MOST_LABELS * n_own:
         raise Refused(

@@ -109,6 +109,9 @@ def _rows(file: RowFile | HubRows, columns: Columns, issues: Issues) -> Iterator
     where = file.where
     for line, text, label in columns.values(file, issues):
         clean = text_value(text, columns.names[0], where, line, issues)
+        if clean is not None and isinstance(label, str):
+            label = text_value(label, columns.names[1], where, line, issues)
+            clean = clean if label is not None else None
         if clean is not None:
             yield from _example(clean, _label(label), where, line, issues)
 

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from transom.data.columns import TEXT_NAMES
+from transom.data.columns import TEXT_NAMES, is_number
 from transom.data.documents import Document, in_parts, printable
 from transom.data.issues import Issues
 from transom.data.json_rows import json_rows
@@ -112,7 +112,7 @@ def _named(
     """The rows of a table with their names: those of the first line, or numbers where `field` is one."""
     line, first = next(rows, (0, []))
     names = [str(name) for name in first]
-    if field is not None and field.isdigit():
+    if field is not None and is_number(field):
         numbers = [str(n) for n in range(1, len(names) + 1)]
         text = dict(zip(numbers, names, strict=True)).get(field, "")
         if text.strip().lower() in TEXT_NAMES and len(text) > 1:

@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -34,7 +35,10 @@ RECORDS = (*TABLES, *JSON, PARQUET)
 
 _FIRST_ROWS = 1000
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
-_TYPE_NAMES = {dict: "an object", list: "a list", int: "a number", float: "a number", bool: "true or false"}
+_TYPE_NAMES = {
+    type(None): "null", str: "text", dict: "an object", list: "a list", int: "a number", float: "a number",
+    bool: "true or false", bytes: "bytes",
+}  # fmt: skip
 
 
 def file_kind(path: Path) -> str:
@@ -48,13 +52,19 @@ def readable_file(path: Path, instead: str) -> str:
     name = printable(path)
     if name == "-" or name.startswith("hf:"):
         raise Refused(f"{name}: standard input and data sets of the hub hold running text only; {instead}")
-    if path.is_dir():
-        raise Refused(f"{name}: a folder, not a file; {instead}")
-    if not path.exists():
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # a name with NUL is a ValueError
         if re.match(r"[a-z]+:/", str(path)):
-            raise Refused(f"{name}: Transom does not fetch addresses; save the text as a file and name that")
-        raise Refused(f"{name}: no such file or folder{nearest_path(path)}")
-    if not path.is_file():
+            raise Refused(
+                f"{name}: Transom does not fetch addresses; save the text as a file and name that"
+            ) from None
+        raise Refused(f"{name}: no such file or folder{nearest_path(path)}") from None
+    except OSError as error:
+        raise Refused(f"{name}: cannot be read ({error.strerror})") from None
+    if stat.S_ISDIR(mode):
+        raise Refused(f"{name}: a folder, not a file; {instead}")
+    if not stat.S_ISREG(mode):
         hint = "; a pipe can be read once only: write it to a file and name that" if path.is_fifo() else ""
         raise Refused(f"{name}: neither a file nor a folder{hint}")
     if not os.access(path, os.R_OK):
@@ -69,7 +79,7 @@ def rows_of(path: Path, where: str, issues: Issues, fields: Sequence[str] = ()) 
     """
     kind = file_kind(path)
     if kind == PARQUET:
-        yield from _parquet_rows(path, where, fields)
+        yield from _parquet_rows(path, where, issues, fields)
         return
     if kind not in JSON:
         layout = layout_of(path, kind, where)
@@ -87,7 +97,7 @@ def rows_of(path: Path, where: str, issues: Issues, fields: Sequence[str] = ()) 
                 skip_record(issues, "records that are no object", where, line, says)
 
 
-def _parquet_rows(path: Path, where: str, fields: Sequence[str]) -> Iterator[tuple[int, Row]]:
+def _parquet_rows(path: Path, where: str, issues: Issues, fields: Sequence[str]) -> Iterator[tuple[int, Row]]:
     """Yield (number, row) of a Parquet file, read a thousand at a time (extra: pyarrow)."""
     try:
         import pyarrow as arrow
@@ -100,10 +110,25 @@ def _parquet_rows(path: Path, where: str, fields: Sequence[str]) -> Iterator[tup
             refuse_twins(names, fields or names, where)
             # Without fields the first record decides which are meant, so read all.
             columns = list(fields) if fields and set(fields) <= set(names) else None
-            batches = table.iter_batches(1000, columns=columns)
-            yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
+            number = 1
+            for batch in table.iter_batches(1000, columns=columns):
+                yield from _batch_rows(batch, number, where, issues)
+                number += len(batch)
     except (arrow.ArrowException, OSError) as error:
         raise Refused(f"{where}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
+
+
+def _batch_rows(batch: Any, first: int, where: str, issues: Issues) -> Iterator[tuple[int, Row]]:
+    """Yield (number, row) of a batch of a Parquet file whose first row is number `first`."""
+    try:
+        yield from enumerate(batch.to_pylist(), start=first)
+    except UnicodeDecodeError as error:
+        if len(batch) > 1:  # which row it is shows when they are read one by one
+            for at in range(len(batch)):
+                yield from _batch_rows(batch.slice(at, 1), first + at, where, issues)
+            return
+        says = f"byte 0x{error.object[error.start]:02x} of a text is not UTF-8; write the file again"
+        skip_record(issues, "bad UTF-8", where, first, says)
 
 
 def refuse_twins(names: Sequence[str], wanted: Iterable[str], where: str) -> None:
@@ -245,5 +270,5 @@ def text_value(value: Any, field: str, where: str, line: int, issues: Issues) ->
 
 
 def type_name(value: object) -> str:
-    """What kind of JSON value this is, in words."""
-    return "null" if value is None else _TYPE_NAMES.get(type(value), "text")
+    """What kind of value this is, in words; that of a Parquet file may be a date."""
+    return _TYPE_NAMES.get(type(value), f"a {type(value).__name__}")

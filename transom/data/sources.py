@@ -246,7 +246,7 @@ def _hub_data(name: str) -> Any:
 
 
 def _from_path(path: Path, field: str | None, policy: Policy) -> Source:
-    if path.is_dir():
+    if os.path.isdir(path):  # which no name is too long for
         return _from_folder(path, printable(path), field, policy)
     name = readable_file(path, "give text, JSONL, CSV or Parquet")
     kind = file_kind(path)

@@ -58,6 +58,8 @@ def layout_of(path: Path, kind: str, where: str) -> Layout:
     usual = TABLES.get(kind, "\t")
     data = head_of(path, where, _SEEN_BYTES)
     text = data.decode("utf-8", "replace")
+    if "\r" in text and "\n" not in text:
+        raise Refused(f"{where}: its lines end in CR alone; write LF instead (tr '\\r' '\\n')")
     if usual == "\t":
         whole = _ALL_QUOTED.match(text)
         return Layout(usual, quoted=whole is not None and _OPEN.fullmatch(text, whole.end()) is not None)

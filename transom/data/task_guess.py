@@ -7,6 +7,7 @@ everything else is running text. Read next: pairs, labelled.
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -60,7 +61,7 @@ def _rows_there(source: str) -> RowFile | None:
     """The file of a source that is one; standard input is read for it, and once only."""
     if source == "-":
         return spooled_input(ahead=True)
-    return RowFile(Path(source), printable(source)) if Path(source).is_file() else None
+    return RowFile(Path(source), printable(source)) if os.path.isfile(source) else None
 
 
 def _file_task(file: RowFile) -> tuple[Task, str] | None:

@@ -22,6 +22,8 @@ from . import lock
 from .parallelism import World
 
 ROOT = Path("runs")
+LONGEST = 60
+"""Characters of the name of a folder that a run chooses itself."""
 
 
 class RunFolder:
@@ -92,7 +94,7 @@ def name_of(source: str) -> str:
         return "stdin"
     stem = Path(source.rpartition(":")[2].rstrip("/")).resolve().name or "run"
     stem = Path(stem).stem or stem
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "run"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem)[:LONGEST].strip("-.") or "run"
 
 
 def _next_free(path: Path) -> Path:
