@@ -38,7 +38,9 @@ Flags = Annotated[TrainSettings, Parameter(name="*", group=Group("Run", sort_key
 Config = Annotated[
     Path | None, Parameter(name="--config", help="A TOML file with any of the settings below; flags beat it.")
 ]
-Model = Annotated[str, Parameter(help="A run (`runs/NAME`), a model folder or a Hugging Face id.")]
+Model = Annotated[
+    str, Parameter(help="A run (`runs/NAME`), a model folder, a `.gguf` file or a Hugging Face id.")
+]
 Dtype = Annotated[
     str | None, Parameter(help="`float32` or `bfloat16` [default: as the folder says, and as is fast here].")
 ]

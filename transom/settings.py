@@ -185,7 +185,7 @@ class ModelSettings(Settings):
     ) = None
     """The member of the family; `--model lstm` for short [default: by the task]."""
     weights: str | None = None
-    """Begin with the weights and the tokenizer of this model folder or hub id, not from nothing."""
+    """Begin with the weights and tokenizer of this model folder, .gguf file or hub id, not from nothing."""
     size: Literal["nano", "mini", "small"] = "nano"
     """The dial: 1.8M, 10.6M or 85M parameters besides the embeddings. What follows overrides its numbers."""
     n_layers: Size | None = None

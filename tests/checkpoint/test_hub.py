@@ -8,7 +8,7 @@ import huggingface_hub
 import pytest
 
 from transom.checkpoint.folder import commit
-from transom.checkpoint.hub import resolve
+from transom.checkpoint.hub import name_of, resolve
 from transom.checkpoint.huggingface import load_model, save_model
 from transom.errors import Refused
 
@@ -110,9 +110,15 @@ def test_the_folder_of_a_run_stands_for_its_model(tmp_path):
 
 
 def test_a_file_is_no_model(tmp_path):
-    (tmp_path / "model.gguf").write_text("")
-    with pytest.raises(Refused, match=r"model\.gguf: a file; a model is a folder"):
-        resolve(tmp_path / "model.gguf")
+    (tmp_path / "model.bin").write_text("")
+    with pytest.raises(Refused, match=r"model\.bin: a file; a model is a folder"):
+        resolve(tmp_path / "model.bin")
+
+
+def test_a_gguf_file_is_a_model_by_its_name(tmp_path):
+    path = tmp_path / "smol.Q4_1.gguf"
+    path.write_text("")
+    assert resolve(path) == path and name_of(path) == "smol.Q4_1"
 
 
 def test_no_network_is_one_line(monkeypatch, tmp_path):

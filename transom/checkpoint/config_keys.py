@@ -23,6 +23,7 @@ LAYERS = (
     "decoder_layers",
     "num_layers",
     "num_decoder_layers",
+    "block_count",
 )
 
 
@@ -57,7 +58,7 @@ class ConfigKeys:
         value = self.get(key)
         if value is None:
             return default
-        most = MOST_LAYERS if key in LAYERS else LARGEST
+        most = MOST_LAYERS if key.rpartition(".")[2] in LAYERS else LARGEST
         if type(value) is not int or not least <= value <= most:
             raise self.refuse(key, f"a whole number from {least} to {most:,} belongs there")
         return value

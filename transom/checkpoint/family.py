@@ -55,6 +55,9 @@ class Rule:
     """Their matrices are (in, out), as GPT-2's Conv1D."""
     as_row: bool = False
     """Their vector is a matrix of one row."""
+    interleaved: str | None = None
+    """Field of ModelConfig that counts heads, in each of which the channels that are turned together lie side
+    by side; ours lie half a head apart."""
     when: Mapping[str, Any] = field(default_factory=dict)
     """Fields of ModelConfig that it holds for."""
 
@@ -213,6 +216,8 @@ class Stored:
     transposed: bool = False
     expert: int | None = None
     """It holds this one of the experts in ours."""
+    interleaved: int | None = None
+    """Rows of so many heads lie in the order that `Rule.interleaved` tells of."""
 
     @property
     def axis(self) -> int:
@@ -242,7 +247,9 @@ def stored_tensors(
             continue  # held by the tensor of another (k_proj and v_proj by c_attn)
         if rule is None:
             raise ValueError(f"{family.model_type} has no place for {name}")
-        stored += _of_rule(rule, tail, layer[0] if layer else "#", shapes)
+        heads = getattr(config, rule.interleaved) if rule.interleaved else None
+        for one in _of_rule(rule, tail, layer[0] if layer else "#", shapes):
+            stored.append(dataclasses.replace(one, interleaved=heads))
     return stored
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from transom.data.gguf_file import is_gguf, read_gguf
+from transom.data.gguf_tokenizer import end_ids
 from transom.data.in_folder import inside
 
 from .config_keys import ConfigKeys
@@ -41,6 +43,12 @@ NOT_OBEYED = (
     "dola_layers", "max_time", "num_return_sequences",
 )  # fmt: skip
 """Keys of `transformers` that would change a text and are not computed here."""
+
+OF_GGUF = {
+    "temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p",
+    "repetition_penalty": "penalty_repeat",
+}  # fmt: skip
+"""Name of a setting -> what it is called among `general.sampling.*` of GGUF."""
 
 log = logging.getLogger(__name__)
 
@@ -82,8 +90,17 @@ UNSAID = GenerationConfig()
 
 
 def load_generation(folder: str | Path) -> dict[str, Any]:
-    """A folder's generation settings as they stand, with every id that ends a text as `eos_token_id`."""
+    """A folder's generation settings as they stand, with every id that ends a text as `eos_token_id`.
+
+    A GGUF file says some of them in its metadata.
+    """
     folder = Path(folder)
+    if is_gguf(folder):
+        file = read_gguf(folder)
+        told = {name: file.metadata.get(f"general.sampling.{key}") for name, key in OF_GGUF.items()}
+        return {name: value for name, value in told.items() if value is not None} | {
+            "eos_token_id": end_ids(file)
+        }
     config = read_json(inside(folder, CONFIG))
     if (folder / GENERATION).exists():
         settings = read_json(inside(folder, GENERATION))

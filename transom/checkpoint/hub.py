@@ -11,6 +11,7 @@ import os
 import re
 from pathlib import Path
 
+from transom.data.gguf_file import is_gguf
 from transom.errors import Refused, nearest_path
 
 from .folder import recover
@@ -26,7 +27,7 @@ SHOWN = 12
 
 def resolve(folder_or_id: str | Path, revision: str | None = None) -> Path:
     """The folder of a model: as a path names it, the `model` in the folder of a run, or what a hub id stands
-    for (`owner/name`, `owner/name@revision`); raises Refused.
+    for (`owner/name`, `owner/name@revision`); or a GGUF file, which stands for a folder. Raises Refused.
 
     An id is fetched, or taken from the local cache; its snapshot never changes under the same path.
     """
@@ -34,8 +35,11 @@ def resolve(folder_or_id: str | Path, revision: str | None = None) -> Path:
     recover(path)
     if path.is_dir():
         return path if (path / "config.json").exists() else _model_of(path)
+    if is_gguf(path):
+        return path
     if path.exists():
-        raise Refused(f"{path}: a file; a model is a folder with config.json and model.safetensors")
+        kinds = "a folder with config.json and model.safetensors, or a .gguf file"
+        raise Refused(f"{path}: a file; a model is {kinds}")
     found = HUB_ID.fullmatch(str(folder_or_id))
     if found is None or ".." in found[0] or path.parent.is_dir() and path.parent != Path():
         close = nearest_path(path, Path.is_dir) or " (a model on the hub is called owner/name)"
@@ -44,8 +48,11 @@ def resolve(folder_or_id: str | Path, revision: str | None = None) -> Path:
 
 
 def name_of(folder: str | Path) -> str:
-    """The name of a model, runs/NAME/model -> NAME, FOLDER/NAME -> NAME, owner/name -> name."""
+    """The name of a model, runs/NAME/model -> NAME, FOLDER/NAME -> NAME, NAME.gguf -> NAME, owner/name ->
+    name.
+    """
     path = Path(folder)
+    path = path.with_suffix("") if is_gguf(path) else path
     resolved = path.resolve() if path.is_dir() else path
     name = resolved.parent.name if resolved.name == "model" and resolved.parent.name else resolved.name
     return re.sub(r"[^\w.:-]+", "-", name) or "model"

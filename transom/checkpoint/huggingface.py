@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from transom.data.gguf_file import is_gguf
 from transom.data.in_folder import inside
 from transom.errors import Refused, nearest
 from transom.model.build import Model, build
@@ -33,6 +34,7 @@ from .families import FAMILIES, family_for
 from .family import DEFAULTS, Family, canonical, read_config, stored_tensors, write_config
 from .folder import recover
 from .generation import CONFIG, GENERATION
+from .gguf_families import load_gguf_config
 from .manifest import verify_read
 from .sentence import MODULES, read_sentence, write_sentence
 from .shards import SHARD_BYTES, save_weights, weight_files
@@ -173,8 +175,13 @@ def _fill_buffers(model: Model, device: str | torch.device) -> None:
 
 
 def load_config(folder: str | Path) -> tuple[ModelConfig, Family | None]:
-    """What config.json describes, and the family it names; None is Transom's own format. Raises Refused."""
+    """What config.json describes, and the family it names; None is Transom's own format. Raises Refused.
+
+    A GGUF file says the same in its metadata, and names an architecture.
+    """
     folder = Path(folder)
+    if is_gguf(folder):
+        return load_gguf_config(folder)
     if not folder.is_dir():
         raise Refused(f"{folder}: no such folder")
     keys = ConfigKeys(read_json(inside(folder, CONFIG)), str(folder / CONFIG))

@@ -1,21 +1,26 @@
-"""The files of weights in a model folder: one, or shards with an index; in and out.
+"""The files of weights of a model: one, or shards with an index, or a GGUF file; in and out.
 
 An index is text from outside: the names in it must be plain names of files in the folder, and what it says of
-each file must be what the file says of itself. Read next: tensors.
+each file must be what the file says of itself. Read next: tensors,
+gguf_weights.
 """
 
 from __future__ import annotations
 
 import re
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from transom.data.gguf_file import is_gguf
 from transom.data.in_folder import inside
 from transom.errors import Refused
 
+from .gguf_weights import gguf_header, open_gguf
 from .strict_json import read_json, write_json
-from .tensors import Header, read_header, save_tensors
+from .tensors import Header, open_tensors, read_header, save_tensors
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
@@ -23,7 +28,12 @@ SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors")
 
 
 def weight_files(folder: Path) -> dict[Path, Header]:
-    """The files of weights with their checked headers; the index of a sharded folder must tell the truth."""
+    """The files of weights with their checked headers; the index of a sharded folder must tell the truth.
+
+    A GGUF file stands for a folder that holds it alone.
+    """
+    if is_gguf(folder):
+        return {folder: gguf_header(folder)}
     whole, index = folder / WEIGHTS, folder / INDEX
     if whole.exists() and index.exists():
         raise Refused(f"{folder}: holds both {WEIGHTS} and {INDEX}; remove the one that is not meant")
@@ -64,6 +74,11 @@ def _no_weights(folder: Path) -> Refused:
         f"{folder / pickles[0]}: a pickle, which can run any code when it is opened, so it is never read; "
         "convert the folder to safetensors where you trust it (from_pretrained, then save_pretrained)"
     )
+
+
+def open_weights(path: Path, *, mapped: bool = False) -> AbstractContextManager[Any]:
+    """One of those files, for `get_tensor(name)`; see `open_tensors`."""
+    return open_gguf(path) if is_gguf(path) else open_tensors(path, mapped=mapped)
 
 
 def save_weights(folder: Path, tensors: list[tuple[str, Tensor]], max_bytes: int) -> None:

@@ -19,7 +19,8 @@ from transom.errors import Refused
 from transom.model.config import ModelConfig
 
 from .family import Family, Stored, stored_tensors
-from .tensors import Header, open_tensors
+from .shards import open_weights
+from .tensors import Header
 
 FUSED = re.compile(r"\.experts\.gate_up_proj$")
 
@@ -68,7 +69,7 @@ def map_weights(
         if not ignored and not (another_head and _is_head(name, family)):
             raise Refused(
                 f"{location.path}: tensor {location.name[:120]!r} of shape {location.shape} has no place "
-                "in the model of config.json"
+                "in the model of its config"
             )
     return locations
 
@@ -111,7 +112,7 @@ def _take(
     if location.shape != tensor.shape:
         raise Refused(
             f"{location.path}: tensor {location.name!r} has shape {location.shape}; "
-            f"config.json asks for {tensor.shape}"
+            f"the config asks for {tensor.shape}"
         )
     return location
 
@@ -125,7 +126,7 @@ def _check_tied_copies(
         if name not in there or ours not in of_ours:
             continue
         copy, original = there.pop(name), of_ours[ours]
-        with open_tensors(copy.path, mapped=True) as one, open_tensors(original.path, mapped=True) as other:
+        with open_weights(copy.path, mapped=True) as one, open_weights(original.path, mapped=True) as other:
             if not torch.equal(one.get_tensor(copy.name), other.get_tensor(original.name)):
                 raise Refused(
                     f"{copy.path}: {copy.name} differs from {original.name}, though config.json ties them; "
@@ -139,7 +140,7 @@ def _check_derived(family: Family, config: ModelConfig, there: dict[str, TensorL
         location, follow = there.pop(name), family.derived_tensors[name]
         with torch.device("meta"):  # the shape, before any memory is taken
             same = location.shape == tuple(follow(config).shape)
-        with open_tensors(location.path, mapped=True) as file:
+        with open_weights(location.path, mapped=True) as file:
             same = same and torch.allclose(
                 file.get_tensor(location.name).float(), follow(config), rtol=0, atol=5e-3
             )
@@ -162,7 +163,7 @@ def read_weights(
     """
     weights: dict[str, Tensor] = {}
     for path in dict.fromkeys(location.path for location in locations.values()):
-        with open_tensors(path) as file:
+        with open_weights(path) as file:
             for stored, location in locations.items():
                 if location.path != path:
                     continue
@@ -189,6 +190,8 @@ def _put(
             weights[name] = torch.empty(shape, dtype=dtype, device=device)
         weights[name][stored.expert].copy_(found)
         return
+    if stored.interleaved is not None:
+        found = found.unflatten(0, (stored.interleaved, -1, 2)).transpose(1, 2).reshape(found.shape)
     found = found.t() if stored.transposed else found
     if len(stored.ours) == 1 and not stored.transposed:
         weights[name] = found.reshape(shape).to(device, dtype)
@@ -204,4 +207,6 @@ def to_stored(stored: Stored, weights: Mapping[str, Tensor]) -> Tensor:
     if stored.expert is not None:
         return parts[0][stored.expert]
     tensor = parts[0] if len(parts) == 1 else torch.cat(parts, dim=stored.axis)
+    if stored.interleaved is not None:
+        tensor = tensor.unflatten(0, (stored.interleaved, 2, -1)).transpose(1, 2).reshape(tensor.shape)
     return tensor.t() if stored.transposed else tensor.reshape(stored.shape)

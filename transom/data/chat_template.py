@@ -21,6 +21,8 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 
 from transom.data.documents import printable
+from transom.data.gguf_file import is_gguf, read_gguf
+from transom.data.gguf_tokenizer import chat_templates
 from transom.data.in_folder import read_text
 from transom.data.messages import checked_messages, checked_objects
 from transom.data.tokenizer import Tokenizer
@@ -299,7 +301,10 @@ def _message_spans(
 def _texts_in(folder: Path) -> dict[str, str]:
     """The templates of a folder by name; a file of its own goes before tokenizer_config.json."""
     texts: dict[str, str] = {}
-    found = json_object(folder, "tokenizer_config.json").get("chat_template")
+    if is_gguf(folder):
+        found = chat_templates(read_gguf(folder))
+    else:
+        found = json_object(folder, "tokenizer_config.json").get("chat_template")
     if isinstance(found, str):
         texts["default"] = found
     elif isinstance(found, list):

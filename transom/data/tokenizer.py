@@ -23,6 +23,7 @@ from tokenizers import Tokenizer as Backend
 
 from transom.data.decoding import Spelling, StreamDecoder
 from transom.data.documents import PART_CHARACTERS, in_parts, printable
+from transom.data.gguf_file import is_gguf
 from transom.data.tokenizer_files import read_tokenizer
 from transom.data.tokenizer_json import (
     cuts_show,
@@ -324,12 +325,12 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
-        """Read the tokenizer of a model folder, ours or foreign. Raises Refused where it is missing or
-        broken.
+        """Read the tokenizer of a model folder, ours or foreign, or of a GGUF file. Raises Refused where it
+        is missing or broken.
         """
         folder = Path(folder)
         text, config = read_tokenizer(folder)
-        return cls(text, config, printable(folder / "tokenizer.json"))
+        return cls(text, config, printable(folder if is_gguf(folder) else folder / "tokenizer.json"))
 
 
 def _readable(data: bytes) -> str:
@@ -369,7 +370,7 @@ def tokenizer_named(spec: str | Path | Tokenizer, *, ends: bool = True) -> Token
         known = spec
     elif str(spec) in KINDS:
         return None
-    elif Path(spec).is_dir():
+    elif Path(spec).is_dir() or is_gguf(Path(spec)):
         known = Tokenizer.load(spec)
     else:
         names = f"{', '.join(KINDS)} or a folder that holds one"

@@ -3,7 +3,8 @@
 `transformers` adds tokens that only tokenizer_config.json, added_tokens.json or special_tokens_map.json know,
 and the class that a folder names changes how text is normalized, spaced and framed. Here that is written into
 the one tokenizer.json that everything else reads. Source: `tokenization_utils_tokenizers.py` and the
-tokenizers of BERT, GPT-2, RoBERTa and T5 in transformers 5. Read next: tokenizer_json.
+tokenizers of BERT, GPT-2, RoBERTa and T5 in transformers 5. Read next: tokenizer_json,
+gguf_tokenizer.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from typing import Any
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
+from transom.data import gguf_tokenizer
 from transom.data.documents import printable
+from transom.data.gguf_file import is_gguf, read_gguf
 from transom.data.in_folder import read_text
 from transom.data.marian_files import read_marian
 from transom.errors import Refused
@@ -46,9 +49,11 @@ Late = dict[str, tuple[int | None, AddedToken]]
 def read_tokenizer(folder: Path) -> tuple[str, dict[str, Any]]:
     """tokenizer.json and tokenizer_config.json of a folder, each with what its other files say.
 
-    The first is the file's own text where the others say nothing new. Raises Refused where it is missing or
-    broken, and where two files contradict each other.
+    The first is the file's own text where the others say nothing new; a GGUF file stands for both. Raises
+    Refused where it is missing or broken, and where two files contradict each other.
     """
+    if is_gguf(folder):
+        return gguf_tokenizer.read_tokenizer(read_gguf(folder))
     where = printable(folder / TOKENIZER)
     too_long = f"larger than {MOST_BYTES >> 20} MB; this is no tokenizer"
     text = read_text(folder, TOKENIZER, MOST_BYTES, too_long)

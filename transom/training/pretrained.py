@@ -7,6 +7,7 @@ from typing import Any
 
 from ..checkpoint.hub import resolve
 from ..checkpoint.huggingface import load_config, load_model
+from ..data.gguf_file import is_gguf
 from ..data.tokenizer import Tokenizer
 from ..errors import Refused
 from ..model.build import Model
@@ -29,7 +30,8 @@ def tokenizer_of(settings: TrainSettings, otherwise: str) -> str:
     """Return the tokenizer: as asked for, else that of the pretrained weights, else `otherwise`."""
     asked = settings.data.tokenizer
     if asked != "auto":
-        return str(resolve(asked)) if Path(asked).is_dir() else asked
+        there = Path(asked).is_dir() or is_gguf(Path(asked))
+        return str(resolve(asked)) if there else asked
     return str(resolve(settings.model.weights)) if settings.model.weights else otherwise
 
 
