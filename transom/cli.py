@@ -307,7 +307,7 @@ def chat(
     no_memory
         Remember nothing.
     chat_template
-        `plain`, `chatml` or a file, for a model whose folder has none.
+        `plain`, `turns`, `chatml` or a file, for a model whose folder has none.
     max_tokens
         Most tokens of an answer [default: 256, or a quarter of what the model reads if that is less].
     temperature

@@ -162,9 +162,16 @@ class DataSettings(Settings):
     """Share of the documents held out to measure with, never trained on."""
     on_error: Literal["error", "skip", "replace"] = "error"
     """What to do with bytes that are not UTF-8: stop, leave the document out, or put a replacement mark."""
-    too_long: Literal["cut"] | None = None
-    """What to do with labelled texts that are longer than the model reads: cut their ends off, which is
-    counted and said [default: leave them out, and refuse the data where they are more than 1%]."""
+    map: Annotated[tuple[str, ...], Names] = ()
+    """FIELD=COLUMN: which column holds a field, where it is called otherwise (`--map prompt=question` for
+    short); repeat for several."""
+    chat_template: str | None = None
+    """How conversations are written: `chatml`, `turns` or a file [default: the model folder's own; where it
+    has none, chatml for a model that knows its two tokens, else turns]."""
+    too_long: Literal["cut", "drop"] | None = None
+    """What to do with labelled texts and conversations that are longer than the model reads: cut their ends
+    off or leave them out, which is counted and said [default: leave them out, and refuse the data where they
+    are more than 1%]."""
     cache: Path | None = None
     """Folder for the prepared tokens [default: inside the run's folder]."""
 
@@ -294,6 +301,9 @@ class OptimSettings(Settings):
 class BatchSettings(Settings):
     tokens: Annotated[Count, Field(ge=1)] | None = None
     """Tokens of one optimizer step, over all processes [default: by the size]."""
+    texts: Size | None = None
+    """Examples of one optimizer step instead: conversations, texts, pairs [default: by tokens; 16
+    conversations, 32 from 2,000 on]."""
     micro: Size | None = None
     """Windows that go through the model at once [default: found, so that it fits]."""
     checkpoint_activations: Flag = False
@@ -303,9 +313,9 @@ class BatchSettings(Settings):
 class TrainSettings(Settings):
     """Everything that `transom train` can be told."""
 
-    task: Literal["auto", "lm", "mlm", "translate", "classify", "embed"] = "auto"
-    """Predict the next token, masked tokens, a translation or a class, or bring texts that belong together
-    near each other; auto: guessed from the data and said."""
+    task: Literal["auto", "lm", "mlm", "sft", "translate", "classify", "embed"] = "auto"
+    """Predict the next token, masked tokens, the answers of conversations (sft), a translation or a class, or
+    bring texts that belong together near each other; auto: guessed from the data and said."""
     budget: Time | None = 600.0
     """Train for this long (3min for the examples that are embedded). One of budget, steps, epochs and tokens
     ends a run; the schedule ends with it."""

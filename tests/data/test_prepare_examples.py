@@ -269,7 +269,7 @@ def test_over_long_texts(written: Written) -> None:
     path = written("a.tsv", "text\tlabel\n" + "short\ta\n" + "long " * 20 + "\tb\n" + "one\ta\ntwo\tb\n")
     assert refusal(labelled, path, max_len=32) == (
         f"{path}:3: 101 text tokens, the limit is 32; 1 of 4 texts (25.0%, at most 1% may) are longer: "
-        "set --model.max-len to 101, or shorten them (--data.too-long cut)"
+        "set --model.max-len to 101, or shorten them (--data.too-long cut or drop)"
     )
 
 
@@ -369,7 +369,7 @@ def test_rows_do_not_depend_on_the_batches_they_are_encoded_in(
     made = []
     for size in (1 << 21, 50):
         monkeypatch.setattr("transom.data.prepare._BATCH_CHARACTERS", size)
-        made.append(labelled(path, max_len=20, cut=True))
+        made.append(labelled(path, max_len=20, too_long="cut"))
     for part in ("train", "held_out"):
         one, other = (getattr(each, part) for each in made)
         assert one.text.flat.tolist() == other.text.flat.tolist()

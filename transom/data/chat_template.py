@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import json
 import re
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, starmap
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +57,22 @@ BUILTIN = {
     {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}""",
+    "turns": """{{ bos_token }}
+{%- for message in messages %}
+    {%- if message.role == 'user' %}{{ 'User: ' + message.content + '\\n' }}
+    {%- elif message.role == 'assistant' %}{{ 'Assistant: ' + message.content + eos_token + '\\n' }}
+    {%- elif message.role == 'tool' %}{{ 'Tool: ' + message.content + '\\n' }}
+    {%- else %}{{ message.content + '\\n\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}""",
     "chatml": """{%- for message in messages %}
     {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}""",
 }
-"""`plain`: a transcript, for models that have no template; `chatml`: for those that know its two tokens."""
+"""`plain`: a transcript, for models that have no template; `turns`: the same with an end of every answer, for
+those that learn one; `chatml`: for those that know its two tokens."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,17 @@ class Rendered:
     """
 
 
+@dataclass(frozen=True)
+class Written:
+    """What a template wrote."""
+
+    text: str
+    scaffold: Sequence[Sequence[int]]
+    """(start, end) in characters of what the template wrote itself, in order; the rest is content."""
+    marks: Sequence[Sequence[int]]
+    """(character, message): from here on the message is written; -1 is nobody's."""
+
+
 class ChatTemplate:
     """A chat template, rendered in a process of its own; safe to use from several threads."""
 
@@ -89,7 +110,7 @@ class ChatTemplate:
         self.stop: tuple[str, ...] = ("\nUser:",) if text == BUILTIN["plain"] else ()
         """Strings that end an answer, where no token does."""
         self._worker = WorkerProcess(Path(__file__).with_name("template_worker.py"), seconds=WALL_SECONDS)
-        self._spellings: dict[str, _Spelling] = {}
+        self._spellings: dict[str, SecretSpelling] = {}
 
     @property
     def all_text(self) -> str:
@@ -98,10 +119,11 @@ class ChatTemplate:
 
     @classmethod
     def builtin(cls, name: str) -> ChatTemplate:
-        """`plain` or `chatml`."""
+        """`plain`, `turns` or `chatml`."""
         if name not in BUILTIN:
+            known = ", ".join(BUILTIN)
             raise Refused(
-                f"no chat template '{printable(name)}'{nearest(name, BUILTIN)}; it is plain or chatml"
+                f"no chat template '{printable(name)}'{nearest(name, BUILTIN)}; it is one of {known}"
             )
         return cls(BUILTIN[name], name=f"the chat template '{name}'")
 
@@ -133,7 +155,7 @@ class ChatTemplate:
         `variables` are some of VARIABLES. Raises Refused for a message that is none, and where the template
         turns the conversation down, breaks, or exceeds its limits.
         """
-        spelling = self._spelling(tokenizer)
+        spelling = self.spelling(tokenizer)
         text = self._tool_text if tools and self._tool_text is not None else self.text
         checked = checked_messages(messages, text)
         question = {
@@ -147,7 +169,8 @@ class ChatTemplate:
                 "add_generation_prompt": add_generation_prompt,
             },
         }
-        tokens, starts, ends = spelling.encode(*self._ask(question))
+        answer = self._ask(question)
+        tokens, starts, ends = spelling.encode(answer["text"], answer["trust"], answer["marks"])
         for token in prefix_tokens:
             if type(token) is not int or not 0 <= token < tokenizer.vocab_size:
                 limit = f"this model's tokens are 0 to {tokenizer.vocab_size - 1}"
@@ -185,8 +208,9 @@ class ChatTemplate:
                 "documents": None,
                 "add_generation_prompt": True,
             }
-            names = self._spelling(tokenizer).token_names
-            return self._ask({"template": self.text, "names": names, "variables": variables})[0]
+            names = self.spelling(tokenizer).token_names
+            question = {"template": self.text, "names": names, "variables": variables}
+            return self._ask(question)["text"]
 
         try:
             own = written(talk())
@@ -205,13 +229,38 @@ class ChatTemplate:
         """End the process; the next conversation starts another."""
         self._worker.close()
 
-    def _spelling(self, tokenizer: Tokenizer) -> _Spelling:
+    def spelling(self, tokenizer: Tokenizer) -> SecretSpelling:
+        """How this tokenizer's control tokens are written where content cannot forge them."""
         if tokenizer.hash not in self._spellings:
-            self._spellings[tokenizer.hash] = _Spelling(tokenizer)
+            self._spellings[tokenizer.hash] = SecretSpelling(tokenizer)
         return self._spellings[tokenizer.hash]
 
-    def _ask(self, question: dict[str, Any]) -> tuple[str, list[list[int]], list[list[int]]]:
-        """The text, the spans of it that are scaffold, and which message begins where."""
+    def write(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tokenizer: Tokenizer,
+        stops: Sequence[tuple[int, bool]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[Written]:
+        """What the template writes of the first n messages, with the opening of an answer or without, for
+        every (n, opened) of `stops`; raises Refused as `render` does.
+        """
+        text = self._tool_text if tools and self._tool_text is not None else self.text
+        question = {
+            "template": text,
+            "names": self.spelling(tokenizer).token_names,
+            "variables": {
+                "messages": checked_messages(messages, text),
+                "tools": checked_objects(tools, "tools"),
+                "documents": None,
+            },
+            "stops": stops,
+        }
+        written = self._ask(question)["written"]
+        return [Written(one["text"], one["trust"], one["marks"]) for one in written]
+
+    def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
+        """Text, trust (the spans of it that are scaffold) and marks (which message begins where)."""
         try:
             size = len(json.dumps(question["variables"], ensure_ascii=False).encode())
         except UnicodeEncodeError:
@@ -226,10 +275,10 @@ class ChatTemplate:
             answer: dict[str, Any] = {"refused": "it takes more time or memory than templates may have"}
         if "refused" in answer:
             raise Refused(f"{self.name} cannot write this conversation: {printable(answer['refused'])}")
-        return answer["text"], answer["trust"], answer["marks"]
+        return answer
 
 
-class _Spelling:
+class SecretSpelling:
     """A copy of a tokenizer in which every control token has a name that nobody can write."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -239,6 +288,7 @@ class _Spelling:
             spec["model"].get("unk_id") if unknown is None else tokenizer.backend.token_to_id(unknown)
         )  # content too becomes this token, where its characters are unknown
         self.reserved = tokenizer.reserved
+        self.control = frozenset(tokenizer.control.values())
         self.secret = hide(spec, self.reserved)
         self.backend = Backend.from_str(json.dumps(spec))
         names = sorted(self.secret, key=len, reverse=True)  # the longest of those that begin alike
@@ -249,8 +299,46 @@ class _Spelling:
         self, text: str, scaffold: Sequence[Sequence[int]], marks: Sequence[Sequence[int]]
     ) -> tuple[list[int], list[tuple[int, int]], int]:
         """Token ids; marks as (token, message); how many tokens there are."""
+        spelled = self._spell(text, scaffold)
+        encoding = self.backend.encode(spelled.text, add_special_tokens=False)
+        self._refuse_lost(encoding.ids, spelled)
+        begins = [start for start, _ in encoding.offsets]
+        places = [(bisect_left(begins, spelled.place(at)), message) for at, message in marks]
+        return encoding.ids, places, len(encoding.ids)
+
+    def encode_spans(
+        self, texts: Sequence[tuple[str, Sequence[Sequence[int]]]], spans: Sequence[Sequence[tuple[int, int]]]
+    ) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """Texts with their scaffold as token ids, on all cores, and for every text its spans of characters as
+        spans of tokens: those that hold any character of it.
+        """
+        spelled = list(starmap(self._spell, texts))
+        encodings = self.backend.encode_batch([one.text for one in spelled], add_special_tokens=False)
+        rows = []
+        for one, encoding, wanted in zip(spelled, encodings, spans, strict=True):
+            self._refuse_lost(encoding.ids, one)
+            begins, ends = ([offset[side] for offset in encoding.offsets] for side in (0, 1))
+            found = [
+                (bisect_right(ends, one.place(start)), bisect_left(begins, one.place(end)))
+                for start, end in wanted
+            ]
+            rows.append((encoding.ids, found))
+        return rows
+
+    def controls(self, written: Written, start: int) -> list[tuple[str, int]]:
+        """The control tokens that the template writes from a character on, each with where it ends."""
+        return [
+            (found[0], first + found.end())
+            for first, last in written.scaffold
+            if last > start
+            for found in self._pattern.finditer(written.text[first:last])
+            if first + found.start() >= start and found[0] in self.control
+        ]
+
+    def _spell(self, text: str, scaffold: Sequence[Sequence[int]]) -> _Spelled:
+        """The text with secret names for the control tokens that the template wrote."""
         pieces: list[str] = []
-        shifts: list[tuple[int, int]] = [(0, 0)]  # from this character on, the spelled text is so much longer
+        shifts: list[tuple[int, int]] = [(0, 0)]
         copied, grown = 0, 0
         for start, end in scaffold:
             for found in self._pattern.finditer(text[start:end]):
@@ -259,17 +347,27 @@ class _Spelling:
                 copied = start + found.end()
                 grown += len(secret) - len(found[0])
                 shifts.append((copied, grown))
-        encoding = self.backend.encode("".join([*pieces, text[copied:]]), add_special_tokens=False)
-        n_control = sum(token in self.reserved and token != self._unknown for token in encoding.ids)
-        if n_control != len(shifts) - 1:  # never seen; a tokenizer that hides tokens must not go unnoticed
-            wrote = f"the chat template writes {len(shifts) - 1} control tokens"
+        return _Spelled("".join([*pieces, text[copied:]]), shifts)
+
+    def _refuse_lost(self, ids: Sequence[int], spelled: _Spelled) -> None:
+        """Raise Refused where a tokenizer hides control tokens: never seen, and must not go unnoticed."""
+        n_control = sum(token in self.reserved and token != self._unknown for token in ids)
+        if n_control != len(spelled.shifts) - 1:
+            wrote = f"the chat template writes {len(spelled.shifts) - 1} control tokens"
             raise Refused(f"{wrote}, of which this tokenizer makes {n_control}")
-        begins = [start for start, _ in encoding.offsets]
-        places = []
-        for at, message in marks:
-            shift = shifts[bisect_left(shifts, (at + 1, -1)) - 1][1]
-            places.append((bisect_left(begins, at + shift), message))
-        return encoding.ids, places, len(encoding.ids)
+
+
+@dataclass(frozen=True)
+class _Spelled:
+    """A text in which control tokens have their secret names."""
+
+    text: str
+    shifts: list[tuple[int, int]]
+    """From this character of the original on, the spelled text is so much longer."""
+
+    def place(self, at: int) -> int:
+        """Where a character of the original stands in the spelled text."""
+        return at + self.shifts[bisect_left(self.shifts, (at + 1, -1)) - 1][1]
 
 
 def _message_spans(
@@ -349,8 +447,17 @@ def _allowed(variables: Mapping[str, Any]) -> dict[str, Any]:
     return dict(variables)
 
 
+def template_to_learn(folder: Path | None, given: str | None, tokenizer: Tokenizer | None) -> ChatTemplate:
+    """The template by which a model learns to answer: the one given, else the folder's own, else ours."""
+    found = template_of(folder, given)
+    if found is not None:
+        return found
+    known = set() if tokenizer is None else set(tokenizer.control.values())
+    return ChatTemplate.builtin("chatml" if {"<|im_start|>", "<|im_end|>"} <= known else "turns")
+
+
 def template_of(folder: Path | None, given: str | None) -> ChatTemplate | None:
-    """The template given (`plain`, `chatml` or a file), else the folder's own; None: it cannot chat."""
+    """The template given (one of BUILTIN or a file), else the folder's own; None: it cannot chat."""
     if given is None:
         return None if folder is None else ChatTemplate.from_folder(folder)
     if given in BUILTIN:
@@ -360,5 +467,6 @@ def template_of(folder: Path | None, given: str | None) -> ChatTemplate | None:
     except (OSError, UnicodeDecodeError):
         builtin = nearest(given, BUILTIN)
         raise Refused(
-            f"--chat-template {given} is no file that can be read{builtin}; it can be plain, chatml or a file"
+            f"the chat template {given} is no file that can be read{builtin}; it can be {', '.join(BUILTIN)}"
+            " or a file"
         ) from None

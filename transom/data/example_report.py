@@ -21,7 +21,7 @@ class ExampleReport:
 
     name: str
     noun: str
-    """What an example is: pair or text."""
+    """What an example is: pair, text or conversation."""
     n_train: int = 0
     n_held_out: int = 0
     split: str = ""
@@ -35,6 +35,10 @@ class ExampleReport:
     first_over_long: str = ""
     n_skipped: int = 0
     n_empty: int = 0
+    n_tokens: int = 0
+    """Tokens of all conversations, those left out aside."""
+    n_learned: int = 0
+    """Those of them that carry loss."""
     n_unknown: int = 0
     """Held-out characters that the vocabulary does not have."""
     faults: dict[str, tuple[int, str]] = field(default_factory=dict)
@@ -66,6 +70,9 @@ class ExampleReport:
             f"{side} {mean:.1f} on average, {most:,} at most" for side, (mean, most) in self.lengths.items()
         ]
         rows.append(("tokens", "; ".join(lengths)))
+        if self.n_tokens:
+            share = f"{100 * self.n_learned / self.n_tokens:.0f}% of {self.n_tokens:,} tokens"
+            rows.append(("learned", f"{share} carry loss: the assistant's, and the end of each answer"))
         rows.append(("vocabulary", f"{self.vocab_size:,} ({self.tokenizer})"))
         if self.counts:
             rows += [("classes", self._classes()), ("balance", self._balance())]

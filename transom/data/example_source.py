@@ -1,8 +1,8 @@
-"""Where examples come from: a stream of pairs or of labelled texts that can be read again and again.
+"""Where examples come from: a stream of pairs, labelled texts or conversations that can be read again.
 
 The one idea: as with text (sources), a source is a name, a way to read it from the start, and a fingerprint;
 what is met on the way is noted in Issues, and more than 1% left out is an error. Read next: pairs,
-labelled, prepare_examples.
+labelled, conversations, prepare_examples.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from transom.data.answer_rows import Talk
 from transom.data.issues import Issues, Policy
 from transom.data.rows import HubRows, RowFile
 from transom.data.textfile import SkippedFile
 
 Example = TypeVar("Example", bound=tuple[str, str, str])
-"""Pair or Labelled: two texts, and their place as file:line."""
+"""Pair, Labelled or Conversation: two texts, and their place as file:line."""
 
 
 def hashed_bytes(example: tuple[str, str, str]) -> bytes:
@@ -45,6 +46,31 @@ class ExampleSource(Generic[Example]):
     """What is to be measured on, where the source brings it along."""
     notes: tuple[str, ...] = ()
     """Sentences about choices that were made for the reader."""
+    known_by: tuple[int, ...] | None = None
+    """Which of an example's texts tell it from others: equal ones are learned or held out together [its
+    sides]."""
+    talks: Callable[[Example], tuple[Talk, ...]] | None = None
+    """Every side as a conversation, where the sides are conversations; None: they are texts as they stand."""
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether an example is a text with its class."""
+        return self.talks is None and len(self.sides) == 1
+
+    @property
+    def noun(self) -> str:
+        """What an example is called."""
+        return "conversation" if self.talks is not None else "text" if self.has_classes else "pair"
+
+    def identity(self, example: Example) -> list[str]:
+        """The texts that tell an example from others."""
+        return [example[at] for at in self.known_by or range(len(self.sides))]
+
+    def texts(self, example: Example) -> list[str]:
+        """The texts of an example that a vocabulary is made of."""
+        if self.talks is None:
+            return list(example[: len(self.sides)])
+        return [str(message["content"]) for talk in self.talks(example) for message in talk.messages]
 
     def __iter__(self) -> Iterator[Example]:
         return self.examples()

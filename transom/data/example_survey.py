@@ -37,7 +37,7 @@ class ExampleSurvey(Generic[Example]):
     sources: tuple[ExampleSource[Example], ...]
     """Where they are read from: what is learned from and, where there is one, the validation."""
     texts: tuple[Groups, ...]
-    """(n,) for every side: the hash of each text."""
+    """(n,) each: the hashes of the texts that tell an example from others, its sides as a rule."""
     characters: npt.NDArray[np.uint32]
     """(n,): of all sides together."""
     classes: npt.NDArray[np.int64]
@@ -59,7 +59,7 @@ class ExampleSurvey(Generic[Example]):
     def learned_texts(self, meter: Meter) -> Iterator[str]:
         """The texts to learn from, side by side, for the making of a vocabulary."""
         for held, example in zip(self.held_out.tolist(), self.examples(), strict=False):
-            for text in () if held else example[: len(self.texts)]:
+            for text in () if held else self.sources[0].texts(example):
                 meter.add(len(text))
                 yield text
 
@@ -87,8 +87,9 @@ def survey_examples(
     Raises Refused.
     """
     train = sources[0]
-    n_sides, has_labels = len(train.sides), len(train.sides) == 1
-    hashes, characters, classes = [bytearray() for _ in train.sides], array("I"), array("q")
+    n_sides, has_labels = len(train.sides), train.has_classes
+    hashes = [bytearray() for _ in train.known_by or train.sides]
+    characters, classes = array("I"), array("q")
     numbers: dict[str, int] = {}
     whole, controls, first_control, strange = hashlib.sha256(), 0, "", ("", "")
     n_own = 0
@@ -101,7 +102,7 @@ def survey_examples(
             if found := n_controls(one) + n_controls(other):
                 controls, first_control = controls + found, first_control or where
             whole.update(hashed_bytes(example))
-            for side, text in zip(hashes, example[:n_sides], strict=True):
+            for side, text in zip(hashes, train.identity(example), strict=True):
                 side += digest_of(text)
             n_characters = sum(map(len, example[:n_sides]))
             characters.append(n_characters)
@@ -127,7 +128,7 @@ def survey_examples(
         held_out = (
             held_out_of_each(found_classes, texts[0], val_fraction)
             if has_labels
-            else held_out_groups(linked(*texts), val_fraction)
+            else held_out_groups(linked(*texts) if len(texts) == 2 else texts[0], val_fraction)
         )
         report.split = "chosen by the hash of the text; no text stands on both sides"
     report.notes += train.notes

@@ -1,4 +1,5 @@
-"""What training on examples reads: pairs to translate, texts to classify, texts that belong together.
+"""What training on examples reads: pairs to translate, texts to classify, texts that belong together,
+conversations.
 
 The one idea: each job is an order (which examples make step n, see bucketed) and a way to make a batch of
 them; both are pure functions of (seed, step), and rank r of several takes every so-manieth row. Read next:
@@ -8,7 +9,7 @@ prepare_examples.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -58,12 +59,39 @@ class LabelledRows:
         return len(self.text)
 
 
+@dataclass(frozen=True)
+class ConversationRows:
+    """Conversations as ids, each up to the end of its last answer."""
+
+    tokens: Ragged
+    learned: npt.NDArray[np.bool_]
+    """As long as the ids of all rows: which of them carry loss."""
+    n_bytes: Numbers
+    """(n,) UTF-8 bytes that the learned tokens of each write."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+class Drawn(Protocol):
+    """Which examples make which step: a pure function of (seed, step)."""
+
+    n_examples: int
+    n_batches: int
+    lengths: Numbers
+    """(n,): tokens of every example."""
+    sides: Numbers
+    """(n, sides): those of each side."""
+
+    def batch(self, step: int) -> Numbers: ...
+
+
 class Order(Generic[Batch]):
     """Which examples make which step, and the batches to measure with."""
 
-    def __init__(self, lengths: Numbers, tokens_per_batch: int, seed: int, least_rows: int) -> None:
-        """lengths (n, sides): the tokens of every example, side by side."""
-        self.order = Bucketed(lengths, tokens_per_batch, seed, least_rows)
+    def __init__(self, order: Drawn) -> None:
+        """order: which examples make which step."""
+        self.order = order
         self.n_examples = self.order.n_examples
         self.steps_per_epoch = self.order.n_batches
         self.tokens_per_step = round(int(self.order.lengths.sum()) / self.steps_per_epoch)
@@ -132,7 +160,7 @@ class Translation(Order[PairBatch]):
         """start_id: what the decoder reads first; pad_id: what stands, unread, behind shorter rows."""
         self.pairs, self.start_id, self.pad_id = pairs, start_id, pad_id
         lengths = np.stack([pairs.source.lengths, pairs.target.lengths], axis=1)
-        super().__init__(lengths, tokens_per_batch, seed, least_rows)
+        super().__init__(Bucketed(lengths, tokens_per_batch, seed, least_rows))
 
     def take(self, rows: Numbers) -> PairBatch:
         source, source_documents = self.pairs.source.padded(rows, self.pad_id)
@@ -156,7 +184,7 @@ class Classification(Order[LabelBatch]):
         self, rows: LabelledRows, tokens_per_batch: int, seed: int = 0, *, pad_id: int, least_rows: int = 1
     ) -> None:
         self.rows, self.pad_id = rows, pad_id
-        super().__init__(rows.text.lengths[:, None], tokens_per_batch, seed, least_rows)
+        super().__init__(Bucketed(rows.text.lengths, tokens_per_batch, seed, least_rows))
 
     def take(self, rows: Numbers) -> LabelBatch:
         tokens, documents = self.rows.text.padded(rows, self.pad_id)
@@ -172,7 +200,7 @@ class Embedding(Order[TextPairBatch]):
         self.pairs, self.pad_id = pairs, pad_id
         self.texts = text_numbers(pairs.source, pairs.target)
         lengths = np.stack([pairs.source.lengths, pairs.target.lengths], axis=1)
-        super().__init__(lengths, tokens_per_batch, seed, least_rows)
+        super().__init__(Bucketed(lengths, tokens_per_batch, seed, least_rows))
 
     def take(self, rows: Numbers) -> TextPairBatch:
         one, other = (side.padded(rows, self.pad_id) for side in (self.pairs.source, self.pairs.target))

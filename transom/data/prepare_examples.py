@@ -1,4 +1,4 @@
-"""From a source of pairs or labelled texts to rows of ids on disk, once: kept and found again.
+"""From a source of pairs, labelled texts or conversations to rows of ids on disk, once: kept, found again.
 
 The one idea: as with text (prepare), examples are read as a stream (survey, tokenizer, tokens), never held;
 the rows lie in memory-mapped files, beside what says which are held out and why rows are missing. What is
@@ -19,17 +19,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Generic
+from typing import Any, Generic, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from transom.data import cache
+from transom.data.answer_rows import answer_rows
+from transom.data.chat_template import ChatTemplate
 from transom.data.check import Meter, OnProgress
 from transom.data.example_report import ExampleReport, counted
 from transom.data.example_source import Example, ExampleSource, hashed_bytes
 from transom.data.example_survey import ExampleSurvey, survey_examples
-from transom.data.examples import LabelledRows, PairRows
+from transom.data.examples import ConversationRows, LabelledRows, PairRows
 from transom.data.issues import MAX_SKIPPED
 from transom.data.prepare import SAMPLE_BYTES, ahead, in_batches
 from transom.data.ragged import Ragged
@@ -46,10 +48,10 @@ Numbers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class PreparedExamples(Generic[Example]):
-    """Pairs or labelled texts, ready to train on."""
+    """Pairs, labelled texts or conversations, ready to train on."""
 
     train: Any
-    """PairRows or LabelledRows, through the memory map."""
+    """PairRows, LabelledRows or ConversationRows, through the memory map."""
     held_out: Any
     labels: tuple[str, ...]
     """The classes by number, sorted; none for pairs."""
@@ -58,9 +60,10 @@ class PreparedExamples(Generic[Example]):
     data_hash: str
     """SHA-256 over all examples in order; what a resumed run compares."""
     shown: tuple[str, str]
-    """The first held-out example: source and target, or text and label."""
+    """The first held-out example: source and target, text and label, or a conversation as JSON and its
+    opening."""
     numbers: tuple[Numbers, Numbers]
-    """Which examples, counted from 0, the rows to learn from and those held out are."""
+    """Which examples, counted from 0, the rows to learn from and those held out are of."""
     sources: tuple[ExampleSource[Example], ...]
     folder: Path
     reused: bool = False
@@ -78,7 +81,7 @@ class PreparedExamples(Generic[Example]):
         for part, numbers in enumerate(self.numbers):
             side[numbers] = part
         examples = itertools.chain.from_iterable(source.examples() for source in self.sources)
-        for part, example in zip(side.tolist(), examples, strict=False):
+        for part, example in zip(side.tolist(), examples, strict=False):  # one that has a row at least
             if part >= 0:
                 parts[part].append(example)
         return parts
@@ -109,9 +112,13 @@ class Preparation(Generic[Example]):
     max_len: int | None = None
     """Longer ones, in tokens, are left out, or refused when they are more than 1%."""
     frame: str | None = None
-    """`target` for translation (the default for pairs), `text` for embedding and classification."""
-    cut: bool = False
-    """Whether texts of more than `max_len` tokens lose their ends instead, which is noted."""
+    """`target` for translation (the default for pairs), `text` for embedding and classification; of
+    conversations none."""
+    too_long: Literal["cut", "drop"] | None = None
+    """What else is done with those of more than `max_len` tokens: they lose their ends, or all of them are
+    left out, however many; either is noted."""
+    template: ChatTemplate | None = None
+    """What writes conversations."""
 
     def once(self, folder: Path | None, on_progress: OnProgress | None = None) -> PreparedExamples[Example]:
         """Make the examples ready below `folder`, or find them there; without one in a temporary folder.
@@ -145,7 +152,8 @@ class Preparation(Generic[Example]):
     @cached_property
     def framed(self) -> str:
         """The frame that was asked for, or that suits the examples."""
-        return self.frame or ("text" if len(self.train.sides) == 1 else "target")
+        suits = "" if self.train.talks is not None else "text" if self.train.has_classes else "target"
+        return self.frame or suits
 
     @cached_property
     def known(self) -> Tokenizer | None:
@@ -170,7 +178,8 @@ class Preparation(Generic[Example]):
             "val_fraction": self.val_fraction if len(self.sources) == 1 else None,
             "frame": self.framed,
             "max_len": self.max_len,
-            "cut": self.cut,
+            "too_long": self.too_long,
+            "template": None if self.template is None else self.template.all_text,
         }
 
     def files_of(self, home: Path, part: str) -> list[Path]:
@@ -188,11 +197,13 @@ class Preparation(Generic[Example]):
                 file.verify()
                 sides.append(file.rows())
             beside = [_loaded(home / f"{part}.{name}.npy", record) for name in ("beside", "numbers")]
-            rows.append(
-                PairRows(sides[0], sides[1], beside[0])
-                if len(sides) == 2
-                else LabelledRows(sides[0], beside[0])
-            )
+            if self.train.talks is not None:
+                learned = _loaded(home / f"{part}.learned.npy", record)
+                rows.append(ConversationRows(sides[0], learned.view(np.bool_), beside[0]))
+            elif self.train.has_classes:
+                rows.append(LabelledRows(sides[0], beside[0]))
+            else:
+                rows.append(PairRows(sides[0], sides[1], beside[0]))
             numbers.append(beside[1])
         one, other = record["shown"]
         return PreparedExamples(
@@ -202,7 +213,7 @@ class Preparation(Generic[Example]):
 
     def _make(self, home: Path, on_progress: OnProgress | None) -> cache.Record:
         """Read the examples, make their vocabulary and write their rows; gives the record of it."""
-        report = ExampleReport(self.train.name, "text" if len(self.train.sides) == 1 else "pair")
+        report = ExampleReport(self.train.name, self.train.noun)
         facts = survey_examples(self.sources, self.val_fraction, report, Meter("check", None, on_progress))
         total = int(facts.characters.sum(dtype=np.int64))
         tokenizer = self.known or self._made_of(facts, Meter("tokenizer", total, on_progress))
@@ -228,6 +239,17 @@ class Preparation(Generic[Example]):
         return train_tokenizer(self.kind, sample, self.vocab_size or bpe_size(), frame=self.framed)
 
 
+@dataclass(frozen=True)
+class _Encoded:
+    """The rows of a batch of examples."""
+
+    sides: list[Ragged]
+    owners: Numbers
+    """(rows,) which example of the batch each is of."""
+    learned: Ragged | None = None
+    """Of conversations, beside every id: 1 where it carries loss."""
+
+
 @dataclass
 class _Writing:
     """The rows on their way to the disk, and what is counted meanwhile."""
@@ -240,20 +262,23 @@ class _Writing:
     shown: tuple[str, str] = ("", "")
     n_cut: int = 0
     """Examples whose end was cut off."""
+    n_answerless: int = 0
+    """Conversations of which no answer is left."""
     n_lost: int = 0
     """Tokens of them that went."""
     n_cut_tokens: int = 0
-    """Tokens that they had."""
+    """Tokens that they had; of conversations only those of answers are counted."""
 
     def __post_init__(self) -> None:
         self.sides = self.making.train.sides
-        self.longest = array("I")
-        """Tokens of every example's longest side."""
+        self.longest, self.of_own = array("I"), array("B")
+        """Tokens of every row's longest side, and whether it is of the source itself."""
         self.first_over: dict[int, tuple[str, Numbers]] = {}
         """Source -> the place and lengths of its first example that is too long."""
         self.lengths = np.zeros((2, len(self.sides)), dtype=np.int64)
         """Sum and maximum for every side."""
         self.beside, self.numbers = (array("q"), array("q")), (array("q"), array("q"))
+        self.learned = (array("B"), array("B"))
 
     def write(self, home: Path) -> dict[str, str]:
         """Encode all examples into the files of both parts; gives the hashes of those beside the tokens."""
@@ -266,13 +291,13 @@ class _Writing:
                 for part in PARTS
             ]
             batches = in_batches(facts.examples(), lambda example: len(example[0]) + len(example[1]))
-            for batch, sides in ahead(batches, self._encoded):
+            for batch, encoded in ahead(batches, self._encoded):
                 whole.update(b"".join(map(hashed_bytes, batch)))
                 if first + len(batch) > len(facts.held_out):
                     break
                 if first <= unclear_at < first + len(batch):
                     unclear_where = batch[unclear_at - first][2]
-                self._write(batch, first, sides, writers)
+                self._write(batch, first, encoded, writers)
                 first += len(batch)
             if whole.hexdigest() != facts.data_hash:
                 raise Refused(
@@ -293,6 +318,7 @@ class _Writing:
             )
         self.meter.finish()
         arrays = {"beside": self.beside, "numbers": self.numbers}
+        arrays |= {"learned": self.learned} if self.making.train.talks is not None else {}
         return {
             file.name: _saved(file, array)
             for name, both in arrays.items()
@@ -306,56 +332,113 @@ class _Writing:
             bytes_per_token=self.tokenizer.bytes_per_token,
         )  # fmt: skip
 
-    def _encoded(self, batch: Sequence[Any]) -> list[Ragged]:
-        """The framed ids of every side."""
+    def _encoded(self, batch: Sequence[Any]) -> _Encoded:
+        """The framed ids of every side, or the conversations as the template writes them."""
+        if self.making.train.talks is not None:
+            return self._written(batch)
         texts = [example[at] for at in range(len(self.sides)) for example in batch]
         ids = self.tokenizer.framed_many(texts)
-        return [Ragged.of(ids[at : at + len(batch)]) for at in range(0, len(ids), len(batch))]
+        sides = [Ragged.of(ids[at : at + len(batch)]) for at in range(0, len(ids), len(batch))]
+        return _Encoded(sides, np.arange(len(batch)))
+
+    def _written(self, batch: Sequence[Any]) -> _Encoded:
+        """Conversations as rows, with what of them is learned. Raises Refused for one that cannot be."""
+        train, template = self.making.train, self.making.template
+        assert train.talks is not None and template is not None
+        talks = [talk for example in batch for talk in train.talks(example)]
+        rows, masks, owners = [], [], array("q")
+        for at, (example, found) in enumerate(
+            zip(batch, answer_rows(template, self.tokenizer, talks), strict=True)
+        ):
+            if isinstance(found, Refused):
+                raise Refused(f"{example[-1]}: {found}")
+            for row in found:
+                if not row.ended:
+                    raise Refused(
+                        f"{example[-1]}: {template.name} writes no token that ends an answer, so a model "
+                        "would never learn to stop; take another by --data.chat-template (turns, chatml or "
+                        "a file)"
+                    )
+                mask = np.zeros(len(row.tokens), dtype=np.uint8)
+                for start, end in row.answers:
+                    mask[start:end] = 1
+                rows.append(np.array(row.tokens, dtype=np.uint32))
+                masks.append(mask)
+                owners.append(at)
+        return _Encoded([Ragged.of(rows)], np.asarray(owners), Ragged.of(masks))
 
     def _write(
-        self, batch: Sequence[Any], first: int, sides: list[Ragged], writers: list[list[TokenWriter]]
+        self, batch: Sequence[Any], first: int, encoded: _Encoded, writers: list[list[TokenWriter]]
     ) -> None:
         """Write the rows of a batch whose first example is number `first`, those that fit."""
         max_len, tokenizer, facts = self.making.max_len, self.tokenizer, self.facts
+        sides, owners, learned = encoded.sides, encoded.owners, encoded.learned
         lengths = np.stack([side.lengths for side in sides], axis=1)
         self.lengths[0] += lengths.sum(axis=0)
         self.lengths[1] = np.maximum(self.lengths[1], lengths.max(axis=0))
-        if max_len is not None and self.making.cut and (lengths > max_len).any():
-            over = lengths[lengths > max_len]
-            self.n_cut, self.n_cut_tokens = self.n_cut + len(over), self.n_cut_tokens + int(over.sum())
-            self.n_lost += int((over - max_len).sum())
-            sides = [side.cut(max_len, len(tokenizer.frame[1])) for side in sides]
+        if max_len is not None and self.making.too_long == "cut" and (lengths > max_len).any():
+            sides, learned = self._cut(max_len, lengths, sides, learned)
             lengths = np.stack([side.lengths for side in sides], axis=1)
         longest = lengths.max(axis=1)
         self.longest.extend(longest.tolist())
-        fits = np.ones(len(batch), dtype=np.bool_) if max_len is None else longest <= max_len
+        self.of_own.extend((first + owners < facts.n_own).tolist())
+        fits = np.ones(len(owners), dtype=np.bool_) if max_len is None else longest <= max_len
         for at in np.flatnonzero(~fits).tolist():
-            self.first_over.setdefault(int(first + at >= facts.n_own), (batch[at][2], lengths[at]))
+            number = int(owners[at])
+            self.first_over.setdefault(int(first + number >= facts.n_own), (batch[number][-1], lengths[at]))
 
-        # What stands beside a row: the bytes of a target, or the number of a class.
-        beside = (
-            facts.classes[first : first + len(batch)]
-            if facts.labels
-            else np.array([len(example[1].encode()) for example in batch], dtype=np.int64)
-        )
-        held_out = facts.held_out[first : first + len(batch)]
+        # What stands beside a row: the bytes of a target or of answers, or the number of a class.
+        if learned is not None:
+            beside = _sums(learned, tokenizer.bytes_per_token[sides[0].flat] * learned.flat)
+            n_learned = _sums(learned, learned.flat)
+            self.n_answerless += int((fits & (n_learned == 0)).sum())
+            fits &= n_learned > 0
+        elif facts.labels:
+            beside = facts.classes[first : first + len(batch)]
+        else:
+            beside = np.array([len(example[1].encode()) for example in batch], dtype=np.int64)
+        held_out = facts.held_out[first + owners]
         for part, chosen in enumerate((~held_out & fits, held_out & fits)):
             at = np.flatnonzero(chosen)
             rows = [side.take(at) for side in sides]
             for writer, row in zip(writers[part], rows, strict=True):
                 writer.add_rows(row)
+            if learned is not None:
+                flags = learned.take(at).flat.astype(np.uint8)
+                self.learned[part].frombytes(flags.tobytes())
+                self.report.n_tokens += len(flags)
+                self.report.n_learned += int(flags.sum())
             self.beside[part].extend(beside[at].tolist())
-            self.numbers[part].extend((first + at).tolist())
+            self.numbers[part].extend((first + owners[at]).tolist())
             if part and tokenizer.unknown_id is not None:
                 self.report.n_unknown += sum(int((row.flat == tokenizer.unknown_id).sum()) for row in rows)
             if part and len(at) and not self.shown[0]:
-                self.shown = tuple(batch[at[0]][:2])
+                self.shown = tuple(batch[int(owners[at[0]])][:2])
         self.meter.add(int(facts.characters[first : first + len(batch)].sum(dtype=np.int64)))
+
+    def _cut(
+        self, max_len: int, lengths: Numbers, sides: list[Ragged], learned: Ragged | None
+    ) -> tuple[list[Ragged], Ragged | None]:
+        """Rows of at most `max_len` ids, and what of them is learned; what goes is counted."""
+        over = lengths[lengths > max_len]
+        self.n_cut += len(over)
+        after = 0 if learned is not None else len(self.tokenizer.frame[1])
+        cut = [side.cut(max_len, after) for side in sides]
+        if learned is None:
+            self.n_cut_tokens += int(over.sum())
+            self.n_lost += int((over - max_len).sum())
+            return cut, None
+        kept = learned.cut(max_len, 0)
+        had, has = _sums(learned, learned.flat), _sums(kept, kept.flat)
+        shortened = lengths[:, 0] > max_len
+        self.n_cut_tokens += int(had[shortened].sum())
+        self.n_lost += int((had - has)[shortened].sum())
+        return cut, kept
 
     def _complete(self) -> None:
         """Say in the report what was made; refuse where more than 1% of a source does not fit."""
         report, facts, max_len = self.report, self.facts, self.making.max_len
-        n = len(facts.held_out)
+        n = len(self.longest)
         report.lengths = {
             side: (total / n, most)
             for side, (total, most) in zip(self.sides, self.lengths.T.tolist(), strict=True)
@@ -364,11 +447,14 @@ class _Writing:
         if self.n_cut:
             report.notes.append(
                 f"{self.n_cut:,} of {counted(n, report.noun)} are longer than {max_len:,} tokens and "
-                f"are cut there: they lose {100 * self.n_lost / self.n_cut_tokens:.0f}% of their tokens"
+                f"are cut there: they lose {100 * self.n_lost / max(1, self.n_cut_tokens):.0f}% of their "
+                f"{'answers' if report.noun == 'conversation' else 'tokens'}"
             )
-        longest = np.asarray(self.longest)
+        if self.n_answerless:
+            report.notes.append(f"{self.n_answerless:,} whose prompt alone is longer than that are left out")
+        longest, of_own = np.asarray(self.longest), np.asarray(self.of_own, dtype=np.bool_)
         for part, (where, lengths) in sorted(self.first_over.items()):
-            of_part = longest[facts.n_own :] if part else longest[: facts.n_own]
+            of_part = longest[~of_own if part else of_own]
             self._refuse_over_long(of_part, where, lengths)
             report.n_over_long += int((of_part > (max_len or 0)).sum())
             report.first_over_long = report.first_over_long or where
@@ -387,7 +473,7 @@ class _Writing:
         """Raise Refused when more than 1% of a source does not fit; `first` is the place of the first."""
         max_len, total = self.making.max_len or 0, len(longest)
         n_over = int((longest > max_len).sum())
-        if n_over <= MAX_SKIPPED * total:
+        if n_over <= MAX_SKIPPED * total or self.making.too_long == "drop":
             return
         has = " and ".join(f"{n:,} {side}" for side, n in zip(self.sides, lengths.tolist(), strict=True))
         enough = int(np.sort(longest)[total - 1 - int(MAX_SKIPPED * total)])
@@ -395,8 +481,13 @@ class _Writing:
             f"{first}: {has} tokens, the limit is {max_len:,}; {n_over:,} of "
             f"{counted(total, self.report.noun)} ({100 * n_over / total:.1f}%, at most 1% may) are longer: "
             f"set --model.max-len to {enough:,}, or shorten them"
-            + (" (--data.too-long cut)" if self.report.noun == "text" else "")
+            + (" (--data.too-long cut or drop)" if self.report.noun != "pair" else "")
         )
+
+
+def _sums(rows: Ragged, values: npt.NDArray[Any]) -> Numbers:
+    """The sum of the values (ids,) beside the ids of every row, none of which is empty."""
+    return np.add.reduceat(values.astype(np.int64), rows.starts[:-1]) if len(rows) else np.zeros(0, np.int64)
 
 
 def _saved(path: Path, numbers: array[int]) -> str:

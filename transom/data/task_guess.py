@@ -1,7 +1,7 @@
-"""What a file wants to teach, told from its first lines: running text, translation, or classes.
+"""What a file wants to teach, told from its first lines: running text, translation, classes, answers.
 
 The one idea: a layout that pairs or labelled can read without being told anything is taken for what it is;
-everything else is running text. Read next: pairs, labelled.
+everything else is running text. Read next: formats, pairs, labelled.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from transom.data.columns import SIDES, Columns, value_at
 from transom.data.dates import DATES
 from transom.data.documents import printable
+from transom.data.formats import format_of
 from transom.data.labelled import (
     is_fasttext,
     label_columns,
@@ -24,23 +25,26 @@ from transom.data.labelled import (
     text_columns,
 )
 from transom.data.pairs import UNNAMED, pair_columns
-from transom.data.rows import RECORDS, Row, RowFile, first_rows
-from transom.data.sources import spooled_input
+from transom.data.rows import RECORDS, HubRows, Row, RowFile, first_rows
+from transom.data.sources import open_rows, spooled_input
 from transom.data.stdlib_labels import STDLIB_LABELS
 from transom.data.tables import TABLES
 from transom.data.textfile import SkippedFile
 from transom.errors import Refused
 
-Task = Literal["lm", "translate", "classify"]
+Task = Literal["lm", "translate", "classify", "sft", "embed", "preference"]
 FEW = 10
 """Rows of which fewer say nothing of what a column holds."""
 
 
-def guess_task(source: str, target: str | None = None) -> tuple[Task, str]:
+def guess_task(
+    source: str, target: str | None = None, fields: Mapping[str, str] | None = None
+) -> tuple[Task, str]:
     """The task that data suggests, and why, in words; raises nothing, a missing file is running text.
 
-    Two files are pairs; rows with a text and a label of few values are classes; rows with a source and a
-    target, or two columns of prose, are pairs.
+    Two files are pairs; rows of one of the FORMATS teach what that does; rows with a text and a label of few
+    values are classes; rows with a source and a target, or two columns of prose, are pairs. fields: the
+    columns that a person named, by field.
     """
     if target is not None:
         return "translate", "two files, the second with the other side of each line of the first"
@@ -51,16 +55,26 @@ def guess_task(source: str, target: str | None = None) -> tuple[Task, str]:
     file = _rows_there(source)
     if file is None:
         return "lm", "running text"
+    with contextlib.suppress(Refused, SkippedFile):
+        found = format_of(file, fields or {})
+        if found is not None:
+            return found.kind.task, f"{found}, such as {found.shown}"
+    if isinstance(file, HubRows):
+        return "lm", "running text"
     task = None
     with contextlib.suppress(Refused, SkippedFile):
         task = _file_task(file)
     return task or ("lm", f"{file.where} has neither two sides of a pair nor a text with its label")
 
 
-def _rows_there(source: str) -> RowFile | None:
-    """The file of a source that is one; standard input is read for it, and once only."""
+def _rows_there(source: str) -> RowFile | HubRows | None:
+    """The rows of a source that may have some; standard input is read for it, and once only."""
     if source == "-":
         return spooled_input(ahead=True)
+    if source.startswith("hf:"):
+        with contextlib.suppress(Refused):  # whoever learns from it says why
+            return open_rows(source, "")
+        return None
     return RowFile(Path(source), printable(source)) if os.path.isfile(source) else None
 
 
@@ -122,7 +136,7 @@ def text_field_of_input() -> str | None:
 def _first_of(source: str) -> list[Row]:
     """The first rows of a source that has some."""
     file = _rows_there(source)
-    if file is not None and file.kind in RECORDS:
+    if isinstance(file, RowFile) and file.kind in RECORDS:
         with contextlib.suppress(Refused, SkippedFile):
             return [row for _, row in first_rows(file, "skip")]
     return []

@@ -270,7 +270,11 @@ def limited(seconds: float) -> Iterator[None]:
 
 
 def answer(question: dict[str, Any]) -> dict[str, Any]:
-    """Render: {template, names, roles, variables} -> {text, trust, marks}, or {refused}."""
+    """Render: {template, names, variables} -> {text, trust, marks}, or {refused}.
+
+    With `stops`, pairs of a number of messages and `add_generation_prompt`, each is a rendering of its own:
+    {written: [{text, trust, marks}, ...]}.
+    """
     try:
         with limited(COMPILE_SECONDS):
             template = compiled(question["template"])
@@ -278,9 +282,16 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
         names = {name: literal(token) for name, token in question["names"].items()}
         for message in variables["messages"]:
             message["role"] = literal(message["role"])
-        cast(Sandbox, template.environment).watch(variables["messages"])
-        with limited(RENDER_SECONDS):
-            text = joined([template.render({**names, **variables})])
+        messages, sandbox = variables["messages"], cast(Sandbox, template.environment)
+        written: list[dict[str, Any]] = []
+        for n_messages, opens_answer in question.get("stops") or [[len(messages), None]]:
+            known = {**names, **variables, "messages": messages[:n_messages]}
+            if opens_answer is not None:
+                known["add_generation_prompt"] = opens_answer
+            sandbox.watch(messages)
+            with limited(RENDER_SECONDS):
+                text = joined([template.render(known)])
+            written.append({"text": str.__str__(text), "trust": text.trust, "marks": text.marks})
     except OutOfTime:
         return {"refused": f"it runs longer than {RENDER_SECONDS * 1000:.0f} ms"}
     except MemoryError:
@@ -295,7 +306,7 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
         return {"refused": f"it says: {str(error.message)[:300]}"}
     except Exception as error:  # whatever a template may do wrong
         return {"refused": f"it fails ({type(error).__name__}: {str(error)[:200]})"}
-    return {"text": str.__str__(text), "trust": text.trust, "marks": text.marks}
+    return {"written": written} if question.get("stops") else written[0]
 
 
 def out_of_time(*_: Any) -> None:

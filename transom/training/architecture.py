@@ -19,7 +19,7 @@ CAN = {
 """The tasks that each member can learn."""
 
 PRETRAINED_WINDOW = 1024
-"""Tokens of a window of running text where weights are given and nobody says."""
+"""Tokens of a window of running text, and of a conversation, where weights are given and nobody says."""
 
 BIASED = dict(qkv_bias=True, out_bias=True, ffn_bias=True)
 LIKE_2017 = dict(norm="layer", norm_position="after", gated=False, qk_norm=False, **BIASED)
@@ -125,11 +125,12 @@ def experts(settings: ModelSettings, ffn_dim: int) -> Experts:
 def longest_row(settings: TrainSettings, config: ModelConfig) -> int:
     """Tokens of the longest row that is learned from: as asked for, else as long as the model reads.
 
-    Running text for pretrained weights is cut into windows of at most `PRETRAINED_WINDOW`, since a context
-    of many thousands asks for more text and memory than most have. The model's own context stays as it is.
+    For pretrained weights running text is cut into windows of at most `PRETRAINED_WINDOW`, and conversations
+    are not longer, since a context of many thousands asks for more text and memory than most have. The
+    model's own context stays as it is.
     """
     longest = settings.model.max_len or config.max_len
-    if settings.model.max_len is None and settings.model.weights and TASK_FACTS[settings.task].running:
+    if settings.model.max_len is None and settings.model.weights and TASK_FACTS[settings.task].long:
         longest = PRETRAINED_WINDOW
     return min(longest, config.max_len)
 

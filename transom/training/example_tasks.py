@@ -14,17 +14,22 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..checkpoint.hub import resolve
+from ..checkpoint.huggingface import load_config
+from ..data.chat_template import ChatTemplate, template_to_learn
+from ..data.conversations import open_conversations
 from ..data.examples import Classification, Embedding, Order, PairRows, Translation
+from ..data.formats import named_fields
 from ..data.labelled import open_labelled
 from ..data.pairs import open_pairs
 from ..data.prepare_examples import Preparation, PreparedExamples
-from ..data.tokenizer import Tokenizer
+from ..data.tokenizer import Tokenizer, tokenizer_named
 from ..errors import Refused
 from ..model.build import Model, build
 from ..model.config import SIZES, ModelConfig
 from ..settings import DataSettings, TrainSettings
 from . import objectives
-from .architecture import model_config
+from .architecture import longest_row, model_config
 from .evaluate import LEAST_BATCHES, EvalSet
 from .folder import RunFolder
 from .parallelism import World
@@ -46,7 +51,7 @@ UNEVEN = 3.0
 
 def translate_task(settings: TrainSettings, folder: RunFolder, world: World, report: Report) -> Task:
     """Translate: pairs of a source and a target through an encoder-decoder. Raises `Refused`."""
-    made = _prepared(settings, folder, world, report)
+    made = prepared(settings, folder, world, report)
     tokenizer = made.tokenizer
     if tokenizer.config.get("sources_only"):
         raise Refused(
@@ -55,7 +60,7 @@ def translate_task(settings: TrainSettings, folder: RunFolder, world: World, rep
         )
     start = tokenizer.pad_id if tokenizer.pad_id is not None else tokenizer.eos_id
     ids = dict(pad_id=tokenizer.pad_id, bos_id=None, eos_id=tokenizer.eos_id, start_id=start)
-    config, first = _model(settings, tokenizer, {"head": "tokens"}, (), ids)
+    config, first = first_model(settings, tokenizer, {"head": "tokens"}, (), ids)
     assert config.start_id is not None and config.pad_id is not None
     learned, held_out = (
         Translation(
@@ -69,7 +74,7 @@ def translate_task(settings: TrainSettings, folder: RunFolder, world: World, rep
     source, target = made.shown
     return Task(
         name=settings.task, unit="target token", config=config, tokenizer=tokenizer, data_hash=made.data_hash,
-        feed=learned, eval_set=_eval_set(held_out), build=first,
+        feed=learned, eval_set=eval_set(held_out), build=first,
         baselines=target_baselines(made.train, made.held_out, tokenizer),
         objective=partial(objectives.LanguageModelling, smoothing=smoothing),
         write=lambda model: (
@@ -78,17 +83,17 @@ def translate_task(settings: TrainSettings, folder: RunFolder, world: World, rep
                 *translated(model, tokenizer=tokenizer, source=source), target
             ),
         ),
-        facts=_facts(made), generation={"num_beams": 4, "max_length": config.max_len},
+        facts=facts_of(made), generation={"num_beams": 4, "max_length": config.max_len},
     )  # fmt: skip
 
 
 def classify_task(settings: TrainSettings, folder: RunFolder, world: World, report: Report) -> Task:
     """Tell the class of a text with an encoder. Raises `Refused`."""
-    made = _prepared(settings, folder, world, report)
+    made = prepared(settings, folder, world, report)
     tokenizer = made.tokenizer
     ids = dict(pad_id=tokenizer.pad_id, bos_id=tokenizer.eos_id, eos_id=tokenizer.eos_id)
     head = {"head": "classify", "labels": made.labels}
-    config, first = _model(settings, tokenizer, head, made.labels, ids)
+    config, first = first_model(settings, tokenizer, head, made.labels, ids)
     learned, held_out = (
         Classification(rows, _tokens_of_step(settings), settings.seed,
                        pad_id=config.pad_id or 0, least_rows=n)
@@ -105,7 +110,7 @@ def classify_task(settings: TrainSettings, folder: RunFolder, world: World, repo
     text, label = made.shown
     return Task(
         name=settings.task, unit="text", config=config, tokenizer=tokenizer, data_hash=made.data_hash,
-        feed=learned, eval_set=_eval_set(held_out), build=first,
+        feed=learned, eval_set=eval_set(held_out), build=first,
         baselines=class_baselines(counts, made.held_out.labels),
         objective=partial(
             objectives.Classification, weights=weights, smoothing=settings.optim.label_smoothing or 0.0
@@ -115,17 +120,17 @@ def classify_task(settings: TrainSettings, folder: RunFolder, world: World, repo
             f"{classified(model, tokenizer=tokenizer, text=text)}, labelled {label}",
         ),
         divisor=learned.n_examples / learned.steps_per_epoch,
-        facts=_facts(made),
+        facts=facts_of(made),
     )  # fmt: skip
 
 
 def embed_task(settings: TrainSettings, folder: RunFolder, world: World, report: Report) -> Task:
     """Bring the two texts of a pair near each other, with an encoder. Raises `Refused`."""
-    made = _prepared(settings, folder, world, report)
+    made = prepared(settings, folder, world, report)
     tokenizer = made.tokenizer
     ids = dict(pad_id=tokenizer.pad_id, bos_id=tokenizer.eos_id, eos_id=tokenizer.eos_id)
     head = {"head": "embed", "pooling": "mean", "normalize": True}
-    config, first = _model(settings, tokenizer, head, (), ids)
+    config, first = first_model(settings, tokenizer, head, (), ids)
     learned, held_out = (
         Embedding(rows, _tokens_of_step(settings), settings.seed, pad_id=config.pad_id or 0,
                   least_rows=n)
@@ -133,8 +138,8 @@ def embed_task(settings: TrainSettings, folder: RunFolder, world: World, report:
     )  # fmt: skip
     return Task(
         name=settings.task, unit="text", config=config, tokenizer=tokenizer, data_hash=made.data_hash,
-        feed=learned, eval_set=_eval_set(held_out), baselines={"chance": chance(held_out)}, build=first,
-        objective=objectives.Contrast, write=None, facts=_facts(made),
+        feed=learned, eval_set=eval_set(held_out), baselines={"chance": chance(held_out)}, build=first,
+        objective=objectives.Contrast, write=None, facts=facts_of(made),
     )  # fmt: skip
 
 
@@ -149,6 +154,11 @@ def sources_of(task: str, settings: TrainSettings) -> tuple[Any, Any]:
 def _labelled(data: DataSettings) -> tuple[Any, Any]:
     texts = partial(open_labelled, text_field=data.field, label_field=data.label, on_error=data.on_error)
     return texts(data.source), None if data.validation is None else texts(data.validation)
+
+
+def _conversations(data: DataSettings) -> tuple[Any, Any]:
+    talks = partial(open_conversations, fields=named_fields(data.map), on_error=data.on_error)
+    return talks(data.source), None if data.validation is None else talks(data.validation)
 
 
 def _pairs(data: DataSettings) -> tuple[Any, Any]:
@@ -171,6 +181,7 @@ SOURCES: dict[str, Callable[[DataSettings], tuple[Any, Any]]] = {
     "translate": _pairs,
     "classify": _labelled,
     "embed": _pairs,
+    "sft": _conversations,
 }
 """What opens the examples of a task."""
 
@@ -179,11 +190,19 @@ def preparation(task: str, settings: TrainSettings) -> Preparation[Any]:
     """How the examples of a task are made ready. Raises `Refused`."""
     train, validation = sources_of(task, settings)
     data = settings.data
+    tokenizer = tokenizer_of(settings, train.tokenizer)
     return Preparation(
-        train, validation, tokenizer=tokenizer_of(settings, train.tokenizer), vocab_size=data.vocab_size,
-        val_fraction=data.val_fraction, max_len=longest(settings), cut=data.too_long == "cut",
-        frame=TASK_FACTS[task].frame,
+        train, validation, tokenizer=tokenizer, vocab_size=data.vocab_size, val_fraction=data.val_fraction,
+        max_len=longest(settings), too_long=data.too_long, frame=TASK_FACTS[task].frame or None,
+        template=None if train.talks is None else _template(settings, tokenizer),
     )  # fmt: skip
+
+
+def _template(settings: TrainSettings, tokenizer: str) -> ChatTemplate:
+    """What writes the conversations that are learned."""
+    weights = settings.model.weights
+    known = tokenizer_named(tokenizer, ends=False)
+    return template_to_learn(resolve(weights) if weights else None, settings.data.chat_template, known)
 
 
 def longest(settings: TrainSettings) -> int:
@@ -191,10 +210,7 @@ def longest(settings: TrainSettings) -> int:
     if settings.model.max_len is not None:
         return settings.model.max_len
     if settings.model.weights:
-        from ..checkpoint.hub import resolve
-        from ..checkpoint.huggingface import load_config
-
-        return load_config(resolve(settings.model.weights))[0].max_len
+        return longest_row(settings, load_config(resolve(settings.model.weights))[0])
     return SIZES[settings.model.size]["max_len"]
 
 
@@ -204,7 +220,7 @@ def _tokens_of_step(settings: TrainSettings) -> int:
     return tokens
 
 
-def _model(
+def first_model(
     settings: TrainSettings,
     tokenizer: Tokenizer,
     head: dict[str, Any],
@@ -219,7 +235,7 @@ def _model(
     return config, partial(build, config)
 
 
-def _prepared(
+def prepared(
     settings: TrainSettings, folder: RunFolder, world: World, report: Report
 ) -> PreparedExamples[Any]:
     """The examples of a run, prepared once below its folder (or data.cache)."""
@@ -228,12 +244,12 @@ def _prepared(
     return on_all(world, report, lambda show: way.once(settings.data.cache or folder.data, show))
 
 
-def _eval_set(held_out: Order[Any]) -> Callable[[int, bool], EvalSet]:
+def eval_set(held_out: Order[Any]) -> Callable[[int, bool], EvalSet]:
     few = int(held_out.order.lengths.sum()) // LEAST_BATCHES
     return lambda wanted, on_gpu: EvalSet.examples(held_out, min(few, 32768 if on_gpu else 4096), wanted)
 
 
-def _facts(made: Any) -> dict[str, Any]:
+def facts_of(made: Any) -> dict[str, Any]:
     return {"examples": len(made.train), "held_out_examples": len(made.held_out), **made.report.to_dict()}
 
 

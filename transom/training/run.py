@@ -113,6 +113,8 @@ class Run:
         verb = TASK_FACTS[self.task].verb
         if verb is None:
             return f"transom train DATA --task classify --model.weights {quote(str(self.folder))}"
+        if verb == "chat":
+            return f"transom chat {quote(str(self.folder))}"
         given = self.prompt.removesuffix(ARROW)
         text = _first_words(one_line(given, len(given) * 2), 60)
         texts = " ".join(map(quote, [text] if text else ["a text", "and another"]))

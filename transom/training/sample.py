@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 from ..checkpoint.generation import GenerationConfig
+from ..data.chat_template import ChatTemplate
 from ..data.tokenizer import Tokenizer
 from ..errors import Refused
 from ..inference.classifier import Classifier
@@ -81,6 +83,28 @@ def sample(
             return ""
         run(generator, requests)
     return requests[0].text
+
+
+def answered(
+    model: Model,
+    *,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    messages: Sequence[Mapping[str, Any]],
+    max_tokens: int,
+) -> str:
+    """Answer a conversation with the likeliest tokens; what does not end within `max_tokens` says so."""
+    with evaluating(model):
+        generator = Generator(model, tokenizer, eos_ids=[*ends(tokenizer), *template.end_ids(tokenizer)])
+        try:
+            prompt = template.render(messages, tokenizer).tokens
+            params = SamplingParams(temperature=0, max_tokens=max_tokens)
+            requests = generator.request(prompt, params, continues=False)
+        except Refused:  # no room after the prompt
+            return ""
+        run(generator, requests)
+    request = requests[0]
+    return request.text + ("" if request.finish_reason == "stop" else f" ... [{max_tokens} tokens, no end]")
 
 
 def translated(model: Model, *, tokenizer: Tokenizer, source: str) -> tuple[str, float]:

@@ -46,6 +46,8 @@ class TaskFacts:
     """What its models have that others of the member do not, by name of `ModelConfig`."""
     running: bool = False
     """Learned from windows of running text; otherwise from examples."""
+    long: bool = False
+    """Whether a row may be as long as a context of many thousand tokens."""
     tokens: int | None = None
     """Of a step of examples where nobody says: of all sides, padding not counted."""
     example_set: str | None = None
@@ -65,6 +67,7 @@ TASK_FACTS: dict[str, TaskFacts] = {
         verb="generate",
         frame="",
         running=True,
+        long=True,
         card=CardWords(
             "A language model",
             "text-generation",
@@ -89,6 +92,7 @@ TASK_FACTS: dict[str, TaskFacts] = {
         frame="text",
         head=dict(head_transform=True, head_bias=True),
         running=True,
+        long=True,
         card=CardWords(
             "A masked language model",
             "fill-mask",
@@ -101,6 +105,28 @@ TASK_FACTS: dict[str, TaskFacts] = {
             ),
             "It fills masks in text like the text it learned from, and is meant to be fine-tuned. Nothing "
             "was filtered out.",
+        ),
+    ),
+    "sft": TaskFacts(
+        does="answer (sft)",
+        members=("decoder", *CELLS),
+        verb="chat",
+        frame="",
+        long=True,
+        data=("validation", "too_long", "chat_template"),
+        card=CardWords(
+            "A language model that answers",
+            "text-generation",
+            "transom chat THIS_FOLDER",
+            _python(
+                "from transformers import pipeline",
+                "",
+                'chat = pipeline("text-generation", "THIS_FOLDER")',
+                'print(chat([{"role": "user", "content": "Hello"}])[0]["generated_text"][-1]["content"])',
+            ),
+            "It answers in the manner of the conversations it learned from, and was not taught what is true: "
+            "it invents\nfacts without a sign, and has the prejudices of its data and of the model it began "
+            "as.",
         ),
     ),
     "translate": TaskFacts(

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..data.formats import ELSEWHERE, named_fields
 from ..data.sources import open_source
 from ..data.task_guess import commands_for, guess_task, text_field_of_input
 from ..errors import Refused
 from ..settings import LIMITS, TrainSettings
 from .architecture import member
+from .conversation_task import conversation_task
 from .example_tasks import classify_task, embed_task, translate_task
 from .folder import RunFolder
 from .parallelism import World
@@ -24,6 +26,7 @@ from .text_task import text_task
 TASKS: dict[str, Callable[[TrainSettings, RunFolder, World, Report], Task]] = {
     "lm": text_task,
     "mlm": text_task,
+    "sft": conversation_task,
     "translate": translate_task,
     "classify": classify_task,
     "embed": embed_task,
@@ -39,13 +42,27 @@ def choose_task(settings: TrainSettings, report: Report) -> TrainSettings:
 
     Raises `Refused` when the model asked for cannot learn it.
     """
+    columns = named_fields(settings.data.map)
+    settings = settings.with_({
+        f"data.{ELSEWHERE[field]}": column for field, column in columns.items() if field in ELSEWHERE
+    })  # fmt: skip
     data, kind = settings.data, settings.model.kind
     named = "source" in data.given()
     if settings.task == "auto" and not named:
         task = OF_MEMBER.get(kind or "", "lm")
         settings = settings.with_({"task": task})
     elif settings.task == "auto":
-        task, why = guess_task(data.source, data.target)
+        task, why = guess_task(data.source, data.target, columns)
+        if task == "preference":
+            raise Refused(
+                f"{data.source}: preference pairs ({why}), which nothing here learns yet; to learn the "
+                "chosen answers alone: --task sft --map prompt=prompt --map completion=chosen"
+            )
+        if task == "embed" and data.field is None:  # contrastive pairs: their first two columns
+            settings = settings.with_({
+                "data.field": columns.get("anchor", "anchor"),
+                "data.target_field": columns.get("positive", "positive"),
+            })  # fmt: skip
         if task == "lm" and data.source != "-" and not data.source.startswith("hf:"):
             open_source(
                 data.source, field=data.field, on_error=data.on_error

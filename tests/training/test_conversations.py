@@ -1,0 +1,138 @@
+"""Conversations are learned as one by one, however they are laid into rows: packed, padded, cut, shared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.training.conftest import Tiny
+from transom.data.examples import ConversationRows
+from transom.data.packing import Conversations
+from transom.data.ragged import Ragged
+from transom.model.config import ModelConfig
+from transom.model.transformer import Transformer
+from transom.training.gradient import take_gradient
+from transom.training.loop import train
+from transom.training.objectives import LanguageModelling
+from transom.training.parallelism import World
+
+N = 12
+
+
+def model(**changes: Any) -> Transformer:
+    shape = {"vocab_size": 40, "dim": 16, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8,
+             "ffn_dim": 24, "max_len": 64}  # fmt: skip
+    return Transformer(ModelConfig(**{**shape, **changes})).double()
+
+
+@pytest.fixture(scope="module")
+def rows() -> ConversationRows:
+    """Conversations of 5 to 40 tokens, of which one to three stretches are learned."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(5, 41, N)
+    flat = rng.integers(1, 40, lengths.sum()).astype(np.uint32)
+    starts = np.append(0, np.cumsum(lengths))
+    learned = np.zeros(len(flat), dtype=np.bool_)
+    for first, last in zip(starts[:-1], starts[1:], strict=True):
+        for _ in range(int(rng.integers(1, 4))):
+            begin = int(rng.integers(first + 1, last))
+            learned[begin : min(last, begin + int(rng.integers(1, 9)))] = True
+    return ConversationRows(Ragged(flat, starts), learned, np.arange(N))
+
+
+def gradient_of(net: Transformer, parts: list[Any]) -> tuple[float, dict[str, torch.Tensor]]:
+    named = dict(net.named_parameters())
+    n_targets = sum(part.n_targets for part in parts)
+    taken = take_gradient(LanguageModelling(net, torch.float64), parts, n_targets, named, World(), 0, 0)
+    return taken.loss, {n: w.grad.clone() for n, w in named.items() if w.grad is not None}
+
+
+def assert_equal(one: tuple[float, Any], other: tuple[float, Any]) -> None:
+    assert one[0] == pytest.approx(other[0], abs=1e-5)
+    for name, grad in one[1].items():
+        torch.testing.assert_close(grad, other[1][name], rtol=1e-5, atol=1e-7)
+
+
+MODELS = {"rotary": {}, "learned": {"position": "learned"}, "window": {"window": 9}}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_packed_is_padded_is_unpadded_is_accumulated(kind: str, rows: ConversationRows) -> None:
+    net = model(**MODELS[kind])
+    packed = Conversations(rows, N, pad_id=0).batch(0)
+    padded = Conversations(rows, N, pad_id=0, packed=False).batch(0)
+    assert len(packed) < len(padded) == N and packed.documents is not None and padded.documents is None
+    assert packed.n_targets == padded.n_targets == int(rows.learned.sum())
+    together = gradient_of(net, [packed])
+    assert_equal(gradient_of(net, [padded]), together)
+    alone = [Conversations(rows, N, pad_id=0).take(np.array([at])) for at in range(N)]
+    assert_equal(gradient_of(net, alone), together)
+    for size in (1, 2, 3):
+        assert_equal(gradient_of(net, packed.split(size)), together)
+
+
+def test_the_loss_is_that_of_every_conversation_read_by_itself(rows: ConversationRows) -> None:
+    """The oracle: one plain forward pass each, the log-probability of every learned token."""
+    net = model()
+    total = 0.0
+    for at in range(N):
+        ids = torch.from_numpy(rows.tokens[at].astype(np.int64))[None]
+        logprobs = net.logits(net(ids)).double().log_softmax(-1)[0]
+        flags = rows.learned[rows.tokens.starts[at] : rows.tokens.starts[at + 1]]
+        for place in np.flatnonzero(flags):
+            total -= logprobs[place - 1, ids[0, place]].item()
+    loss, _ = gradient_of(net, [Conversations(rows, N, pad_id=0).batch(0)])
+    assert loss == pytest.approx(total / int(rows.learned.sum()), abs=1e-5)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_share_a_step(world: int, rows: ConversationRows) -> None:
+    net, order = model(), Conversations(rows, N, pad_id=0, least_rows=3)
+    shares = [order.batch(0, rank, world) for rank in range(world)]
+    assert_equal(gradient_of(net, shares), gradient_of(net, [order.batch(0)]))
+
+
+def test_every_epoch_has_every_conversation_once_in_another_order(rows: ConversationRows) -> None:
+    order = Conversations(rows, 5, seed=3, pad_id=0)
+    assert order.steps_per_epoch == 2 and order.tokens_per_step == round(len(rows.learned) / 2)
+    epochs = [[order.order.batch(2 * epoch + step) for step in (0, 1)] for epoch in (0, 1)]
+    for both in epochs:
+        assert sorted(np.concatenate(both)) == list(range(N))
+    assert np.concatenate(epochs[0]).tolist() != np.concatenate(epochs[1]).tolist()
+    again = Conversations(rows, 5, seed=3, pad_id=0).batch(3)
+    assert torch.equal(again.tokens, order.batch(3).tokens)
+
+
+def talks(path: Path, n: int = 60, **more: Any) -> Path:
+    """Questions with one answer each, which a tiny model learns by heart."""
+    colours = ["red", "blue", "green", "grey"]
+    with open(path, "w") as file:
+        for at in range(n):
+            talk = [{"role": "user", "content": f"Which colour has number {at}?"},
+                    {"role": "assistant", "content": f"It is {colours[at % 4]}."}]  # fmt: skip
+            file.write(json.dumps({"messages": talk, **more}) + "\n")
+    return path
+
+
+def test_a_run_learns_to_answer_and_resumes_with_the_same_bits(tiny: Tiny, tmp_path: Path) -> None:
+    few = dict(data__source=str(talks(tmp_path / "talks.jsonl")), data__cache=None, model__max_len=64,
+               batch__tokens=None, batch__texts=8, save_every=4, keep=9, prompt=None)  # fmt: skip
+    whole = train(tiny(**few, steps=8, out=str(tmp_path / "whole")))
+    assert whole.task == "sft" and whole.unit == "answer token"
+    assert whole.loss is not None and whole.loss < whole.references["uniform"]
+    assert "Which colour" in whole.prompt
+    again = tmp_path / "again"
+
+    def stop(event: dict[str, Any]) -> None:
+        if event["event"] == "save" and event["step"] == 4 and "checkpoints" in event["path"]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(**few, steps=8, out=str(again)), on_event=stop)
+    run = train(tiny(out=str(again), resume=True, **few, steps=8))
+    assert run.step == 8 and run.weights_sha256 == whole.weights_sha256

@@ -1,0 +1,316 @@
+"""Conversations to learn answers from: messages, ShareGPT, Alpaca, prompt and completion, whatever the file.
+
+The one idea: every format becomes the messages of the OpenAI API, and a row that cannot is refused with its
+line, the key and how the line would be right. Blank lines before a text and white space behind it are
+dropped. Conversations that open alike are held out together. Read next: formats, answer_rows,
+prepare_examples.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+from transom.data.answer_rows import Talk
+from transom.data.documents import printable
+from transom.data.example_source import ExampleSource
+from transom.data.formats import FORMATS, Columns, Format, as_line, format_of
+from transom.data.issues import Issues, as_policy
+from transom.data.messages import ROLES, checked_messages
+from transom.data.rows import HubRows, Row, RowFile, first_rows, text_value, type_name
+from transom.data.sources import open_rows
+from transom.data.tables import TABLES
+from transom.data.textfile import skip_record
+from transom.errors import Refused, nearest
+
+Message = dict[str, Any]
+
+
+class Conversation(NamedTuple):
+    """Messages, of which the assistant's are learned."""
+
+    talk: str
+    """{"messages": [...], "tools": [...]} as JSON."""
+    opening: str
+    """What is said before the first answer, as it is compared; the system text aside."""
+    where: str
+    """file:line"""
+
+
+ConversationSource = ExampleSource[Conversation]
+
+ROLE_OF = {
+    **{role: role for role in ROLES},
+    **dict.fromkeys(("human", "prompter"), "user"),
+    **dict.fromkeys(("gpt", "bot", "chatgpt", "model", "ai"), "assistant"),
+    **dict.fromkeys(("observation", "function", "function_response"), "tool"),
+    "function_call": "call",
+}
+"""What roles are called elsewhere; a `call` is a message of the assistant whose text is a call as JSON."""
+ROLE, CONTENT = ("role", "from"), ("content", "value")
+KEPT = ("name", "tool_call_id", "reasoning_content", "tool_calls", "weight")
+"""Keys of a message that are kept besides its role and content; any others are not learned."""
+
+
+def open_conversations(
+    source: str, *, fields: Columns | None = None, on_error: str = "error"
+) -> ConversationSource:
+    """Open conversations: JSON lines, an array, CSV, TSV, Parquet, standard input or a data set of the hub.
+
+    `fields` names columns for fields that are called otherwise. Raises Refused where none are found.
+    """
+    policy = as_policy(on_error)
+    file = open_rows(source, "give JSON lines, a JSON array, CSV or Parquet with conversations")
+    found = format_of(file, fields or {}, policy)
+    if found is None or found.kind.task != "sft":
+        line, first = first_rows(file, policy)[0]
+        raise Refused(f"{file.where}:{line}: {_unknown(first, fields or {})}")
+    return ConversationSource(
+        file.where, _Reader(file, found.kind, found.columns, found.header), (file,), ("conversation",),
+        (found.kind.name, found.columns), policy, notes=(str(found), *file.notes()), known_by=(1,),
+        talks=talks_of,
+    )  # fmt: skip
+
+
+def talks_of(example: Conversation) -> tuple[Talk, ...]:
+    """The conversation as the template takes it."""
+    said = json.loads(example.talk)
+    return (Talk(said["messages"], said.get("tools")),)
+
+
+def _unknown(first: Row, given: Columns) -> str:
+    """What to say of rows that hold no conversation."""
+    has = [printable(name)[:40] for name in first]
+    missing = [column for column in given.values() if column.lower() not in map(str.lower, map(str, first))]
+    if missing:
+        known = nearest(missing[0], has) or f"; it has {', '.join(has[:12])}"
+        return f"no column is named '{printable(missing[0])}' (--map){known}"
+    formats = "; ".join(" and ".join(one.needs) for one in FORMATS if one.task == "sft")
+    line = as_line(next(one.example for one in FORMATS if one.task == "sft"))
+    return (
+        f"no conversation in the columns {', '.join(has[:8])}: it takes {formats}; name them by --map "
+        f"prompt=COLUMN --map completion=COLUMN, or write lines such as {line}"
+    )
+
+
+class _Fault(Exception):
+    """What is wrong with a row: the kind, in words, and the row as it would be right."""
+
+    def __init__(self, kind: str, says: str, mended: Mapping[str, Any]) -> None:
+        self.kind, self.says, self.mended = kind, says, mended
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads all conversations of a file once."""
+
+    file: RowFile | HubRows
+    kind: Format
+    columns: Columns
+    header: list[str] | None
+
+    def __call__(self, issues: Issues) -> Iterator[Conversation]:
+        where = self.file.where
+        rows = self.file.rows(issues, list(self.columns.values()))
+        if self.header is not None:
+            next(rows, None)
+        for line, row in rows:
+            named = row if isinstance(row, dict) else dict(zip(self.header or (), row, strict=True))
+            try:
+                values = {
+                    field: named.get(column) for field, column in self.columns.items() if column in named
+                }
+                talk, clean = self._talk(values, partial(text_value, where=where, line=line, issues=issues))
+            except _Fault as fault:
+                says = f"{fault.says}; write {self._line(fault.mended)}"
+                skip_record(issues, fault.kind, where, line, says)
+                continue
+            if clean:
+                issues.n_records += 1
+                yield Conversation(json.dumps(talk, ensure_ascii=False), opening_of(talk), f"{where}:{line}")
+
+    def _line(self, mended: Mapping[str, Any]) -> str:
+        """A row as a line of this file would have it."""
+        row = {self.columns.get(field, field): value for field, value in mended.items()}
+        separator = TABLES.get(self.file.kind, "\t")
+        return as_line(row, self.header, separator)
+
+    def _talk(self, values: dict[str, Any], clean: Callable[..., str | None]) -> tuple[dict[str, Any], bool]:
+        """The conversation of a row, and whether its texts may be kept. Raises _Fault."""
+        for field in self.kind.needs:
+            if values.get(field) in (None, "", []):
+                says = (
+                    "is missing"
+                    if field not in values
+                    else "is empty"
+                    if values[field] is not None
+                    else "is null"
+                )
+                raise _Fault(
+                    "records without the field", f"'{self.columns[field]}' {says}",
+                    {**values, field: self.kind.example[field]},
+                )  # fmt: skip
+        field = self.kind.needs[0]
+        if field in ("messages", "conversations"):
+            items = _json_of(values[field], self.columns[field], self.kind.example)
+            messages = _messages(items, self.columns[field], field, self.kind.example)
+        else:
+            messages = self._asked_and_answered(values)
+        system = values.get("system")
+        if isinstance(system, str) and system.strip() and messages[0]["role"] != "system":
+            messages.insert(0, {"role": "system", "content": system})
+        ok = True
+        for number, message in enumerate(messages):
+            text = message["content"]
+            if isinstance(text, str):
+                kept = clean(text, f"{self.columns[field]}[{number}]")
+                ok, message["content"] = ok and kept is not None, trimmed(kept or "")
+        try:
+            talk: dict[str, Any] = {"messages": _checked(messages)}
+        except Refused as refused:
+            raise _Fault("messages that are none", str(refused), self.kind.example) from None
+        if values.get("tools"):
+            tools = _json_of(values["tools"], self.columns["tools"], {**self.kind.example, "tools": []})
+            talk["tools"] = tools
+        return talk, ok
+
+    def _asked_and_answered(self, values: dict[str, Any]) -> list[Message]:
+        """A question and its answer as messages. Raises _Fault."""
+        asked, answered = self.kind.needs
+        for field in (asked, answered, "input"):
+            value = values.get(field)
+            if not isinstance(value, str) and not (value is None and field == "input"):
+                says = f"'{self.columns[field]}' is {type_name(value)}, not text"
+                raise _Fault("fields that are not text", says, {**values, field: _as_text(value)})
+            if value is not None and not value.strip() and field != "input":
+                says = f"'{self.columns[field]}' holds nothing but white space"
+                raise _Fault("empty fields", says, {**values, field: self.kind.example[field]})
+        more = (values.get("input") or "").strip("\n")
+        question = f"{values[asked].rstrip()}\n\n{more}" if more.strip() else values[asked]
+        return [{"role": "user", "content": question}, {"role": "assistant", "content": values[answered]}]
+
+
+def trimmed(text: str) -> str:
+    """A text without blank lines before it and white space behind it; the first line keeps its indent."""
+    return text.rstrip().lstrip("\r\n")
+
+
+def opening_of(talk: Mapping[str, Any]) -> str:
+    """What is said before the first answer, case and white space aside."""
+    said = []
+    for message in talk["messages"]:
+        if message["role"] == "assistant":
+            break
+        if message["role"] != "system":
+            said.append(str(message["content"]))
+    return " ".join("\n".join(said).casefold().split())
+
+
+def _json_of(value: Any, name: str, example: Mapping[str, Any]) -> list[Any]:
+    """A list, which may be written as JSON in a text, as tables have it. Raises _Fault."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise _Fault("lists that are none", f"'{name}' is text that is no JSON list", example) from None
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if not isinstance(value, list):
+        raise _Fault("lists that are none", f"'{name}' is {type_name(value)}, not a list", example)
+    return value
+
+
+def _messages(items: list[Any], name: str, field: str, example: Mapping[str, Any]) -> list[Message]:
+    """Messages with the roles of the OpenAI API, from items of any dialect. Raises _Fault."""
+    messages: list[Message] = []
+    for number, item in enumerate(items):
+        where = f"{name}[{number}]"
+        if not isinstance(item, dict):
+            raise _Fault("messages that are none", f"{where} is {type_name(item)}, not an object", example)
+        role_key = next((key for key in ROLE if key in item), None)
+        text_key = next((key for key in CONTENT if key in item), None)
+
+        def mended(key: str, value: Any, number: int = number, item: dict[str, Any] = item) -> dict[str, Any]:
+            """The row with one key of this message put right."""
+            right = ({} if key in item else {key: value}) | item | {key: value}
+            return {field: [*items[:number], right, *items[number + 1 :]]}
+
+        usual = (ROLE[1], CONTENT[1]) if field == "conversations" else (ROLE[0], CONTENT[0])
+        turn = ("user", "assistant")[number % 2]
+        if role_key is None:
+            raise _Fault("messages without a role", f"{where} has no '{usual[0]}'", mended(usual[0], turn))
+        role = ROLE_OF.get(str(item[role_key]).lower())
+        if role is None:
+            close = nearest(str(item[role_key]), ROLE_OF) or f"; it is one of {', '.join(ROLES)}"
+            says = f"{where}.{role_key} is {printable(repr(item[role_key])[:40])}{close}"
+            meant = close.partition("'")[2].partition("'")[0] or turn
+            raise _Fault("unknown roles", says, mended(role_key, meant))
+        calls = item.get("tool_calls")
+        if text_key is None and not calls:
+            says = f"{where} has no '{usual[1]}'"
+            raise _Fault("messages without content", says, mended(usual[1], "..."))
+        text = item.get(text_key) if text_key else None
+        if text is None and calls or isinstance(text, list):
+            pass
+        elif not isinstance(text, str):
+            says = f"{where}.{text_key} is {type_name(text)}, not text"
+            raise _Fault("contents that are not text", says, mended(str(text_key), _as_text(text)))
+        elif not text.strip() and not calls and role in ("user", "assistant"):
+            says = f"{where}.{text_key} is empty"
+            raise _Fault("empty messages", says, mended(str(text_key), "..."))
+        message: Message = {
+            "role": role,
+            "content": text,
+            **{k: item[k] for k in KEPT if item.get(k) is not None},
+        }
+        if role == "call":
+            message = {"role": "assistant", "content": None, "tool_calls": [_call(text, where, example)]}
+        if message.get("weight", 1) not in (0, 1):
+            raise _Fault(
+                "weights", f"{where}.weight is {message['weight']!r}; it is 0 or 1", mended("weight", 0)
+            )
+        messages.append(message)
+    said = [message["role"] for message in messages]
+    if "assistant" not in said or not any(m.get("weight", 1) for m in messages if m["role"] == "assistant"):
+        says = f"'{name}' has no message of the assistant to learn"
+        raise _Fault("conversations without an answer", says, {field: [*items, *_added(field)[1:]]})
+    if said[0] not in ("system", "user", "developer"):
+        says = f"{name}[0] is of the {said[0]}; a conversation begins with a user's message"
+        raise _Fault("conversations that begin with an answer", says, {field: [*_added(field)[:1], *items]})
+    return messages
+
+
+def _added(field: str) -> list[dict[str, str]]:
+    """A question and an answer as this field has them."""
+    example = next(one.example for one in FORMATS if one.needs == (field,))
+    return list(example[field])
+
+
+def _call(text: Any, where: str, example: Mapping[str, Any]) -> dict[str, Any]:
+    """A call that is written as JSON. Raises _Fault."""
+    try:
+        call = json.loads(text)
+        return {
+            "type": "function", "function": {"name": call["name"], "arguments": call.get("arguments") or {}},
+        }  # fmt: skip
+    except (ValueError, TypeError, KeyError, RecursionError):
+        says = f'{where}.value is no call such as {{"name": "add", "arguments": {{}}}}'
+        raise _Fault("calls that are none", says, example) from None
+
+
+def _checked(messages: list[Message]) -> list[Message]:
+    """Messages as templates take them, each with its weight. Raises Refused."""
+    bare = [{k: v for k, v in one.items() if k != "weight"} for one in messages]
+    checked = checked_messages(bare, "developer")
+    for one, message in zip(checked, messages, strict=True):
+        one.pop("thinking", None)
+        if message.get("weight", 1) == 0:
+            one["weight"] = 0
+    return checked
+
+
+def _as_text(value: Any) -> str:
+    return "..." if value is None or isinstance(value, dict | list) else str(value)
