@@ -39,6 +39,7 @@ def paragraphs() -> list[str]:
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser("embedding_speed", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--texts", type=int, default=1000, help="of each kind at most")
     asked = parser.parse_args(arguments)
     use_threads()
     keep_memory()
@@ -52,7 +53,7 @@ def main(arguments: list[str]) -> None:
         [f"{torch.get_num_threads()} threads, medians of {asked.rounds}; by default {chosen!r}"],
         {},
     )
-    for kind, texts in (("captions", captions()), ("paragraphs", paragraphs())):
+    for kind, texts in (("captions", captions()[: asked.texts]), ("paragraphs", paragraphs()[: asked.texts])):
         expected = theirs.encode(texts)
         error = {"float32": np.abs(exact.embed(texts, cut=True) - expected).max()}
         error[name] = np.abs(chosen.embed(texts, cut=True) - expected).max()

@@ -104,7 +104,11 @@ def spelled_out(arguments: Sequence[str]) -> list[str]:
     words: list[str] = []
     for argument in arguments:
         name, equals, value = argument.partition("=")
-        if argument == "-" and words and words[-1] in ("--input", "--data.source"):
+        if (
+            argument == "-"
+            and words
+            and words[-1] in ("--input", "--data.source", "--data.target", "--data.validation")
+        ):
             words[-1] += "=-"
         elif argument == "-" and takes_data:
             words.append("--data.source=-")

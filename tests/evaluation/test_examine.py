@@ -20,7 +20,7 @@ from transom.data.labelled import Labelled
 from transom.data.pairs import Pair, open_pairs
 from transom.errors import Refused
 from transom.evaluation.baselines import TfidfLogistic, TranslationMemory
-from transom.evaluation.examine import examine, examine_classifier, examine_translator, remedy
+from transom.evaluation.examine import examine, examine_classifier, examine_translator, examined, remedy
 from transom.settings import TrainSettings, load
 from transom.training.loop import train
 
@@ -194,6 +194,7 @@ def test_a_run_that_learned_from_standard_input_asks_for_the_same_rows(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(rows.encode())))
     run = train(load(TrainSettings, {**TINY, "data.source": "-", "steps": 2, "out": str(tmp_path / "run")}))
     assert run.task == "classify"
+    assert examined(run) is run, "what was trained is told, though it cannot be examined"
     with pytest.raises(
         Refused, match="learned from standard input, which is gone; name a file .* by --train"
     ):

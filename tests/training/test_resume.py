@@ -76,14 +76,15 @@ def test_resume_refuses_another_run_by_name(tiny: Tiny, change: dict[str, object
         train(tiny(**{"steps": 2, "resume": True, **change}))
 
 
-def test_resume_refuses_changed_data(tiny: Tiny, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tokenizer", ["bytes", "bpe"])  # bpe is another one for other data
+def test_resume_refuses_changed_data(tiny: Tiny, tmp_path: Path, tokenizer: str) -> None:
     text = tmp_path / "text.txt"
     text.write_text("one fish two fish red fish blue fish\n" * 40)
-    train(tiny(steps=2, data__source=str(text)))
+    train(tiny(steps=2, data__source=str(text), data__tokenizer=tokenizer))
     with open(text, "a") as file:
         file.write("and one more line\n")
     with pytest.raises(Refused, match="the data changed since this run began"):
-        train(tiny(steps=4, data__source=str(text), resume=True))
+        train(tiny(steps=4, data__source=str(text), data__tokenizer=tokenizer, resume=True))
 
 
 def test_a_broken_checkpoint_is_passed_over_and_said(tiny: Tiny, tmp_path: Path) -> None:

@@ -129,8 +129,13 @@ class ExaminedRun:
 
 
 def examined(run: Run) -> Run | ExaminedRun:
-    """Examine the model of a run that has ended, where its task has scores of its own."""
+    """Examine the model of a run that has ended, where its task has scores of its own and its texts are still
+    there: standard input is not.
+    """
     if run.interrupted or TASK_FACTS[run.task].verb not in EXAMINED:
+        return run
+    data = _settings_of(run.folder)[0].data
+    if "-" in (data.source, data.target, data.validation):
         return run
     return ExaminedRun(run, examine(run.folder))
 

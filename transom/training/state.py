@@ -218,15 +218,15 @@ COMPARED_OTHERWISE = frozenset({"data.source", "data.field", "batch.micro", *LIM
 
 def check_unchanged(position: Position, settings: TrainSettings, data_hash: str, tokenizer_hash: str) -> None:
     """Refuse to resume a run as another one, naming what differs."""
-    if position.tokenizer_hash != tokenizer_hash:
-        raise Refused(
-            "the tokenizer is not the one that this run began with; resume with that one, or start a new run "
-            "with another --out"
-        )
     if position.data_hash != data_hash:
         raise Refused(
             f"the data changed since this run began ({position.data_hash[:12]} then, {data_hash[:12]} now); "
             f"bring back the old text, or start a new run with another --out"
+        )
+    if position.tokenizer_hash != tokenizer_hash:
+        raise Refused(
+            "the tokenizer is not the one that this run began with; resume with that one, or start a new run "
+            "with another --out"
         )
     if settings.batch.micro not in (None, position.micro):
         raise Refused(
