@@ -115,7 +115,7 @@ def test_version() -> None:
 
 WRONG = [
     ("trian", "unknown command: trian; did you mean 'train'? transom --help lists train, compare, generate, "
-     "chat, translate, classify, embed, look, serve, evaluate, plan, bench, doctor, lab\n"),
+     "chat, translate, classify, embed, look, serve, evaluate, export, plan, bench, doctor, lab\n"),
     ("--verbose", "unknown command: --verbose; transom --help lists train, compare"),
     ("train --model.nlayers 3", "unknown option: --model.nlayers; did you mean '--model.n-layers'?"),
     ("train --modle gpt", "unknown option: --modle; did you mean '--model'?"),
@@ -132,12 +132,12 @@ WRONG = [
     ("train --model elman", "model.kind is 'elman'; it can be decoder, encoder, encoder-decoder, rnn, "),
     ("translate", 'command "translate" parameter MODEL requires an argument'),
     ("lab backprob", "unknown command: backprob; did you mean 'backprop'? transom --help"),
-    ("export", "unknown command: export; nothing is left to do: a model folder (runs/NAME/model) is a"),
-    ("gguf m", "unknown command: gguf; nothing is left to do"),
+    ("convert", "unknown command: convert; that is transom export MODEL --to gguf, ollama, hf or"),
+    ("gguf m", "unknown command: gguf; that is transom export MODEL --to gguf"),
     ("finetune x.jsonl", "unknown command: finetune; that is transom train DATA --model.weights FOLDER"),
     ("ask notes/", "unknown command: ask; nothing here searches documents"),
     ("predict m x", "unknown command: predict; that is transom classify, translate or generate"),
-    ("quantize m", "unknown command: quantize; weights are kept in float32 or bfloat16 (--dtype)"),
+    ("quantize m", "unknown command: quantize; that is transom export MODEL --dtype q8_0 (or q4_0)"),
     ("train --lr 3e-4", "unknown option: --lr; did you mean '--optim.lr'?"),
     ("train --learning-rate=3e-4", "unknown option: --learning-rate; here it is --optim.lr\n"),
     ("train --batch-size 8", "unknown option: --batch-size; here it is --batch.tokens (tokens of one step)"),

@@ -36,6 +36,7 @@ VERBS = {
     "look": "Look inside a model over a text, or at how a run moved.",
     "serve": "Serve models: the API that OpenAI's clients speak, and a page.",
     "evaluate": "Score a model on examples, beside cheap baselines.",
+    "export": "Write a model for llama.cpp, Ollama or the hub, and prove it.",
     "plan": "Say what a training run would take, before it takes it.",
     "bench": "Measure this machine, and how near training is to its limits.",
     "doctor": "Say what this machine has, what works, and what to do.",

@@ -449,6 +449,36 @@ def evaluate(
                      beam=beam))  # fmt: skip
 
 
+def export(
+    model: Model,
+    /,
+    *,
+    to: Literal["gguf", "ollama", "hf", "sentence-transformers"] = "gguf",
+    out: Path | None = None,
+    dtype: Literal["f32", "f16", "bf16", "q8_0", "q4_0"] | None = None,
+    test: Path | None = None,
+    json: Json = False,
+) -> None:
+    """Write a model for other tools.
+
+    Parameters
+    ----------
+    to
+        A GGUF file (llama.cpp, LM Studio), a folder for Ollama, a Hugging Face folder, or one for
+        sentence-transformers.
+    out
+        The file, or the folder [default: NAME-DTYPE.gguf, NAME-ollama, NAME-hf, NAME-sentence-transformers].
+    dtype
+        How weights are kept; q8_0 and q4_0 in GGUF only [default: f16 in GGUF, f32 in folders].
+    test
+        A text on which the loss before and after is compared [default: one that Python carries].
+    """
+    from .evaluation.export import export as write
+
+    with _answer(json) as show:
+        show(write(model, to, out=out, dtype=dtype, test=test))
+
+
 def backprop(
     *,
     sizes: str = "2-3-1",

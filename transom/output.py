@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import Refused, nearest_path
@@ -38,20 +40,30 @@ def unused(name: str) -> Path:
     return path
 
 
-def write_whole(path: str | os.PathLike[str], content: str | bytes, option: str = "--out") -> Path:
-    """Write a file so that there is either all of it or what was there before. Raises Refused if it fails."""
+@contextmanager
+def whole_file(path: str | os.PathLike[str], option: str = "--out") -> Iterator[Path]:
+    """Give a hidden file beside `path` to write; when the block ends without error it becomes `path`.
+
+    Raises Refused where it cannot be written; then, and after an error, what was there before stays.
+    """
     path = writable(path, option)
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:
-        with open(temporary, "wb") as file:
-            file.write(content if isinstance(content, bytes) else content.encode())
-            file.flush()
+        yield temporary
+        with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise Refused(f"{_shown(path)}: cannot be written ({error.strerror or error})") from None
-    return path
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: str | os.PathLike[str], content: str | bytes, option: str = "--out") -> Path:
+    """Write a file so that there is either all of it or what was there before. Raises Refused if it fails."""
+    with whole_file(path, option) as temporary:
+        temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return Path(path)
 
 
 def for_terminal(text: str) -> str:

@@ -69,6 +69,11 @@ EXAMPLES = {
     ),
     "serve": (("transom serve runs/notes MODEL", "both, each under its name"),),
     "evaluate": (("transom evaluate runs/tickets", "on what the run held out"),),
+    "export": (
+        ("transom export runs/notes --dtype q8_0", "one GGUF file"),
+        ("transom export MODEL --to ollama", "that and a Modelfile"),
+        ("transom export model.gguf --to hf", "a folder for transformers"),
+    ),
     "plan": (("transom plan notes/ --budget 1h", ""),),
 }
 """Verb (or "": any) -> commands that work, each with what it is for."""
@@ -90,9 +95,9 @@ VERBS_ELSEWHERE = {
     "test": "that is transom evaluate RUN",
     "inspect": "that is transom look MODEL TEXT",
     "estimate": "that is transom plan DATA",
-    "export": "nothing is left to do: a model folder (runs/NAME/model) is a Hugging Face folder already, "
-    "and GGUF is not written",
-    "quantize": "weights are kept in float32 or bfloat16 (--dtype), nothing smaller is written",
+    "convert": "that is transom export MODEL --to gguf, ollama, hf or sentence-transformers; a model folder "
+    "(runs/NAME/model) is a Hugging Face folder already",
+    "quantize": "that is transom export MODEL --dtype q8_0 (or q4_0), a GGUF file",
     "ask": "nothing here searches documents; transom chat MODEL --system TEXT answers from a text it is "
     "given, transom embed turns texts into vectors to search among",
     "download": "a model of the hub is named where a folder is: transom chat OWNER/NAME",
@@ -107,7 +112,7 @@ SAME = {
     "test": ("eval", "score"),
     "inspect": ("explain", "visualize", "attention"),
     "estimate": ("cost", "forecast"),
-    "export": ("convert", "gguf", "save", "merge"),
+    "convert": ("gguf", "save", "ollama"),
     "quantize": ("quantise", "compress"),
     "ask": ("search", "rag", "index", "query"),
     "download": ("pull", "fetch"),

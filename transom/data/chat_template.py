@@ -178,6 +178,21 @@ class ChatTemplate:
         spans = _message_spans(starts, ends, len(checked), checked[0]["role"] in ("system", "developer"))
         return Rendered(tokens + list(prefix_tokens), spans)
 
+    def text_of(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tokenizer: Tokenizer,
+        *,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """The text of a conversation, control tokens by their names; for looking at, since what is control in
+        it and what content cannot be told any more. Raises Refused as `render` does.
+        """
+        variables = {"messages": list(messages), "tools": None, "documents": None,
+                     "add_generation_prompt": add_generation_prompt}  # fmt: skip
+        names = self.spelling(tokenizer).token_names
+        return self._ask({"template": self.text, "names": names, "variables": variables})["text"]
+
     def end_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
         """The control token that this template writes after an assistant's words: an answer ends with it."""
         talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -201,20 +216,9 @@ class ChatTemplate:
             first = [{"role": "system", "content": text} for text in system]
             return [*first, {"role": "user", "content": "a"}]
 
-        def written(messages: list[dict[str, str]]) -> str:
-            variables = {
-                "messages": messages,
-                "tools": None,
-                "documents": None,
-                "add_generation_prompt": True,
-            }
-            names = self.spelling(tokenizer).token_names
-            question = {"template": self.text, "names": names, "variables": variables}
-            return self._ask(question)["text"]
-
         try:
-            own = written(talk())
-            before, found, after = written(talk(mark)).partition(mark)
+            own = self.text_of(talk(), tokenizer)
+            before, found, after = self.text_of(talk(mark), tokenizer).partition(mark)
             if not found:
                 return None
             if not (own.startswith(before) and own.endswith(after) and len(own) > len(before + after)):

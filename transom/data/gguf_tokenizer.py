@@ -10,13 +10,17 @@ Read next: gguf_file, tokenizer_files.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transom.data.documents import printable
 from transom.data.gguf_file import GGUFFile
 from transom.errors import Refused, nearest
+
+if TYPE_CHECKING:
+    from transom.data.tokenizer import Tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """Kinds of a token in `tokenizer.ggml.token_type`."""
@@ -25,6 +29,7 @@ IDS = {"bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": 
 ENDS = ("eos", "eot", "eom")
 """Tokens that end a text."""
 SPACE = "\u2581"
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 @dataclass(frozen=True)
@@ -298,3 +303,98 @@ class _Vocabulary:
             **({"model_max_length": length} if type(length) is int else {}),
             "clean_up_tokenization_spaces": False,
         }
+
+
+# --- out ----------------------------------------------------------------------------------------------------
+
+
+def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int, ends: Collection[int] = ()) -> dict[str, Any]:
+    """The keys of GGUF for a tokenizer, filled up to the rows of a model's table of embeddings.
+
+    ends: tokens that end a text; GGUF has room for the end token and two more. Raises Refused where llama.cpp
+    has no rule that cuts texts into the same tokens.
+    """
+    spec = json.loads(tokenizer.json_text)
+    bare = [f"[PAD{number}]" for number in range(vocab_size)]
+    tokens, kinds = bare, [UNUSED] * vocab_size
+    added = {token["id"] for token in spec["added_tokens"]}
+    for token, number in tokenizer.backend.get_vocab(with_added_tokens=True).items():
+        if number < vocab_size:  # control beyond the model is nothing that a text becomes
+            own = CONTROL if number in tokenizer.control else USER_DEFINED if number in added else NORMAL
+            tokens[number], kinds[number] = token, own
+    if tokenizer.kind in ("bpe", "bytes"):
+        said = {"model": "gpt2", "pre": _words_of(spec), "tokens": tokens, "token_type": kinds}
+        said["merges"] = [" ".join(pair) for pair in _pairs(spec)]
+    elif _is_sentencepiece(spec):
+        said = {"model": "llama", "pre": "default", **_scored(spec, tokens, kinds)}
+    else:
+        raise Refused(
+            f"a tokenizer of kind '{tokenizer.kind}' has no counterpart in GGUF, which knows byte-level BPE "
+            "and SentencePiece's; train with --data.tokenizer bpe or bytes, or write --to hf"
+        )
+    before, after = tokenizer.frame
+    for name, of in IDS.items():
+        number = getattr(tokenizer, f"{name}_id", None)
+        if number is not None and number < vocab_size:
+            said[f"{of}_token_id"] = number
+    others = sorted(one for one in ends if one != tokenizer.eos_id)
+    said |= {f"{name}_token_id": one for name, one in zip(ENDS[1:], others, strict=False)}
+    said |= {"add_bos_token": before == (tokenizer.bos_id,), "add_eos_token": after == (tokenizer.eos_id,)}
+    found = {f"tokenizer.ggml.{key}": value for key, value in said.items()}
+    template = tokenizer.config.get("chat_template")
+    if isinstance(template, list):
+        template = next((one["template"] for one in template if one["name"] == "default"), None)
+    return found | ({} if template is None else {"tokenizer.chat_template": template})
+
+
+def _words_of(spec: Mapping[str, Any]) -> str:
+    """The name of the rule that splits words as a tokenizer.json does."""
+    step = spec.get("pre_tokenizer") or {}
+    steps = [_essence(one) for one in step.get("pretokenizers", [step])]
+    whole, normalizer = bool(spec["model"].get("ignore_merges")), (spec.get("normalizer") or {}).get("type")
+    for name, words in WORDS.items():
+        same = [_essence(one) for one in words.steps()] == steps and words.whole_words == whole
+        if same and (normalizer is None or normalizer == "NFC" and words is QWEN2):
+            return name
+    raise Refused(
+        "the tokenizer splits words by a rule that llama.cpp has no name for; it is not written as GGUF"
+    )
+
+
+def _essence(step: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a pre-tokenizer decides its pieces; the rest may be left out, or said."""
+    told = {"invert": False, "add_prefix_space": False, "use_regex": True} | dict(step)
+    return {key: value for key, value in told.items() if key != "trim_offsets"}
+
+
+def _pairs(spec: Mapping[str, Any]) -> list[list[str]]:
+    """The merges, which older files spell with a space between the parts."""
+    return [one.split(" ") if isinstance(one, str) else one for one in spec["model"]["merges"]]
+
+
+def _is_sentencepiece(spec: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer.json is what `_Vocabulary.spec` makes of SentencePiece's BPE."""
+    kinds = [one["type"] for one in (spec.get("normalizer") or {}).get("normalizers", [])]
+    model = spec["model"]
+    return (
+        model.get("type") == "BPE" and bool(model.get("byte_fallback")) and spec.get("pre_tokenizer") is None
+        and kinds in (["Prepend", "Replace"], ["Replace"])
+    )  # fmt: skip
+
+
+def _scored(spec: Mapping[str, Any], tokens: list[str], kinds: list[int]) -> dict[str, Any]:
+    """SentencePiece's lists: the earlier a merge, the better the score of what it makes."""
+    scores = dict[str, float]()
+    for rank, (left, right) in enumerate(_pairs(spec)):
+        scores.setdefault(left + right, -float(rank))
+    unknown = spec["model"].get("unk_token")
+    for number, token in enumerate(tokens):
+        if _BYTE.fullmatch(token) and kinds[number] == NORMAL:
+            kinds[number] = BYTE
+        elif token == unknown:
+            kinds[number] = UNKNOWN
+    least = -float(len(scores) + 1)
+    return {
+        "tokens": tokens, "token_type": kinds, "scores": [scores.get(token, least) for token in tokens],
+        "add_space_prefix": len(spec["normalizer"]["normalizers"]) == 2,
+    }  # fmt: skip

@@ -1,0 +1,293 @@
+"""A model written for other tools, and proven before it is called done.
+
+Whatever is written is read back while it still has no name: the same tokens for a text with everything odd in
+it, the same weights (to the bit, where they are not packed), and the loss on a text beside that of the model
+it was made of. Where llama-cpp-python is installed a GGUF file is read by llama.cpp too, and both write on
+after the same prompts. Read next: llama_cpp, checkpoint.gguf_writer, data.modelfile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from ..checkpoint.folder import commit
+from ..checkpoint.generation import load_generation
+from ..checkpoint.gguf_writer import DTYPES, save_gguf
+from ..checkpoint.hub import name_of, resolve
+from ..checkpoint.huggingface import load_config, save_model
+from ..data.gguf_file import SUFFIX
+from ..data.modelfile import PARAMETERS, modelfile, scaffold_of
+from ..data.samples import stdlib_files
+from ..data.tokenizer import Tokenizer
+from ..errors import Refused
+from ..inference.generator import Generator
+from ..inference.load import load
+from ..output import unused, whole_file
+from .llama_cpp import Agreement, compare
+
+TARGETS = ("gguf", "ollama", "hf", "sentence-transformers")
+FOLDER_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+PROBE = (
+    "Hello, World! It's 12345 and 3.14; we'll see.\n\n\tdef f(x):\n        return x**2  # ok\r\n"
+    " naïve café — Übung “quoted” 日本語 Привет עברית ½ ² ﬁ e\u0301 🙂👩\u200d👩\u200d👧 "
+    "<|endoftext|> </s> [PAD]  \n "
+)
+"""What breaks tokenizers: digits, spaces, line ends, accents, scripts, emoji, and names of control tokens."""
+WINDOW = 512
+MOST_TOKENS = 16_384
+"""Of the text on which losses are compared."""
+OWN_CHARACTERS = 6000
+"""Of the text that is taken where nobody names one."""
+BOUNDS = {"f32": 1e-3, "f16": 0.01, "bf16": 0.03, "q8_0": 0.03, "q4_0": 1.0}
+"""Nats per token that a format may cost; more is a mistake of ours, not rounding."""
+PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 4, 16, 64
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Nats per token on the same tokens of a text, before and after."""
+
+    text: str
+    n_tokens: int
+    before: float
+    after: float
+
+    @property
+    def difference(self) -> float:
+        return self.after - self.before
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and what was found when it was read back. It prints itself."""
+
+    model: str
+    to: str
+    dtype: str
+    path: Path
+    n_bytes: int
+    proof: str
+    """What was the same after reading back, in words."""
+    loss: Loss | None
+    llama_cpp: Agreement | None
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [
+            f"wrote {self.path} ({self.n_bytes / 1e6:,.1f} MB, {self.dtype})",
+            f"read back: {self.proof}",
+        ]
+        if self.loss is not None:
+            loss = self.loss
+            lines.append(
+                f"loss on {loss.text}: {loss.before:.4f} nats per token before, {loss.after:.4f} after "
+                f"({loss.difference:+.4f}, {loss.n_tokens:,} tokens)"
+            )
+        if self.llama_cpp is not None:
+            lines.append(f"llama.cpp: {self.llama_cpp}")
+        return "\n".join([*lines, *self.notes])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        loss = self.loss
+        return {
+            "model": self.model, "to": self.to, "dtype": self.dtype, "path": str(self.path),
+            "bytes": self.n_bytes, "proof": self.proof,
+            "loss": None if loss is None else {
+                "text": loss.text, "tokens": loss.n_tokens, "before": loss.before, "after": loss.after,
+                "difference": loss.difference,
+            },
+            "llama_cpp": None if self.llama_cpp is None else self.llama_cpp.to_dict(),
+            "notes": list(self.notes),
+        }  # fmt: skip
+
+
+def export(
+    model: str | Path,
+    to: str,
+    *,
+    out: Path | None = None,
+    dtype: str | None = None,
+    test: Path | None = None,
+) -> Exported:
+    """Write a model as a GGUF file, a folder for Ollama, or a folder as the hub has them.
+
+    to: one of TARGETS. out: where it goes, else beside where one is. dtype: how weights are kept, f16 for
+    GGUF and f32 for folders where nobody says. test: a text to compare losses on. Raises Refused for what
+    cannot be written so, and where what was written is not what was meant; then nothing is left.
+    """
+    folder = resolve(model)
+    dtype = dtype or ("f16" if to in ("gguf", "ollama") else "f32")
+    _check(folder, to, dtype)
+    loaded: Any = load(folder, dtype="float32", device="cpu")
+    source = _Source(str(model), folder, loaded, to, dtype, _text(test))
+    name = name_of(folder)
+    if to == "gguf":
+        path = out or unused(f"{name}-{dtype}{SUFFIX}")
+        with whole_file(path.with_suffix(SUFFIX)) as file:
+            return source.gguf(file, path.with_suffix(SUFFIX), name)
+    path = out or Path(f"{name}-{to}")
+    with commit(path) as temporary:
+        return source.ollama(temporary, path, name) if to == "ollama" else source.folder_of(temporary, path)
+
+
+def _check(folder: Path, to: str, dtype: str) -> None:
+    """Raise Refused for what there is no such file of, before any weight is read."""
+    if to not in TARGETS or dtype not in DTYPES:
+        raise Refused(f"--to is one of {', '.join(TARGETS)}; --dtype one of {', '.join(DTYPES)}")
+    config, _ = load_config(folder)
+    kind = config.cell or (config.kind if config.kind != "encoder" else f"encoder that can {config.head}")
+    if to in ("gguf", "ollama"):
+        if config.cell is not None or config.kind != "decoder":
+            raise Refused(f"{folder}: no GGUF is written of this {kind}, only of decoders; --to hf writes it")
+        return
+    if config.cell is not None:
+        raise Refused(f"{folder}: this {kind} stays in Transom's own format; transformers has no such model")
+    if dtype not in FOLDER_DTYPES:
+        raise Refused(f"--dtype {dtype} is for GGUF; a folder holds {', '.join(FOLDER_DTYPES)}")
+    if to == "sentence-transformers" and config.head != "embed":
+        raise Refused(f"{folder}: this {kind} makes no vectors; --to hf writes it")
+
+
+def _text(test: Path | None) -> tuple[str, str]:
+    """What the losses are compared on, and its name."""
+    if test is None:
+        _, files = stdlib_files()
+        file = next((one for one in files if one.name == "statistics.py"), files[0])
+        return file.read_text("utf-8")[:OWN_CHARACTERS], f"Python's {file.name}"
+    try:
+        return test.read_text("utf-8"), str(test)
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused(f"--test {test}: cannot be read as text ({error})") from None
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The model that is written, loaded in float32, and how it is asked to be written."""
+
+    name: str
+    folder: Path
+    loaded: Any
+    to: str
+    dtype: str
+    text: tuple[str, str]
+
+    def gguf(self, file: Path, path: Path, name: str) -> Exported:
+        """Write and prove one GGUF file that will be called `path`."""
+        generator: Generator = self.loaded
+        ends = set(generator.eos_ids)
+        if generator.template is not None:
+            ends |= generator.template.end_ids(generator.tokenizer)
+        said = load_generation(self.folder)
+        half = save_gguf(
+            file, generator.model, generator.tokenizer, said, dtype=self.dtype, name=name, ends=ends
+        )
+        back = load(file, Generator, dtype="float32", device="cpu")
+        proof = self._proof(back, exact=self.dtype == "f32")
+        loss = self._loss(back)
+        agreement = compare(file, back, PROBE, self._prompts(back.tokenizer), NEW_TOKENS)
+        if agreement is not None and (why := agreement.wrong):
+            raise Refused(f"{path} was not written: llama.cpp reads it otherwise: {why}; please report this")
+        notes = [f"{len(half)} matrices are f16: their rows are no multiple of 32"] if half else []
+        if agreement is None:
+            notes.append("llama-cpp-python is not installed, so llama.cpp was not asked")
+        return self._exported(path, file.stat().st_size, proof, loss, agreement, notes)
+
+    def ollama(self, temporary: Path, path: Path, name: str) -> Exported:
+        """Write and prove a folder with a GGUF file and its Modelfile."""
+        generator: Generator = self.loaded
+        file = temporary / f"model{SUFFIX}"
+        made = self.gguf(file, file, name)
+        template, tokenizer = generator.template, generator.tokenizer
+        scaffold = None if template is None else scaffold_of(template, tokenizer)
+        ends = set(generator.eos_ids)
+        if template is not None:
+            ends |= template.end_ids(tokenizer)
+        stops = [tokenizer.token(one) for one in sorted(ends)]
+        usual = generator.generation.draws({}, chat=template is not None)
+        said = {**usual, "repeat_penalty": usual.get("repetition_penalty"),
+                "num_ctx": generator.model.config.max_len}  # fmt: skip
+        parameters = {name: said[name] for name in PARAMETERS if said.get(name) is not None}
+        more = () if template is None else template.stop
+        text = modelfile(scaffold, file=file.name, stops=[*stops, *more], parameters=parameters,
+                         chats=template is not None)  # fmt: skip
+        (temporary / "Modelfile").write_text(text, encoding="utf-8")
+        notes = [*made.notes, f"next: ollama create {name} -f {path / 'Modelfile'}"]
+        if template is not None and scaffold is None:
+            notes.append("its chat template does more than Ollama's can; Ollama looks for one by its text")
+        elif template is not None and "tools" in template.all_text:
+            notes.append("what its chat template writes of tools is not in the Modelfile")
+        return self._exported(path, made.n_bytes + len(text.encode()), made.proof, made.loss, made.llama_cpp,
+                              notes)  # fmt: skip
+
+    def folder_of(self, temporary: Path, path: Path) -> Exported:
+        """Write and prove a folder as the hub has them."""
+        model, cast = self.loaded.model, FOLDER_DTYPES[self.dtype]
+        weights = {name: weight.to(cast) for name, weight in model.state_dict().items()}
+        writes = isinstance(self.loaded, Generator) or hasattr(self.loaded, "translate")
+        card = self.folder / "README.md"
+        save_model(
+            temporary, model, self.loaded.tokenizer, load_generation(self.folder) if writes else None,
+            card.read_text("utf-8") if card.is_file() else "", weights=weights,
+            max_tokens=getattr(self.loaded, "max_tokens", None),
+        )  # fmt: skip
+        back: Any = load(temporary, type(self.loaded), dtype="float32", device="cpu")
+        proof = self._proof(back, exact=True, weights=weights)
+        loss = self._loss(back) if isinstance(back, Generator) else None
+        size = sum(one.stat().st_size for one in temporary.rglob("*") if one.is_file())
+        return self._exported(path, size, proof, loss, None, [])
+
+    def _exported(
+        self, path: Path, n_bytes: int, proof: str, loss: Loss | None, agreement: Agreement | None,
+        notes: list[str],
+    ) -> Exported:  # fmt: skip
+        return Exported(self.name, self.to, self.dtype, path, n_bytes, proof, loss, agreement, tuple(notes))
+
+    def _proof(self, back: Any, *, exact: bool, weights: Mapping[str, torch.Tensor] | None = None) -> str:
+        """Compare tokens, and weights where none were packed; raises Refused where they differ."""
+        ours, theirs = self.loaded.tokenizer.encode(PROBE), back.tokenizer.encode(PROBE)
+        if ours != theirs or back.tokenizer.decode(theirs) != self.loaded.tokenizer.decode(ours):
+            raise Refused(f"{self.name} was not written: a text has other tokens when it is read back")
+        said = f"the same {len(ours)} tokens of a text with everything odd in it"
+        if not exact:
+            return said
+        wanted = weights or self.loaded.model.state_dict()
+        for name, weight in back.model.state_dict().items():
+            if not torch.equal(weight, wanted[name].float()):
+                raise Refused(f"{self.name} was not written: {name} is another one when it is read back")
+        return f"{said}, the same weights"
+
+    def _loss(self, back: Generator) -> Loss:
+        text, name = self.text
+        tokens = torch.tensor(self.loaded.tokenizer.encode(text)[:MOST_TOKENS])
+        before, after = nats_per_token(self.loaded, tokens), nats_per_token(back, tokens)
+        if not after - before <= BOUNDS[self.dtype]:
+            raise Refused(
+                f"{self.name} was not written: it loses {after - before:.3f} nats per token of {name} as "
+                f"{self.dtype}, more than rounding does"
+            )
+        return Loss(name, len(tokens), before, after)
+
+    def _prompts(self, tokenizer: Tokenizer) -> list[list[int]]:
+        """Beginnings of lines of the text."""
+        lines = [line.strip() for line in self.text[0].splitlines() if len(line.strip()) > 40]
+        step = max(1, len(lines) // PROMPTS)
+        return [tokenizer.encode(line)[:PROMPT_TOKENS] for line in lines[::step][:PROMPTS]]
+
+
+@torch.inference_mode()
+def nats_per_token(generator: Generator, tokens: torch.Tensor) -> float:
+    """Mean loss over tokens (T,) of a running text, in windows of which each begins anew."""
+    model, total, n = generator.model, 0.0, 0
+    for window in tokens.split(min(WINDOW, model.config.max_len)):
+        if len(window) > 1:
+            hidden = model(window[None, :-1])[0]
+            total += float(F.cross_entropy(model.logits(hidden), window[1:], reduction="sum"))
+            n += len(window) - 1
+    return total / max(n, 1)
