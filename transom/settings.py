@@ -298,6 +298,21 @@ class OptimSettings(Settings):
     are uneven (auto), or not. Probabilities are those of the data either way."""
 
 
+class LoraSettings(Settings):
+    rank: Size = 16
+    """Width of the two thin matrices beside each weight: what can be learned, and what it takes."""
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    """Their product counts alpha / rank."""
+    targets: str = "all"
+    """The linear layers that are adapted: `all`, or names with commas between them, `q_proj,v_proj`."""
+    rslora: Flag = False
+    """Let the product count alpha / sqrt(rank), which keeps large ranks learning."""
+    dora: Flag = False
+    """Learn the length of each row of a weight besides (DoRA); slower."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of what the two matrices read that is dropped in training."""
+
+
 class BatchSettings(Settings):
     tokens: Annotated[Count, Field(ge=1)] | None = None
     """Tokens of one optimizer step, over all processes [default: by the size]."""
@@ -316,6 +331,9 @@ class TrainSettings(Settings):
     task: Literal["auto", "lm", "mlm", "sft", "translate", "classify", "embed"] = "auto"
     """Predict the next token, masked tokens, the answers of conversations (sft), a translation or a class, or
     bring texts that belong together near each other; auto: guessed from the data and said."""
+    method: Literal["full", "lora"] = "full"
+    """Learn all weights, or with `model.weights` two thin matrices beside each (LoRA): less memory, and a
+    small folder, an adapter to the model."""
     budget: Time | None = 600.0
     """Train for this long (3min for the examples that are embedded). One of budget, steps, epochs and tokens
     ends a run; the schedule ends with it."""
@@ -359,6 +377,7 @@ class TrainSettings(Settings):
     data: Annotated[DataSettings, Parameter(group=Group("Data", sort_key=2))] = DataSettings()
     model: Annotated[ModelSettings, Parameter(group=Group("Model", sort_key=3))] = ModelSettings()
     optim: Annotated[OptimSettings, Parameter(group=Group("Optimizer", sort_key=5))] = OptimSettings()
+    lora: Annotated[LoraSettings, Parameter(group=Group("LoRA", sort_key=6))] = LoraSettings()
     batch: Annotated[BatchSettings, Parameter(group=Group("Batch", sort_key=4))] = BatchSettings()
 
     @model_validator(mode="before")

@@ -16,6 +16,8 @@ from transom.errors import Refused, nearest_path
 
 from .folder import recover
 
+CONFIGS = ("config.json", "adapter_config.json")
+"""What a folder that holds a model, or an adapter to one, has."""
 FETCHED = ["*.safetensors", "*.json", "tokenizer.model", "*.jinja", "merges.txt", "vocab.txt", "*.spm"]
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 HUB_ID = re.compile(rf"({NAME}/{NAME})(?:@([A-Za-z0-9][A-Za-z0-9._/-]*))?")
@@ -34,7 +36,7 @@ def resolve(folder_or_id: str | Path, revision: str | None = None) -> Path:
     path = Path(folder_or_id).expanduser()
     recover(path)
     if path.is_dir():
-        return path if (path / "config.json").exists() else _model_of(path)
+        return path if any((path / name).exists() for name in CONFIGS) else _model_of(path)
     if is_gguf(path):
         return path
     if path.exists():
@@ -65,7 +67,7 @@ def _model_of(path: Path) -> Path:
         return path / "model"
     if (path / "metrics.jsonl").exists():
         raise Refused(f"{path}: this run has saved no model yet; it does with its first checkpoint")
-    held = sorted(str(model.parent.parent) for model in path.glob("*/model/config.json"))
+    held = sorted(str(model.parent.parent) for name in CONFIGS for model in path.glob(f"*/model/{name}"))
     if held:
         more = f" and {len(held) - SHOWN:,} more" if len(held) > SHOWN else ""
         raise Refused(f"{path}: a folder of runs; name one of them: {', '.join(held[:SHOWN])}{more}")

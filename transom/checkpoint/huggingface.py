@@ -25,9 +25,11 @@ from transom.model.config import Experts, ModelConfig
 from transom.model.experts import routers
 from transom.model.heads import HEADS
 from transom.model.initialize import initialize
+from transom.model.lora import merge_lora
 from transom.model.positions import rotary_frequencies
 from transom.model.stack import Stack
 
+from .adapter import base_of, head_of, is_adapter, put_on, read_adapter
 from .card import plain_card
 from .config_keys import ConfigKeys
 from .families import FAMILIES, family_for
@@ -90,8 +92,11 @@ def load_model(
     device: str | torch.device = "cpu",
     head: Mapping[str, Any] | None = None,
     seed: int = 0,
+    merge: bool = True,
 ) -> Model:
     """The model of a folder, its weights cast to `dtype` one by one, so that they are held about once.
+
+    Of an adapter folder: the base with the adapter in its weights, or beside them where `merge` is False.
 
     head: fields of ModelConfig for another head on the body that the folder holds, for example
     {"head": "classify", "labels": ("ham", "spam")}. Its weights are drawn from `seed`, but for BERT's pooler,
@@ -107,7 +112,7 @@ def load_model(
     another_head = any(getattr(stored, name) != getattr(config, name) for name in HEAD_WEIGHTS)
     model = empty_model(config, folder)
     head_seed = seed if another_head else None
-    fill_model(model, folder, family, dtype=dtype, device=device, head_seed=head_seed)
+    fill_model(model, folder, family, dtype=dtype, device=device, head_seed=head_seed, merge=merge)
     return model
 
 
@@ -119,11 +124,16 @@ def fill_model(
     dtype: torch.dtype,
     device: str | torch.device,
     head_seed: int | None = None,
+    merge: bool = True,
 ) -> None:
     """Read the weights of a folder into an empty model of its config; raises Refused as `load_model` does.
 
     family: as `load_config` gives it. head_seed: the head is another than the folder's, and drawn from this.
+    merge: of an adapter folder, put what was learned into the weights, in float32, before they are cast.
     """
+    if is_adapter(folder):
+        _fill_adapted(model, folder, family, dtype, device, head_seed, merge)
+        return
     verify_read(folder, (".json", ".safetensors"))
     files = weight_files(folder)
     like = model.state_dict(keep_vars=True)
@@ -136,6 +146,32 @@ def fill_model(
         weights = {name: weight.to(device, dtype) for name, weight in drawn.items()} | weights
     model.load_state_dict(weights, assign=True)
     _fill_buffers(model, device)
+
+
+def _fill_adapted(
+    model: Model,
+    folder: Path,
+    family: Family | None,
+    dtype: torch.dtype,
+    device: str | torch.device,
+    head_seed: int | None,
+    merge: bool,
+) -> None:
+    """Read the base of an adapter folder into an empty model, and put the adapter on it."""
+    base = base_of(folder)
+    verify_read(folder, (".json", ".safetensors"))
+    new_head = head_of(folder, family) is not None or head_seed is not None
+    first = torch.float32 if merge else dtype
+    fill_model(
+        model, base, family, dtype=first, device=device, head_seed=head_seed or 0 if new_head else None
+    )
+    shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    adapter = read_adapter(folder, family, model.config, shapes, another_head=head_seed is not None)
+    put_on(model, adapter, folder, first, device)
+    if merge:
+        merge_lora(model)
+        for weight in model.parameters():
+            weight.data = weight.data.to(dtype)
 
 
 def _with_head(config: ModelConfig, head: Mapping[str, Any], folder: Path) -> ModelConfig:
@@ -184,6 +220,10 @@ def load_config(folder: str | Path) -> tuple[ModelConfig, Family | None]:
         return load_gguf_config(folder)
     if not folder.is_dir():
         raise Refused(f"{folder}: no such folder")
+    if is_adapter(folder):
+        config, family = load_config(base_of(folder))
+        head = head_of(folder, family)
+        return config if head is None else _with_head(config, head, folder), family
     keys = ConfigKeys(read_json(inside(folder, CONFIG)), str(folder / CONFIG))
     model_type = keys.get("model_type")
     if model_type == OWN:

@@ -21,6 +21,7 @@ from .strict_json import read_json
 
 MANIFEST = "manifest.json"
 VERSION = 1
+WEIGHTS = ".safetensors"
 EDITED = f"restore it from a copy; if you edited the folder yourself, delete its {MANIFEST}"
 
 
@@ -82,6 +83,24 @@ def verify_read(folder: Path, suffixes: tuple[str, ...]) -> None:
             if not (folder / name).is_file():
                 raise Refused(f"{folder}: {name!r} is missing, though the folder was saved with it; {EDITED}")
             _check(folder / name, entry, hashes=True)
+
+
+def fingerprint(model: Path) -> str:
+    """What tells the weights of a model from others: SHA-256 over the names and hashes of their files.
+
+    A folder that was committed here has them in its manifest; of another one, or of a single file, the files
+    are read.
+    """
+    manifest = model / MANIFEST
+    if manifest.exists() and "transom_manifest" in read_json(inside(model, MANIFEST)):
+        hashes = {name: entry.sha256 for name, entry in read_manifest(model).items()}
+    else:
+        files = [model] if model.is_file() else sorted(model.glob(f"*{WEIGHTS}"))
+        hashes = {path.name: _sha256(path) for path in files}
+    said = sorted(
+        f"{name} {value}" for name, value in hashes.items() if model.is_file() or name.endswith(WEIGHTS)
+    )
+    return hashlib.sha256("\n".join(said).encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> dict[str, Entry]:

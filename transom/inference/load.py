@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
 
+from transom.checkpoint.adapter import base_of, is_adapter, texts_of
 from transom.checkpoint.generation import GENERATION, read_generation
 from transom.checkpoint.hub import resolve
 from transom.checkpoint.huggingface import empty_model, fill_model, load_config
@@ -57,6 +58,7 @@ def load(
     *,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
+    merge: bool = False,
 ) -> Job: ...
 @overload
 def load(
@@ -64,6 +66,7 @@ def load(
     *,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
+    merge: bool = False,
 ) -> Loaded: ...
 def load(
     folder_or_id: str | Path,
@@ -71,13 +74,15 @@ def load(
     *,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
+    merge: bool = False,
 ) -> Loaded:
     """The model of a local folder or a hub id (`owner/name`), ready for its job; raises Refused.
 
     Gives a Generator (decoder), Translator (encoder-decoder), Classifier, Embedder or FillMask (encoder, by
     its head). kind: which of these it must be, so that an editor knows too. dtype: float32, bfloat16 or
     float16, the weights being cast once; None chooses, and the repr of what is loaded tells why. device: as
-    torch names it; None takes the GPU where there is one.
+    torch names it; None takes the GPU where there is one. merge: of an adapter folder (LoRA), put what it
+    learned into the weights of its base; else it stands beside them, exact in any arithmetic.
     """
     folder = resolve(folder_or_id)
     hardware = Hardware.detect("auto" if device is None else str(device))
@@ -85,9 +90,10 @@ def load(
     made = _job(config, folder, kind)
     model: Any = empty_model(config, folder)
     chosen, reason = choose(dtype, model.n_parameters, hardware, batched=config.kind != "decoder")
-    tokenizer = Tokenizer.load(folder)
-    _check_fits(tokenizer, config, folder)
-    fill_model(model, folder, family, dtype=chosen, device=hardware.device)
+    texts = texts_of(folder)
+    tokenizer = Tokenizer.load(texts)
+    _check_fits(tokenizer, config, texts)
+    fill_model(model, folder, family, dtype=chosen, device=hardware.device, merge=merge)
     return made(model.eval(), tokenizer, reason=reason)
 
 
@@ -123,14 +129,15 @@ def _job(config: ModelConfig, folder: Path, kind: type[Loaded] | None) -> Callab
     job = getattr(import_module(f".{home}", __package__), name)
     if kind is not None and kind is not job:
         raise Refused(f"{folder} holds a {name}, not a {getattr(kind, '__name__', kind)}")
+    said_in = base_of(folder) if is_adapter(folder) else folder
     if config.head == "embed":
-        return partial(job, max_tokens=load_max_tokens(folder, config))
+        return partial(job, max_tokens=load_max_tokens(said_in, config))
     if config.kind == "encoder":
         return job
-    said = read_generation(folder, config.vocab_size, searches=config.kind == "encoder-decoder")
+    said = read_generation(said_in, config.vocab_size, searches=config.kind == "encoder-decoder")
     try:
         SamplingParams.of(dict(said.sampling))
     except Refused as refused:
-        raise Refused(f"{folder / GENERATION}: {refused}") from None
-    place = {"folder": folder} if config.kind == "decoder" else {}
+        raise Refused(f"{said_in / GENERATION}: {refused}") from None
+    place = {"folder": texts_of(folder)} if config.kind == "decoder" else {}
     return partial(job, eos_ids=said.eos_token_id, generation=said, **place)

@@ -11,7 +11,7 @@ from typing import Literal
 
 from ..errors import Refused
 from ..model.config import ModelConfig
-from ..training.forecast import without_storage
+from ..training.architecture import without_storage
 
 Equal = Literal["parameters", "active"]
 

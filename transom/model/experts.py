@@ -63,8 +63,10 @@ class Router(nn.Module):
 
     @torch.no_grad()
     def rebalance(self, load: Tensor) -> None:
-        """Move the bias against the load (E,) of a step, of all ranks: up where it is below the mean."""
-        if self.correction is not None:
+        """Move the bias against the load (E,) of a step, of all ranks: up where it is below the mean. The
+        bias of a router that does not learn stays.
+        """
+        if self.correction is not None and self.weight.requires_grad:
             step = (load.mean() - load).sign()
             self.correction += self.experts.balance_rate * (step - step.mean())
 

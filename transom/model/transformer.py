@@ -210,9 +210,9 @@ class Transformer(Stack):
     def flops_per_token(self, length: int) -> float:
         """Floating-point operations to learn from one token, forward and backward, in rows of `length`.
 
-        Two per weight that multiplies, forward, and four backward; attention counts the half of the map that
-        a causal model computes. Lookups, norms and activations are left out. Of an encoder-decoder: for one
-        token of either side, where both are equally long.
+        Two per weight that multiplies, forward, two backward, and two more where it learns; attention counts
+        the half of the map that a causal model computes. Lookups, norms and activations are left out. Of an
+        encoder-decoder: for one token of either side, where both are equally long.
         """
         config, multiplied = self.config, self.n_active_parameters - self.n_looked_up
         width = config.n_heads * config.head_dim
@@ -220,5 +220,7 @@ class Transformer(Stack):
         seen = whole * sum(min(length, config.window_of(i) or length) for i in range(config.n_layers))
         if config.n_encoder_layers is not None:
             seen += length * (config.n_encoder_layers + config.n_layers)
-        both = 6.0 * multiplied + 12.0 * width * seen
+        learned = sum(weight.numel() for weight in self.parameters() if weight.requires_grad)
+        learned = multiplied if learned == self.n_parameters else learned  # adapters and heads all multiply
+        both = 4.0 * multiplied + 2.0 * learned + 12.0 * width * seen
         return both / 2 if config.n_encoder_layers is not None else both

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
+
 from ..errors import Refused
+from ..model.build import Model, build
 from ..model.config import SIZES, Experts, ModelConfig
 from ..settings import EXPERTS, LIMITS, ModelSettings, OptimSettings, TrainSettings
 from .budget import WARMUP_STEPS
@@ -122,6 +125,12 @@ def experts(settings: ModelSettings, ffn_dim: int) -> Experts:
     )
 
 
+def without_storage(config: ModelConfig) -> Model:
+    """Make a model that has shapes and no numbers, to count with."""
+    with torch.device("meta"):
+        return build(config)
+
+
 def longest_row(settings: TrainSettings, config: ModelConfig) -> int:
     """Tokens of the longest row that is learned from: as asked for, else as long as the model reads.
 
@@ -193,13 +202,16 @@ def phases(settings: TrainSettings, config: ModelConfig) -> dict[str, float | in
     }
 
 
-def rates(settings: OptimSettings, config: ModelConfig, pretrained: bool = False) -> Rates:
-    """Return the peak learning rates: as given, else by the rule for the width, or for pretrained weights.
+def rates(
+    settings: OptimSettings, config: ModelConfig, pretrained: bool = False, lora: bool = False
+) -> Rates:
+    """Return the peak learning rates: as given, else by the rule for the width, for pretrained weights, or
+    for adapters to them.
 
     One that is given alone moves the other with it: the matrices, where most of a model is, learn as much
     slower as was asked for.
     """
-    rule = default_rates(config, settings.name, pretrained)
+    rule = default_rates(config, settings.name, pretrained, lora)
     lr = settings.lr or rule.lr
     return Rates(lr=lr, matrix_lr=settings.matrix_lr or rule.matrix_lr * lr / rule.lr)
 

@@ -10,6 +10,12 @@ from typing import Any
 from .task_facts import TASK_FACTS
 
 WITH_TRANSOM_ONLY = "This model's parts fit no Hugging Face family: only Transom reads the folder."
+ADAPTER = """```python
+from peft import PeftModel
+
+model = PeftModel.from_pretrained(THE_MODEL_IT_GOES_ON, "THIS_FOLDER")
+```"""
+"""How other tools take an adapter."""
 
 
 def model_card(ledger: dict[str, Any]) -> str:
@@ -18,6 +24,13 @@ def model_card(ledger: dict[str, Any]) -> str:
     words, unit = TASK_FACTS[ledger["task"]].card, ledger["unit"]
     library = "transom" if ledger["format"] is None else "transformers"
     begun = f"trained from `{ledger['begun_from']}`" if ledger["begun_from"] else "trained from nothing"
+    elsewhere, method = words.elsewhere, ledger["method"]
+    if method["name"] == "lora":
+        library, elsewhere = "peft", ADAPTER
+        begun += (
+            f" by\nLoRA of rank {method['rank']}: this folder holds the {method['learned']:,} parameters "
+            "that were learned, and goes on that model"
+        )
     active = model["active_parameters"]
     used = f" ({active:,} of them active for a token)" if active < model["parameters"] else ""
     table = "\n".join(f"| {name} | {nats:.4f} |" for name, nats in result["references"].items())
@@ -64,7 +77,7 @@ The data's own licence applies to the data; look at it before you publish this m
 {words.use}
 ```
 
-{words.elsewhere if ledger["format"] else WITH_TRANSOM_ONLY}
+{elsewhere if ledger["format"] else WITH_TRANSOM_ONLY}
 """
 
 

@@ -16,16 +16,26 @@ import torch
 
 from ..errors import Refused
 from ..hardware import DtypeChoice, Hardware, resident_memory
-from ..model.build import Model, build
+from ..model.build import Model
 from ..model.config import ModelConfig
 from ..model.initialize import is_matrix
+from ..model.lora import frozen_matrices
 from ..model.losses import RUN_BYTES
 from ..settings import TrainSettings
-from .architecture import ENOUGH, MOST_PASSES, against_memorising, longest_row, memorises, optimizer
+from .architecture import (
+    ENOUGH,
+    MOST_PASSES,
+    against_memorising,
+    longest_row,
+    memorises,
+    optimizer,
+    without_storage,
+)
 from .budget import Budget
 from .folder import RunFolder
 from .micro_batch import MicroBatch, find_micro_batch
 from .parallelism import World
+from .pretrained import with_adapters
 from .report import Report
 from .task import Feed
 from .tasks import choose_task, prepare_task
@@ -45,6 +55,8 @@ class Forecast:
     """What a run is expected to take. Bytes, seconds, watt-hours."""
 
     parameters: int
+    learned: int
+    """Of them; the others are frozen."""
     base_bytes: int
     """Python, PyTorch and its kernels; 0 where memory of a GPU is meant."""
     weights_bytes: int
@@ -99,10 +111,12 @@ class Forecast:
     def __str__(self) -> str:
         mb = {name: size / 1e6 for name, size in self.to_dict().items() if name.endswith("_bytes")}
         how = "measured" if self.measured else "assumed"
+        weights = "(4 bytes each)" if self.learned == self.parameters else "(4 bytes each that learns)"
         return "\n".join([
-            f"parameters  {self.parameters / 1e6:,.2f} million",
+            f"parameters  {self.parameters / 1e6:,.2f} million"
+            + (f", {self.learned / 1e6:,.2f} of them learned" if self.learned < self.parameters else ""),
             f"memory      {mb['memory_bytes']:,.0f} MB = the program {mb['base_bytes']:,.0f}"
-            f" + weights {mb['weights_bytes']:,.0f} (4 bytes each) + gradients {mb['gradient_bytes']:,.0f}"
+            f" + weights {mb['weights_bytes']:,.0f} {weights} + gradients {mb['gradient_bytes']:,.0f}"
             f" (4) + optimizer {mb['optimizer_bytes']:,.0f} (Muon 4, AdamW 8)"
             f" + activations {mb['activation_bytes']:,.0f} (micro-batch of {self.micro_windows} windows)",
             f"tokens      {self.tokens / 1e6:,.2f} million, {self.steps:,} steps of {self.tokens_per_step:,}",
@@ -121,7 +135,8 @@ def refuse_what_cannot_fit(
 
     processes: how many share this machine's memory, each with weights of its own.
     """
-    kept, length = sum(state_bytes(settings, without_storage(config))), longest_row(settings, config)
+    model = with_adapters(without_storage(config), settings)
+    kept, length = sum(state_bytes(settings, model, dtype)), longest_row(settings, config)
     needed = kept + activation_bytes(config, length, dtype, settings.batch.checkpoint_activations)
     if processes * needed > hardware.memory:
         raise Refused(
@@ -132,17 +147,18 @@ def refuse_what_cannot_fit(
         )
 
 
-def without_storage(config: ModelConfig) -> Model:
-    """Make a model that has shapes and no numbers, to count with."""
-    with torch.device("meta"):
-        return build(config)
-
-
-def state_bytes(settings: TrainSettings, model: Model) -> tuple[int, int, int]:
-    """Count the bytes of float32 weights, gradients, and the optimizer's averages (Muon one, AdamW two)."""
-    count = model.n_parameters
-    matrices = sum(p.numel() for n, p in model.named_parameters() if is_matrix(n, p))
-    return 4 * count, 4 * count, 8 * count - (4 * matrices if settings.optim.name != "adamw" else 0)
+def state_bytes(
+    settings: TrainSettings, model: Model, dtype: torch.dtype = torch.float32
+) -> tuple[int, int, int]:
+    """Count the bytes of weights, gradients, and the optimizer's averages (Muon one, AdamW two): 4 for each
+    number that learns. What is frozen has no more than itself, its matrices in `dtype` (`hold_frozen`).
+    """
+    learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    count = sum(p.numel() for p in learning.values())
+    matrices = sum(p.numel() for name, p in learning.items() if is_matrix(name, p))
+    held = sum(layer.weight.numel() for layer in frozen_matrices(model))
+    weights = 4 * (model.n_parameters - held) + torch.empty(0, dtype=dtype).element_size() * held
+    return weights, 4 * count, 8 * count - (4 * matrices if settings.optim.name != "adamw" else 0)
 
 
 def plan(settings: TrainSettings, *, measure: bool = True) -> Forecast:
@@ -216,10 +232,10 @@ def forecast(
 
     feed: the rows of a step, over all ranks. base_bytes: what the process held before anything of the run.
     """
-    model = without_storage(config)
+    model = with_adapters(without_storage(config), settings)
     tokens_per_step, length = feed.tokens_per_step, feed.row_length
     flops_per_token = model.flops_per_token(length)
-    weights, gradients, averages = state_bytes(settings, model)
+    weights, gradients, averages = state_bytes(settings, model, choice.dtype)
 
     # How fast: as a trial of a micro-batch was, else by a share of the machine's peak.
     if micro.seconds_per_window is None:
@@ -248,6 +264,7 @@ def forecast(
         most = MOST_PASSES.get(settings.task, enough)
     return Forecast(
         parameters=model.n_parameters,
+        learned=sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
         base_bytes=0 if hardware.device.startswith("cuda") else base_bytes,
         weights_bytes=weights,
         gradient_bytes=gradients,

@@ -60,6 +60,8 @@ def account(facts: RunFacts) -> dict[str, Any]:
             "tokenizer_hash": position.tokenizer_hash, "skipped_windows": position.skipped,
         },
         "task": task.name, "unit": task.unit, "begun_from": run.settings.model.weights,
+        "method": {"name": run.settings.method, "learned": run.expected.learned,
+                   **(run.settings.lora.to_dict() if run.settings.method == "lora" else {})},
         "format": run.architecture,
         "model": {"parameters": model.n_parameters, "active_parameters": model.n_active_parameters,
                   "flops_per_token": flops_per_token, **asdict(model.config)},

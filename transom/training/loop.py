@@ -23,12 +23,13 @@ from .. import hardware as machine
 from ..hardware import Hardware
 from ..model.experts import routers
 from ..model.layers import set_dropout
+from ..model.lora import hold_frozen
 from ..settings import TrainSettings
 from . import ledger, state
 from .architecture import optimizer, phases, rates, settle
 from .budget import SCHEDULES, Clock
 from .folder import open_folder
-from .forecast import activation_bytes, expect, refuse_what_cannot_fit
+from .forecast import activation_bytes, expect, refuse_what_cannot_fit, state_bytes
 from .gradient import clip, take_gradient
 from .micro_batch import MicroBatch, find_micro_batch, halve
 from .more_time import finished, go_on_from, refuse_limit
@@ -36,6 +37,7 @@ from .non_finite import Skips, judge
 from .optimizers import Optimizers
 from .parallelism import World, together
 from .parts import RunParts
+from .pretrained import base_hash
 from .recorder import Recorder
 from .report import Event, Report, check_followers
 from .routing import forget, rebalance
@@ -91,25 +93,29 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
         config, feed = task.config, task.feed
         by_rule = {"optim.name": optimizer(settings), **phases(settings, config)}
         settings = settings.with_(by_rule)
-        peak_rates = rates(settings.optim, config, bool(settings.model.weights))
+        lora = settings.method == "lora"
+        peak_rates = rates(settings.optim, config, bool(settings.model.weights), lora)
 
         # On what it runs, and from which checkpoint it goes on.
         choice = hardware.choose_dtype(position.dtype if checkpoint else settings.dtype)
         refuse_what_cannot_fit(settings, config, hardware, choice.dtype, world.local_size)
         step_tokens = settings.batch.tokens or feed.tokens_per_step
         settled = settle(settings, config, peak_rates, step_tokens, choice.name)
+        base = base_hash(settings)
         if checkpoint:
-            state.check_unchanged(position, settled, task.data_hash, task.tokenizer.hash)
+            state.check_unchanged(position, settled, task.data_hash, task.tokenizer.hash, base)
             checkpoint, position = go_on_from(folder, checkpoint, position, settled, feed, world, report)
             clock = Clock(position.elapsed)
         position.versions = ledger.versions()
         position.data_hash, position.tokenizer_hash = task.data_hash, task.tokenizer.hash
+        position.base_hash = base
         position.world_size, position.dtype = world.size, choice.name
 
         # The model, what it minimises, and both spread over the ranks.
         model = task.build(settings.seed)
         if checkpoint:
             state.load_weights(checkpoint, model)
+        hold_frozen(model, choice.dtype)
         model.to(world.device)
         model.checkpoint_activations = settings.batch.checkpoint_activations
         objective = task.objective(model, choice.dtype)
@@ -216,13 +222,13 @@ def choose_micro_batch(
     """Choose the micro-batch out of this rank's `share` of rows: the run's own when it is resumed."""
     config, feed = task.config, task.feed
     dtype: Any = objective.dtype
-    parameters: Any = objective.model.n_parameters  # type: ignore[union-attr]
+    kept = sum(state_bytes(settings, objective.model, dtype))  # type: ignore[arg-type]
     found = find_micro_batch(
         objective, share, feed.row_length, feed.trial, world.device,
         bytes_of=lambda n: activation_bytes(
             config, n * feed.row_length, dtype, settings.batch.checkpoint_activations
         ),
-        free_bytes=hardware.memory // world.local_size - 16 * parameters,
+        free_bytes=hardware.memory // world.local_size - kept,
         seconds=6.0 if settings.budget is None else min(6.0, 0.03 * settings.budget),
         only=position.micro or settings.batch.micro,
     )  # fmt: skip

@@ -74,6 +74,12 @@ class RunParts:
         )
         if self.architecture is not None:
             written = f"{self.architecture}, which transformers and what follows it read"
+        if self.settings.method == "lora":
+            learned = (
+                f", {expected.learned:,} of them learned beside them (LoRA of rank {self.settings.lora.rank})"
+            )
+            used += learned
+            written = "a PEFT adapter, which PEFT and vLLM read"
         ranks = f", {self.world.size} processes ({self.world.kind})" if self.world.size > 1 else ""
         baselines = ", ".join(f"{name} {nats:.2f}" for name, nats in self.task.baselines.items()) or "none"
         return [

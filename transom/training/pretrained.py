@@ -1,18 +1,24 @@
-"""A run that begins with the weights of a model folder: which model comes out, and with which tokenizer."""
+"""A run that begins with the weights of a model folder: which model comes out, with which tokenizer, and what
+of it learns: all, or adapters beside its linear layers (LoRA).
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.adapter import is_adapter, texts_of
 from ..checkpoint.hub import resolve
 from ..checkpoint.huggingface import load_config, load_model
+from ..checkpoint.manifest import fingerprint
 from ..data.gguf_file import is_gguf
 from ..data.tokenizer import Tokenizer
-from ..errors import Refused
+from ..errors import Refused, nearest
 from ..model.build import Model
 from ..model.config import ModelConfig
-from ..settings import EXPERTS, TrainSettings
+from ..model.lora import Lora, add_lora, linear_layers, named_by, only_adapters_learn
+from ..settings import EXPERTS, LoraSettings, TrainSettings
+from .architecture import without_storage
 
 FIELD_OF: dict[str, str] = {
     "experts": "n_experts",
@@ -32,7 +38,7 @@ def tokenizer_of(settings: TrainSettings, otherwise: str) -> str:
     if asked != "auto":
         there = Path(asked).is_dir() or is_gguf(Path(asked))
         return str(resolve(asked)) if there else asked
-    return str(resolve(settings.model.weights)) if settings.model.weights else otherwise
+    return str(texts_of(resolve(settings.model.weights))) if settings.model.weights else otherwise
 
 
 def pretrained_config(settings: TrainSettings, tokenizer: Tokenizer, **head: Any) -> ModelConfig:
@@ -73,9 +79,68 @@ def head_changes(config: ModelConfig, **head: Any) -> dict[str, Any]:
 
 
 def pretrained_model(settings: TrainSettings, config: ModelConfig, seed: int) -> Model:
-    """Load the body of `model.weights` under the head of `config`, drawn from `seed` where it is new."""
+    """Load the body of `model.weights` under the head of `config`, drawn from `seed` where it is new; what
+    does not learn by the method is frozen.
+    """
     assert settings.model.weights is not None
     names = ("head", "head_transform", "head_bias", "labels", "pooling", "normalize", "dropout")
-    return load_model(
-        resolve(settings.model.weights), head={name: getattr(config, name) for name in names}, seed=seed
-    )
+    folder = resolve(settings.model.weights)
+    model = load_model(folder, head={name: getattr(config, name) for name in names}, seed=seed)
+    return with_adapters(model, settings, seed)
+
+
+def with_adapters(model: Model, settings: TrainSettings, seed: int = 0) -> Model:
+    """Wrap the linear layers that `lora` names and freeze all else but a new head, where that is the method;
+    the model. Raises `Refused` for a target that names no layer.
+    """
+    if settings.method != "lora":
+        return model
+    asked, layers = settings.lora, linear_layers(model)
+    lora = Lora(asked.rank, asked.alpha, asked.rslora, asked.dora, asked.dropout)
+    leaves = sorted({name.rpartition(".")[2] for name in layers})
+    chosen: dict[str, Lora] = {}
+    for target in asked.targets.split(","):
+        found = named_by(target.strip(), layers)
+        if not found:
+            there = f"it has {', '.join(leaves)}, and `all` of them{nearest(target.strip(), leaves)}"
+            there = there if leaves else "it has none, so --method full is what can train it"
+            raise Refused(f"lora.targets names '{target.strip()}', and the model has no linear layer of that "
+                          f"name; {there}")  # fmt: skip
+        chosen |= dict.fromkeys(found, lora)
+    add_lora(model, {name: chosen[name] for name in layers if name in chosen}, seed)
+    only_adapters_learn(model, besides="head" if has_new_head(settings, model.config) else "")
+    return model
+
+
+def has_new_head(settings: TrainSettings, config: ModelConfig) -> bool:
+    """Whether the head is another than that of the pretrained weights, and so learned from nothing."""
+    assert settings.model.weights is not None
+    before, _ = load_config(resolve(settings.model.weights))
+    return (before.head, before.labels) != (config.head, config.labels)
+
+
+def base_hash(settings: TrainSettings) -> str:
+    """Return what tells the weights that adapters go on from others; "" where all weights learn."""
+    if settings.method != "lora" or settings.model.weights is None:
+        return ""
+    return fingerprint(resolve(settings.model.weights))
+
+
+def refuse_method(settings: TrainSettings) -> None:
+    """Raise `Refused` where the method cannot be carried out on the model; said before any data is read."""
+    if settings.method != "lora":
+        if settings.lora != LoraSettings():
+            raise Refused("lora is set, and the method is full; add --method lora")
+        return
+    if not settings.model.weights:
+        raise Refused(
+            "method is lora, which goes on from a model that is there; name one by --model.weights, or train "
+            "all weights (--method full)"
+        )
+    folder = resolve(settings.model.weights)
+    if is_adapter(folder):
+        raise Refused(
+            f"model.weights {settings.model.weights} is an adapter itself, and an adapter of an adapter is "
+            "read by no other tool; merge it first, or train all weights (--method full)"
+        )
+    with_adapters(without_storage(load_config(folder)[0]), settings)

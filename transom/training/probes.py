@@ -62,7 +62,7 @@ def figures_of(objective: nn.Module, batch: Any, device: torch.device) -> Figure
     leaves: list[Tensor] = []
 
     def note(_: nn.Module, __: Any, out: Tensor) -> None:
-        leaves.append(out)
+        leaves.append(out if out.requires_grad else out.requires_grad_())  # of a frozen table
 
     with quiet(plain), torch.compiler.set_stance("force_eager"), record_gradients(plain.model) as kept:
         handle = plain.model.embed.register_forward_hook(note)

@@ -11,8 +11,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ..checkpoint.adapter import save_adapter
 from ..checkpoint.folder import NotSaved, commit, recover, remove, sweep
-from ..checkpoint.huggingface import save_model
+from ..checkpoint.hub import resolve
+from ..checkpoint.huggingface import load_config, save_model
 from ..checkpoint.tensors import load_tensors
 from . import ledger, state
 from .card import model_card
@@ -73,8 +75,14 @@ class Saver:
                 model = load_tensors(run.folder.best / state.WEIGHTS)
             self.fingerprint = state.fingerprint(model)
             card = model_card(ledger.account(facts))
+            base, tokenizer = run.settings.model.weights, run.task.tokenizer
             with commit(run.folder.model) as folder:
-                save_model(folder, run.model, run.task.tokenizer, run.task.generation, card, weights=model)
+                if run.settings.method == "lora" and base is not None:
+                    family = load_config(resolve(base))[1]
+                    save_adapter(folder, run.model, base=base, family=family, weights=model, card=card,
+                                 tokenizer=tokenizer)  # fmt: skip
+                else:
+                    save_model(folder, run.model, tokenizer, run.task.generation, card, weights=model)
             return run.folder.model
 
         self._commit(write)

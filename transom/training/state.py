@@ -63,6 +63,8 @@ class Position:
     world_size: int = 1
     data_hash: str = ""
     tokenizer_hash: str = ""
+    base_hash: str = ""
+    """Of the model that adapters go on; "" where all weights are in the checkpoint."""
     settings: dict[str, Any] = field(default_factory=dict)
     """What the numbers of the run depend on, by dotted name."""
     versions: dict[str, str] = field(default_factory=dict)
@@ -95,10 +97,16 @@ def gather(model: Model, optimizers: Optimizers, world: World) -> Weights:
 
 
 def gather_model(model: Model, world: World) -> dict[str, Tensor]:
-    """Collect the weights alone, likewise."""
+    """Collect the weights alone, those that learn, likewise."""
     if world.kind != "fsdp" and not world.is_first:
         return {}
-    return {name: whole(weight) for name, weight in model.state_dict().items()}
+    return {name: whole(weight) for name, weight in learned(model).items()}
+
+
+def learned(model: Model) -> dict[str, Tensor]:
+    """Return what a run changes, by name: all but the weights that are frozen."""
+    frozen = {name for name, weight in model.named_parameters() if not weight.requires_grad}
+    return {name: weight for name, weight in model.state_dict().items() if name not in frozen}
 
 
 def at_step(checkpoints: Path, step: int | None) -> Path:
@@ -189,9 +197,9 @@ def load_position(path: Path) -> Position:
 
 
 def load_weights(path: Path, model: Model) -> None:
-    """Put a checkpoint's weights into a model; before it is spread over ranks."""
+    """Put a checkpoint's weights, those that learn, into a model; before it is spread over ranks."""
     tensors = load_tensors(path / WEIGHTS)
-    own = model.state_dict()
+    own = learned(model)
     for name in sorted(set(tensors) ^ set(own)):
         raise Refused(
             f"{path / WEIGHTS}: weight {name} is {'unknown here' if name in tensors else 'missing'}"
@@ -216,8 +224,15 @@ COMPARED_OTHERWISE = frozenset({"data.source", "data.field", "batch.micro", *LIM
 """The data by its hash; the micro-batch is the checkpoint's own; limits by `more_time`."""
 
 
-def check_unchanged(position: Position, settings: TrainSettings, data_hash: str, tokenizer_hash: str) -> None:
+def check_unchanged(
+    position: Position, settings: TrainSettings, data_hash: str, tokenizer_hash: str, base_hash: str = ""
+) -> None:
     """Refuse to resume a run as another one, naming what differs."""
+    if position.base_hash != base_hash:
+        raise Refused(
+            f"{settings.model.weights} does not hold the weights that this run began with, and its adapter "
+            "goes on those; bring them back, or start a new run with another --out"
+        )
     if position.data_hash != data_hash:
         raise Refused(
             f"the data changed since this run began ({position.data_hash[:12]} then, {data_hash[:12]} now); "

@@ -18,6 +18,7 @@ from .conversation_task import conversation_task
 from .example_tasks import classify_task, embed_task, translate_task
 from .folder import RunFolder
 from .parallelism import World
+from .pretrained import refuse_method
 from .report import Report
 from .task import Task
 from .task_facts import TASK_FACTS
@@ -94,6 +95,7 @@ def choose_task(settings: TrainSettings, report: Report) -> TrainSettings:
         settings = settings.with_({"budget": DEFAULT_BUDGET})
     if not settings.model.weights:
         member(settings.model, settings.task)
+    refuse_method(settings)
     return settings
 
 

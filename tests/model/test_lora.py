@@ -1,0 +1,132 @@
+"""LoRA as a part of a model: fresh equals base, merged equals unmerged, only adapters learn."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from transom.model.config import ModelConfig
+from transom.model.lora import (
+    Lora,
+    adapted_layers,
+    add_lora,
+    frozen_matrices,
+    hold_frozen,
+    linear_layers,
+    merge_lora,
+    named_by,
+    only_adapters_learn,
+)
+from transom.model.transformer import Transformer
+
+KINDS = [Lora(4, 8.0), Lora(4, 8.0, rslora=True), Lora(3, 5.0, dora=True)]
+TOKENS = torch.arange(14).view(2, 7)
+
+
+def a_model(**changes: object) -> Transformer:
+    sizes = dict(
+        vocab_size=31, dim=16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=4, ffn_dim=24, max_len=16
+    )
+    biases = dict(max_len=16, qkv_bias=True, out_bias=True, ffn_bias=True)
+    model = Transformer(ModelConfig(**{**sizes, **biases, **changes})).eval()  # type: ignore[arg-type]
+    for name, weight in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(weight, generator=torch.Generator().manual_seed(1))
+    return model
+
+
+def learn(model: Transformer) -> None:
+    """Give the adapters numbers as if they had learned."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for layer in adapted_layers(model).values():
+            layer.lora_B.copy_(0.3 * torch.randn(layer.lora_B.shape, generator=generator))
+            if layer.lora_magnitude is not None:
+                layer.lora_magnitude.mul_(
+                    1 + 0.2 * torch.rand(len(layer.lora_magnitude), generator=generator)
+                )
+
+
+@pytest.mark.parametrize("lora", [Lora(0), *KINDS])
+def test_rank_zero_and_fresh_adapters_are_the_base_bit_by_bit(lora: Lora) -> None:
+    model = a_model()
+    before = model.logits(model(TOKENS))
+    add_lora(model, dict.fromkeys(linear_layers(model), lora), seed=1)
+    assert len(adapted_layers(model)) == (14 if lora.rank else 0)
+    assert torch.equal(model.logits(model(TOKENS)), before)
+
+
+@pytest.mark.parametrize("lora", KINDS)
+def test_merged_equals_unmerged(lora: Lora) -> None:
+    model = a_model()
+    before = model.logits(model(TOKENS))
+    add_lora(model, dict.fromkeys(linear_layers(model), lora))
+    learn(model)
+    beside = model.logits(model(TOKENS))
+    assert (beside - before).abs().max() > 0.05
+    merge_lora(model)
+    assert not adapted_layers(model)
+    torch.testing.assert_close(model.logits(model(TOKENS)), beside, rtol=0, atol=1e-5)
+
+
+def test_the_change_is_what_the_paper_says() -> None:
+    for lora in KINDS[:2]:
+        model = a_model()
+        add_lora(model, {"layers.0.ffn.up_proj": lora})
+        learn(model)
+        layer, x = adapted_layers(model)["layers.0.ffn.up_proj"], torch.randn(5, 16)
+        scale = lora.alpha / (math.sqrt(lora.rank) if lora.rslora else lora.rank)
+        wanted = x @ layer.weight.T + layer.bias + scale * (x @ layer.lora_A.T @ layer.lora_B.T)
+        torch.testing.assert_close(layer(x), wanted)
+
+
+def test_only_adapters_and_a_new_head_learn_and_frozen_weights_get_no_gradient() -> None:
+    model = a_model(kind="encoder", head="classify", labels=("a", "b"))
+    add_lora(model, dict.fromkeys(linear_layers(model), Lora(2)))
+    only_adapters_learn(model, besides="head")
+    model.label_logits(model(TOKENS)).sum().backward()
+    for name, weight in model.named_parameters():
+        learns = ".lora_" in name or name.startswith("head.")
+        assert weight.requires_grad == learns == (weight.grad is not None), name
+
+
+def test_frozen_matrices_in_bfloat16_give_the_bits_of_a_cast_each_time() -> None:
+    models = [a_model(), a_model()]
+    for model in models:
+        add_lora(model, {"layers.0.attn.q_proj": Lora(2), "layers.1.ffn.down_proj": Lora(2)})
+        only_adapters_learn(model)
+    hold_frozen(models[1], torch.bfloat16)
+    assert {layer.weight.dtype for layer in frozen_matrices(models[1])} == {torch.bfloat16}
+    one, other = (model(TOKENS, dtype=torch.bfloat16) for model in models)
+    assert torch.equal(one, other)
+
+
+def test_dora_keeps_the_weights_whose_rows_it_measures() -> None:
+    model = a_model()
+    add_lora(model, {"layers.0.attn.q_proj": Lora(2, dora=True)})
+    only_adapters_learn(model)
+    hold_frozen(model, torch.bfloat16)
+    assert model.get_parameter("layers.0.attn.q_proj.weight").dtype == torch.float32
+    assert model.get_parameter("layers.0.attn.k_proj.weight").dtype == torch.bfloat16
+
+
+def test_a_target_is_the_end_of_a_name() -> None:
+    names = list(linear_layers(a_model(kind="encoder-decoder", n_encoder_layers=1)))
+    assert named_by("cross_attn.q_proj", names) == [
+        "layers.0.cross_attn.q_proj",
+        "layers.1.cross_attn.q_proj",
+    ]
+    assert len(named_by("q_proj", names)) == 5
+    assert named_by("proj", names) == []
+    assert named_by("all", names) == names
+    assert not any(name.startswith("head") for name in names)
+
+
+def test_flops_count_no_gradient_of_frozen_weights() -> None:
+    model = a_model()
+    whole = model.flops_per_token(8)
+    add_lora(model, dict.fromkeys(linear_layers(model), Lora(1)))
+    only_adapters_learn(model)
+    assert 0.6 * whole < model.flops_per_token(8) < 0.85 * whole
