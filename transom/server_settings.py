@@ -102,6 +102,9 @@ class ServerSettings(Settings):
     """Make a key and print it once."""
     i_know_this_is_public: Flag = False
     """Listen beyond this machine without a key."""
+    adapter: Annotated[tuple[str, ...], Names] = ()
+    """NAME=FOLDER: an adapter (LoRA) over the model that is served, which clients call MODEL:NAME; repeat for
+    several, which then work in one batch; over one of several models, MODEL:NAME=FOLDER."""
     chat_template: str | None = None
     """`plain`, `chatml` or a file, for models whose folder has none."""
     memory: Path | None = None

@@ -46,6 +46,7 @@ EXAMPLES = {
         ("transom train tickets.csv --task classify", "a text and its class in a row"),
         ("transom train pairs.tsv --task translate", "two sides in a row"),
         ("transom train notes/ --model.weights FOLDER", "from weights that are there"),
+        ("transom train notes/ --method lora --model.weights FOLDER", "an adapter to them"),
         ("transom plan notes/ --budget 1h", "what that would take"),
     ),
     "compare": (("transom compare decoder lstm --budget 2min", ""),),
@@ -67,7 +68,10 @@ EXAMPLES = {
         ('transom look MODEL "The cat sat because it was tired"', ""),
         ("transom look runs/notes", "how its inside moved while it learned"),
     ),
-    "serve": (("transom serve runs/notes MODEL", "both, each under its name"),),
+    "serve": (
+        ("transom serve runs/notes MODEL", "both, each under its name"),
+        ("transom serve MODEL --adapter mine=runs/mine", "an adapter over it: MODEL:mine"),
+    ),
     "evaluate": (("transom evaluate runs/tickets", "on what the run held out"),),
     "export": (
         ("transom export runs/notes --dtype q8_0", "one GGUF file"),

@@ -33,7 +33,9 @@ class PlainRunner:
         self.sizes: list[list[int]] = []
         """Of every run, the tokens that each chunk read."""
 
-    def open(self, tokens: list[int], source: list[int] | None = None, *, tenant: str = "") -> PlainRow:
+    def open(
+        self, tokens: list[int], source: list[int] | None = None, *, tenant: str = "", adapter: str = ""
+    ) -> PlainRow:
         assert tokens
         self.rows.append(PlainRow(tokens, source))
         return self.rows[-1]

@@ -98,9 +98,7 @@ def is_adapter(folder: str | Path) -> bool:
 
 
 def base_of(folder: Path) -> Path:
-    """The model that an adapter goes on, by the name in its config; raises Refused where it is not here, or
-    where its weights are not those that the adapter was trained on.
-    """
+    """The model that an adapter goes on, by the name in its config; raises Refused where it is not here."""
     keys = _keys(folder)
     name, revision = keys.get("base_model_name_or_path"), keys.get("revision")
     if not isinstance(name, str) or not name:
@@ -113,16 +111,17 @@ def base_of(folder: Path) -> Path:
             f"{keys.where}: the base model of this adapter is not here ({refused}); put it back, or write "
             "where it is now into base_model_name_or_path"
         ) from None
-    check_base(folder, base)
+    if is_adapter(base):
+        raise Refused(f"{base}: an adapter itself; {folder} needs the model that this one goes on")
     return base
 
 
-def check_base(folder: Path, base: Path) -> None:
-    """Raise Refused where `base` is no model that the adapter in `folder` can go on."""
-    if is_adapter(base):
-        raise Refused(f"{base}: an adapter itself; {folder} needs the model that this one goes on")
+def check_base(folder: Path, base: Path, base_hash: str) -> None:
+    """Raise Refused where the weights of `base`, by their `fingerprint`, are not those that the adapter in
+    `folder` was trained on.
+    """
     trained_on = _said(folder).get("base_sha256")
-    if trained_on is not None and trained_on != fingerprint(base):
+    if trained_on is not None and trained_on != base_hash:
         raise Refused(
             f"{base}: its weights are not those that the adapter {folder} was trained on; bring the old ones "
             "back, or train the adapter again"
@@ -191,7 +190,7 @@ def read_adapter(
         if another_head:
             continue
         place = stored.get(module) or stored.get(prefix + module)
-        if place is None or place.shape != tensor.shape or len(place.ours) > 1 or place.expert is not None:
+        if place is None or place.shape != tensor.shape or place.ours[1:] or place.expert is not None:
             tied = "; the base ties it to its embeddings" if module.startswith("lm_head.") else ""
             raise Refused(f"{path}: {module} of shape {tuple(tensor.shape)} was learned as a whole, and has "
                           f"no place in the base{tied}")  # fmt: skip
@@ -208,13 +207,18 @@ def read_adapter(
 
 
 def put_on(model: Model, adapter: Adapter, folder: Path, dtype: torch.dtype, device: Any) -> None:
-    """Wrap the layers of a model whose weights are there, and give it what the adapter learned."""
+    """Wrap the layers of a model whose weights are there, and give it what the adapter learned: parameters
+    that were learned as a whole in `dtype`, thin matrices in float32.
+    """
     add_lora(model, {name: one.lora for name, one in adapter.layers.items()})
     learned: dict[str, Tensor] = dict(adapter.whole)
     for name, one in adapter.layers.items():
         learned |= {f"{name}.lora_A": one.A, f"{name}.lora_B": one.B}
         learned |= {} if one.magnitude is None else {f"{name}.lora_magnitude": one.magnitude}
-    moved = {name: tensor.to(device, dtype) for name, tensor in learned.items()}
+    moved = {
+        name: tensor.to(device, dtype if name in adapter.whole else torch.float32)
+        for name, tensor in learned.items()
+    }
     _, unknown = model.load_state_dict(moved, strict=False, assign=True)
     if unknown:
         raise Refused(f"{folder / WEIGHTS}: {unknown[0]} has no place in the base")
@@ -332,11 +336,13 @@ def save_adapter(
     weights: Mapping[str, Tensor],
     card: str,
     tokenizer: Any = None,
+    base_hash: str | None = None,
 ) -> None:
     """Write what the adapters of a model have learned into an existing folder, the one that `commit` gives.
 
     base: the folder or hub id that the model began with; family: its own. weights: what was learned, whole
-    tensors by name: of the adapters, and of a new head.
+    tensors by name: of the adapters, and of a new head. base_hash: the `fingerprint` of the base, where it is
+    known.
     """
     if any(not bool(tensor.isfinite().all()) for tensor in weights.values()):
         raise Refused("a weight of the adapter holds NaN or infinity; such an adapter is not saved")
@@ -389,7 +395,7 @@ def save_adapter(
         "inference_mode": True,
     })  # fmt: skip
     head = {name: getattr(config, name) for name in HEAD_FIELDS} if learned_whole else None
-    said = {"base_sha256": fingerprint(resolve(base)), "head": head}
+    said = {"base_sha256": base_hash or fingerprint(resolve(base)), "head": head}
     save_tensors(folder / WEIGHTS, tensors, {OURS: json.dumps(said)})
     if tokenizer is not None:
         tokenizer.save(folder)

@@ -29,7 +29,7 @@ from transom.model.lora import merge_lora
 from transom.model.positions import rotary_frequencies
 from transom.model.stack import Stack
 
-from .adapter import base_of, head_of, is_adapter, put_on, read_adapter
+from .adapter import base_of, check_base, head_of, is_adapter, put_on, read_adapter
 from .card import plain_card
 from .config_keys import ConfigKeys
 from .families import FAMILIES, family_for
@@ -37,7 +37,7 @@ from .family import DEFAULTS, Family, canonical, read_config, stored_tensors, wr
 from .folder import recover
 from .generation import CONFIG, GENERATION
 from .gguf_families import load_gguf_config
-from .manifest import verify_read
+from .manifest import fingerprint, verify_read
 from .sentence import MODULES, read_sentence, write_sentence
 from .shards import SHARD_BYTES, save_weights, weight_files
 from .strict_json import read_json, write_json
@@ -159,6 +159,7 @@ def _fill_adapted(
 ) -> None:
     """Read the base of an adapter folder into an empty model, and put the adapter on it."""
     base = base_of(folder)
+    check_base(folder, base, fingerprint(base))
     verify_read(folder, (".json", ".safetensors"))
     new_head = head_of(folder, family) is not None or head_seed is not None
     first = torch.float32 if merge else dtype

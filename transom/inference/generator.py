@@ -8,6 +8,7 @@ unless two candidates tie within that rounding. Read next: request, sync_engine,
 
 from __future__ import annotations
 
+import copy
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -19,12 +20,14 @@ import torch
 from torch import Tensor
 
 from transom.checkpoint.generation import UNSAID, GenerationConfig
+from transom.checkpoint.manifest import fingerprint
 from transom.data.chat_template import ChatTemplate
 from transom.data.tokenizer import Tokenizer
 from transom.errors import Refused
 from transom.model.build import Model
 from transom.sampling_params import Sampling, SamplingParams, by_name
 
+from .adapters import on_base
 from .dtype import describe
 from .engine import Engine, EngineSettings
 from .request import Completion, Event, Grammar, Request
@@ -77,11 +80,14 @@ class Generator:
         generation: GenerationConfig = UNSAID,
         folder: Path | None = None,
         reason: str = "",
+        adapters: Mapping[str, Path] = MappingProxyType({}),
+        base: Path | None = None,
     ) -> None:
         """A model in eval mode. `eos_ids` end a completion, or else the tokenizer's own end token does.
 
         generation: what its folder says of how it writes; a call's own settings come first. folder: where
-        its chat template lies, if it has one.
+        its chat template lies, if it has one. adapters: by name, folders of adapters over this model, which
+        was loaded from `base`; each is a Generator of its own then, and all work together in one engine.
         """
         self.model, self.tokenizer, self.folder, self.reason = model, tokenizer, folder, reason
         self.generation, self._rules = generation, TokenRules(generation)
@@ -91,6 +97,26 @@ class Generator:
         before = tokenizer.backend.encode("", add_special_tokens=True).ids[:1]
         self._opening = before if before == [tokenizer.bos_id] else []
         self._local = SyncEngine(lambda: self.engine(sync_settings(MAX_ROWS)))
+        self.adapter = ""
+        """Its own name, where it is one over another model."""
+        self.adapters: dict[str, Generator] = {}
+        """Those over this model, by name."""
+        if base is not None:
+            known = fingerprint(base)
+            self.adapters = {name: self._adapted(name, base, known, at) for name, at in adapters.items()}
+
+    def _adapted(self, name: str, base: Path, base_hash: str, folder: Path) -> Generator:
+        """The same with an adapter, whose template counts if it has one; raises Refused for another base."""
+        one = copy.copy(self)
+        one.adapter, one.adapters, one.model = name, {}, on_base(self.model, base, base_hash, folder)
+        if (folder / "tokenizer.json").exists():
+            if Tokenizer.load(folder).hash != self.tokenizer.hash:
+                raise Refused(
+                    f"{folder}: its tokenizer is not that of {base}; adapters over one base share it"
+                )
+            one.folder = folder
+        one.engine = self.engine
+        return one
 
     def __repr__(self) -> str:
         return describe(self.model, "Generator", self.reason)
@@ -189,7 +215,10 @@ class Generator:
     ) -> Engine:
         """A new engine for this model; n_tokens: room of its cache (None: of 1 GiB); see `TorchRunner`."""
         room = n_tokens or cache_tokens(self.model, settings.max_rows)
-        runner = TorchRunner(self.model, n_tokens=room, reuse=reuse, deterministic=deterministic)
+        adapters = {name: one.model for name, one in self.adapters.items()}
+        runner = TorchRunner(
+            self.model, n_tokens=room, reuse=reuse, deterministic=deterministic, adapters=adapters
+        )
         return Engine(runner, self.tokenizer, eos_ids=self.eos_ids, settings=settings)
 
     def request(
@@ -318,6 +347,7 @@ class Generator:
                     stop_tokens=stop_tokens,
                     rules=self._rules,
                     tenant=tenant,
+                    adapter=self.adapter,
                     id=id,
                 )
                 for sample in range(params.n)

@@ -7,11 +7,12 @@ classifier, embedder, fill_mask.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
@@ -59,6 +60,7 @@ def load(
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     merge: bool = False,
+    adapters: Mapping[str, str | Path] = MappingProxyType({}),
 ) -> Job: ...
 @overload
 def load(
@@ -67,6 +69,7 @@ def load(
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     merge: bool = False,
+    adapters: Mapping[str, str | Path] = MappingProxyType({}),
 ) -> Loaded: ...
 def load(
     folder_or_id: str | Path,
@@ -75,6 +78,7 @@ def load(
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     merge: bool = False,
+    adapters: Mapping[str, str | Path] = MappingProxyType({}),
 ) -> Loaded:
     """The model of a local folder or a hub id (`owner/name`), ready for its job; raises Refused.
 
@@ -82,7 +86,8 @@ def load(
     its head). kind: which of these it must be, so that an editor knows too. dtype: float32, bfloat16 or
     float16, the weights being cast once; None chooses, and the repr of what is loaded tells why. device: as
     torch names it; None takes the GPU where there is one. merge: of an adapter folder (LoRA), put what it
-    learned into the weights of its base; else it stands beside them, exact in any arithmetic.
+    learned into the weights of its base; else it stands beside them, exact in any arithmetic. adapters: by
+    name, the adapter folders that work over this model at once: `loaded.adapters[name]` is each of them.
     """
     folder = resolve(folder_or_id)
     hardware = Hardware.detect("auto" if device is None else str(device))
@@ -94,6 +99,13 @@ def load(
     tokenizer = Tokenizer.load(texts)
     _check_fits(tokenizer, config, texts)
     fill_model(model, folder, family, dtype=chosen, device=hardware.device, merge=merge)
+    if adapters:
+        if config.kind != "decoder":
+            raise Refused(
+                f"{folder}: adapters work side by side over a model that writes; load each by itself"
+            )
+        places = {name: resolve(place) for name, place in adapters.items()}
+        made = partial(made, adapters=places, base=folder)
     return made(model.eval(), tokenizer, reason=reason)
 
 

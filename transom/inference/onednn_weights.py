@@ -13,6 +13,7 @@ again. Source: oneDNN's blocked layouts. Read next: runner.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from transom.model.layers import Linear
 from transom.model.losses import cap
 from transom.model.positions import rotate
 from transom.model.scores import in_two_parts, multiplies_bfloat16
+
+from .adapters import ThinProducts, thin_products, with_adapters
 
 HALF_MAX = torch.finfo(torch.float16).max
 LONG = 1024
@@ -47,17 +50,19 @@ def packs(model: Model) -> bool:
 class Packing:
     """A model as it is best run here: packed where that pays, and anew when its weights have changed."""
 
-    def __init__(self, model: Model) -> None:
-        self.model = model
+    def __init__(self, model: Model, adapters: Mapping[str, Model] | None = None) -> None:
+        """adapters: by name, over this model (`adapters.on_base`)."""
+        self.model, self.adapters = model, dict(adapters or {})
         self._made: tuple[Any, Model] | None = None
 
     def current(self) -> Model:
-        """Return the packed model, or the model itself where packing gains nothing."""
-        if not packs(self.model):
+        """Return the packed model, or the model itself where packing gains nothing; with its adapters."""
+        if not (packs(self.model) or self.adapters):
             return self.model
         version = self.version()
         if self._made is None or self._made[0] != version:
-            self._made = version, packed(self.model)
+            made = with_adapters(self.model, self.adapters) if self.adapters else self.model
+            self._made = version, packed(made) if packs(self.model) else made
         return self._made[1]
 
     def version(self) -> list[tuple[Any, ...]]:
@@ -86,7 +91,7 @@ def packed(model: Model) -> Model:
 def _twin(module: nn.Module) -> Any:
     """Return the same module over packed matrices, with fewer and larger products."""
     if isinstance(module, Linear):
-        return PackedLinear(module.weight, module.bias)
+        return PackedLinear(module.weight, module.bias, thin_products(module))
     twin: Any = copy.copy(module)
     together = ("q_proj", "k_proj", "v_proj") if isinstance(module, SelfAttention) else ()
     twin._modules = {
@@ -103,8 +108,10 @@ def _share_product(twin: Any, module: SelfAttention) -> None:
     """Queries, keys and values are one product, and where nothing norms them apart they turn together."""
     parts = (module.q_proj, module.k_proj, module.v_proj)
     bias = None if module.q_proj.bias is None else torch.cat([part.bias for part in parts])
-    product = PackedLinear(torch.cat([part.weight for part in parts]), bias)
+    joint = PackedLinear(torch.cat([part.weight for part in parts]), bias)
     widths = [part.out_features for part in parts]
+    added = [thin_products(part) for part in parts]
+    product = _with_thin(joint, added, widths) if any(added) else joint
     counts = [width // module.head_dim for width in widths]
 
     def heads(x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, ...]:
@@ -119,11 +126,29 @@ def _share_product(twin: Any, module: SelfAttention) -> None:
         twin.heads = heads
 
 
-class PackedLinear(nn.Module):
-    """y = x W^T + b in bfloat16 from a packed matrix, (..., in) -> (..., out): the bits of `Linear`."""
+def _with_thin(
+    joint: PackedLinear, added: list[ThinProducts | None], widths: list[int]
+) -> Callable[[Tensor], Tensor]:
+    """A joint product, and to the part of each layer what adapters add to it."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def product(x: Tensor) -> Tensor:
+        found = joint(x)
+        for thin, part in zip(added, found.split(widths, dim=-1), strict=True):
+            if thin is not None:
+                thin.add(x, part)
+        return found
+
+    return product
+
+
+class PackedLinear(nn.Module):
+    """y = x W^T + b in bfloat16 from a packed matrix, (..., in) -> (..., out): the bits of `Linear`, and
+    what adapters add to them.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, thin: ThinProducts | None = None) -> None:
         super().__init__()
+        self.thin = thin
         self.matrix = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
         self.bias = None if bias is None else bias.detach()
         self.out_features, self.in_features = weight.shape
@@ -133,7 +158,8 @@ class PackedLinear(nn.Module):
         alone = self.long and x.shape[:-1].numel() == 1
         read = torch.cat((x, x)) if alone else x
         found = torch.ops.mkldnn._linear_pointwise(read, self.matrix, self.bias, "none", [], "")
-        return found[:1] if alone else found
+        found = found[:1] if alone else found
+        return found if self.thin is None else self.thin.add(x, found)
 
     __call__ = forward  # nobody hooks into it, and a step of decoding makes 150 calls
 

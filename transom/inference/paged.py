@@ -158,6 +158,8 @@ class PagedStep:
     ) -> None:
         """memory: of the sources; gather: never read in place, so that all is laid out alike."""
         self.cache, self.memory = cache, memory
+        self.adapters = [span.sequence.adapter for span in spans for _ in range(span.n)]
+        """Of each token, which one reads it."""
         places = [place for span in spans for place in range(span.start, span.stop)]
         slots = [
             span.blocks[place // cache.size] * cache.size + place % cache.size

@@ -117,6 +117,7 @@ class Request:
         early_stopping: EarlyStopping = False,
         rules: TokenRules | None = None,
         tenant: str = "",
+        adapter: str = "",
         id: str = "",
     ) -> None:
         """first: the tokens that may come first, each beginning with the prompt's last space; None: any.
@@ -126,6 +127,7 @@ class Request:
         ends be ignored. source: what an encoder reads. beam: how many beginnings a search keeps
         (length_penalty and early_stopping: see `beam.BeamSearch`); 1 draws a token at a time. rules: what the
         folder forces and forbids. tenant: whose prefixes may be reused, and who shares fairly with whom.
+        adapter: which of those over the model writes the answer; "": the model itself.
         """
         self.prompt, self.params, self.max_tokens = prompt, params, max_tokens
         self.seed, self.sample = seed, sample
@@ -134,7 +136,7 @@ class Request:
         self.beam, self.length_penalty = beam, length_penalty
         self.early_stopping: EarlyStopping = early_stopping
         self.rules = rules if rules else None
-        self.tenant, self.id = tenant, id
+        self.tenant, self.adapter, self.id = tenant, adapter, id
         self.tokens: list[int] = []
         self.logprobs: list[TokenLogprob] = []
         self.found: list[Finished] = []

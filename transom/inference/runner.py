@@ -8,7 +8,7 @@ bookkeeping is `block_manager`. Its plain twin is `Model.new_state`: one contigu
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -48,10 +48,12 @@ class Runner(Protocol):
         """Whether the model's weights have changed since what it holds was made of them."""
         ...
 
-    def open(self, tokens: list[int], source: list[int] | None = None, *, tenant: str = "") -> TokenSequence:
+    def open(
+        self, tokens: list[int], source: list[int] | None = None, *, tenant: str = "", adapter: str = ""
+    ) -> TokenSequence:
         """Return a sequence with its tokens, of which the prefix cache of `tenant` may hold some already.
 
-        source: of an encoder-decoder; encoded when the sequence is first read.
+        source: of an encoder-decoder; encoded when the sequence is first read. adapter: who reads it.
         """
         ...
 
@@ -91,11 +93,13 @@ class TorchRunner:
         block: int = 8,
         reuse: bool = True,
         deterministic: bool = False,
+        adapters: Mapping[str, Model] | None = None,
     ) -> None:
         """A model in eval mode, and room for `n_tokens` tokens of all sequences, in blocks of `block`.
 
         reuse: sequences that begin alike share what was read of it. deterministic: a sequence's logits are
         bitwise a function of its own tokens and source; every block is then read as a whole and alone.
+        adapters: by name, those over the model that a sequence may be read by.
         """
         config, weight = model.config, model.embed.weight
         self.vocab_size, self.max_len = config.vocab_size, config.max_len
@@ -103,7 +107,7 @@ class TorchRunner:
         self.blocks = BlockManager(-(-n_tokens // block), block, reuse)
         store = PagedCache if config.cell is None else RecurrentCache
         self._store: Any = store(config, self.blocks.n_blocks, block, weight.dtype, weight.device)
-        self._sources, self._packing = EncoderMemory(), Packing(model)
+        self._sources, self._packing = EncoderMemory(), Packing(model, adapters)
         self._model, self._version = self._packing.current(), self._packing.version()
         # How many tokens of an expert or a recurrence run together changes their bits: there, one by one.
         self._grid = 1 if config.cell is not None or config.experts is not None else block
@@ -114,17 +118,21 @@ class TorchRunner:
         """Whether the model's weights have changed since what it holds was made of them."""
         return self._packing.version() != self._version
 
-    def open(self, tokens: list[int], source: list[int] | None = None, *, tenant: str = "") -> TokenSequence:
+    def open(
+        self, tokens: list[int], source: list[int] | None = None, *, tenant: str = "", adapter: str = ""
+    ) -> TokenSequence:
         """Return a sequence with its tokens, of which the prefix cache of `tenant` may hold some already.
 
-        source: of an encoder-decoder; encoded when the sequence is first read.
+        source: of an encoder-decoder; encoded when the sequence is first read. adapter: who reads it; what
+        another one has read is never taken for its own.
         """
         if self._n_sequences == 0 and self.stale:  # what was made of the old weights is forgotten
             self._model, self._version = self._packing.current(), self._packing.version()
             self.blocks.forget()
         self._n_sequences += 1
-        root = (tenant, None if source is None else tuple(source))
-        sequence = TokenSequence(list(tokens), None if source is None else EncodedSource(source), root)
+        root = (tenant, adapter, None if source is None else tuple(source))
+        encoded = None if source is None else EncodedSource(source)
+        sequence = TokenSequence(list(tokens), encoded, root, adapter)
         self._reuse(sequence, len(tokens) - 1)
         return sequence
 
@@ -169,7 +177,7 @@ class TorchRunner:
 
     def fork(self, sequence: TokenSequence) -> TokenSequence:
         """A sequence that goes on from where this one is; they share blocks until one of them writes."""
-        twin = TokenSequence(list(sequence.tokens), sequence.source, sequence.nodes[0])
+        twin = TokenSequence(list(sequence.tokens), sequence.source, sequence.nodes[0], sequence.adapter)
         twin.n_read, twin.n_reused, twin.newest = sequence.n_read, sequence.n_reused, sequence.newest
         twin.blocks, twin.nodes = list(sequence.blocks), list(sequence.nodes)
         self.blocks.hold(twin.blocks)

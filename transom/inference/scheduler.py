@@ -236,9 +236,13 @@ class Scheduler:
                 return  # and nobody overtakes it
             # From here on it runs: what the prefix cache holds of its text need not be read.
             try:
-                source, tenant = state.request.source, state.request.tenant
+                request = state.request
                 for tokens in state.texts:
-                    state.sequences.append(self.runner.open(list(tokens), source, tenant=tenant))
+                    state.sequences.append(
+                        self.runner.open(
+                            list(tokens), request.source, tenant=request.tenant, adapter=request.adapter
+                        )
+                    )
             except Exception as error:
                 self.refuse(state, error)
                 continue
@@ -287,7 +291,8 @@ class Scheduler:
         return any(
             other.sequences[0].n_read + WORTH <= common(other.sequences[0].tokens, tokens)
             for other in self.running
-            if other.request.tenant == request.tenant and other.request.source == request.source
+            if (other.request.tenant, other.request.adapter, other.request.source)
+            == (request.tenant, request.adapter, request.source)
         )
 
 

@@ -16,7 +16,11 @@ from .encoder_memory import EncodedSource
 class TokenSequence:
     """What a runner reads for one prompt: its tokens, and those made after it."""
 
-    def __init__(self, tokens: list[int], source: EncodedSource | None, root: Hashable) -> None:
+    def __init__(
+        self, tokens: list[int], source: EncodedSource | None, root: Hashable, adapter: str = ""
+    ) -> None:
+        self.adapter = adapter
+        """Which adapter reads it; "": the base alone."""
         self.tokens = tokens
         """Prompt and made; whoever makes a token appends it."""
         self.n_read = 0

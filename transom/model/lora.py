@@ -55,14 +55,16 @@ class LoraLinear(Linear):
         self.lora_magnitude = nn.Parameter(self.row_lengths()) if lora.dora else None
 
     def forward(self, input: Tensor) -> Tensor:
-        own, kind = super().forward(input), input.dtype
-        read = dropout(input, self.lora.dropout, self.training)
+        own = super().forward(input)
+        # Outside of training the thin products are exact, and their sum with the other is rounded once.
+        kind = input.dtype if self.training else torch.promote_types(input.dtype, torch.float32)
+        read = dropout(input, self.lora.dropout, self.training).to(kind)
         change = F.linear(F.linear(read, self.lora_A.to(kind)), (self.lora.scale * self.lora_B).to(kind))
-        if self.lora_magnitude is None:
-            return own + change
-        gain = self.gain().to(kind)
-        bare = own if self.bias is None else own - self.bias.to(kind)
-        return own + (gain - 1) * bare + gain * change  # exactly `own` where nothing is learned yet
+        if self.lora_magnitude is not None:
+            gain = self.gain().to(kind)
+            bare = own if self.bias is None else own - self.bias.to(kind)
+            change = gain * change + (gain - 1) * bare  # nothing at all before anything is learned
+        return (own + change).to(own.dtype)
 
     def product(self) -> Tensor:
         """What is added to the weight, before any gain: scale * B A (out, in), in float32 at least."""

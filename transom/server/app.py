@@ -105,8 +105,8 @@ class App:
 
     @asynccontextmanager
     async def _lifespan(self, _: Any) -> AsyncIterator[None]:
-        for model in self.state.models.values():
-            model.worker.start()
+        for worker in self.state.workers:
+            worker.start()
         watch = asyncio.create_task(self.state.metrics.watch_loop())
         try:
             yield

@@ -62,6 +62,8 @@ class Engines:
     def collect(self) -> Iterator[GaugeMetricFamily]:
         figures = GaugeMetricFamily("transom_engine", "Figures of an engine.", labels=["model", "figure"])
         for name, model in self.models.items():
+            if model.base is not None:  # its engine is its model's
+                continue
             worker = model.worker
             own = {"in_flight": worker.in_flight, "restarts": worker.restarts, "failed": worker.failed}
             for figure, value in {**worker.figures, **own}.items():

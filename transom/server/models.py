@@ -5,6 +5,7 @@ Read next: worker, state.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Any
 
 from transom.checkpoint.hub import name_of, resolve
 from transom.data.chat_template import ChatTemplate, template_of
-from transom.errors import Refused
+from transom.errors import Refused, nearest
 from transom.inference.encoder_engine import EncoderEngine
 from transom.inference.engine import EngineSettings
 from transom.inference.load import load
@@ -51,6 +52,8 @@ class ServedModel:
     aliases: frozenset[str] = frozenset()
     """What else a client may call it, where no other model is called so too."""
     folder: Path | None = None
+    base: str | None = None
+    """The name of the model that it is an adapter of."""
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -97,7 +100,8 @@ class ServedModel:
         """Its entry in `/v1/models`."""
         return {
             "id": self.name, "object": "model", "created": self.created, "owned_by": "transom",
-            "task": self.task, "max_len": self.max_len, "chat": self.template is not None,
+            "parent": self.base, "task": self.task, "max_len": self.max_len,
+            "chat": self.template is not None,
             **self._usual(),
             "default_system": self.default_system,
         }  # fmt: skip
@@ -117,13 +121,38 @@ def serve_folders(folders: Sequence[str], settings: ServerSettings) -> dict[str,
     if not folders:
         raise Refused("name at least one model folder: transom serve runs/NAME/model")
     models: dict[str, ServedModel] = {}
+    adapters = adapters_of([name_of(given) for given in folders], settings.adapter)
     for given in folders:
         name, folder = name_of(given), resolve(given)
         if name in models:
             raise Refused(f"two models are called '{name}'; rename a folder, for clients choose by that name")
-        model = load(folder, dtype=settings.dtype, device=settings.device)
-        models[name] = serve_model(model, name, settings, folder=folder, aliases={given, folder.name})
+        own = adapters.get(name, {})
+        model = load(folder, dtype=settings.dtype, device=settings.device, adapters=own)
+        base = serve_model(model, name, settings, folder=folder, aliases={given, folder.name})
+        models[name] = base
+        for adapter, one in getattr(model, "adapters", {}).items():
+            place, called = resolve(own[adapter]), f"{name}:{adapter}"
+            models[called] = serve_model(one, called, settings, folder=place, over=base)
     return models
+
+
+def adapters_of(models: Sequence[str], given: Sequence[str]) -> dict[str, dict[str, str]]:
+    """The adapters of each model, by name, as `--adapter` gives them. Raises Refused for what is unclear."""
+    found: dict[str, dict[str, str]] = {}
+    for said in given:
+        called, equals, folder = said.partition("=")
+        model, colon, name = called.rpartition(":")
+        if not (equals and folder and re.fullmatch(r"[\w.-]+", name)):
+            raise Refused(f"--adapter {said}: give NAME=FOLDER, or MODEL:NAME=FOLDER")
+        if not colon and len(models) > 1:
+            raise Refused(f"--adapter {said}: over which of {', '.join(models)}? give MODEL:{said}")
+        model = model if colon else models[0]
+        if model not in models:
+            raise Refused(f"--adapter {said}: no model is called '{model}'{nearest(model, models)}")
+        if name in found.setdefault(model, {}):
+            raise Refused(f"--adapter {said}: {model} has an adapter of that name already")
+        found[model][name] = folder
+    return found
 
 
 def serve_model(
@@ -133,21 +162,26 @@ def serve_model(
     *,
     folder: Path | None = None,
     aliases: Iterable[str] = (),
+    over: ServedModel | None = None,
 ) -> ServedModel:
-    """Take a loaded model as one that is served; its worker is not started yet."""
+    """Take a loaded model as one that is served; its worker is not started yet. over: the model that it is an
+    adapter of, whose worker is its own too.
+    """
     kind = type(model).__name__
     if kind not in ENGINES:
         raise Refused(
             f"{folder or name}: a {kind} has no route here; fine-tune it to classify or embed first"
         )
-    template = template_of(folder, settings.chat_template) if kind == "Generator" else None
+    texts = getattr(model, "folder", None) or folder
+    template = template_of(texts, settings.chat_template) if kind == "Generator" else None
     if template is not None:
         template.name = f"the chat template of {name}"  # clients hear of it: no path of the operator
     ends = frozenset() if template is None else template.end_ids(model.tokenizer)
     system = None if template is None else template.default_system(model.tokenizer)
     task = TASKS.get(kind, "chat" if template is not None else "generate")
-    worker = Worker(ENGINES[kind](model, settings), name, settings.limits.looks)
-    return ServedModel(name, task, model, worker, template, ends, system, frozenset(aliases), folder)
+    worker = over.worker if over else Worker(ENGINES[kind](model, settings), name, settings.limits.looks)
+    base = over.name if over else None
+    return ServedModel(name, task, model, worker, template, ends, system, frozenset(aliases), folder, base)
 
 
 def _text_engine(model: Any, settings: ServerSettings) -> Callable[[], Any]:

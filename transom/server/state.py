@@ -18,6 +18,7 @@ from .errors import ApiError
 from .fair_semaphore import FairSemaphore
 from .metrics import Metrics
 from .models import ServedModel
+from .worker import Worker
 
 TEXT_THREADS = 2
 MOST_TEXTS = 128
@@ -46,8 +47,9 @@ class State:
         """Return the model of this name, which must do one of these tasks; raises ApiError 404 or 400."""
         able = [model for model in self.models.values() if not tasks or model.task in tasks]
         if name is None:
-            if len(able) == 1:
-                return able[0]
+            whole = [model for model in able if model.base is None]  # an adapter is asked for by its name
+            if len(whole) == 1:
+                return whole[0]
             known = ", ".join(self.models)
             raise ApiError(400, f"name a model; this server has {known}", param="model")
         called = [model for model in self.models.values() if name in model.aliases]
@@ -64,6 +66,11 @@ class State:
                 code="wrong_task",
             )
         return found
+
+    @property
+    def workers(self) -> list[Worker]:
+        """The worker of each model; those of adapters are their model's."""
+        return list({id(model.worker): model.worker for model in self.models.values()}.values())
 
     async def text_work(self, tenant: str, work: Callable[..., T], *arguments: Any) -> T:
         """Reading, tokenising and templates: beside the event loop, never more than so much at a time, each
@@ -112,8 +119,8 @@ class State:
         """End the threads."""
         for pool in (self._pool, self._writers):
             pool.shutdown(wait=False, cancel_futures=True)
-        for model in self.models.values():
-            model.worker.stop()
+        for worker in self.workers:
+            worker.stop()
 
 
 ROUTES = {

@@ -33,7 +33,7 @@ class Saver:
         """Why the last save failed, or None."""
         self.fingerprint = ""
         """Of the weights in the model folder."""
-        self.seconds = 0.1 + 12 * run.model.n_parameters / 300e6
+        self.seconds = 0.1 + 12 * run.expected.learned / 300e6
         """What a save takes: a guess, and then as measured."""
         if run.world.is_first:
             folder = run.folder
@@ -80,7 +80,7 @@ class Saver:
                 if run.settings.method == "lora" and base is not None:
                     family = load_config(resolve(base))[1]
                     save_adapter(folder, run.model, base=base, family=family, weights=model, card=card,
-                                 tokenizer=tokenizer)  # fmt: skip
+                                 tokenizer=tokenizer, base_hash=run.position.base_hash)  # fmt: skip
                 else:
                     save_model(folder, run.model, tokenizer, run.task.generation, card, weights=model)
             return run.folder.model
