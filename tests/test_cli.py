@@ -134,7 +134,7 @@ WRONG = [
     ("lab backprob", "unknown command: backprob; did you mean 'backprop'? transom --help"),
     ("convert", "unknown command: convert; that is transom export MODEL --to gguf, ollama, hf or"),
     ("gguf m", "unknown command: gguf; that is transom export MODEL --to gguf"),
-    ("finetune x.jsonl", "unknown command: finetune; that is transom train DATA --model.weights FOLDER"),
+    ("tune x.jsonl", "unknown command: tune; that is transom finetune MODEL --data DATA"),
     ("ask notes/", "unknown command: ask; nothing here searches documents"),
     ("predict m x", "unknown command: predict; that is transom classify, translate or generate"),
     ("quantize m", "unknown command: quantize; that is transom export MODEL --dtype q8_0 (or q4_0)"),

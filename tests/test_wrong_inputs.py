@@ -100,7 +100,7 @@ TRAIN = {
     "field.jsonl": "field.jsonl:2: the record has no field 'text'; did you mean 'txt'? (or --data.on-error skip)",
     "list.jsonl": 'list.jsonl:2: the record is a list, not an object such as {"text": "..."} (or --data.on-error skip)',
     "type.jsonl": "type.jsonl:2: field 'text' is a number, not text (or --data.on-error skip)",
-    "broken.jsonl": "broken.jsonl:1: not a JSON object on one line (Expecting ',' delimiter at column 1) (or --data.on-error skip)",
+    "broken.jsonl": 'broken.jsonl:1: not a JSON object on one line (Expecting \',\' delimiter at column 13); write {"text": "a"} (or --data.on-error skip)',
     "columns.csv": "columns.csv:2: which field holds the text? The record has a, b: set --data.field (a column number where the file has no header row)",
     "columns.csv --data.field c": "columns.csv:2: the record has no field 'c'; it has a, b (or --data.on-error skip)",
     "notgz.txt.gz": "notgz.txt.gz: not a whole gzip file (Not a gzipped file (b'pl')); make it again or give the unpacked text",

@@ -27,6 +27,7 @@ from .usage import epilogue, help_for, unknown_flag, unknown_verb
 
 VERBS = {
     "train": "Train a model on text, pairs or classes, within a time budget.",
+    "finetune": "Teach a model your data: chats, classes, pairs or text.",
     "compare": "Train members of the family on the same data, side by side.",
     "generate": "Let a model go on from one or several prompts.",
     "chat": "Talk with a model; it may remember what you ask it to.",
@@ -49,6 +50,9 @@ EXPERIMENTS = {
 }
 """The verbs of `transom lab`."""
 
+OF_DATA = {"check": "What a run would learn from these data, and what is wrong with them."}
+"""The verbs of `transom data`."""
+
 app = App(
     name="transom",
     help="Train it, run it and see through it: the Transformer family on your machine. With no data named,"
@@ -66,6 +70,11 @@ lab = App(name="lab", help="Experiments that print their numbers and draw them."
 for _verb, _help in EXPERIMENTS.items():
     lab.command(f"transom.cli:{_verb}", name=_verb, help=_help)
 app.command(lab)
+data = App(name="data", help="Look at data before anything is learned from it.", help_epilogue="",
+           sort_key=len(VERBS))  # fmt: skip
+for _verb, _help in OF_DATA.items():
+    data.command(f"transom.cli:data_{_verb}", name=_verb, help=_help, help_epilogue=epilogue("data"))
+app.command(data)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -100,8 +109,8 @@ def spelled_out(arguments: Sequence[str]) -> list[str]:
     `-` after a flag that takes a file belongs to it.
     """
     short = {"--data": "--data.source", "--model": "--model.kind", "--optim": "--optim.name",
-             "--batch": "--batch.tokens"}  # fmt: skip
-    takes_data = bool(arguments) and arguments[0] in ("train", "plan")
+             "--batch": "--batch.tokens", "--map": "--data.map"}  # fmt: skip
+    takes_data = bool(arguments) and arguments[0] in ("train", "plan", "finetune")
     words: list[str] = []
     for argument in arguments:
         name, equals, value = argument.partition("=")
@@ -129,9 +138,9 @@ def _plain(error: CycloptsError) -> str:
         kinds = {one.__name__: one for kind in direct for one in (kind, *kind.__subclasses__())}
         return settings.explain(error.__cause__, kinds[error.__cause__.title])
     if isinstance(error, UnknownCommandError):
-        return unknown_verb(
-            (error.unused_tokens or [""])[0], EXPERIMENTS if error.app is lab else [*VERBS, "lab"]
-        )
+        below = {"lab": EXPERIMENTS, "data": OF_DATA}
+        known = below.get(error.app.name[0] if error.app else "", [*VERBS, *below])
+        return unknown_verb((error.unused_tokens or [""])[0], known)
     if isinstance(error, UnknownOptionError):
         names = [name for argument in error.argument_collection for name in argument.names]
         return unknown_flag((error.token.keyword or error.token.value).partition("=")[0], names)

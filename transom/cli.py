@@ -74,15 +74,25 @@ def train(
     data
         What to learn from: a file, a folder, `hf:NAME` or `-`; nothing for the Python standard library.
     """
-    settings = _settings(data, flags, config)
-    from .evaluation.examine import examined
-    from .training.loop import train as run_training
+    return _trained(_settings(data, flags, config), json)
 
-    with _answer(json) as show:
-        run = run_training(settings)
-        if os.environ.get("RANK", "0") == "0":
-            show(examined(run))
-    return INTERRUPTED if run.interrupted else 0
+
+def finetune(
+    model: Model, /, *, flags: Flags = TrainSettings(), config: Config = None, json: Json = False
+) -> int:
+    """Teach a model your data.
+
+    Parameters
+    ----------
+    model
+        What to begin with: a run (`runs/NAME`), a model folder or a Hugging Face id.
+    """
+    settings = _settings(None, flags, config)
+    if not settings.resume and "source" not in settings.data.given():
+        raise Refused(f"name what {model} is to learn: transom finetune {model} --data FILE")
+    if settings.model.weights not in (None, model):
+        raise Refused(f"the model is named twice: {model} and --model.weights {settings.model.weights}")
+    return _trained(settings.with_({"model.weights": model, "recipe": "evidence"}), json)
 
 
 def compare(
@@ -597,6 +607,44 @@ def doctor(*, device: str = "auto", json: Json = False) -> int:
         report = examine(device)
         show(report)
     return 0 if report.can_train else 1
+
+
+def _trained(settings: TrainSettings, json: bool) -> int:
+    """Train, and show how it went; the exit code."""
+    from .evaluation.examine import examined
+    from .training.loop import train as run_training
+
+    with _answer(json) as show:
+        run = run_training(settings)
+        if os.environ.get("RANK", "0") == "0":
+            show(examined(run))
+    return INTERRUPTED if run.interrupted else 0
+
+
+def data_check(
+    path: str, model: str | None = None, /, *, flags: Flags = TrainSettings(), config: Config = None,
+    strict: Switched = False, json: Json = False,
+) -> int:  # fmt: skip
+    """Look at data.
+
+    Parameters
+    ----------
+    path
+        What is to be learned from, as for train.
+    model
+        The model that is to learn it, whose tokens, chat template and length are then taken.
+    strict
+        End with exit code 1 where there is a finding, for CI.
+    """
+    settings = _settings(path, flags, config)
+    if model is not None:
+        settings = settings.with_({"model.weights": model})
+    from .training.data_check import check_data
+
+    with _answer(json) as show:
+        check = check_data(settings)
+        show(check)
+    return 1 if strict and check.findings else 0
 
 
 class Answer(Protocol):

@@ -348,6 +348,9 @@ class TrainSettings(Settings):
     resume: Flag = False
     """Go on from the newest checkpoint in the run's folder, with its settings. With another limit (`--resume
     --budget 1h`) a run goes on from before its rate fell, as if it had been begun with that."""
+    recipe: Literal["time", "evidence"] = "time"
+    """How what nobody gave is chosen: by the time there is, or as fine-tuning is done (`transom finetune`): 3
+    passes, 10 to 20 through fewer than 2,000 examples, and steps of 16 or 32 of them."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Decides the first weights, the order of the data and the dropout."""
     save_every: Interval = Every(seconds=120.0)

@@ -28,10 +28,18 @@ FIRST = {
         "--max-tokens", "--temperature", "--top-p", "--seed", "--stop", "--n", "--input", "--field", "--out",
         "--json",
     ),
+    "data": (
+        "--strict", "--task", "--data.map", "--data.validation", "--data.too-long", "--data.chat-template",
+        "--model.max-len", "--json",
+    ),
     "bench": ("--model.size", "--device", "--json"),
 }  # fmt: skip
 """Verb -> the flags of its help; of a verb that is not here, all."""
 FIRST["plan"] = FIRST["train"]
+FIRST["finetune"] = (
+    "--data.source", "--data.map", "--data.validation", "--data.too-long", "--epochs", "--batch.texts",
+    "--out", "--resume", "--model.max-len", "--json",
+)  # fmt: skip
 FIRST["compare"] = ("--by", "--equal", "--budget", "--tokens", "--out", "--data.source", "--task",
                     "--model.size", "--json")  # fmt: skip
 
@@ -45,9 +53,18 @@ EXAMPLES = {
         ("transom train notes/ --out runs/notes", "text: it learns to write on"),
         ("transom train tickets.csv --task classify", "a text and its class in a row"),
         ("transom train pairs.tsv --task translate", "two sides in a row"),
-        ("transom train notes/ --model.weights FOLDER", "from weights that are there"),
+        ("transom finetune MODEL --data chats.jsonl", "from weights that are there"),
         ("transom train notes/ --method lora --model.weights FOLDER", "an adapter to them"),
         ("transom plan notes/ --budget 1h", "what that would take"),
+    ),
+    "finetune": (
+        ("transom finetune MODEL --data chats.jsonl", "messages, ShareGPT, Alpaca, prompts with answers"),
+        ("transom finetune MODEL --data qa.csv --map prompt=Question --map completion=Answer", ""),
+        ("transom finetune MODEL --data tickets.csv", "a text and its class in a row"),
+    ),
+    "data": (
+        ("transom data check chats.jsonl MODEL", "two examples, what is learned of them, what is wrong"),
+        ("transom data check chats.jsonl MODEL --strict", "exit code 1 for a finding, for CI"),
     ),
     "compare": (("transom compare decoder lstm --budget 2min", ""),),
     "generate": (
@@ -89,7 +106,7 @@ GLOSSARY = "What a word means: docs/glossary.md."
 """The last line of every help."""
 
 VERBS_ELSEWHERE = {
-    "finetune": "that is transom train DATA --model.weights FOLDER",
+    "sft": "that is transom finetune MODEL --data DATA",
     "fit": "that is transom train DATA",
     "resume": "that is transom train --out runs/NAME --resume",
     "predict": "that is transom classify, translate or generate, by what the model was trained for",
@@ -108,7 +125,7 @@ VERBS_ELSEWHERE = {
     "help": "that is transom --help, or transom VERB --help",
 }
 SAME = {
-    "finetune": ("fine-tune", "tune", "sft", "lora"),
+    "sft": ("fine-tune", "tune", "lora"),
     "resume": ("continue",),
     "predict": ("infer", "inference"),
     "complete": ("completion", "sample", "write"),

@@ -473,7 +473,7 @@ def test_counts_stay_what_they_are(written: Written) -> None:
     assert refusal(lambda: labelled(path)).startswith(f"{path}:")
     rows = "".join(f"kurz {n};a\n" for n in range(9))  # one row too wide says nothing against the separator
     path = written("semicolons.csv", f"text;label\n{rows}a; b;c, d\n")
-    says = ":11: the row has 3 columns where the first has 2 (or --data.on-error skip)"
+    says = ':11: the row has 3 columns where the first has 2; write a;" b;c, d" (or --data.on-error skip)'
     assert refusal(lambda: labelled(path)) == f"{path}{says}"
     assert Counter(label for _, label in labelled(written("even.csv", "text;label\na;b\nc;d\n"))) == {
         "b": 1,

@@ -10,12 +10,17 @@ import numpy as np
 import pytest
 import torch
 
+import transom
 from tests.training.conftest import Tiny
+from transom.__main__ import run
+from transom.data.chat_template import BUILTIN
 from transom.data.examples import ConversationRows
 from transom.data.packing import Conversations
 from transom.data.ragged import Ragged
 from transom.model.config import ModelConfig
 from transom.model.transformer import Transformer
+from transom.settings import TrainSettings, load
+from transom.training.architecture import by_evidence
 from transom.training.gradient import take_gradient
 from transom.training.loop import train
 from transom.training.objectives import LanguageModelling
@@ -134,5 +139,52 @@ def test_a_run_learns_to_answer_and_resumes_with_the_same_bits(tiny: Tiny, tmp_p
 
     with pytest.raises(KeyboardInterrupt):
         train(tiny(**few, steps=8, out=str(again)), on_event=stop)
-    run = train(tiny(out=str(again), resume=True, **few, steps=8))
-    assert run.step == 8 and run.weights_sha256 == whole.weights_sha256
+    resumed = train(tiny(out=str(again), resume=True, **few, steps=8))
+    assert resumed.step == 8 and resumed.weights_sha256 == whole.weights_sha256
+
+
+RULES = {
+    10: (16, 20.0),
+    499: (16, 20.0),
+    500: (16, 10.0),
+    1_999: (16, 10.0),
+    2_000: (32, 3.0),
+    10**6: (32, 3.0),
+}
+
+
+@pytest.mark.parametrize("n", RULES)
+def test_fine_tuning_goes_by_what_there_is(n: int) -> None:
+    texts, epochs = RULES[n]
+    asked = {"task": "sft", "recipe": "evidence"}
+    rule = by_evidence(load(TrainSettings, asked), n)
+    assert rule == {"batch.texts": texts, "epochs": epochs}
+    assert by_evidence(load(TrainSettings, {**asked, "steps": 5}), n) == {"batch.texts": texts}
+    assert by_evidence(load(TrainSettings, {**asked, "batch.tokens": 500, "epochs": 1}), n) == {}
+    assert by_evidence(load(TrainSettings, {"task": "classify"}), n) == {}
+    assert by_evidence(load(TrainSettings, {"task": "lm", "recipe": "evidence"}), None) == {"epochs": 3.0}
+
+
+@pytest.mark.heavy
+def test_a_model_is_fine_tuned_by_its_verb(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A base without a template gets ours, keeps it, and answers by it; the passes go by what there is."""
+    base = train(tiny(steps=2, model__max_len=64, out=str(tmp_path / "base")))
+    data, out = talks(tmp_path / "talks.jsonl", 40), tmp_path / "tuned"
+    words = ["finetune", str(base.model_folder), "--data", str(data), "--out", str(out), "--dtype", "float32",
+             "--device", "cpu", "--json"]  # fmt: skip
+    capsys.readouterr()
+    assert run([*words, "--epochs", "2"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["task"] == "sft" and said["step"] == 4 and said["next_command"] == f"transom chat {out}"
+    kept = load(TrainSettings, file=out / "settings.toml")
+    assert kept.recipe == "evidence" and kept.batch.texts == 16 and kept.optim.name == "adamw"
+    config = json.loads((out / "model" / "tokenizer_config.json").read_text())
+    assert config["chat_template"] == BUILTIN["turns"]
+    model = transom.load(out / "model", transom.Generator)
+    ends = model.template.end_ids(model.tokenizer)
+    assert ends <= model.eos_ids and len(ends) == 1
+    assert isinstance(model.chat("Which colour has number 1?", max_tokens=4, temperature=0).text, str)
+    assert run(["finetune", str(base.model_folder)]) == 2
+    assert "--data FILE" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from transom.data.answer_rows import Talk
+from transom.data.columns import MISSING
 from transom.data.documents import printable
 from transom.data.example_source import ExampleSource
 from transom.data.formats import FORMATS, Columns, Format, as_line, format_of
@@ -141,14 +142,9 @@ class _Reader:
     def _talk(self, values: dict[str, Any], clean: Callable[..., str | None]) -> tuple[dict[str, Any], bool]:
         """The conversation of a row, and whether its texts may be kept. Raises _Fault."""
         for field in self.kind.needs:
-            if values.get(field) in (None, "", []):
-                says = (
-                    "is missing"
-                    if field not in values
-                    else "is empty"
-                    if values[field] is not None
-                    else "is null"
-                )
+            value = values.get(field, MISSING)
+            if value in (MISSING, None, "", []):
+                says = "is missing" if value is MISSING else "is null" if value is None else "is empty"
                 raise _Fault(
                     "records without the field", f"'{self.columns[field]}' {says}",
                     {**values, field: self.kind.example[field]},
@@ -166,7 +162,7 @@ class _Reader:
         for number, message in enumerate(messages):
             text = message["content"]
             if isinstance(text, str):
-                kept = clean(text, f"{self.columns[field]}[{number}]")
+                kept = clean(text, self._place(message["role"], number))
                 ok, message["content"] = ok and kept is not None, trimmed(kept or "")
         try:
             talk: dict[str, Any] = {"messages": _checked(messages)}
@@ -176,6 +172,13 @@ class _Reader:
             tools = _json_of(values["tools"], self.columns["tools"], {**self.kind.example, "tools": []})
             talk["tools"] = tools
         return talk, ok
+
+    def _place(self, role: str, number: int) -> str:
+        """The name of the key that a message stands in."""
+        asked, *answered = self.kind.needs
+        if not answered:
+            return f"{self.columns[asked]}[{number}].content"
+        return self.columns[{"user": asked, "assistant": answered[0]}.get(role, "system")]
 
     def _asked_and_answered(self, values: dict[str, Any]) -> list[Message]:
         """A question and its answer as messages. Raises _Fault."""
@@ -235,7 +238,7 @@ def _messages(items: list[Any], name: str, field: str, example: Mapping[str, Any
 
         def mended(key: str, value: Any, number: int = number, item: dict[str, Any] = item) -> dict[str, Any]:
             """The row with one key of this message put right."""
-            right = ({} if key in item else {key: value}) | item | {key: value}
+            right = ({key: value} if key in ROLE else {}) | item | {key: value}
             return {field: [*items[:number], right, *items[number + 1 :]]}
 
         usual = (ROLE[1], CONTENT[1]) if field == "conversations" else (ROLE[0], CONTENT[0])
@@ -270,7 +273,7 @@ def _messages(items: list[Any], name: str, field: str, example: Mapping[str, Any
             message = {"role": "assistant", "content": None, "tool_calls": [_call(text, where, example)]}
         if message.get("weight", 1) not in (0, 1):
             raise _Fault(
-                "weights", f"{where}.weight is {message['weight']!r}; it is 0 or 1", mended("weight", 0)
+                "weights", f"{where}.weight is {message['weight']!r}; it is 0 or 1", mended("weight", 1)
             )
         messages.append(message)
     said = [message["role"] for message in messages]

@@ -35,6 +35,10 @@ class ExampleReport:
     first_over_long: str = ""
     n_skipped: int = 0
     n_empty: int = 0
+    n_cut: int = 0
+    """Examples whose ends were cut off."""
+    lost: float = 0.0
+    """The share of their tokens that went; of conversations, of their answers."""
     n_tokens: int = 0
     """Tokens of all conversations, those left out aside."""
     n_learned: int = 0

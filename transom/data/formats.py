@@ -7,8 +7,6 @@ FIELD=COLUMN`). Read next: conversations, task_guess.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +15,12 @@ from typing import Any, Literal
 from transom.data.columns import header_names
 from transom.data.documents import printable
 from transom.data.issues import Policy
-from transom.data.rows import RECORDS, HubRows, RowFile, first_rows
+from transom.data.json_rows import json_line, shortened
+from transom.data.rows import RECORDS, HubRows, RowFile, first_rows, refuse_twins
+from transom.data.tables import table_line
 from transom.errors import Refused, nearest
 
 SAID = [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "4"}]
-SHOWN = 60
-"""Characters of a text that a corrected line shows."""
-LONGEST_LINE = 400
 
 
 @dataclass(frozen=True)
@@ -148,6 +145,7 @@ def format_of(file: RowFile | HubRows, given: Columns, policy: Policy = "skip") 
         return None
     if isinstance(first, dict):
         return Found(*found, None, first, line)
+    refuse_twins(header_names(first), map(str.lower, found[1].values()), file.where)
     second = rows[min(1, len(rows) - 1)]
     cells = dict(zip(first, second[1], strict=False))
     return Found(*found, list(first), cells, second[0])
@@ -170,23 +168,9 @@ def find_format(names: Sequence[str], given: Columns) -> tuple[Format, dict[str,
 
 def as_line(row: Mapping[str, Any], table: Sequence[str] | None = None, separator: str = ",") -> str:
     """A row as a line of a file that would be right, its texts shortened; `table`: the names of a header."""
-    short = _short(row)
     if table is None:
-        line = json.dumps(short, ensure_ascii=False)
-    else:
-        cells = [short.get(name, "") for name in table]
-        written = io.StringIO()
-        texts = [one if isinstance(one, str) else json.dumps(one, ensure_ascii=False) for one in cells]
-        csv.writer(written, delimiter=separator, lineterminator="").writerow(texts)
-        line = written.getvalue()
-    return printable(line if len(line) <= LONGEST_LINE else line[:LONGEST_LINE] + "…")
-
-
-def _short(value: Any) -> Any:
-    if isinstance(value, str):
-        return value if len(value) <= SHOWN else value[: SHOWN - 1] + "…"
-    if isinstance(value, Mapping):
-        return {key: _short(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_short(one) for one in value[:3]]
-    return value
+        return json_line(row)
+    short = shortened(row)
+    cells = [short.get(name, "") for name in table]
+    texts = [one if isinstance(one, str) else json.dumps(one, ensure_ascii=False) for one in cells]
+    return table_line(texts, separator)

@@ -5,19 +5,26 @@ The one idea: neither is held whole, so a corpus larger than memory works. Read 
 
 from __future__ import annotations
 
+import ast
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from transom.data.documents import printable
 from transom.data.issues import MAX_RECORD_BYTES, Issues
 from transom.data.textfile import head_of, read_lines, read_text, skip_record
 from transom.errors import Refused
 
 _ARRAY_START = re.compile(r"\s*\[\s*")
 _BETWEEN_ITEMS = re.compile(r"\s*,?\s*")
+_SPARE_COMMA = re.compile(r",\s*(?=[}\]])")
+_CLOSINGS = ("}", '"}', "]}", "}]}", '"}]}', "]", "}]", '"}]')
+_MENDED_CHARACTERS = 1 << 16
+SHOWN_CHARACTERS, LONGEST_LINE = 60, 400
+"""Of a text, and of a whole line, that a refusal shows."""
 
 
 def begins_an_array(path: Path, where: str) -> bool:
@@ -31,10 +38,53 @@ def json_rows(stream: BinaryIO, where: str, issues: Issues) -> Iterator[tuple[in
         if not text.strip():
             continue
         try:
-            yield line, json.loads(text)
+            yield line, json.loads(text.rstrip("\r\n"))
         except (ValueError, RecursionError) as error:
-            says = f"not a JSON object on one line ({json_fault(error)})"
+            mended = mended_json(text)
+            fix = "" if mended is None else f"; write {json_line(mended)}"
+            says = f"not a JSON object on one line ({json_fault(error)}){fix}"
             skip_record(issues, "broken JSON", where, line, says)
+
+
+def mended_json(text: str) -> dict[str, Any] | list[Any] | None:
+    """A broken line of JSON as it was meant, where one common slip is all: a comma or a bracket too many or
+    too few, single quotes and the words of Python, a second object behind the first. None where it is not.
+    """
+    text = text.strip().rstrip(",")
+    if len(text) > _MENDED_CHARACTERS:
+        return None
+    tries = [text, _SPARE_COMMA.sub("", text), text.replace("\t", "\\t"), *(text + end for end in _CLOSINGS)]
+    for attempt in tries:
+        try:
+            value = json.loads(attempt)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict | list):
+            return value
+    for read in (ast.literal_eval, lambda one: json.JSONDecoder().raw_decode(one)[0]):
+        try:
+            value = read(text)
+            json.dumps(value)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            continue
+        if isinstance(value, dict):
+            return value
+    return None
+
+
+def json_line(value: Any) -> str:
+    """A value as a line of JSON for a person to read: its texts, lists and all of it shortened."""
+    line = json.dumps(shortened(value), ensure_ascii=False)
+    return printable(line if len(line) <= LONGEST_LINE else line[:LONGEST_LINE] + "…")
+
+
+def shortened(value: Any) -> Any:
+    """A value whose texts and lists are short enough to be shown."""
+    if isinstance(value, str):
+        return value if len(value) <= SHOWN_CHARACTERS else value[: SHOWN_CHARACTERS - 1] + "…"
+    if isinstance(value, Mapping):
+        return {key: shortened(one) for key, one in value.items()}
+    return [shortened(one) for one in value[:3]] if isinstance(value, list) else value
 
 
 def json_fault(error: Exception) -> str:
@@ -80,7 +130,9 @@ def array_items(stream: BinaryIO, where: str, issues: Issues) -> Iterator[tuple[
             if len(held) > MAX_RECORD_BYTES
             else "the JSON array breaks off here"
         )
-        raise Refused(f"{where}:{line}: {says}{why}; mend it, or write one object a line (.jsonl)")
+        mended = mended_json("[" + held[:_MENDED_CHARACTERS]) if held.strip() else []
+        fix = "mend it" if mended is None else f"write {json_line(mended)[1:]}"
+        raise Refused(f"{where}:{line}: {says}{why}; {fix}, or write one object a line (.jsonl)")
 
 
 def _refuse_more(pieces: Iterable[str], where: str, line: int) -> None:

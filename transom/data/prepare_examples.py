@@ -445,9 +445,10 @@ class _Writing:
         }
         report.max_len = max_len
         if self.n_cut:
+            report.n_cut, report.lost = self.n_cut, self.n_lost / max(1, self.n_cut_tokens)
             report.notes.append(
                 f"{self.n_cut:,} of {counted(n, report.noun)} are longer than {max_len:,} tokens and "
-                f"are cut there: they lose {100 * self.n_lost / max(1, self.n_cut_tokens):.0f}% of their "
+                f"are cut there: they lose {100 * report.lost:.0f}% of their "
                 f"{'answers' if report.noun == 'conversation' else 'tokens'}"
             )
         if self.n_answerless:

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import codecs
 import csv
+import io
 import itertools
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from transom.data.documents import printable
 from transom.data.issues import MAX_RECORD_BYTES, Issues
 from transom.data.textfile import head_of, plain_lines, read_lines, skip_record
 from transom.errors import Refused
@@ -109,8 +111,20 @@ def table_rows(
         if len(row) == width:
             yield line, row
         else:
-            says = f"the row has {len(row)} columns where the first has {width}"
+            whole = [*row, *[""] * (width - len(row))]  # what is too much belongs to the last cell
+            whole[width - 1 :] = [layout.separator.join(whole[width - 1 :])]
+            fix = table_line(whole, layout.separator, quoted=layout.quoted)
+            says = f"the row has {len(row)} columns where the first has {width}; write {fix}"
             skip_record(issues, "rows of another width", where, line, says)
+
+
+def table_line(cells: Sequence[str], separator: str, *, quoted: bool = True) -> str:
+    """Cells as a line of a table, for a person to read."""
+    if not quoted:
+        return printable(separator.join(cell.replace(separator, " ") for cell in cells))
+    written = io.StringIO()
+    csv.writer(written, delimiter=separator, lineterminator="").writerow(cells)
+    return printable(written.getvalue())
 
 
 def _quoted_rows(
@@ -118,25 +132,27 @@ def _quoted_rows(
 ) -> Iterator[tuple[int, list[str]]]:
     csv.field_size_limit(MAX_RECORD_BYTES)
     source = read_lines(stream, where, issues)
-    line = 0
+    line, opening = 0, ""
     if layout.named:
         line, _ = next(source)
 
     def lines() -> Iterator[str]:
-        nonlocal line
+        nonlocal line, opening
         for number, text in source:
-            line = number
+            line, opening = number, opening or text
             yield text
 
     reader = csv.reader(lines(), delimiter=layout.separator, strict=True)
     while True:
-        start = line + 1
+        start, opening = line + 1, ""
         try:
             row = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            raise Refused(f"{where}:{start}: not valid CSV ({error}); is a quote left open?") from None
+            cells = [cell.strip().strip('"') for cell in opening.rstrip("\r\n").split(layout.separator)]
+            fix = f"is a quote left open? write {table_line(cells, layout.separator)}"
+            raise Refused(f"{where}:{start}: not valid CSV ({error}); {fix}") from None
         if row:
             yield start, row
 

@@ -216,6 +216,37 @@ def rates(
     return Rates(lr=lr, matrix_lr=settings.matrix_lr or rule.matrix_lr * lr / rule.lr)
 
 
+PASSES = ((2_000, 3.0), (500, 10.0), (0, 20.0))
+"""Of fine-tuning through at least so many examples: few are gone through often, and the best weights kept."""
+TEXTS = 16, 32
+"""Examples of a step, where they and not tokens are counted: of fewer than `MANY`, and from there on."""
+MANY = 2_000
+
+
+def by_evidence(settings: TrainSettings, n_examples: int | None) -> dict[str, float]:
+    """Return the examples of a step, and how often fine-tuning goes through its data, where nobody gave them,
+    by dotted name.
+
+    n_examples: to learn from; None for running text, which is gone through as often as many examples are.
+    """
+    texts = None if n_examples is None else texts_of_step(settings, n_examples)
+    by_rule: dict[str, float] = {} if texts is None else {"batch.texts": texts}
+    if settings.recipe == "evidence" and all(settings.given().get(limit) is None for limit in LIMITS):
+        most = MANY if n_examples is None else n_examples
+        by_rule["epochs"] = next(passes for least, passes in PASSES if most >= least)
+    return by_rule
+
+
+def texts_of_step(settings: TrainSettings, n_examples: int) -> int | None:
+    """Return the examples of an optimizer step where they are counted: as asked for, else by rule for
+    conversations and fine-tuning; None where tokens are, as to embed, where pairs are others' negatives.
+    """
+    if settings.batch.texts is not None:
+        return settings.batch.texts
+    counted = settings.task == "sft" or (settings.recipe == "evidence" and settings.task != "embed")
+    return TEXTS[n_examples >= MANY] if counted and settings.batch.tokens is None else None
+
+
 ENOUGH = {"lm": 4.0, "translate": 12.0}
 """Passes up to which reading data again teaches nearly as much as new data (Muennighoff et al. 2023)."""
 MOST_PASSES = {"lm": 8.0}

@@ -23,6 +23,7 @@ from ..data.packing import Conversations
 from ..data.tokenizer import Tokenizer
 from ..errors import Refused
 from ..settings import TrainSettings
+from .architecture import texts_of_step
 from .example_tasks import AT_ONCE, eval_set, facts_of, first_model, preparation, prepared
 from .folder import RunFolder
 from .objectives import LanguageModelling
@@ -31,10 +32,6 @@ from .report import Report
 from .run import ARROW
 from .sample import answered
 from .task import Task, Writes
-
-TEXTS = 16, 32
-"""Conversations of a step where nobody says: of fewer than `MANY`, and from there on."""
-MANY = 2_000
 
 
 def conversation_task(settings: TrainSettings, folder: RunFolder, world: World, report: Report) -> Task:
@@ -50,7 +47,9 @@ def conversation_task(settings: TrainSettings, folder: RunFolder, world: World, 
             f"{settings.model.weights} is an {config.kind}, which cannot learn to answer; begin with a "
             "decoder, or let it classify or embed (--task)"
         )
-    n_texts = texts_of_step(settings, made.train)
+    n_texts = texts_of_step(settings, len(made.train)) or max(
+        1, round((settings.batch.tokens or 0) / float(made.train.tokens.lengths.mean()))
+    )
     pad = next((one for one in (config.pad_id, tokenizer.pad_id, config.eos_id) if one is not None), 0)
     learned, held_out = (
         Conversations(rows, n, settings.seed, pad_id=pad, least_rows=least)
@@ -64,14 +63,6 @@ def conversation_task(settings: TrainSettings, folder: RunFolder, world: World, 
         write=_writes(settings, tokenizer, template, made.shown[0]),
         facts=facts_of(made), generation=_generation(settings, tokenizer, template),
     )  # fmt: skip
-
-
-def texts_of_step(settings: TrainSettings, rows: ConversationRows) -> int:
-    """Conversations of an optimizer step: as asked for, else as many as make `batch.tokens`, else by rule."""
-    batch = settings.batch
-    if batch.texts is not None or batch.tokens is None:
-        return batch.texts or TEXTS[len(rows) >= MANY]
-    return max(1, round(batch.tokens / float(rows.tokens.lengths.mean())))
 
 
 def with_template(tokenizer: Tokenizer, template: ChatTemplate) -> Tokenizer:

@@ -18,7 +18,7 @@ from ..checkpoint.hub import resolve
 from ..checkpoint.huggingface import load_config
 from ..data.chat_template import ChatTemplate, template_to_learn
 from ..data.conversations import open_conversations
-from ..data.examples import Classification, Embedding, Order, PairRows, Translation
+from ..data.examples import Classification, Embedding, LabelledRows, Order, PairRows, Translation
 from ..data.formats import named_fields
 from ..data.labelled import open_labelled
 from ..data.pairs import open_pairs
@@ -29,7 +29,7 @@ from ..model.build import Model, build
 from ..model.config import SIZES, ModelConfig
 from ..settings import DataSettings, TrainSettings
 from . import objectives
-from .architecture import longest_row, model_config
+from .architecture import longest_row, model_config, texts_of_step
 from .evaluate import LEAST_BATCHES, EvalSet
 from .folder import RunFolder
 from .parallelism import World
@@ -64,7 +64,7 @@ def translate_task(settings: TrainSettings, folder: RunFolder, world: World, rep
     assert config.start_id is not None and config.pad_id is not None
     learned, held_out = (
         Translation(
-            rows, _tokens_of_step(settings), settings.seed,
+            rows, _tokens_of_step(settings, made.train), settings.seed,
             start_id=config.start_id, pad_id=config.pad_id, least_rows=n,
         )
         for rows, n in ((made.train, world.size), (made.held_out, 1))
@@ -95,7 +95,7 @@ def classify_task(settings: TrainSettings, folder: RunFolder, world: World, repo
     head = {"head": "classify", "labels": made.labels}
     config, first = first_model(settings, tokenizer, head, made.labels, ids)
     learned, held_out = (
-        Classification(rows, _tokens_of_step(settings), settings.seed,
+        Classification(rows, _tokens_of_step(settings, made.train), settings.seed,
                        pad_id=config.pad_id or 0, least_rows=n)
         for rows, n in ((made.train, world.size), (made.held_out, 1))
     )  # fmt: skip
@@ -132,7 +132,7 @@ def embed_task(settings: TrainSettings, folder: RunFolder, world: World, report:
     head = {"head": "embed", "pooling": "mean", "normalize": True}
     config, first = first_model(settings, tokenizer, head, (), ids)
     learned, held_out = (
-        Embedding(rows, _tokens_of_step(settings), settings.seed, pad_id=config.pad_id or 0,
+        Embedding(rows, _tokens_of_step(settings, made.train), settings.seed, pad_id=config.pad_id or 0,
                   least_rows=n)
         for rows, n in ((made.train, 2 * world.size), (made.held_out, 2))
     )  # fmt: skip
@@ -214,7 +214,11 @@ def longest(settings: TrainSettings) -> int:
     return SIZES[settings.model.size]["max_len"]
 
 
-def _tokens_of_step(settings: TrainSettings) -> int:
+def _tokens_of_step(settings: TrainSettings, learned: PairRows | LabelledRows) -> int:
+    """Tokens of a step: of so many examples, where these are counted, else as asked for, else by rule."""
+    if (n_texts := texts_of_step(settings, len(learned))) is not None:
+        sides = [learned.text] if isinstance(learned, LabelledRows) else [learned.source, learned.target]
+        return max(1, round(n_texts * sum(float(side.lengths.mean()) for side in sides)))
     tokens = settings.batch.tokens or TASK_FACTS[settings.task].tokens
     assert tokens is not None, f"{settings.task} is not learned from examples"
     return tokens

@@ -26,6 +26,7 @@ from .architecture import (
     ENOUGH,
     MOST_PASSES,
     against_memorising,
+    by_evidence,
     longest_row,
     memorises,
     optimizer,
@@ -175,7 +176,8 @@ def plan(settings: TrainSettings, *, measure: bool = True) -> Forecast:
         settings = choose_task(settings, silent)
         task = prepare_task(settings, RunFolder(Path(place)), World(), silent)
         feed, config = task.feed, task.config
-        settings = settings.with_({"optim.name": optimizer(settings)})
+        by_rule = {"optim.name": optimizer(settings), **by_evidence(settings, task.facts.get("examples"))}
+        settings = settings.with_(by_rule)
         refuse_what_cannot_fit(settings, config, hardware, choice.dtype)
         micro = MicroBatch(min(settings.batch.micro or 4, feed.n_rows), "not measured")
         if measure:

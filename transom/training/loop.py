@@ -26,7 +26,7 @@ from ..model.layers import set_dropout
 from ..model.lora import hold_frozen
 from ..settings import TrainSettings
 from . import ledger, state
-from .architecture import optimizer, phases, rates, settle
+from .architecture import by_evidence, optimizer, phases, rates, settle
 from .budget import SCHEDULES, Clock
 from .folder import open_folder
 from .forecast import activation_bytes, expect, refuse_what_cannot_fit, state_bytes
@@ -92,6 +92,7 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
         # How long, and how fast. What the settings leave to a rule is settled here.
         config, feed = task.config, task.feed
         by_rule = {"optim.name": optimizer(settings), **phases(settings, config)}
+        by_rule |= by_evidence(settings, task.facts.get("examples"))
         settings = settings.with_(by_rule)
         lora = settings.method == "lora"
         peak_rates = rates(settings.optim, config, bool(settings.model.weights), lora)
