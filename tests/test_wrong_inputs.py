@@ -142,7 +142,7 @@ ANSWER = {
     "classify model hi": "model is a Generator; use transom generate",
     "translate model hi --input one.en": "texts are given twice: on the command line and in one.en; leave one out",
     "embed model --input nothere.txt": "nothere.txt: no such file or folder",
-    "evaluate model": "model lies in no run, so what it learned from is not known, and a baseline must learn from the same: name it with --train",
+    "evaluate model": "model lies in no run that held text out; name a text by --test FILE",
     "compare lstm bert2": "'bert2' is not a member of the family; did you mean 'bert'?; it can be decoder, encoder, encoder-decoder, rnn, lstm, gru, or one with +experts",
     "lab backprop --sizes 2-x": "sizes is '2-x'; give units of each layer, such as 2-3-1",
 }

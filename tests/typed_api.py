@@ -11,6 +11,8 @@ import numpy.typing as npt
 from torch import Tensor
 
 import transom
+from transom.evaluation.paired import Comparison
+from transom.evaluation.perplexity import TextScore
 from transom.evaluation.report import Report
 from transom.inference.classifier import Classification
 from transom.inference.generator import Stream
@@ -22,7 +24,8 @@ from transom.training.run import Run
 run = transom.train("notes/", model="gpt", budget="10min", out="runs/notes")
 assert_type(run, Run)
 assert_type(transom.plan("notes/", budget="10min"), Forecast)
-assert_type(transom.evaluate(run.folder, beam=5), Report)
+assert_type(transom.evaluate(run.folder, beam=5), Report | TextScore)
+assert_type(transom.evaluate(run.folder, against="runs/before"), Comparison)
 
 gpt = transom.load(run.model_folder, transom.Generator)
 assert_type(gpt, transom.Generator)

@@ -27,7 +27,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .errors import Refused
-    from .evaluation.examine import examine as evaluate
+    from .evaluation.evaluate import evaluate
     from .inference.classifier import Classifier
     from .inference.embedder import Embedder
     from .inference.fill_mask import FillMask
@@ -46,7 +46,7 @@ _HOMES = {
     "Generator": "inference.generator",
     "Refused": "errors",
     "Translator": "inference.translator",
-    "evaluate": "evaluation.examine:examine",
+    "evaluate": "evaluation.evaluate",
     "load": "inference.load",
     "look": "insight.look",
 }

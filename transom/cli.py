@@ -425,24 +425,26 @@ def look(
 
 
 def evaluate(
-    model: Path,
+    model: Model,
     /,
     *,
+    against: str | None = None,
     test: str | None = None,
     test_target: str | None = None,
     train: str | None = None,
     train_target: str | None = None,
     beam: int = 4,
+    limit: int | None = None,
     json: Json = False,
 ) -> None:
     """Score a model.
 
     Parameters
     ----------
-    model
-        A run's folder (`runs/NAME`), or a model's own.
+    against
+        Another model of the same kind, to compare with on the same examples.
     test
-        Examples to score [default: those that the run held out].
+        Examples to score, or for a language model a text [default: what the run held out].
     test_target
         The other side of `test`, for pairs in two files.
     train
@@ -451,12 +453,16 @@ def evaluate(
         The other side of `train`, for pairs in two files.
     beam
         Beams of a translation.
+    limit
+        About so many characters of a text, spread evenly [default: all].
     """
-    from .evaluation.examine import examine
+    from .evaluation.evaluate import evaluate as run_evaluation
+    from .evaluation.likelihood import Progress
 
     with _answer(json) as show:
-        show(examine(model, train=train, train_target=train_target, test=test, test_target=test_target,
-                     beam=beam))  # fmt: skip
+        asked: dict[str, Any] = dict(test=test, test_target=test_target, train=train,
+                                     train_target=train_target, beam=beam, limit=limit)  # fmt: skip
+        show(run_evaluation(model, against=against, watch=Progress(sys.stderr), **asked))
 
 
 def export(

@@ -89,7 +89,11 @@ EXAMPLES = {
         ("transom serve runs/notes MODEL", "both, each under its name"),
         ("transom serve MODEL --adapter mine=runs/mine", "an adapter over it: MODEL:mine"),
     ),
-    "evaluate": (("transom evaluate runs/tickets", "on what the run held out"),),
+    "evaluate": (
+        ("transom evaluate runs/tickets", "on what the run held out"),
+        ("transom evaluate MODEL --test text.txt", "perplexity, bits per byte"),
+        ("transom evaluate runs/new --against runs/old", "did it help?"),
+    ),
     "export": (
         ("transom export runs/notes --dtype q8_0", "one GGUF file"),
         ("transom export MODEL --to ollama", "that and a Modelfile"),
@@ -141,6 +145,8 @@ SAME = {
 MEANT = VERBS_ELSEWHERE | {name: VERBS_ELSEWHERE[known] for known, names in SAME.items() for name in names}
 
 FLAGS_ELSEWHERE = {
+    "--baseline": "--against",
+    "--compare-to": "--against",
     "--learning-rate": "--optim.lr",
     "--batch-size": "--batch.tokens (tokens of one step)",
     "--epoch": "--epochs",

@@ -11,7 +11,13 @@ import pytest
 import sacrebleu
 
 from transom.errors import Refused
-from transom.evaluation.translation import bleu_counts, bleu_of, score_translations
+from transom.evaluation.translation import (
+    bleu_counts,
+    bleu_of,
+    chrf_counts,
+    chrf_of,
+    score_translations,
+)
 
 REFERENCES = [
     "Ein Mann fährt ein rotes Fahrrad.",
@@ -69,3 +75,11 @@ def test_sides_that_do_not_match_are_refused() -> None:
         score_translations(OURS[:2], REFERENCES)
     with pytest.raises(Refused, match="0 translations"):
         score_translations([], [])
+
+
+@pytest.mark.parametrize("ours", [OURS, ["", "a", "ganz anders als das"], REFERENCES, ["Ein", "Zwei", "S"]])
+def test_counts_of_characters_add_up_to_sacrebleus_chrf(ours: list[str]) -> None:
+    counts = chrf_counts(ours, REFERENCES)
+    assert chrf_of(counts.sum(0)) == pytest.approx(sacrebleu.corpus_chrf(ours, [REFERENCES]).score, abs=1e-9)
+    for row, one, wanted in zip(counts, ours, REFERENCES, strict=True):
+        assert chrf_of(row) == pytest.approx(sacrebleu.sentence_chrf(one, [wanted]).score, abs=1e-9)

@@ -20,20 +20,18 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checkpoint.hub import resolve
 from ..data.labelled import Labelled
 from ..data.pairs import Pair
 from ..errors import Refused
 from ..intervals import Estimate, lead, paired_bootstrap, share
 from ..output import write_whole
-from ..settings import TrainSettings, load
-from ..training.example_tasks import preparation, sources_of
-from ..training.folder import RunFolder
+from ..settings import TrainSettings
 from ..training.run import Run, longer_command, task_of
 from ..training.task_facts import TASK_FACTS
 from .baselines import TfidfLogistic, TranslationMemory, copy_source, majority
 from .classification import ClassScore, f1_rows, indices, macro_f1, score_classes, telling
 from .report import LEAST, Difference, Report, Rival, cut
+from .test_set import examples_of, origin_of
 from .translation import TranslationScore, bleu_counts, bleu_of, exactly, score_translations
 
 EXAMINED = ("translate", "classify")
@@ -78,9 +76,11 @@ def examine(
     """
     from ..inference.load import load as load_model
 
-    settings, run, weights = _settings_of(Path(folder))
+    origin = origin_of(folder)
+    settings, run, weights = origin.settings, origin.run, origin.weights
     if train is not None:
         settings = settings.with_({"data.source": train, "data.target": train_target})
+        origin = dataclasses.replace(origin, settings=settings)
     elif run is None:
         raise Refused(
             f"{folder} lies in no run, so what it learned from is not known, and a baseline must learn from "
@@ -94,7 +94,7 @@ def examine(
             f"{folder} holds neither a translator nor a classifier; a language model's score is in the "
             "ledger.json of its run"
         )
-    examples = _examples(verb if run is None else settings.task, settings, measured, run, weights)
+    examples = examples_of(verb if run is None else settings.task, origin, measured)
     if verb == "translate":
         report = examine_translator(loaded, *examples, beam=beam)
     else:
@@ -269,36 +269,6 @@ def _translations(test: Sequence[Pair], ours: Sequence[str]) -> list[str]:
         lines += [f"  {pair.where}", f"    source     {cut(pair.source)}",
                   f"    reference  {cut(pair.target)}", f"    model      {cut(text)}"]  # fmt: skip
     return lines
-
-
-def _settings_of(folder: Path) -> tuple[TrainSettings, Path | None, Path]:
-    """Settings, the run's folder or None, and the model folder, from either of the two."""
-    weights = resolve(folder)
-    run = weights.parent if (weights.parent / "settings.toml").is_file() else None
-    return load(TrainSettings, file=run / "settings.toml" if run else None), run, weights
-
-
-def _examples(
-    task: str, settings: TrainSettings, measured: TrainSettings, run: Path | None, model: Path
-) -> tuple[list[Any], list[Any]]:
-    """The examples that the run learned from, and those to measure with.
-
-    What the run prepared says which they are; where that is gone, they are prepared anew.
-    """
-    data = settings.data
-    if "-" in (data.source, data.target):
-        raise Refused(
-            f"{run} learned from standard input, which is gone; name a file with the same rows by --train"
-        )
-    if data.validation == "-":
-        if measured.data.validation is None:
-            raise Refused(f"{run} was measured on standard input, which is gone; name a file by --test")
-        settings = measured
-    folder = data.cache or (None if run is None else RunFolder(run).data)
-    way = preparation(task, settings)
-    made = way.found(folder) or dataclasses.replace(way, tokenizer=model).once(folder)
-    named = sources_of(task, measured)[1]
-    return made.train_examples, made.held_out_examples if named is None else list(named)
 
 
 def _write(path: Path, report: Report) -> None:

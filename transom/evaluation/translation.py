@@ -8,6 +8,7 @@ Read next: baselines.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ from ..errors import Refused
 from ..intervals import Estimate, Rows, bootstrap, share
 
 ORDER = 4
+CHARACTERS, BETA = 6, 2
+"""chrF counts pieces of up to so many characters; what was missed weighs so many times (Popović 2015)."""
 
 
 @dataclass(frozen=True)
@@ -109,3 +112,30 @@ def bleu_of(sums: Rows) -> float:
     counts = np.asarray(sums, np.int64).tolist()
     hits, totals, lengths = counts[:ORDER], counts[ORDER : 2 * ORDER], counts[2 * ORDER :]
     return BLEU.compute_bleu(hits, totals, *lengths, smooth_method="exp").score
+
+
+def chrf_counts(hypotheses: Sequence[str], references: Sequence[str]) -> NDArray[np.int64]:
+    """What chrF is made of, sentence by sentence (N, 18): pieces in both, in ours, in theirs; they add up."""
+    rows = []
+    for ours, wanted in zip(hypotheses, references, strict=True):
+        one, other = (_pieces("".join(text.split())) for text in (ours, wanted))
+        both = [(mine & theirs).total() for mine, theirs in zip(one, other, strict=True)]
+        rows.append([*both, *(pieces.total() for pieces in (*one, *other))])
+    return np.array(rows)
+
+
+def _pieces(text: str) -> list[Counter[str]]:
+    """How often every piece of 1, 2, ... characters occurs."""
+    sizes = range(1, CHARACTERS + 1)
+    return [Counter(text[start : start + n] for start in range(len(text) - n + 1)) for n in sizes]
+
+
+def chrf_of(sums: Rows) -> float:
+    """chrF from sums (18,) of such counts, as sacreBLEU has it: over the lengths that both sides reach."""
+    both, ours, theirs = np.split(np.asarray(sums, np.float64), 3)
+    there = (ours > 0) & (theirs > 0)
+    if not there.any():
+        return 0.0
+    precision, recall = ((both / np.maximum(side, 1))[there].mean() for side in (ours, theirs))
+    weighed = BETA**2 * precision + recall
+    return float(100 * (1 + BETA**2) * precision * recall / weighed) if weighed else 0.0

@@ -1,0 +1,225 @@
+"""Two models on the same examples: what each scores, by how much they differ, and what that is worth.
+
+Every difference is taken example by example, so what makes an example hard for both is not in it, and the
+words follow from its interval alone: `better` or `harmed` only where all of it lies on one side of nothing.
+Read next: against, page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..intervals import Estimate
+from .report import cut
+
+Verdict = Literal["better", "no measurable improvement", "harmed"]
+BETTER, NONE, HARMED = "better", "no measurable improvement", "harmed"
+SHOWN = 3
+"""Examples in a terminal."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One measure of both models. What is called before is the model that the other is held against."""
+
+    name: str
+    unit: str
+    """What a difference is counted in."""
+    before: Estimate
+    after: Estimate
+    difference: Estimate
+    """After less before, on the same examples."""
+    n: int
+    of: str = "texts"
+    """What n counts."""
+    more_is_better: bool = True
+    wins: int | None = None
+    """Of those n, on so many the model is the better of the two."""
+    losses: int | None = None
+    digits: int = 1
+    suffix: str = ""
+    """What stands behind a score: %."""
+    repeats: bool = False
+    """Whether it says in another unit what the one before says."""
+    judged: bool = True
+    """Whether it says that a model is better or harmed; what it costs (time, size) does not."""
+
+    @property
+    def gain(self) -> Estimate:
+        """The difference, above 0 where the model is the better one."""
+        return self.difference if self.more_is_better else self.difference.times(-1)
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the interval allows to say."""
+        gain = self.gain
+        if gain.known and gain.low > 0:
+            return BETTER
+        return HARMED if gain.known and gain.high < 0 else NONE
+
+    @property
+    def word(self) -> str:
+        """The verdict, in the words of what is not judged too."""
+        if self.judged:
+            return self.verdict
+        if self.difference.known and self.difference.low * self.difference.high > 0:
+            return "more" if self.difference.value > 0 else "less"
+        return "no measurable difference"
+
+    @property
+    def sentence(self) -> str:
+        """The verdict with its numbers."""
+        return f"{self.word}: {self.name} {self.shown(self.after)} after {self.shown(self.before)}, {self.by}"
+
+    @property
+    def by(self) -> str:
+        """By how much, with interval and n."""
+        gap, n = self.difference, f"n = {self.n:,} {self.of}"
+        if not gap.known:
+            return f"{n}: too few that tell the two apart for an interval"
+        if gap.low == gap.high == 0:
+            return f"exactly equal ({n})"
+        between = f"95% interval {gap.low:+.{self.digits}f} to {gap.high:+.{self.digits}f}"
+        return f"{self.gap()} ({between}; {n})"
+
+    def gap(self) -> str:
+        """Write the difference, with its unit."""
+        return f"{self.difference.value:+,.{self.digits}f} {self.unit}".strip()
+
+    def shown(self, score: Estimate) -> str:
+        """Write a score of one of the two."""
+        return f"{score.value:,.{self.digits}f}{self.suffix}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "name": self.name, "unit": self.unit, "before": self.before.to_dict(),
+            "after": self.after.to_dict(), "difference": self.difference.to_dict(), "n": self.n,
+            "of": self.of, "more_is_better": self.more_is_better, "wins": self.wins, "losses": self.losses,
+            "verdict": self.word,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example with what both made of it."""
+
+    where: str
+    """file:line"""
+    asked: str
+    wanted: str
+    """Empty where there is nothing but the text itself."""
+    before: str
+    after: str
+    gain: float
+    """Above 0 where the model is the better of the two."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A model held against another on the same examples. It prints itself."""
+
+    task: str
+    model: str
+    against: str
+    test: str
+    measures: tuple[Measure, ...]
+    """The task's own first: the one that decides."""
+    examples: tuple[Example, ...] = ()
+    """The worst for the model first."""
+    notes: tuple[str, ...] = ()
+    """What a reader should know besides."""
+    sides: tuple[str, str] = ("before", "after")
+    """What the other model and the one in question are called in a table."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """One word for all: that of the first measure, unless another is harmed and the first no better."""
+        first = self.measures[0].verdict
+        return HARMED if first == NONE and self._others(HARMED) else first
+
+    @property
+    def sentences(self) -> list[str]:
+        """What the first measure says, and every other one that is better or harmed, harm first."""
+        others = [*self._others(HARMED), *self._others(BETTER)]
+        return [self.measures[0].sentence, *(one.sentence for one in others)]
+
+    def _others(self, verdict: Verdict) -> list[Measure]:
+        """What is said of everything but the first measure."""
+        told = [one for one in self.measures[1:] if one.judged and not one.repeats]
+        return [one for one in told if one.verdict == verdict]
+
+    @property
+    def headline(self) -> str:
+        """The verdict in one line, with the harm beside what is better."""
+        first = self.measures[0]
+        harmed = [one.name for one in self._others(HARMED)]
+        named = f"{self.verdict}: {first.name} {first.by}"
+        return f"{named}; harmed: {', '.join(harmed)}" if harmed else named
+
+    def with_(self, *measures: Measure, notes: Sequence[str] = ()) -> Comparison:
+        """The same with more measures, of other examples."""
+        return replace(self, measures=(*self.measures, *measures), notes=(*self.notes, *notes))
+
+    def table(self) -> list[list[str]]:
+        """The measures as rows of text, the head first."""
+        rows = [["", *self.sides, "difference", "95% interval", "n", "won, lost", "verdict"]]
+        for one in self.measures:
+            gap, digits = one.difference, one.digits
+            between = f"{gap.low:+.{digits}f} to {gap.high:+.{digits}f}" if gap.known else "too few"
+            won = "" if one.wins is None else f"{one.wins:,}, {one.losses:,}"
+            rows.append([one.name, one.shown(one.before), one.shown(one.after),
+                         one.gap(), between, f"{one.n:,} {one.of}", won,
+                         one.word])  # fmt: skip
+        return rows
+
+    def _worst(self) -> list[str]:
+        """The first examples, for a terminal."""
+        lines = []
+        for one in self.examples[:SHOWN]:
+            told = dict(zip(("asked", "wanted", *self.sides), (one.asked, one.wanted, one.before, one.after),
+                            strict=True))  # fmt: skip
+            wide = max(map(len, told))
+            lines += [
+                f"  {one.where}",
+                *(f"    {name:<{wide}}  {cut(said)}" for name, said in told.items() if said),
+            ]
+        return lines
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "task": self.task, "model": self.model, "against": self.against, "test": self.test,
+            "verdict": self.verdict, "sentences": self.sentences,
+            "measures": [measure.to_dict() for measure in self.measures],
+            "examples": [vars(example) for example in self.examples], "notes": list(self.notes),
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        lines = [f"{self.model} against {self.against}, on {self.test}", "", *_columns(self.table()), ""]
+        if self.examples:
+            lines += ["worst for the model first", *self._worst(), ""]
+        first, *others = self.sentences
+        return "\n".join([*lines, *self.notes, f"verdict: {first}", *[f"         {one}" for one in others]])
+
+
+def worst_first(examples: Sequence[Example]) -> tuple[Example, ...]:
+    """Examples on which the two differ, the worst for the model first; those of equal gain as they came."""
+    return tuple(sorted((one for one in examples if one.gain), key=lambda example: example.gain))
+
+
+def wins_and_losses(gains: NDArray[Any]) -> tuple[int, int]:
+    """On how many examples (N,) the model is the better of the two, and on how many the worse."""
+    return int((np.asarray(gains) > 0).sum()), int((np.asarray(gains) < 0).sum())
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of text as aligned lines; columns that are empty are left out."""
+    kept = [i for i in range(len(rows[0])) if any(row[i] for row in rows[1:])]
+    wide = {i: max(len(row[i]) for row in rows) for i in kept}
+    return ["  ".join(f"{row[i]:<{wide[i]}}" for i in kept).rstrip() for row in rows]

@@ -1,0 +1,106 @@
+"""Which examples a model is scored on: those that are named, else those that its run held out.
+
+Read next: examine, against.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.hub import resolve
+from ..data.documents import Document
+from ..data.sources import open_source
+from ..errors import Refused
+from ..settings import TrainSettings, load
+from ..training.example_tasks import preparation, sources_of
+from ..training.folder import RunFolder
+from ..training.parallelism import World
+from ..training.report import Report
+from ..training.run import task_of
+from ..training.task_facts import TASK_FACTS
+from ..training.text_task import prepare_text
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model comes from."""
+
+    settings: TrainSettings
+    run: Path | None
+    """The folder of the run that made it, where it lies in one."""
+    weights: Path
+    """The model's own folder."""
+
+
+def origin_of(folder: str | Path) -> Origin:
+    """Tell where the model of a run's folder, a model folder or a hub id comes from. Raises Refused."""
+    weights = resolve(folder)
+    run = weights.parent if (weights.parent / "settings.toml").is_file() else None
+    return Origin(load(TrainSettings, file=run / "settings.toml" if run else None), run, weights)
+
+
+def examples_of(task: str, origin: Origin, measured: TrainSettings) -> tuple[list[Any], list[Any]]:
+    """Return the examples that a run learned from, and those to measure with, as `measured` names them.
+
+    What the run prepared says which they are; where that is gone, they are prepared anew. Raises Refused.
+    """
+    settings, run = origin.settings, origin.run
+    data = settings.data
+    if "-" in (data.source, data.target):
+        raise Refused(
+            f"{run} learned from standard input, which is gone; name a file with the same rows by --train"
+        )
+    if data.validation == "-":
+        if measured.data.validation is None:
+            raise Refused(f"{run} was measured on standard input, which is gone; name a file by --test")
+        settings = measured
+    folder = data.cache or (None if run is None else RunFolder(run).data)
+    way = preparation(task, settings)
+    made = way.found(folder) or dataclasses.replace(way, tokenizer=origin.weights).once(folder)
+    named = sources_of(task, measured)[1]
+    return made.train_examples, made.held_out_examples if named is None else list(named)
+
+
+def examples(
+    verb: str, origins: Sequence[Origin], test: str | None, test_target: str | None = None
+) -> tuple[list[Any], str]:
+    """Return the examples to score models on that `translate`, `classify` or `embed`, and their name.
+
+    Without `test` they are what the run of the first model that learned to do so held out. Raises Refused.
+    """
+    first = origins[0].settings
+    if test is not None:
+        named = first.with_({"data.source": test, "data.target": test_target, "data.validation": None,
+                             "data.validation_target": None})  # fmt: skip
+        return list(sources_of(verb, named)[0]), test
+    for origin in origins:
+        if origin.run is not None and TASK_FACTS[task := task_of(origin.run)].verb == verb:
+            held_out = examples_of(task, origin, origin.settings)[1]
+            return held_out, f"{origin.settings.data.source} (held out)"
+    raise Refused(f"{origins[0].weights} lies in no run that held examples out; name some by --test FILE")
+
+
+def texts(origins: Sequence[Origin], test: str | None) -> tuple[Iterator[Document], str]:
+    """Return the text to score language models on, and its name; as `examples` chooses. Raises Refused."""
+    data = origins[0].settings.data
+    if test is not None:
+        return open_source(test, field=data.field, on_error=data.on_error).documents(), test
+    for origin in origins:
+        if origin.run is not None and TASK_FACTS[task_of(origin.run)].running:
+            return _held_out_text(origin), f"{origin.settings.data.source} (held out)"
+    raise Refused(f"{origins[0].weights} lies in no run that held text out; name a text by --test FILE")
+
+
+def _held_out_text(origin: Origin) -> Iterator[Document]:
+    """The documents that a run held out, as its token files have them."""
+    assert origin.run is not None
+    if origin.settings.data.source == "-":
+        raise Refused(f"{origin.run} learned from standard input, which is gone; name a text by --test")
+    corpus = prepare_text(origin.settings, RunFolder(origin.run), World(), Report(is_first=False))
+    for number, row in enumerate(map(corpus.held_out.rows().__getitem__, range(corpus.held_out.n_documents))):
+        text = corpus.tokenizer.decode(row[1:].tolist())
+        yield Document(f"{origin.settings.data.source} (held out)", number + 1, [text])
