@@ -61,11 +61,21 @@ Rows = Annotated[
     Parameter(help="Write the rows there with their answers in columns besides (.csv, .tsv, .jsonl)."),
 ]
 Cut = Annotated[Switched, Parameter(help="Leave out the end of texts that are longer than the model reads.")]
+General = Annotated[
+    str | None,
+    Parameter(help="A text that tells what pretrained weights forget [default: prose of Python's library]."),
+]
 SERVER, SAMPLING = ServerSettings(), SamplingParams()
 
 
 def train(
-    data: str | None = None, /, *, flags: Flags = TrainSettings(), config: Config = None, json: Json = False
+    data: str | None = None,
+    /,
+    *,
+    flags: Flags = TrainSettings(),
+    config: Config = None,
+    general: General = None,
+    json: Json = False,
 ) -> int:
     """Train a model.
 
@@ -74,11 +84,17 @@ def train(
     data
         What to learn from: a file, a folder, `hf:NAME` or `-`; nothing for the Python standard library.
     """
-    return _trained(_settings(data, flags, config), json)
+    return _trained(_settings(data, flags, config), general, json)
 
 
 def finetune(
-    model: Model, /, *, flags: Flags = TrainSettings(), config: Config = None, json: Json = False
+    model: Model,
+    /,
+    *,
+    flags: Flags = TrainSettings(),
+    config: Config = None,
+    general: General = None,
+    json: Json = False,
 ) -> int:
     """Teach a model your data.
 
@@ -92,7 +108,7 @@ def finetune(
         raise Refused(f"name what {model} is to learn: transom finetune {model} --data FILE")
     if settings.model.weights not in (None, model):
         raise Refused(f"the model is named twice: {model} and --model.weights {settings.model.weights}")
-    return _trained(settings.with_({"model.weights": model, "recipe": "evidence"}), json)
+    return _trained(settings.with_({"model.weights": model, "recipe": "evidence"}), general, json)
 
 
 def compare(
@@ -615,15 +631,18 @@ def doctor(*, device: str = "auto", json: Json = False) -> int:
     return 0 if report.can_train else 1
 
 
-def _trained(settings: TrainSettings, json: bool) -> int:
-    """Train, and show how it went; the exit code."""
+def _trained(settings: TrainSettings, general: str | None, json: bool) -> int:
+    """Train, and show how it went and what it changed; the exit code."""
+    from .evaluation.before_after import tuned
     from .evaluation.examine import examined
+    from .evaluation.likelihood import Progress
     from .training.loop import train as run_training
 
     with _answer(json) as show:
         run = run_training(settings)
         if os.environ.get("RANK", "0") == "0":
-            show(examined(run))
+            ended = examined(run)
+            show(tuned(run, general, Progress(sys.stderr)) if ended is run else ended)
     return INTERRUPTED if run.interrupted else 0
 
 

@@ -28,7 +28,7 @@ from transom.errors import Refused
 
 from .manifest import MANIFEST, files_below, read_manifest, seal, sync, verify
 
-__all__ = ["NotSaved", "commit", "latest", "recover", "retain", "sweep", "verify"]
+__all__ = ["NotSaved", "commit", "latest", "recover", "replace_file", "retain", "sweep", "verify"]
 
 # Hidden siblings of a folder NAME are called PREFIX + 8 random hex digits + "-" + NAME.
 TEMPORARY, ASIDE, GARBAGE = ".tmp-", ".old-", ".gc-"
@@ -71,6 +71,24 @@ def commit(path: str | Path) -> Iterator[Path]:
                 _install(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # after an exchange this is the old folder
+
+
+def replace_file(path: str | Path, name: str, content: str) -> None:
+    """Write one file of a committed folder anew, and commit it with that; all others stay the same files.
+
+    Raises Refused where the folder does not verify, and NotSaved as `commit` does.
+    """
+    path = Path(os.path.abspath(path))
+    verify(path, hashes=False)
+    with commit(path) as new:
+        for other in files_below(path):
+            if other not in (name, MANIFEST):
+                (new / other).parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    os.link(path / other, new / other)
+                except OSError:  # a file system without hard links
+                    shutil.copy2(path / other, new / other)
+        (new / name).write_text(content, encoding="utf-8")
 
 
 def latest(parent: str | Path, pattern: str = "step-*") -> tuple[Path | None, list[tuple[Path, str]]]:

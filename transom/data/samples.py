@@ -1,4 +1,4 @@
-"""Text that is always at hand: the source code of the standard library that this Python carries.
+"""Text that is always at hand: the standard library that this Python carries, its source code and its prose.
 
 About ten megabytes of readable code, in sorted order, without tests, bundled packages and generated tables.
 It differs between Python versions, so its data hash does too. Read next: sources.
@@ -6,14 +6,19 @@ It differs between Python versions, so its data hash does too. Read next: source
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import sysconfig
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 from transom.errors import Refused
 
 STDLIB = "stdlib"
+
+_SHORTEST_PROSE = 200
 
 # Not the library itself: tests, other people's packages, demos, and tables written by machines.
 _LEFT_OUT = frozenset(
@@ -39,3 +44,17 @@ def stdlib_files() -> tuple[Path, list[Path]]:
             f"this Python carries no source of its standard library in {root}; name a text file or folder"
         )
     return root, sorted(files, key=lambda path: path.relative_to(root).as_posix())
+
+
+def stdlib_prose(n_characters: int) -> Iterator[tuple[str, str]]:
+    """(text, module) of what every fourth module says of itself at its head, until there are so many
+    characters: English about code, which most language models have read.
+    """
+    root, files = stdlib_files()
+    for path in files[::4]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # old spellings in the library are not ours to report
+            text = ast.get_docstring(ast.parse(path.read_bytes())) or ""
+        if len(text) >= _SHORTEST_PROSE and n_characters > 0:
+            n_characters -= len(text)
+            yield text, f"{STDLIB}/{path.relative_to(root).as_posix()}"

@@ -22,9 +22,12 @@ from ..inference.classifier import Classifier
 from ..inference.embedder import Embedder
 from ..inference.fill_mask import FillMask
 from ..inference.generator import Generator
+from ..inference.request import Completion
 from ..inference.translator import Translator
 from ..intervals import Estimate, Rows, bootstrap, lead, paired_bootstrap, share, student
+from .answers import WRITTEN, answerers, exchanges, within
 from .classification import f1_rows, indices, macro_f1, telling
+from .cost import in_turns, speed
 from .likelihood import Row, Watch, likelihoods
 from .paired import Comparison, Example, Measure, wins_and_losses, worst_first
 from .perplexity import (
@@ -37,7 +40,7 @@ from .perplexity import (
     token_perplexity,
 )
 from .recall import Found, find_partners
-from .test_set import Origin, examples, origin_of, texts
+from .test_set import Origin, asks, examples, origin_of, texts
 from .translation import bleu_counts, bleu_of, chrf_counts, chrf_of, exactly, has_bleu
 
 HAS_ONE_ANSWER = 0.5
@@ -45,33 +48,6 @@ HAS_ONE_ANSWER = 0.5
 SMALLEST = 1e-12
 """Probabilities are taken to be at least this before their logarithm."""
 EXACT = Estimate(0.0, 0.0, 0.0)
-
-
-def compare(
-    model: str | Path,
-    other: str | Path,
-    *,
-    test: str | None = None,
-    test_target: str | None = None,
-    beam: int = 4,
-    limit: int | None = None,
-    watch: Watch | None = None,
-) -> Comparison:
-    """Hold a model against another one of the same kind, each a run's folder, a model folder or a hub id.
-
-    Both answer `test`, or what the run of the first (else of the other) held out. limit: characters of text
-    that language models are scored on, spread evenly. Raises Refused.
-    """
-    from ..inference.load import load
-
-    origins = (origin_of(model), origin_of(other))
-    now, before = (load(origin.weights) for origin in origins)
-    if type(now) is not type(before):
-        kinds = f"{model} holds a {type(now).__name__} and {other} a {type(before).__name__}"
-        raise Refused(f"{kinds}; two models of one kind can be compared")
-    both = Both((now, before), origins, (str(model), str(other)), test, test_target, beam, limit, watch)
-    found, sides = COMPARE[type(now)](both), (name_of(other), name_of(model))
-    return replace(found, sides=sides) if sides[0] != sides[1] else found
 
 
 @dataclass(frozen=True)
@@ -82,14 +58,85 @@ class Both:
     origins: tuple[Origin, Origin]
     names: tuple[str, str]
     test: str | None = None
+    """None: what the run of the first, else of the other, held out."""
     test_target: str | None = None
     beam: int = 4
     limit: int | None = None
+    """About so many characters of running text or of conversations, spread evenly."""
     watch: Watch | None = None
+
+    @classmethod
+    def load(cls, model: str | Path, other: str | Path, **asked: Any) -> Both:
+        """Load two models of one kind, each from a run's folder, a model folder or a hub id.
+
+        asked: the fields above, from `test` on. Raises Refused.
+        """
+        from ..inference.load import load
+
+        origins = (origin_of(model), origin_of(other))
+        now, before = (load(origin.weights) for origin in origins)
+        if type(now) is not type(before):
+            kinds = f"{model} holds a {type(now).__name__} and {other} a {type(before).__name__}"
+            raise Refused(f"{kinds}; two models of one kind can be compared")
+        return cls((now, before), origins, (str(model), str(other)), **asked)
+
+    def compare(self) -> Comparison:
+        """Hold the first against the other on the same examples. Raises Refused."""
+        found, sides = COMPARE[type(self.pair[0])](self), (name_of(self.names[1]), name_of(self.names[0]))
+        return replace(found, sides=sides) if sides[0] != sides[1] else found
+
+
+def answers_of_both(both: Both) -> Comparison:
+    """Compare language models on the answers of conversations, given and written anew."""
+    found, name = examples("chat", both.origins, both.test)
+    asked, pair = within(exchanges(found), both.limit), answerers(both.pair)
+    written = [one.rows(asked) for one in pair]
+    kept = [i for i in range(len(asked)) if written[0][i] is not None and written[1][i] is not None]
+    if not kept:
+        raise Refused(f"{name}: no conversation that both models read whole; their limit is max_len")
+    left = len(asked) - len(kept)
+    asked = [asked[i] for i in kept]
+    now, before = (
+        one.score(asked, [rows[i] or [] for i in kept], model=called, test=name, watch=both.watch)
+        for one, rows, called in zip(pair, written, both.names, strict=True)
+    )
+    n = min(WRITTEN, len(asked))
+    sample = [i * len(asked) // n for i in range(n)]
+    made, seconds = in_turns([asked[i] for i in sample], pair[0].write, pair[1].write)
+    ours, theirs = ([one for piece in made for one in piece[side]] for side in (0, 1))
+    wanted, of = [asked[i].wanted for i in sample], "answers written"
+    chrf, chrf_before = (chrf_counts([one.text for one in side], wanted) for side in (ours, theirs))
+    nearer = chrf_gains(chrf, chrf_before)
+    ends, ended = (np.array([one.finish_reason == "stop" for one in side]) for side in (ours, theirs))
+    same = [one.tokens for one in ours] == [one.tokens for one in theirs]
+    lengths = [(sum(len(one.tokens) for one in a), sum(len(one.tokens) for one in b)) for a, b in made]
+    measures = (
+        *text_measures(now, before),
+        replace(_score("chrF to the answer", chrf, chrf_before, chrf_of, nearer), of=of),
+        replace(_more_often("ends by itself", ends, ended, same), of=of),
+        speed(lengths, seconds, "tokens written"),
+    )  # fmt: skip
+    fall = (before.rows[:, 0] - now.rows[:, 0]) / now.rows[:, 1]
+    compared = worst_first([
+        Example(asked[i].where, asked[i].asked, asked[i].wanted, _written(theirs[n]), _written(ours[n]),
+                float(fall[i]))
+        for n, i in enumerate(sample)
+    ])  # fmt: skip
+    notes = _same_tokens(now, before)
+    if left:
+        whole = f"{left:,} of {len(kept) + left:,} conversations"
+        notes = (*notes, f"{whole} are too long for one of the two, and left out")
+    return Comparison("sft", *both.names, name, measures, compared, notes)
+
+
+def _written(one: Completion) -> str:
+    return one.text + ("" if one.finish_reason == "stop" else f" … [{len(one.tokens)} tokens, no end]")
 
 
 def texts_of_both(both: Both) -> Comparison:
-    """Compare language models on a text."""
+    """Compare language models on a text, or on conversations where those are what there is."""
+    if isinstance(both.pair[0], Generator) and asks(both.origins, both.test):
+        return answers_of_both(both)
     documents, name = texts(both.origins, both.test)
     found = passages(documents, both.limit)
     now, before = (score_text(loaded, found, watch=both.watch) for loaded in both.pair)
@@ -99,7 +146,7 @@ def texts_of_both(both: Both) -> Comparison:
         Example(passage.where, passage.text, "", f"{b:.3f} bits per byte", f"{a:.3f} bits per byte", b - a)
         for passage, a, b in zip(found, bits.tolist(), bits_before.tolist(), strict=True)
     ])  # fmt: skip
-    return Comparison(pair_task(both.pair[0]), *both.names, name, text_measures(now, before), compared,
+    return Comparison("mlm" if now.pseudo else "lm", *both.names, name, text_measures(now, before), compared,
                       _same_tokens(now, before))  # fmt: skip
 
 
@@ -110,7 +157,7 @@ def text_measures(now: TextScore, before: TextScore, text: str = "") -> tuple[Me
     """
     one, other = (by_unit(score.rows, score.documents) for score in (now, before))
     wins, losses = wins_and_losses(other[:, 0] - one[:, 0])
-    of = "passages" if len(one) == len(now.rows) else "documents"
+    of = now.of if len(one) == len(now.rows) else "documents"
 
     def measure(
         name: str, unit: str, score: Callable[[Rows], float], digits: int, repeats: bool = False
@@ -123,7 +170,7 @@ def text_measures(now: TextScore, before: TextScore, text: str = "") -> tuple[Me
     if _same_tokens(now, before):
         return (measure("bits per byte", "bits", bits_per_byte, 4),)
     pseudo = "pseudo-" * now.pseudo
-    return (measure("nats per token", "nats", nats_per_token, 4),
+    return (measure(f"nats per {now.unit}", "nats", nats_per_token, 4),
             measure(f"{pseudo}perplexity", "", token_perplexity, 2, repeats=True),
             measure("bits per byte", "bits", bits_per_byte, 4, repeats=True))  # fmt: skip
 
@@ -187,18 +234,11 @@ def translations_of_both(both: Both) -> Comparison:
     right, right_before = exactly(now, wanted), exactly(before, wanted)
     exact = _more_often("exact", right, right_before, same)
     chrf, chrf_before = chrf_counts(now, wanted), chrf_counts(before, wanted)
-    gains = np.array([chrf_of(a) - chrf_of(b) for a, b in zip(chrf, chrf_before, strict=True)])
-    wins, losses = wins_and_losses(gains)
-
-    def score(called: str, one: Rows, other: Rows, of: Callable[[Rows], float]) -> Measure:
-        return Measure(called, "points", bootstrap(other, of), bootstrap(one, of),
-                       paired_bootstrap(one, other, of, telling=len(one)), len(one), of="pairs",
-                       wins=wins, losses=losses)  # fmt: skip
-
-    measures = [score("chrF", chrf, chrf_before, chrf_of), *_reference_loss(both.pair, pairs)]
+    gains = chrf_gains(chrf, chrf_before)
+    measures = [_score("chrF", chrf, chrf_before, chrf_of, gains), *_reference_loss(both.pair, pairs)]
     one, other = bleu_counts(now, wanted), bleu_counts(before, wanted)
     if has_bleu(one):
-        measures.insert(0, score("BLEU", one, other, bleu_of))
+        measures.insert(0, _score("BLEU", one, other, bleu_of, gains))
     first = not has_bleu(one) or max(right.mean(), right_before.mean()) > HAS_ONE_ANSWER
     measures.insert(0 if first else 2, exact)
     compared = worst_first([
@@ -206,6 +246,21 @@ def translations_of_both(both: Both) -> Comparison:
         for item, b, a, gain in zip(pairs, before, now, gains.tolist(), strict=True)
     ])  # fmt: skip
     return Comparison("translate", *both.names, name, tuple(measures), compared)
+
+
+def chrf_gains(now: Rows, before: Rows) -> NDArray[np.float64]:
+    """By how many points of chrF each text (N,) is nearer to its reference now, from counts (N, 18)."""
+    return np.array([chrf_of(a) - chrf_of(b) for a, b in zip(now, before, strict=True)])
+
+
+def _score(
+    name: str, now: Rows, before: Rows, of: Callable[[Rows], float], gains: NDArray[np.float64]
+) -> Measure:
+    """A score that is made of counts which add up (N, F); gains (N,) tell who is ahead on each pair."""
+    wins, losses = wins_and_losses(gains)
+    difference = paired_bootstrap(now, before, of, telling=len(now))
+    return Measure(name, "points", bootstrap(before, of), bootstrap(now, of), difference, len(now), "pairs",
+                   wins=wins, losses=losses)  # fmt: skip
 
 
 def _reference_loss(pair: Sequence[Translator], pairs: Sequence[Pair]) -> list[Measure]:
@@ -270,11 +325,6 @@ def _more_often(name: str, now: NDArray[np.bool_], before: NDArray[np.bool_], sa
     difference = EXACT if same else lead(wins, losses, n).times(100)
     was, is_now = (share(int(hits.sum()), n).times(100) for hits in (before, now))
     return Measure(name, "points", was, is_now, difference, n, wins=wins, losses=losses, suffix="%")
-
-
-def pair_task(loaded: Any) -> str:
-    """The task of a language model."""
-    return "mlm" if isinstance(loaded, FillMask) else "lm"
 
 
 COMPARE: dict[type, Callable[[Both], Comparison]] = {

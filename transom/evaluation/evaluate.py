@@ -11,13 +11,15 @@ from typing import overload
 
 from ..checkpoint.huggingface import load_config
 from ..errors import Refused
-from .against import compare
+from ..inference.generator import Generator
+from .against import Both
+from .answers import score_answers
 from .examine import examine
 from .likelihood import Watch
 from .paired import Comparison
 from .perplexity import TextScore, passages, reader, score_text
 from .report import Report
-from .test_set import origin_of, texts
+from .test_set import asks, examples, origin_of, texts
 
 
 @overload
@@ -65,9 +67,10 @@ def evaluate(
     if against is not None:
         if train is not None:
             raise Refused("a model is held against another one or against baselines; leave out --train")
-        return compare(
+        both = Both.load(
             model, against, test=test, test_target=test_target, beam=beam, limit=limit, watch=watch
         )
+        return both.compare()
     origin = origin_of(model)
     config, _ = load_config(origin.weights)
     if config.head == "embed":
@@ -78,6 +81,8 @@ def evaluate(
         )
     from ..inference.load import load
 
-    documents, name = texts((origin,), test)
     loaded = reader(load(origin.weights), model)
+    if isinstance(loaded, Generator) and asks((origin,), test):
+        return score_answers(loaded, *examples("chat", (origin,), test), model=str(model), watch=watch)
+    documents, name = texts((origin,), test)
     return score_text(loaded, passages(documents, limit), model=str(model), test=name, watch=watch)

@@ -134,7 +134,7 @@ def examined(run: Run) -> Run | ExaminedRun:
     """
     if run.interrupted or TASK_FACTS[run.task].verb not in EXAMINED:
         return run
-    data = _settings_of(run.folder)[0].data
+    data = origin_of(run.folder).settings.data
     if "-" in (data.source, data.target, data.validation):
         return run
     return ExaminedRun(run, examine(run.folder))

@@ -67,6 +67,8 @@ class Measure:
         """The verdict, in the words of what is not judged too."""
         if self.judged:
             return self.verdict
+        if self.difference.low == self.difference.high == 0:
+            return "equal"
         if self.difference.known and self.difference.low * self.difference.high > 0:
             return "more" if self.difference.value > 0 else "less"
         return "no measurable difference"
@@ -146,8 +148,13 @@ class Comparison:
     @property
     def sentences(self) -> list[str]:
         """What the first measure says, and every other one that is better or harmed, harm first."""
+        return [sentence for _, sentence in self.told]
+
+    @property
+    def told(self) -> list[tuple[Measure, str]]:
+        """The same with the measure that each sentence is about."""
         others = [*self._others(HARMED), *self._others(BETTER)]
-        return [self.measures[0].sentence, *(one.sentence for one in others)]
+        return [(one, one.sentence) for one in (self.measures[0], *others)]
 
     def _others(self, verdict: Verdict) -> list[Measure]:
         """What is said of everything but the first measure."""

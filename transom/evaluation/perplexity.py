@@ -69,6 +69,10 @@ class TextScore:
     seconds: float
     pseudo: bool = False
     """Whether it is an encoder's."""
+    of: str = "passages"
+    """What the rows are."""
+    unit: str = "token"
+    """What a loss is counted by."""
 
     @property
     def n_tokens(self) -> int:
@@ -96,8 +100,8 @@ class TextScore:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return {
-            "model": self.model, "test": self.test, "pseudo": self.pseudo, "passages": len(self.rows),
-            "documents": int(self.documents.max()) + 1, "tokens": self.n_tokens,
+            "model": self.model, "test": self.test, "pseudo": self.pseudo, self.of: len(self.rows),
+            "tokens": self.n_tokens,
             "bytes": int(self.rows[:, 2].sum()), "perplexity": self.perplexity.to_dict(),
             "loss": self.loss.to_dict(), "bits_per_byte": self.bits_per_byte.to_dict(),
             "seconds": self.seconds, "tokens_per_second": self.n_tokens / max(self.seconds, 1e-9),
@@ -105,13 +109,13 @@ class TextScore:
 
     def __str__(self) -> str:
         kind = "pseudo-perplexity" if self.pseudo else "perplexity"
-        tokens = f"{self.n_tokens:,} {'hidden ' * self.pseudo}tokens"
+        tokens = f"{self.n_tokens:,} {'hidden ' * self.pseudo}{self.unit}s"
         speed = self.n_tokens / max(self.seconds, 1e-9)
         loss, bits, ppl = self.loss, self.bits_per_byte, self.perplexity
         return "\n".join([
-            f"{self.model} on {self.test}: {len(self.rows):,} passages, {tokens}, {speed:,.0f} tokens/s",
+            f"{self.model} on {self.test}: {len(self.rows):,} {self.of}, {tokens}, {speed:,.0f} tokens/s",
             f"{kind:<17} {ppl.value:.2f} ({ppl.interval(2)})",
-            f"{'nats per token':<17} {loss.value:.4f} ({loss.interval(4)})",
+            f"{'nats per ' + self.unit:<17} {loss.value:.4f} ({loss.interval(4)})",
             f"{'bits per byte':<17} {bits.value:.4f} ({bits.interval(4)})",
         ])  # fmt: skip
 

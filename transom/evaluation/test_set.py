@@ -13,7 +13,9 @@ from typing import Any
 
 from ..checkpoint.hub import resolve
 from ..data.documents import Document
+from ..data.formats import named_fields
 from ..data.sources import open_source
+from ..data.task_guess import guess_task
 from ..errors import Refused
 from ..settings import TrainSettings, load
 from ..training.example_tasks import preparation, sources_of
@@ -68,7 +70,7 @@ def examples_of(task: str, origin: Origin, measured: TrainSettings) -> tuple[lis
 def examples(
     verb: str, origins: Sequence[Origin], test: str | None, test_target: str | None = None
 ) -> tuple[list[Any], str]:
-    """Return the examples to score models on that `translate`, `classify` or `embed`, and their name.
+    """Return the examples to score models by the verb of their models (`classify`), and their name.
 
     Without `test` they are what the run of the first model that learned to do so held out. Raises Refused.
     """
@@ -76,12 +78,22 @@ def examples(
     if test is not None:
         named = first.with_({"data.source": test, "data.target": test_target, "data.validation": None,
                              "data.validation_target": None})  # fmt: skip
-        return list(sources_of(verb, named)[0]), test
+        task = next(task for task, facts in TASK_FACTS.items() if facts.verb == verb)
+        return list(sources_of(task, named)[0]), test
     for origin in origins:
         if origin.run is not None and TASK_FACTS[task := task_of(origin.run)].verb == verb:
             held_out = examples_of(task, origin, origin.settings)[1]
             return held_out, f"{origin.settings.data.source} (held out)"
     raise Refused(f"{origins[0].weights} lies in no run that held examples out; name some by --test FILE")
+
+
+def asks(origins: Sequence[Origin], test: str | None) -> bool:
+    """Whether what language models are scored on are conversations, and not running text."""
+    if test is not None:
+        return guess_task(test, None, named_fields(origins[0].settings.data.map))[0] == "sft"
+    return any(
+        origin.run is not None and TASK_FACTS[task_of(origin.run)].verb == "chat" for origin in origins
+    )
 
 
 def texts(origins: Sequence[Origin], test: str | None) -> tuple[Iterator[Document], str]:
