@@ -333,7 +333,7 @@ class TrainSettings(Settings):
     bring texts that belong together near each other; auto: guessed from the data and said."""
     method: Literal["full", "lora"] = "full"
     """Learn all weights, or with `model.weights` two thin matrices beside each (LoRA): less memory, and a
-    small folder, an adapter to the model."""
+    small folder, an adapter to the model. `transom finetune` takes LoRA for a model that writes."""
     budget: Time | None = 600.0
     """Train for this long (3min for the examples that are embedded). One of budget, steps, epochs and tokens
     ends a run; the schedule ends with it."""

@@ -37,8 +37,8 @@ FIRST = {
 """Verb -> the flags of its help; of a verb that is not here, all."""
 FIRST["plan"] = FIRST["train"]
 FIRST["finetune"] = (
-    "--data.source", "--data.map", "--data.validation", "--data.too-long", "--epochs", "--batch.texts",
-    "--out", "--resume", "--model.max-len", "--json",
+    "--method", "--data.source", "--data.map", "--data.validation", "--data.too-long", "--epochs",
+    "--batch.texts", "--out", "--resume", "--model.max-len", "--json",
 )  # fmt: skip
 FIRST["compare"] = ("--by", "--equal", "--budget", "--tokens", "--out", "--data.source", "--task",
                     "--model.size", "--json")  # fmt: skip

@@ -180,6 +180,7 @@ def test_a_model_is_fine_tuned_by_its_verb(
     assert said["task"] == "sft" and said["step"] == 4 and said["next_command"] == f"transom chat {out}"
     kept = load(TrainSettings, file=out / "settings.toml")
     assert kept.recipe == "evidence" and kept.batch.texts == 16 and kept.optim.name == "adamw"
+    assert kept.method == "lora" and (out / "model" / "adapter_config.json").is_file()
     config = json.loads((out / "model" / "tokenizer_config.json").read_text())
     assert config["chat_template"] == BUILTIN["turns"]
     model = transom.load(out / "model", transom.Generator)

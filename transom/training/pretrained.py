@@ -126,6 +126,15 @@ def base_hash(settings: TrainSettings) -> str:
     return fingerprint(resolve(settings.model.weights))
 
 
+def adapters_suit(settings: TrainSettings) -> bool:
+    """Whether the pretrained weights are those of a Transformer that writes, and no adapter themselves."""
+    folder = resolve(settings.model.weights) if settings.model.weights else None
+    if folder is None or is_adapter(folder):
+        return False
+    config, _ = load_config(folder)
+    return config.kind == "decoder" and config.cell is None and config.head == "tokens"
+
+
 def refuse_method(settings: TrainSettings) -> None:
     """Raise `Refused` where the method cannot be carried out on the model; said before any data is read."""
     if settings.method != "lora":

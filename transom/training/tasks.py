@@ -18,7 +18,7 @@ from .conversation_task import conversation_task
 from .example_tasks import classify_task, embed_task, translate_task
 from .folder import RunFolder
 from .parallelism import World
-from .pretrained import refuse_method
+from .pretrained import adapters_suit, refuse_method
 from .report import Report
 from .task import Task
 from .task_facts import TASK_FACTS
@@ -95,6 +95,10 @@ def choose_task(settings: TrainSettings, report: Report) -> TrainSettings:
         settings = settings.with_({"budget": DEFAULT_BUDGET})
     if not settings.model.weights:
         member(settings.model, settings.task)
+    if settings.recipe == "evidence" and "method" not in settings.given() and adapters_suit(settings):
+        settings = settings.with_({"method": "lora"})
+        report("note", text=f"method: LoRA of rank {settings.lora.rank} beside the weights of "
+               f"{settings.model.weights}; --method full learns all of them")  # fmt: skip
     refuse_method(settings)
     return settings
 
