@@ -104,7 +104,7 @@ def test_examples_break_no_line(verb: str, columns: int, monkeypatch: pytest.Mon
 def test_help_for_train_is_in_sections_in_reading_order(helped: Callable[..., str]) -> None:
     shown = helped("train", "--help-all")
     titles = [line.split("─ ")[1].split(" ─")[0] for line in shown.splitlines() if line.startswith("╭─")]
-    assert titles == ["Arguments", "Parameters", "Run", "Data", "Model", "Batch", "Optimizer"]
+    assert titles == ["Arguments", "Parameters", "Run", "Data", "Model", "Batch", "Optimizer", "LoRA"]
 
 
 def test_version() -> None:
@@ -114,9 +114,10 @@ def test_version() -> None:
 
 
 WRONG = [
-    ("trian", "unknown command: trian; did you mean 'train'? transom --help lists train, compare, generate, "
-     "chat, translate, classify, embed, look, serve, evaluate, export, plan, bench, doctor, lab\n"),
-    ("--verbose", "unknown command: --verbose; transom --help lists train, compare"),
+    ("trian", "unknown command: trian; did you mean 'train'? transom --help lists train, finetune, compare, "
+     "generate, chat, translate, classify, embed, look, serve, evaluate, export, plan, bench, doctor, lab, "
+     "data\n"),
+    ("--verbose", "unknown command: --verbose; transom --help lists train, finetune"),
     ("train --model.nlayers 3", "unknown option: --model.nlayers; did you mean '--model.n-layers'?"),
     ("train --modle gpt", "unknown option: --modle; did you mean '--model'?"),
     ("train --budget 10", "budget: '10' is not a time; write it with its unit, such as 90s, 10min or 2h"),

@@ -329,8 +329,8 @@ class TrainSettings(Settings):
     """Everything that `transom train` can be told."""
 
     task: Literal["auto", "lm", "mlm", "sft", "translate", "classify", "embed"] = "auto"
-    """Predict the next token, masked tokens, the answers of conversations (sft), a translation or a class, or
-    bring texts that belong together near each other; auto: guessed from the data and said."""
+    """Predict the next token, masked tokens, the answers in chats (sft), a translation, a class, or bring
+    texts that belong together near each other; auto: guessed from the data and said."""
     method: Literal["full", "lora"] = "full"
     """Learn all weights, or with `model.weights` two thin matrices beside each (LoRA): less memory, and a
     small folder, an adapter to the model. `transom finetune` takes LoRA for a model that writes."""

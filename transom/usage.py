@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 FIRST = {
     "train": (
-        "--task", "--budget", "--out", "--data.field", "--data.target", "--data.label",
-        "--model.kind", "--model.weights", "--model.size", "--model.max-len", "--json",
+        "--task", "--budget", "--out", "--data.field", "--data.target", "--data.label", "--model.kind",
+        "--model.weights", "--model.size", "--json",
     ),
     "serve": (
         "--host", "--port", "--api-key-file", "--generate-key", "--chat-template", "--no-memory", "--dtype",
@@ -37,8 +37,7 @@ FIRST = {
 """Verb -> the flags of its help; of a verb that is not here, all."""
 FIRST["plan"] = FIRST["train"]
 FIRST["finetune"] = (
-    "--method", "--data.source", "--data.map", "--data.validation", "--data.too-long", "--epochs",
-    "--batch.texts", "--out", "--resume", "--model.max-len", "--json",
+    "--method", "--data.source", "--data.map", "--data.too-long", "--epochs", "--out", "--json",
 )  # fmt: skip
 FIRST["compare"] = ("--by", "--equal", "--budget", "--tokens", "--out", "--data.source", "--task",
                     "--model.size", "--json")  # fmt: skip
@@ -54,12 +53,11 @@ EXAMPLES = {
         ("transom train tickets.csv --task classify", "a text and its class in a row"),
         ("transom train pairs.tsv --task translate", "two sides in a row"),
         ("transom finetune MODEL --data chats.jsonl", "from weights that are there"),
-        ("transom train notes/ --method lora --model.weights FOLDER", "an adapter to them"),
         ("transom plan notes/ --budget 1h", "what that would take"),
     ),
     "finetune": (
-        ("transom finetune MODEL --data chats.jsonl", "messages, ShareGPT, Alpaca, prompts with answers"),
-        ("transom finetune MODEL --data qa.csv --map prompt=Question --map completion=Answer", ""),
+        ("transom finetune MODEL --data chats.jsonl", "chats, prompts with answers"),
+        ("transom finetune MODEL --data qa.csv --map prompt=Question", "by the name of a column"),
         ("transom finetune MODEL --data tickets.csv", "a text and its class in a row"),
     ),
     "data": (
