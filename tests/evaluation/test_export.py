@@ -18,8 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import transom
 from tests.smollm2 import gguf_file
 from transom.__main__ import run
+from transom.checkpoint.adapter import save_adapter
 from transom.checkpoint.gguf_writer import save_gguf
-from transom.checkpoint.huggingface import load_model, save_model
+from transom.checkpoint.huggingface import load_config, load_model, save_model
 from transom.data.tokenizer import Tokenizer, train_tokenizer
 from transom.errors import Refused
 from transom.evaluation.export import PROBE, export
@@ -28,6 +29,7 @@ from transom.inference.generator import Generator
 from transom.inference.load import load
 from transom.model.build import build
 from transom.model.config import Experts, ModelConfig, RopeScaling
+from transom.model.lora import Lora, adapted_layers, add_lora, linear_layers, only_adapters_learn
 
 CODE = inspect.getsource(argparse)[:60_000]
 SHAPE = dict(dim=64, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=16, ffn_dim=96, max_len=128)
@@ -250,3 +252,22 @@ def test_the_real_model_writes_what_llama_cpp_writes() -> None:
     loaded = load(path, Generator, dtype="float32")
     found = compare(path, loaded, PROBE, [loaded.tokenizer.encode(one) for one in PROMPTS], 32)
     assert found is not None and found.same_tokens and not found.wrong
+
+
+def test_an_adapter_is_exported_merged(small: Path, tmp_path: Path) -> None:
+    model = load_model(small)
+    add_lora(model, dict.fromkeys(linear_layers(model), Lora(2)))
+    with torch.no_grad():
+        for layer in adapted_layers(model).values():
+            layer.lora_B.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
+    only_adapters_learn(model)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    learned = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    save_adapter(adapter, model, base=str(small), family=load_config(small)[1], weights=learned, card="")
+    made = export(adapter, "hf", out=tmp_path / "merged")
+    tokens = torch.arange(9)[None]
+    with torch.no_grad():
+        found = AutoModelForCausalLM.from_pretrained(made.path)(tokens).logits
+        wanted = model.eval().logits(model(tokens))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)

@@ -128,10 +128,14 @@ def check_base(folder: Path, base: Path, base_hash: str) -> None:
         )
 
 
+def model_of(folder: Path) -> Path:
+    """Where a model says how it is used: in its own folder, or of an adapter in that of its base."""
+    return base_of(folder) if is_adapter(folder) else folder
+
+
 def texts_of(folder: Path) -> Path:
-    """The folder with the tokenizer and the chat template of a model: of an adapter that has none, its base's
-    """  # fmt: skip
-    return base_of(folder) if is_adapter(folder) and not (folder / "tokenizer.json").exists() else folder
+    """Where its tokenizer and its chat template lie: an adapter may have its own."""
+    return folder if (folder / "tokenizer.json").exists() else model_of(folder)
 
 
 def head_of(folder: Path, family: Family | None) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from transom.data.gguf_file import is_gguf, read_gguf
 from transom.data.gguf_tokenizer import end_ids
 from transom.data.in_folder import inside
 
+from .adapter import model_of
 from .config_keys import ConfigKeys
 from .strict_json import read_json
 
@@ -92,9 +93,9 @@ UNSAID = GenerationConfig()
 def load_generation(folder: str | Path) -> dict[str, Any]:
     """A folder's generation settings as they stand, with every id that ends a text as `eos_token_id`.
 
-    A GGUF file says some of them in its metadata.
+    A GGUF file says some of them in its metadata; of an adapter they are its base's.
     """
-    folder = Path(folder)
+    folder = model_of(Path(folder))
     if is_gguf(folder):
         file = read_gguf(folder)
         told = {name: file.metadata.get(f"general.sampling.{key}") for name, key in OF_GGUF.items()}
@@ -118,7 +119,7 @@ def read_generation(folder: str | Path, vocab_size: int, *, searches: bool = Fal
     Raises Refused for a value of the wrong kind and for an id that is no token of the model where one is to
     be written; logs what is not obeyed.
     """
-    folder = Path(folder)
+    folder = model_of(Path(folder))
     name = GENERATION if (folder / GENERATION).exists() else CONFIG
     keys = ConfigKeys(load_generation(folder), str(folder / name))
     config = GenerationConfig(

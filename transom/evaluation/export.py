@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from ..checkpoint.adapter import is_adapter
 from ..checkpoint.folder import commit
 from ..checkpoint.generation import load_generation
 from ..checkpoint.gguf_writer import DTYPES, save_gguf
@@ -118,14 +119,15 @@ def export(
 ) -> Exported:
     """Write a model as a GGUF file, a folder for Ollama, or a folder as the hub has them.
 
-    to: one of TARGETS. out: where it goes, else beside where one is. dtype: how weights are kept, f16 for
-    GGUF and f32 for folders where nobody says. test: a text to compare losses on. Raises Refused for what
-    cannot be written so, and where what was written is not what was meant; then nothing is left.
+    An adapter is merged into its base. to: one of TARGETS. out: where it goes, else beside where one is.
+    dtype: how weights are kept, f16 for GGUF and f32 for folders where nobody says. test: a text to compare
+    losses on. Raises Refused for what cannot be written so, and where what was written is not what was meant;
+    then nothing is left.
     """
     folder = resolve(model)
     dtype = dtype or ("f16" if to in ("gguf", "ollama") else "f32")
     _check(folder, to, dtype)
-    loaded: Any = load(folder, dtype="float32", device="cpu")
+    loaded: Any = load(folder, dtype="float32", device="cpu", merge=True)
     source = _Source(str(model), folder, loaded, to, dtype, _text(test))
     name = name_of(folder)
     if to == "gguf":
@@ -232,9 +234,10 @@ class _Source:
         weights = {name: weight.to(cast) for name, weight in model.state_dict().items()}
         writes = isinstance(self.loaded, Generator) or hasattr(self.loaded, "translate")
         card = self.folder / "README.md"
+        told = card.is_file() and not is_adapter(self.folder)  # of an adapter it is another folder's
         save_model(
             temporary, model, self.loaded.tokenizer, load_generation(self.folder) if writes else None,
-            card.read_text("utf-8") if card.is_file() else "", weights=weights,
+            card.read_text("utf-8") if told else "", weights=weights,
             max_tokens=getattr(self.loaded, "max_tokens", None),
         )  # fmt: skip
         back: Any = load(temporary, type(self.loaded), dtype="float32", device="cpu")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
 
-from transom.checkpoint.adapter import base_of, is_adapter, texts_of
+from transom.checkpoint.adapter import model_of, texts_of
 from transom.checkpoint.generation import GENERATION, read_generation
 from transom.checkpoint.hub import resolve
 from transom.checkpoint.huggingface import empty_model, fill_model, load_config
@@ -141,15 +141,14 @@ def _job(config: ModelConfig, folder: Path, kind: type[Loaded] | None) -> Callab
     job = getattr(import_module(f".{home}", __package__), name)
     if kind is not None and kind is not job:
         raise Refused(f"{folder} holds a {name}, not a {getattr(kind, '__name__', kind)}")
-    said_in = base_of(folder) if is_adapter(folder) else folder
     if config.head == "embed":
-        return partial(job, max_tokens=load_max_tokens(said_in, config))
+        return partial(job, max_tokens=load_max_tokens(model_of(folder), config))
     if config.kind == "encoder":
         return job
-    said = read_generation(said_in, config.vocab_size, searches=config.kind == "encoder-decoder")
+    said = read_generation(folder, config.vocab_size, searches=config.kind == "encoder-decoder")
     try:
         SamplingParams.of(dict(said.sampling))
     except Refused as refused:
-        raise Refused(f"{said_in / GENERATION}: {refused}") from None
+        raise Refused(f"{model_of(folder) / GENERATION}: {refused}") from None
     place = {"folder": texts_of(folder)} if config.kind == "decoder" else {}
     return partial(job, eos_ids=said.eos_token_id, generation=said, **place)
