@@ -14,6 +14,7 @@ NAMES = (
     "small_data",
     "big_file",
     "engine_speed",
+    "adapter_speed",
     "generation_speed",
     "translation_speed",
     "embedding_speed",

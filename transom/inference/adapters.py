@@ -46,8 +46,8 @@ class PassRows:
         self.groups: list[tuple[int, Tensor]] = []
         """Else, one after the other: an adapter and its rows."""
         self.together: tuple[slice, Tensor, Tensor] | None = None
-        """Or all at once: which adapters, the rows of each, padded (adapters, most), and where in that each
-        row stands (N,).
+        """Or all at once: which adapters, the rows of each, padded to equally many (adapters * most), and
+        where among those each row stands (N,).
         """
 
     def take(self, names: Sequence[str], device: torch.device) -> None:
@@ -67,36 +67,46 @@ class PassRows:
                 rows = [row for row, one in enumerate(numbers) if one == number]
                 self.groups.append((number, torch.tensor(rows, device=device)))
             return
-        table, place, filled = [[0] * most for _ in range(first, last + 1)], [], Counter[int]()
+        padded, place, filled = [0] * (last - first + 1) * most, [], Counter[int]()
         for row, number in enumerate(numbers):
-            table[number - first][filled[number]] = row
             place.append((number - first) * most + filled[number])
+            padded[place[-1]] = row
             filled[number] += 1
-        both = (torch.tensor(table, device=device), torch.tensor(place, device=device))
+        both = (torch.tensor(padded, device=device), torch.tensor(place, device=device))
         self.together = slice(first, last + 1), *both
 
 
 class ThinProducts:
     """What the adapters of one linear layer add to its outputs."""
 
-    def __init__(self, layers: Sequence[LoraLinear | None], like: Linear, rows: PassRows) -> None:
-        """layers: that layer in each adapter, in the order of their numbers; None: it is not adapted."""
+    def __init__(
+        self, A: Tensor, B: Tensor, gain: Tensor | None, bias: Tensor | None, rows: PassRows
+    ) -> None:
+        """A (n, in, rank) and B (n, rank, out), scaled; gain (n, out) of DoRA; bias (out,) of the base, which
+        that leaves alone. All in float32; number 0 is the base, and zero.
+        """
+        self.A, self.B, self.gain, self.bias, self.rows = A, B, gain, bias, rows
+        self._each = list(zip(A, B, strict=True))
+
+    @classmethod
+    def of(cls, layers: Sequence[LoraLinear | None], like: Linear, rows: PassRows) -> ThinProducts:
+        """layers: `like` in each adapter, in the order of their numbers; None: it is not adapted there."""
         device, rank = like.weight.device, max(layer.lora.rank for layer in layers if layer is not None)
-        self.rows, n = rows, 1 + len(layers)
-        self.A = torch.zeros(n, like.in_features, rank, device=device)
-        self.B = torch.zeros(n, rank, like.out_features, device=device)
+        n = 1 + len(layers)
+        A = torch.zeros(n, like.in_features, rank, device=device)
+        B = torch.zeros(n, rank, like.out_features, device=device)
         dora = any(layer is not None and layer.lora.dora for layer in layers)
-        self.gain = torch.ones(n, like.out_features, device=device) if dora else None
-        self.bias = None if like.bias is None else like.bias.detach().float()
+        gain = torch.ones(n, like.out_features, device=device) if dora else None
         for number, layer in enumerate(layers, 1):
             if layer is None:
                 continue
             own = layer.lora.rank
-            self.A[number, :, :own] = layer.lora_A.detach().float().t()
-            self.B[number, :own] = layer.lora.scale * layer.lora_B.detach().float().t()
-            if layer.lora_magnitude is not None and self.gain is not None:
-                self.gain[number] = layer.gain().float()
-                self.B[number] *= self.gain[number]
+            A[number, :, :own] = layer.lora_A.detach().float().t()
+            B[number, :own] = layer.lora.scale * layer.lora_B.detach().float().t()
+            if layer.lora_magnitude is not None and gain is not None:
+                gain[number] = layer.gain().detach().float()
+                B[number] *= gain[number]
+        return cls(A, B, gain, None if like.bias is None else like.bias.detach().float(), rows)
 
     def add(self, x: Tensor, out: Tensor) -> Tensor:
         """Add them to the outputs (..., out) of inputs x (..., in), in place; `out` as it then is."""
@@ -104,24 +114,53 @@ class ThinProducts:
         if rows.one == 0:
             return out
         read, given = x.reshape(-1, x.shape[-1]).float(), out.view(-1, out.shape[-1])
+        whose: int | Tensor = rows.numbers
         if rows.one is not None:
-            return self._put(out, given, read @ self.A[rows.one] @ self.B[rows.one], rows.one)
-        if rows.together is not None:
-            which, table, place = rows.together
-            thin = torch.bmm(read[table], self.A[which])
-            return self._put(out, given, torch.bmm(thin, self.B[which]).flatten(0, 1)[place], rows.numbers)
-        change = torch.zeros(given.shape, device=read.device)
-        for number, mine in rows.groups:
-            change[mine] = read[mine] @ self.A[number] @ self.B[number]
-        return self._put(out, given, change, rows.numbers)
-
-    def _put(self, out: Tensor, given: Tensor, change: Tensor, whose: int | Tensor) -> Tensor:
-        """Add a change (N, out) to what the base gave; DoRA stretches that, but for its bias, besides."""
-        if self.gain is not None:
+            A, B = self._each[rows.one]
+            change, whose = torch.mm(torch.mm(read, A), B), rows.one
+        elif rows.together is not None:
+            which, padded, place = rows.together
+            A, B = self.A[which], self.B[which]
+            thin = torch.bmm(read.index_select(0, padded).view(len(A), -1, read.shape[1]), A)
+            change = torch.bmm(thin, B).view(-1, B.shape[2]).index_select(0, place)
+        else:
+            change = torch.zeros(given.shape, device=read.device)
+            for number, mine in rows.groups:
+                A, B = self._each[number]
+                change[mine] = read[mine] @ A @ B
+        if self.gain is not None:  # DoRA stretches what the base gave, but for its bias
             more = self.gain[whose] - 1
             change += more * (given.float() if self.bias is None else given.float() - self.bias)
-        given += change
+        given.add_(change)
         return out
+
+
+def side_by_side(parts: Sequence[ThinProducts | None], widths: Sequence[int]) -> ThinProducts | None:
+    """The thin products of layers that read the same and whose outputs, of these widths, stand side by side:
+    one for all, each B in its own rows and columns, since a call costs more than the zeros.
+    """
+    there = [part for part in parts if part is not None]
+    if not there:
+        return None
+    n, device = len(there[0].A), there[0].A.device
+    A = torch.cat([part.A for part in there], dim=2)
+    B = torch.zeros(n, A.shape[2], sum(widths), device=device)
+    row = column = 0
+    for part, width in zip(parts, widths, strict=True):
+        if part is not None:
+            rank = part.A.shape[2]
+            B[:, row : row + rank, column : column + width] = part.B
+            row += rank
+        column += width
+    gain = bias = None
+    if any(part.gain is not None for part in there):
+        same = torch.ones(n, max(widths), device=device)
+        gains = [None if part is None else part.gain for part in parts]
+        gain = torch.cat([same[:, :w] if g is None else g for g, w in zip(gains, widths, strict=True)], dim=1)
+        none = torch.zeros(max(widths), device=device)
+        biases = [None if part is None else part.bias for part in parts]
+        bias = torch.cat([none[:w] if b is None else b for b, w in zip(biases, widths, strict=True)])
+    return ThinProducts(A, B, gain, bias, there[0].rows)
 
 
 class AdaptedLinear(Linear):
@@ -154,7 +193,7 @@ def thin_products(layer: Linear) -> ThinProducts | None:
         return None
     rows = PassRows(["own"])
     rows.one = 1  # of every pass
-    return ThinProducts([layer], layer, rows)
+    return ThinProducts.of([layer], layer, rows)
 
 
 def with_adapters(model: Model, adapters: Mapping[str, Model]) -> AdaptedTransformer:
@@ -166,7 +205,7 @@ def with_adapters(model: Model, adapters: Mapping[str, Model]) -> AdaptedTransfo
         above, _, own = name.rpartition(".")
         base = model.get_submodule(name)
         assert isinstance(base, Linear)
-        thin = ThinProducts([layers.get(name) for layers in found], base, rows)
+        thin = ThinProducts.of([layers.get(name) for layers in found], base, rows)
         setattr(twin.get_submodule(above), own, AdaptedLinear(base, thin))
     return twin
 

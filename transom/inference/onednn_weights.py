@@ -13,7 +13,7 @@ again. Source: oneDNN's blocked layouts. Read next: runner.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from transom.model.losses import cap
 from transom.model.positions import rotate
 from transom.model.scores import in_two_parts, multiplies_bfloat16
 
-from .adapters import ThinProducts, thin_products, with_adapters
+from .adapters import ThinProducts, side_by_side, thin_products, with_adapters
 
 HALF_MAX = torch.finfo(torch.float16).max
 LONG = 1024
@@ -108,10 +108,9 @@ def _share_product(twin: Any, module: SelfAttention) -> None:
     """Queries, keys and values are one product, and where nothing norms them apart they turn together."""
     parts = (module.q_proj, module.k_proj, module.v_proj)
     bias = None if module.q_proj.bias is None else torch.cat([part.bias for part in parts])
-    joint = PackedLinear(torch.cat([part.weight for part in parts]), bias)
     widths = [part.out_features for part in parts]
-    added = [thin_products(part) for part in parts]
-    product = _with_thin(joint, added, widths) if any(added) else joint
+    thin = side_by_side([thin_products(part) for part in parts], widths)
+    product = PackedLinear(torch.cat([part.weight for part in parts]), bias, thin)
     counts = [width // module.head_dim for width in widths]
 
     def heads(x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, ...]:
@@ -124,21 +123,6 @@ def _share_product(twin: Any, module: SelfAttention) -> None:
     twin.project = lambda x: product(x).split(widths, dim=-1)
     if not module.qk_norm:
         twin.heads = heads
-
-
-def _with_thin(
-    joint: PackedLinear, added: list[ThinProducts | None], widths: list[int]
-) -> Callable[[Tensor], Tensor]:
-    """A joint product, and to the part of each layer what adapters add to it."""
-
-    def product(x: Tensor) -> Tensor:
-        found = joint(x)
-        for thin, part in zip(added, found.split(widths, dim=-1), strict=True):
-            if thin is not None:
-                thin.add(x, part)
-        return found
-
-    return product
 
 
 class PackedLinear(nn.Module):
