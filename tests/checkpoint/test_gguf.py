@@ -31,6 +31,7 @@ from transom.checkpoint.generation import load_generation
 from transom.checkpoint.gguf_families import ONLY, gguf_family_for
 from transom.checkpoint.gguf_weights import open_gguf
 from transom.checkpoint.huggingface import load_config, load_model
+from transom.data.tokenizer import Tokenizer
 from transom.errors import Refused
 from transom.model.config import ModelConfig, RopeScaling
 
@@ -134,7 +135,8 @@ def test_linear_scaling_is_read(tmp_path: Path) -> None:
 
 
 def assert_real_logits(oracle: PreTrainedModel, source: Path) -> None:
-    ours, tokens = load_model(source).eval(), some_tokens(oracle.config.vocab_size, batch=1, length=64)
+    ids = Tokenizer.load(source).encode("The capital of France is Paris, and water boils at 100 degrees.")
+    ours, tokens = load_model(source).eval(), torch.tensor([ids])
     with torch.inference_mode():
         found, wanted = ours.logits(ours(tokens)), oracle.eval()(tokens).logits
     assert (found - wanted).abs().max() < 1e-4

@@ -131,7 +131,7 @@ MISFITS = {
     ),
     "another size": (
         {NORM: torch.ones(17)},
-        r"'model\.norm\.weight' has shape \(17,\); config\.json asks for \(16,\)",
+        r"'model\.norm\.weight' has shape \(17,\); the config asks for \(16,\)",
     ),
     "an axis more": ({Q_PROJ: torch.ones(16, 16, 1)}, r"has shape \(16, 16, 1\)"),
     "one more": ({"extra.weight": torch.ones(2)}, r"'extra\.weight' of shape \(2,\) has no place"),
@@ -162,7 +162,7 @@ def test_a_tied_head_stored_twice_and_an_untied_one_missing(llama, model):
 
 def test_a_config_that_asks_for_terabytes_costs_nothing(llama):
     edit(llama / CONFIG, hidden_size=2**30, intermediate_size=2**30, vocab_size=2**30)
-    with pytest.raises(Refused, match=r"has shape \(16,\); config\.json asks for \(1073741824,\)"):
+    with pytest.raises(Refused, match=r"has shape \(16,\); the config asks for \(1073741824,\)"):
         load_model(llama)
 
 
