@@ -24,7 +24,7 @@ from transom.checkpoint.huggingface import load_config, load_model, save_model
 from transom.data.tokenizer import Tokenizer, train_tokenizer
 from transom.errors import Refused
 from transom.evaluation.export import PROBE, export
-from transom.evaluation.llama_cpp import compare
+from transom.evaluation.llama_cpp import compare, opened
 from transom.inference.generator import Generator
 from transom.inference.load import load
 from transom.model.build import build
@@ -206,6 +206,8 @@ def test_what_cannot_be_exported_so_is_one_line(bpe: Tokenizer, small: Path, tmp
     ):
         with pytest.raises(Refused, match=why):
             export(folder, to, dtype=dtype, out=tmp_path / ("out.gguf" if to == "gguf" else "out"))
+    with pytest.raises(Refused, match=r"the name of a GGUF file ends in \.gguf"):
+        export(small, "gguf", out=tmp_path / "m.bin")
     assert sorted(one.name for one in tmp_path.iterdir()) == ["chars", "lstm", "window"]
 
 
@@ -240,6 +242,42 @@ def test_the_command_line_prints_one_document(
     assert (said["to"], said["dtype"], said["path"]) == ("gguf", "q8_0", "small-q8_0.gguf")
     assert said["loss"]["text"] == "held-out.txt" and said["loss"]["tokens"] > 50
     assert (tmp_path / "small-q8_0.gguf").is_file()
+
+
+def in_blocks(x: torch.Tensor) -> torch.Tensor:
+    """Rounded as llama.cpp rounds what meets a packed matrix: 8 bits, a half-precision scale for every 32."""
+    blocks = x.unflatten(-1, (-1, 32))
+    scale = blocks.abs().amax(-1, keepdim=True) / 127
+    whole = torch.round(blocks * torch.where(scale > 0, 1 / scale, 0.0))
+    return (whole * scale.half().float()).flatten(-2)
+
+
+def furthest(path: Path, prompts: list[str], n: int) -> tuple[int, float]:
+    """Prompts after which llama.cpp writes our greedy tokens, our inputs rounded too; and the widest gap in
+    nats between our likeliest token and the one that it took, along what it wrote.
+    """
+    loaded, same, gap = load(path, Generator, dtype="float32"), 0, 0.0
+    model: Any = loaded.model
+    for name, part in model.named_modules():
+        weight = getattr(part, "weight", None)
+        if weight is not None and weight.ndim == 2 and "embed" not in name:
+            part.register_forward_pre_hook(lambda _, given: (in_blocks(given[0]), *given[1:]))
+    model.head.register_forward_hook(lambda _, given, found: in_blocks(found))
+    with torch.inference_mode(), opened(path, 2 * n) as peer:
+        for ids in map(loaded.tokenizer.encode, prompts):
+            theirs = peer.greedy(ids, n, loaded.tokenizer.vocab_size)
+            read = model(torch.tensor([ids + theirs]))[0, len(ids) - 1 : -1]
+            found = model.logits(read)[:, : loaded.tokenizer.vocab_size].log_softmax(-1)
+            lost = found.amax(-1) - found[torch.arange(n), theirs]
+            same, gap = same + int((lost == 0).all()), max(gap, float(lost.max()))
+    return same, gap
+
+
+@pytest.mark.skipif(not find_spec("llama_cpp"), reason="llama-cpp-python is not installed")
+def test_rounding_is_all_that_parts_packed_weights(small: Path, tmp_path: Path) -> None:
+    path = export(small, "gguf", dtype="q8_0", out=tmp_path / "m.gguf").path
+    same, gap = furthest(path, list(PROMPTS), 32)
+    assert same == len(PROMPTS) and gap == 0
 
 
 @pytest.mark.slow

@@ -127,13 +127,15 @@ def export(
     folder = resolve(model)
     dtype = dtype or ("f16" if to in ("gguf", "ollama") else "f32")
     _check(folder, to, dtype)
+    if to == "gguf" and out is not None and out.suffix != SUFFIX:
+        raise Refused(f"--out {out}: the name of a GGUF file ends in {SUFFIX}")
     loaded: Any = load(folder, dtype="float32", device="cpu", merge=True)
     source = _Source(str(model), folder, loaded, to, dtype, _text(test))
     name = name_of(folder)
     if to == "gguf":
         path = out or unused(f"{name}-{dtype}{SUFFIX}")
-        with whole_file(path.with_suffix(SUFFIX)) as file:
-            return source.gguf(file, path.with_suffix(SUFFIX), name)
+        with whole_file(path) as file:
+            return source.gguf(file, path, name)
     path = out or Path(f"{name}-{to}")
     with commit(path) as temporary:
         return source.ollama(temporary, path, name) if to == "ollama" else source.folder_of(temporary, path)
