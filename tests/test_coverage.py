@@ -17,7 +17,9 @@ import pytest
 from scipy.stats import binom, multinomial
 
 from transom.evaluation.classification import f1_rows, macro_f1, telling
-from transom.evaluation.translation import bleu_counts, bleu_of
+from transom.evaluation.cost import speed
+from transom.evaluation.perplexity import nats_per_token, token_perplexity
+from transom.evaluation.translation import bleu_counts, bleu_of, chrf_counts, chrf_of
 from transom.intervals import Estimate, bootstrap, lead, paired_bootstrap, share, student
 
 WHOLE = 2000
@@ -181,3 +183,73 @@ def test_bleu_and_its_difference_are_held(shared_data: Path, n: int, sets: int) 
         )
     assert within(np.mean(held), sets)
     assert within(np.mean(apart), sets)
+
+
+# ------------------------------------------------------------------- two language models on the same passages
+
+
+@pytest.mark.parametrize(
+    "n, sets", [(60, 150), *(pytest.param(n, WHOLE, marks=slow) for n in (12, 30, 100, 400))]
+)
+@pytest.mark.parametrize("apart", [0.0, 0.03])
+def test_a_difference_of_losses_is_held_and_none_is_invented(n: int, sets: int, apart: float) -> None:
+    """Passages of different lengths, some hard for both; what a model finds beside that is its own."""
+    rng = np.random.default_rng(n)
+
+    def drawn(n: int) -> tuple[np.ndarray, np.ndarray]:
+        tokens = rng.integers(60, 180, n).astype(float)
+        hard = rng.normal(3.0, 0.6, n)
+        one, other = (tokens * (hard + by + rng.normal(0, 0.08, n)) for by in (apart, 0.0))
+        return tuple(np.stack([nats, tokens, 4 * tokens], axis=1) for nats in (one, other))  # type: ignore[return-value]
+
+    one, other = drawn(2_000_000)
+    truth = {score: score(one.sum(0)) - score(other.sum(0)) for score in (nats_per_token, token_perplexity)}
+    truth = {score: 0.0 if apart == 0 else value for score, value in truth.items()}
+    held: dict[object, list[bool]] = {score: [] for score in truth}
+    invented = []
+    for seed in range(sets):
+        one, other = drawn(n)
+        for score, true in truth.items():
+            found = paired_bootstrap(one, other, score, telling=n, draws=400, seed=seed)
+            held[score].append(holds(found, true))
+            if score is nats_per_token:
+                invented.append(found.low > 0 or found.high < 0)
+    assert all(within(np.mean(some), sets) for some in held.values())
+    assert apart or within(np.mean(invented), sets, 0.0, 0.07)
+
+
+@pytest.mark.parametrize("n, sets", [(32, 60), *(pytest.param(n, WHOLE, marks=slow) for n in (32, 100))])
+def test_a_difference_of_chrf_is_held(shared_data: Path, n: int, sets: int) -> None:
+    """Test sets drawn from 400 real sentences, of which one system drops more words than the other."""
+    with gzip.open(shared_data / "multi30k" / "test_2016_flickr.de.gz", "rt", encoding="utf-8") as file:
+        references = file.read().splitlines()[:400]
+    rng = np.random.default_rng(n)
+    hard = rng.beta(1, 4, len(references))
+
+    def spoiled(share: np.ndarray) -> np.ndarray:
+        texts = [" ".join(word for word in text.split() if rng.random() > lost)
+                 for text, lost in zip(references, share, strict=True)]  # fmt: skip
+        return chrf_counts(texts, references)
+
+    one, other = spoiled(hard), spoiled(np.minimum(1, hard + 0.05))
+    truth = chrf_of(one.sum(0)) - chrf_of(other.sum(0))
+    some = [rng.integers(len(one), size=n) for _ in range(sets)]
+    found = [paired_bootstrap(one[i], other[i], chrf_of, telling=n, draws=400, seed=seed)
+             for seed, i in enumerate(some)]  # fmt: skip
+    assert within(np.mean([holds(each, truth) for each in found]), sets)
+
+
+@TIERS
+@pytest.mark.parametrize("ratio", [1.0, 1.2])
+def test_a_ratio_of_speeds_is_held(ratio: float, sets: int) -> None:
+    """8 turns on a machine whose speed wanders and jumps, for both alike within a turn."""
+    rng, held = np.random.default_rng(0), []
+    for _ in range(sets):
+        pace = np.exp(rng.normal(0, 0.5, 8))
+        seconds = [
+            (p * math.exp(a), p * ratio * math.exp(b))
+            for p, a, b in zip(pace, *rng.normal(0, 0.1, (2, 8)), strict=True)
+        ]
+        found = speed([(100, 100)] * 8, seconds, "tokens").difference
+        held.append(holds(found, 100 * (ratio - 1)))
+    assert within(np.mean(held), sets)

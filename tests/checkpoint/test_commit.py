@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 
 from transom.checkpoint import folder as protocol
-from transom.checkpoint.folder import NotSaved, commit, latest, recover, retain, sweep, verify
+from transom.checkpoint.folder import (
+    NotSaved,
+    commit,
+    latest,
+    recover,
+    replace_file,
+    retain,
+    sweep,
+    verify,
+)
 from transom.errors import Refused
 
 SAVER = Path(__file__).with_name("saver.py")
@@ -201,3 +210,16 @@ def test_a_folder_moved_aside_comes_back_when_it_is_whole(tmp_path):
     recover(tmp_path / "model")
     verify(tmp_path / "model")
     assert names(tmp_path) == ["model"]
+
+
+def test_one_file_of_a_committed_folder_is_written_anew_and_all_others_stay(tmp_path):
+    before = (save(tmp_path / "model") / "weights").stat().st_ino
+    replace_file(tmp_path / "model", "README.md", "a card")
+    replace_file(tmp_path / "model", "README.md", "another")
+    verify(tmp_path / "model")
+    assert (tmp_path / "model" / "README.md").read_text() == "another"
+    assert (tmp_path / "model" / "weights").stat().st_ino == before  # the same file, not a copy
+    assert names(tmp_path) == ["model"] and (tmp_path / "model" / "state" / "position.json").exists()
+    (tmp_path / "model" / "weights").unlink()
+    with pytest.raises(Refused):
+        replace_file(tmp_path / "model", "README.md", "a third")

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tests.scale import scaled
 from transom.data import textfile
 from transom.data.issues import Issues
-from transom.data.samples import stdlib_files
+from transom.data.samples import stdlib_files, stdlib_prose
 from transom.data.sources import open_source
 from transom.errors import Refused
 
@@ -352,3 +352,10 @@ def test_real_latin1_is_named(shared_data: Path) -> None:
     path = shared_data / "trec" / "TREC.train"
     assert f"{path}:66: byte 3695 (0xf0) is not UTF-8; convert the file (iconv" in refusal(path)
     assert len(texts(path, on_error="skip")[0].splitlines()) == 5_451
+
+
+def test_the_library_has_prose_of_its_own() -> None:
+    found = list(stdlib_prose(5000))
+    assert 5000 <= sum(len(text) for text, _ in found) < 30_000
+    assert all(len(text) >= 200 and where.startswith("stdlib/") for text, where in found)
+    assert found == list(stdlib_prose(5000))

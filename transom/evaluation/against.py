@@ -25,7 +25,7 @@ from ..inference.generator import Generator
 from ..inference.request import Completion
 from ..inference.translator import Translator
 from ..intervals import Estimate, Rows, bootstrap, lead, paired_bootstrap, share, student
-from .answers import WRITTEN, answerers, exchanges, within
+from .answers import TURNS, WRITTEN, answerers, exchanges, within
 from .classification import f1_rows, indices, macro_f1, telling
 from .cost import in_turns, speed
 from .likelihood import Row, Watch, likelihoods
@@ -102,7 +102,7 @@ def answers_of_both(both: Both) -> Comparison:
     )
     n = min(WRITTEN, len(asked))
     sample = [i * len(asked) // n for i in range(n)]
-    made, seconds = in_turns([asked[i] for i in sample], pair[0].write, pair[1].write)
+    made, seconds = in_turns([asked[i] for i in sample], pair[0].write, pair[1].write, TURNS)
     ours, theirs = ([one for piece in made for one in piece[side]] for side in (0, 1))
     wanted, of = [asked[i].wanted for i in sample], "answers written"
     chrf, chrf_before = (chrf_counts([one.text for one in side], wanted) for side in (ours, theirs))

@@ -19,25 +19,28 @@ from ..intervals import Estimate, student
 from .paired import Measure
 
 PIECES = 8
-"""Pieces that work is cut into: as many ratios an interval rests on."""
+"""Pieces that work is cut into, unless it is told: as many ratios an interval rests on."""
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 
 def in_turns(
-    items: Sequence[Item], now: Callable[[list[Item]], Made], before: Callable[[list[Item]], Made]
+    items: Sequence[Item],
+    now: Callable[[list[Item]], Made],
+    before: Callable[[list[Item]], Made],
+    pieces: int = PIECES,
 ) -> tuple[list[tuple[Made, Made]], list[tuple[float, float]]]:
     """Let both work on the same pieces of items: what they made of each, and the seconds; (now, before)."""
-    n = max(1, min(PIECES, len(items)))
-    pieces = [list(items[i * len(items) // n : (i + 1) * len(items) // n]) for i in range(n)]
+    n = max(1, min(pieces, len(items)))
+    parts = [list(items[i * len(items) // n : (i + 1) * len(items) // n]) for i in range(n)]
     for work in (now, before):
-        work(pieces[0][:1])  # what is made at a first call is no work of the model
+        work(parts[0][:1])  # what is made at a first call is no work of the model
     made, seconds = [], []
-    for number, piece in enumerate(pieces):
+    for number, part in enumerate(parts):
         results, times = {}, {}
         for work in (now, before) if number % 2 else (before, now):
             started = time.perf_counter()
-            results[work] = work(piece)
+            results[work] = work(part)
             times[work] = time.perf_counter() - started
         made.append((results[now], results[before]))
         seconds.append((times[now], times[before]))
