@@ -128,6 +128,24 @@ def test_two_ranks_bring_together_what_one_does(tiny: Tiny, tmp_path: Path, kind
 
 
 @pytest.mark.heavy
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_two_ranks_learn_the_answers_that_one_does(tiny: Tiny, tmp_path: Path, kind: str) -> None:
+    """Steps have odd numbers of conversations of unequal lengths: the ranks' rows and targets differ."""
+    source = tmp_path / "talks.jsonl"
+    rows = [{"prompt": f"Say {n}", "completion": " ".join(["ab", "cde"][n % 2] for _ in range(1 + n % 9))}
+            for n in range(90)]  # fmt: skip
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = dict(data__source=str(source), data__cache=None, steps=6, batch__tokens=None, batch__texts=7,
+                    model__max_len=96, eval_every=3, prompt="")  # fmt: skip
+    alone = train(tiny(**settings))
+    assert alone.task == "sft"
+    both, _ = two_ranks(tiny(**settings, out=str(tmp_path / "two"), parallel=kind))
+    together = result(both[0])
+    for event in ("step", "held_out"):
+        assert losses(together["events"], event) == pytest.approx(losses(alone.metrics, event), rel=1e-5)
+
+
+@pytest.mark.heavy
 def test_sharded_ranks_resume_with_the_same_bits_and_one_process_goes_on(tiny: Tiny, tmp_path: Path) -> None:
     settings = {"steps": 6, "save_every": 3, "keep": 9, "model__dropout": 0.1, "parallel": "fsdp"}
     whole = result(two_ranks(tiny(**settings, out=str(tmp_path / "whole")))[0][0])

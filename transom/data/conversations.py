@@ -118,7 +118,7 @@ class _Reader:
         rows = self.file.rows(issues, list(self.columns.values()))
         if self.header is not None:
             next(rows, None)
-        for line, row in rows:
+        for number, (line, row) in enumerate(rows, start=1):
             named = row if isinstance(row, dict) else dict(zip(self.header or (), row, strict=True))
             try:
                 values = {
@@ -126,7 +126,8 @@ class _Reader:
                 }
                 talk, clean = self._talk(values, partial(text_value, where=where, line=line, issues=issues))
             except _Fault as fault:
-                says = f"{fault.says}; write {self._line(fault.mended)}"
+                item = f"item {number}: " if self.file.kind == ".json" else ""  # many may share a line
+                says = f"{item}{fault.says}; write {self._line(fault.mended)}"
                 skip_record(issues, fault.kind, where, line, says)
                 continue
             if clean:
@@ -185,6 +186,8 @@ class _Reader:
         asked, answered = self.kind.needs
         for field in (asked, answered, "input"):
             value = values.get(field)
+            if field == "input" and isinstance(value, list) and all(isinstance(one, str) for one in value):
+                value = values[field] = "\n\n".join(value)  # passages to answer from
             if not isinstance(value, str) and not (value is None and field == "input"):
                 says = f"'{self.columns[field]}' is {type_name(value)}, not text"
                 raise _Fault("fields that are not text", says, {**values, field: _as_text(value)})

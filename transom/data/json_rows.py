@@ -1,4 +1,4 @@
-"""JSON as rows, each with its line: one value a line, or the items of one array.
+"""JSON as rows, each with its line: one value a line, or the items of one array or object.
 
 The one idea: neither is held whole, so a corpus larger than memory works. Read next: rows.
 """
@@ -18,7 +18,9 @@ from transom.data.issues import MAX_RECORD_BYTES, Issues
 from transom.data.textfile import head_of, read_lines, read_text, skip_record
 from transom.errors import Refused
 
-_ARRAY_START = re.compile(r"\s*\[\s*")
+_START = re.compile(r"\s*[\[{]\s*")
+_KEYED = re.compile(r'\s*\{\s*("(?:[^"\\]|\\.)*")\s*:\s*\{')
+_COLON = re.compile(r"\s*:\s*")
 _BETWEEN_ITEMS = re.compile(r"\s*,?\s*")
 _SPARE_COMMA = re.compile(r",\s*(?=[}\]])")
 _CLOSINGS = ("}", '"}', "]}", "}]}", '"}]}', "]", "}]", '"}]')
@@ -30,6 +32,18 @@ SHOWN_CHARACTERS, LONGEST_LINE = 60, 400
 def begins_an_array(path: Path, where: str) -> bool:
     """Whether a JSON file is one array; any other is read as JSON lines."""
     return head_of(path, where).lstrip().startswith(b"[")
+
+
+def begins_keyed(path: Path, where: str) -> bool:
+    """Whether a JSON file is one object over many lines, whose values are objects: rows by their keys."""
+    head = head_of(path, where).decode("utf-8", "ignore")
+    if _KEYED.match(head) is None:
+        return False
+    try:
+        json.loads(head.lstrip().partition("\n")[0])
+    except (ValueError, RecursionError):
+        return True
+    return False
 
 
 def json_rows(stream: BinaryIO, where: str, issues: Issues) -> Iterator[tuple[int, Any]]:
@@ -94,20 +108,26 @@ def json_fault(error: Exception) -> str:
     return "nested too deeply" if isinstance(error, RecursionError) else "a number is too long"
 
 
-def array_items(stream: BinaryIO, where: str, issues: Issues) -> Iterator[tuple[int, Any]]:
-    """Yield (line, value) of the items of a JSON array, holding little more than the longest item."""
-    scan = json.JSONDecoder().raw_decode
+def array_items(
+    stream: BinaryIO, where: str, issues: Issues, *, keyed: bool = False
+) -> Iterator[tuple[int, Any]]:
+    """Yield (line, value) of the items of a JSON array, holding little more than the longest item.
+
+    keyed: of an object, whose keys are left out.
+    """
+    scan = _keyed_value if keyed else json.JSONDecoder().raw_decode
+    what, closing = ("object", "}") if keyed else ("array", "]")
     held, line, begun, ended = "", 1, False, False
     fault: Exception | None = None
     pieces = read_text(stream, where, issues)
     for piece in pieces:
         held, at = held + piece, 0
         while True:
-            separators = _BETWEEN_ITEMS.match(held, at) if begun else _ARRAY_START.match(held, at)
+            separators = _BETWEEN_ITEMS.match(held, at) if begun else _START.match(held, at)
             if separators is not None:
                 line += separators[0].count("\n")
                 at, begun = separators.end(), True
-            ended = held.startswith("]", at)
+            ended = held.startswith(closing, at)
             if at >= len(held) or ended:
                 break
             try:
@@ -122,24 +142,35 @@ def array_items(stream: BinaryIO, where: str, issues: Issues) -> Iterator[tuple[
         if ended or len(held) > MAX_RECORD_BYTES or isinstance(fault, RecursionError):
             break
     if ended:
-        _refuse_more(itertools.chain([held[1:]], pieces), where, line)
+        _refuse_more(itertools.chain([held[1:]], pieces), where, line, what)
     else:
         why = f" ({json_fault(fault)})" if fault is not None and held else ""
         says = (
             "no whole JSON value within 8 MB"
             if len(held) > MAX_RECORD_BYTES
-            else "the JSON array breaks off here"
+            else f"the JSON {what} breaks off here"
         )
-        mended = mended_json("[" + held[:_MENDED_CHARACTERS]) if held.strip() else []
+        opening = "{" if keyed else "["
+        mended = mended_json(opening + held[:_MENDED_CHARACTERS] + closing * (not held.strip()))
         fix = "mend it" if mended is None else f"write {json_line(mended)[1:]}"
         raise Refused(f"{where}:{line}: {says}{why}; {fix}, or write one object a line (.jsonl)")
 
 
-def _refuse_more(pieces: Iterable[str], where: str, line: int) -> None:
-    """Raise Refused where anything but white space follows the end of an array."""
+def _keyed_value(text: str, at: int) -> tuple[Any, int]:
+    """The value behind a key and its colon, and where it ends. Raises ValueError where they are not whole."""
+    scan = json.JSONDecoder().raw_decode
+    _, end = scan(text, at)
+    colon = _COLON.match(text, end)
+    if colon is None:
+        raise json.JSONDecodeError("Expecting ':' delimiter", text, end)
+    return scan(text, colon.end())
+
+
+def _refuse_more(pieces: Iterable[str], where: str, line: int, what: str) -> None:
+    """Raise Refused where anything but white space follows the end of an array or object."""
     for piece in pieces:
         rest = piece.lstrip()
         line += piece.count("\n", 0, len(piece) - len(rest))
         if rest:
-            fix = "make one array of all, or write one object a line (.jsonl)"
-            raise Refused(f"{where}:{line}: the JSON array ends before the file does; {fix}")
+            fix = f"make one {what} of all, or write one object a line (.jsonl)"
+            raise Refused(f"{where}:{line}: the JSON {what} ends before the file does; {fix}")

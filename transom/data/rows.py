@@ -14,13 +14,13 @@ import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from transom.data.documents import printable
 from transom.data.issues import Issues, Policy
-from transom.data.json_rows import array_items, begins_an_array, json_rows
+from transom.data.json_rows import array_items, begins_an_array, begins_keyed, json_rows
 from transom.data.tables import TABLES, layout_of, table_rows
 from transom.data.textfile import SkippedFile, opened, plain_lines, skip_record
 from transom.errors import Refused, nearest_path
@@ -87,8 +87,9 @@ def rows_of(path: Path, where: str, issues: Issues, fields: Sequence[str] = ()) 
             yield from table_rows(stream, where, layout, issues)
         return
     is_array = kind == ".json" and begins_an_array(path, where)
+    is_keyed = kind == ".json" and not is_array and begins_keyed(path, where)
     with opened(path, where) as stream:
-        records = array_items if is_array else json_rows
+        records = partial(array_items, keyed=is_keyed) if is_array or is_keyed else json_rows
         for line, value in records(stream, where, issues):
             if isinstance(value, dict):
                 yield line, value
