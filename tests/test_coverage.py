@@ -250,6 +250,6 @@ def test_a_ratio_of_speeds_is_held(ratio: float, sets: int) -> None:
             (p * math.exp(a), p * ratio * math.exp(b))
             for p, a, b in zip(pace, *rng.normal(0, 0.1, (2, 8)), strict=True)
         ]
-        found = speed([(100, 100)] * 8, seconds, "tokens").difference
+        found = speed([100] * 8, seconds, "tokens").difference
         held.append(holds(found, 100 * (ratio - 1)))
     assert within(np.mean(held), sets)

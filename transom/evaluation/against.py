@@ -25,9 +25,8 @@ from ..inference.generator import Generator
 from ..inference.request import Completion
 from ..inference.translator import Translator
 from ..intervals import Estimate, Rows, bootstrap, lead, paired_bootstrap, share, student
-from .answers import TURNS, WRITTEN, answerers, exchanges, within
+from .answers import WRITTEN, answerers, exchanges, within
 from .classification import f1_rows, indices, macro_f1, telling
-from .cost import in_turns, speed
 from .likelihood import Row, Watch, likelihoods
 from .paired import Comparison, Example, Measure, wins_and_losses, worst_first
 from .perplexity import (
@@ -102,19 +101,16 @@ def answers_of_both(both: Both) -> Comparison:
     )
     n = min(WRITTEN, len(asked))
     sample = [i * len(asked) // n for i in range(n)]
-    made, seconds = in_turns([asked[i] for i in sample], pair[0].write, pair[1].write, TURNS)
-    ours, theirs = ([one for piece in made for one in piece[side]] for side in (0, 1))
+    ours, theirs = (one.write([asked[i] for i in sample]) for one in pair)
     wanted, of = [asked[i].wanted for i in sample], "answers written"
     chrf, chrf_before = (chrf_counts([one.text for one in side], wanted) for side in (ours, theirs))
     nearer = chrf_gains(chrf, chrf_before)
     ends, ended = (np.array([one.finish_reason == "stop" for one in side]) for side in (ours, theirs))
     same = [one.tokens for one in ours] == [one.tokens for one in theirs]
-    lengths = [(sum(len(one.tokens) for one in a), sum(len(one.tokens) for one in b)) for a, b in made]
     measures = (
         *text_measures(now, before),
         replace(_score("chrF to the answer", chrf, chrf_before, chrf_of, nearer), of=of),
         replace(_more_often("ends by itself", ends, ended, same), of=of),
-        speed(lengths, seconds, "tokens written"),
     )  # fmt: skip
     fall = (before.rows[:, 0] - now.rows[:, 0]) / now.rows[:, 1]
     compared = worst_first([

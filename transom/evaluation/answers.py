@@ -24,8 +24,6 @@ from .perplexity import TextScore
 
 WRITTEN = 32
 """Conversations whose last answer is written anew, spread evenly."""
-TURNS = 4
-"""Batches in which they are written, both models in turn."""
 MAX_TOKENS = 128
 """Most tokens of an answer that is written: one that is longer does not count as ended."""
 

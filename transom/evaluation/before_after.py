@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from .test_set import origin_of
 
 GENERAL, HELD_OUT = 40_000, 200_000
 """Characters of general text, and at most of held-out text or conversations, that both are told by."""
+ASKED, OPENING, TOKENS = 16, 80, 24
+"""Texts by which speed is measured, their characters, and the tokens that are written after each."""
 REPORT, NUMBERS, CARD = "report.html", "before_after.json", "README.md"
 HEADING = "## Beside the model that it began as"
 
@@ -52,9 +55,7 @@ def before_after(
         )
     both = Both.load(run, weights, test=test, limit=HELD_OUT, watch=watch)
     found = replace(both.compare(), sides=("before", "after"))
-    measures = [*_general(both, general)]
-    if not isinstance(both.pair[0], Generator):
-        measures += _speed(both, found)
+    measures = [*_general(both, general), *_speed(both, found)]
     found = found.with_(*measures, size(*(one.weights for one in both.origins)))
     write_page(origin.run / REPORT, found)
     write_whole(origin.run / NUMBERS, json.dumps(found.to_dict(), indent=1) + "\n")
@@ -109,16 +110,17 @@ def _general(both: Both, general: str | None) -> tuple[Measure, ...]:
 
 
 def _speed(both: Both, found: Comparison) -> list[Measure]:
-    """How fast both answer texts of the examples on which they differ."""
-    texts = [example.asked for example in found.examples[:64]]
-    if len(texts) < 2:
+    """How fast both do the same: write so many tokens after texts of the examples, or answer them."""
+    texts = [example.asked[:OPENING] for example in found.examples[:ASKED]]
+    verb = next(
+        (verb for verb in ("generate", "classify", "embed", "translate") if hasattr(both.pair[0], verb)), None
+    )
+    if verb is None or len(texts) < 2:
         return []
-    verb = next((verb for verb in ("classify", "embed", "translate") if hasattr(both.pair[0], verb)), None)
-    if verb is None:
-        return []
-    works = [getattr(loaded, verb) for loaded in both.pair]
-    made, seconds = in_turns(texts, *works)
-    return [speed([(len(a), len(b)) for a, b in made], seconds, "texts")]
+    settings = dict(max_tokens=TOKENS, temperature=0, ignore_eos=True) if verb == "generate" else {}
+    sizes, seconds = in_turns(texts, *(partial(getattr(loaded, verb), **settings) for loaded in both.pair))
+    each, of = (TOKENS, "tokens written") if settings else (1, "texts")
+    return [speed([each * n for n in sizes], seconds, of)]
 
 
 def _note_in_card(model: Path, found: Comparison) -> None:

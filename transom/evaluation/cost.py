@@ -1,7 +1,7 @@
 """What a model costs beside another: how fast both do the same work, in turns, and how large they are.
 
-The same pieces of work are done by both, the one first and then the other first, so a machine that slows down
-slows both. A time is compared as a ratio, piece by piece. Read next: before_after.
+Both do the same pieces of work, as many tokens or texts in each, the one first and then the other, so a
+machine that slows down slows both. Times are compared as ratios, piece by piece. Read next: before_after.
 """
 
 from __future__ import annotations
@@ -19,38 +19,33 @@ from ..intervals import Estimate, student
 from .paired import Measure
 
 PIECES = 8
-"""Pieces that work is cut into, unless it is told: as many ratios an interval rests on."""
+"""Pieces that work is cut into: as many ratios an interval rests on."""
 Item = TypeVar("Item")
-Made = TypeVar("Made")
 
 
 def in_turns(
-    items: Sequence[Item],
-    now: Callable[[list[Item]], Made],
-    before: Callable[[list[Item]], Made],
-    pieces: int = PIECES,
-) -> tuple[list[tuple[Made, Made]], list[tuple[float, float]]]:
-    """Let both work on the same pieces of items: what they made of each, and the seconds; (now, before)."""
-    n = max(1, min(pieces, len(items)))
-    parts = [list(items[i * len(items) // n : (i + 1) * len(items) // n]) for i in range(n)]
+    items: Sequence[Item], now: Callable[[list[Item]], object], before: Callable[[list[Item]], object]
+) -> tuple[list[int], list[tuple[float, float]]]:
+    """Let both work on the same pieces of items: how many are in each, the seconds it took (now, before)."""
+    n = max(1, min(PIECES, len(items)))
+    pieces = [list(items[i * len(items) // n : (i + 1) * len(items) // n]) for i in range(n)]
     for work in (now, before):
-        work(parts[0][:1])  # what is made at a first call is no work of the model
-    made, seconds = [], []
-    for number, part in enumerate(parts):
-        results, times = {}, {}
-        for work in (now, before) if number % 2 else (before, now):
+        work(pieces[0][:1])  # what is made at a first call is no work of the model
+    seconds = []
+    for number, piece in enumerate(pieces):
+        times = [0.0, 0.0]
+        for side in (0, 1) if number % 2 else (1, 0):
             started = time.perf_counter()
-            results[work] = work(part)
-            times[work] = time.perf_counter() - started
-        made.append((results[now], results[before]))
-        seconds.append((times[now], times[before]))
-    return made, seconds
+            (now, before)[side](piece)
+            times[side] = time.perf_counter() - started
+        seconds.append((times[0], times[1]))
+    return list(map(len, pieces)), seconds
 
 
-def speed(units: Sequence[tuple[int, int]], seconds: Sequence[tuple[float, float]], of: str) -> Measure:
-    """Compare speeds from the units (tokens, texts) of pieces and the seconds they took; (now, before)."""
-    rates = np.array(units, np.float64) / np.maximum(np.array(seconds), 1e-9)
-    ratio = student(np.log(np.maximum(rates[:, 0], 1e-9) / np.maximum(rates[:, 1], 1e-9)))
+def speed(units: Sequence[int], seconds: Sequence[tuple[float, float]], of: str) -> Measure:
+    """Compare speeds by the units (tokens, texts) of pieces and the seconds they took (now, before)."""
+    rates = np.array(units, np.float64)[:, None] / np.maximum(np.array(seconds), 1e-9)
+    ratio = student(np.log(rates[:, 0] / rates[:, 1]))
     percent = Estimate(*(100 * math.expm1(end) for end in (ratio.value, ratio.low, ratio.high)))
     return Measure(f"{of}/s", "%", student(rates[:, 1]), student(rates[:, 0]), percent, len(rates), "turns",
                    judged=False)  # fmt: skip
