@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from transom.settings import TrainSettings
 from transom.training.loop import train
@@ -111,6 +113,20 @@ def test_two_ranks_equal_one(tiny: Tiny, tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.heavy
+@pytest.mark.parametrize("kind", ["ddp", pytest.param("fsdp", marks=pytest.mark.heavy)])
+def test_two_ranks_learn_the_adapter_that_one_does(tiny: Tiny, tmp_path: Path, kind: str) -> None:
+    base = train(tiny(steps=2, out=str(tmp_path / "base"))).model_folder
+    shape = dict(model__dim=None, model__n_layers=None, model__head_dim=None)
+    asked = dict(steps=4, method="lora", lora__rank=4, model__weights=str(base), optim__lr=0.01, **shape)
+    alone = train(tiny(**asked, out=str(tmp_path / "one")))
+    both, _ = two_ranks(tiny(**asked, out=str(tmp_path / "two"), parallel=kind))
+    assert result(both[0])["loss"] == pytest.approx(alone.loss, abs=1e-5)
+    one, two = (load_file(tmp_path / name / "model" / "adapter_model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_two_ranks_bring_together_what_one_does(tiny: Tiny, tmp_path: Path, kind: str) -> None:
     """Every pair of a step is a negative, on whichever rank; odd steps leave the ranks unequal shares."""
