@@ -36,7 +36,7 @@ def test_a_word_stands_for_where_the_interval_lies(low: float, high: float, more
 
 def test_the_sentence_has_the_scores_the_interval_and_n() -> None:
     assert measure(1, 5).sentence == (
-        "better: accuracy 83.0% after 80.0%, +3.0 points (95% interval +1.0 to +5.0; n = 500 texts)"
+        "better: accuracy 83.0% beside 80.0%, +3.0 points (95% interval +1.0 to +5.0; n = 500 texts)"
     )
     assert measure(0, 0).sentence.endswith("exactly equal (n = 500 texts)")
     unknown = measure(float("nan"), float("nan"), n=8)

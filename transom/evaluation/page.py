@@ -52,8 +52,9 @@ def write_page(path: Path, found: Comparison) -> Path:
 
 def pictures(found: Comparison) -> list[Picture]:
     """The parts of the page."""
-    body = tag("div", tag("style", STYLE), _verdict(found), _table(found))
-    shown = [Picture("What changed", body, str(found), CAVEAT, note=". ".join(found.notes))]
+    verdict = Picture("What changed", tag("div", tag("style", STYLE), _verdict(found)), str(found),
+                      note=". ".join(found.notes))  # fmt: skip
+    shown = [verdict, Picture("Every measure", _table(found), "", CAVEAT, wide=True)]
     if worst := found.examples[:EXAMPLES]:
         shown.append(_examples("Examples side by side, the worst first", found, worst))
     if best := [one for one in reversed(found.examples[EXAMPLES:]) if one.gain > 0][: EXAMPLES // 3]:

@@ -76,7 +76,9 @@ class Measure:
     @property
     def sentence(self) -> str:
         """The verdict with its numbers."""
-        return f"{self.word}: {self.name} {self.shown(self.after)} after {self.shown(self.before)}, {self.by}"
+        return (
+            f"{self.word}: {self.name} {self.shown(self.after)} beside {self.shown(self.before)}, {self.by}"
+        )
 
     @property
     def by(self) -> str:

@@ -83,7 +83,8 @@ def examples(
     for origin in origins:
         if origin.run is not None and TASK_FACTS[task := task_of(origin.run)].verb == verb:
             held_out = examples_of(task, origin, origin.settings)[1]
-            return held_out, f"{origin.settings.data.source} (held out)"
+            data = origin.settings.data
+            return held_out, data.validation or f"{data.source} (held out)"
     raise Refused(f"{origins[0].weights} lies in no run that held examples out; name some by --test FILE")
 
 
