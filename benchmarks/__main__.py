@@ -10,6 +10,7 @@ from transom.hardware import tune_libraries
 
 NAMES = (
     "training_speed",
+    "finetune_speed",
     "shakespeare",
     "small_data",
     "big_file",
