@@ -19,7 +19,7 @@ IGNORE = -100
 """The target of a position that carries no loss."""
 
 RUN_BYTES = 16 << 20
-"""Logits held at a time: small enough for a cache to help, large enough for a fast product."""
+"""Logits held at a time where the vocabulary is small: a cache helps, and the product is fast."""
 
 
 def cross_entropy(
@@ -39,7 +39,17 @@ def cross_entropy(
     kept = targets != IGNORE
     if not bool(kept.all()):
         hidden, targets = hidden[kept], targets[kept]
-    return _Chunked.apply(hidden, weight, bias, targets, softcap, smoothing)  # type: ignore[no-any-return]
+    learned = (hidden.requires_grad, weight.requires_grad, bias is not None and bias.requires_grad)
+    wanted = learned if torch.is_grad_enabled() else (False, False, False)
+    return _Chunked.apply(hidden, weight, bias, targets, softcap, smoothing, wanted)  # type: ignore[no-any-return]
+
+
+def run_rows(n_tokens: int, dim: int) -> int:
+    """Tell how many rows of logits are held at a time, for a vocabulary and a width.
+
+    Each run reads the whole matrix and adds to its gradient, which must not cost more than the run's logits.
+    """
+    return max(RUN_BYTES // (4 * n_tokens), dim // 2, 1)
 
 
 def cross_entropy_plain(
@@ -72,17 +82,19 @@ class _Chunked(torch.autograd.Function):
         targets: Tensor,
         softcap: float | None,
         smoothing: float,
+        learned: tuple[bool, bool, bool],
     ) -> Tensor:
-        learns = hidden.requires_grad or weight.requires_grad
+        learns_hidden, learns_weight, learns_bias = learned
+        learns = any(learned)
         product = rounded_scores if learns else scores
         n_tokens = weight.shape[0]
         cast = weight.detach().to(hidden.dtype)
         offset = None if bias is None else bias.detach()
-        rows = max(1, RUN_BYTES // (4 * n_tokens))
+        rows = run_rows(n_tokens, hidden.shape[1])
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        grad_hidden = torch.empty_like(hidden) if learns else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if learns else None
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if learns and bias is not None else None
+        grad_hidden = torch.empty_like(hidden) if learns_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if learns_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if learns_bias and bias is not None else None
         for start in range(0, len(targets), rows):
             part, wanted = hidden[start : start + rows], targets[start : start + rows, None]
             logits = cap(product(part, cast, offset), softcap)
@@ -90,7 +102,7 @@ class _Chunked(torch.autograd.Function):
             if smoothing:
                 total += smoothing * (log_total - logits.mean(-1, keepdim=True)).sum()
             total += (1 - smoothing) * (log_total - logits.gather(1, wanted)).sum()
-            if grad_hidden is None or grad_weight is None:
+            if not learns:
                 continue
             # d loss / d logits = softmax(logits) - what is wanted: one at the target, or less when smoothed
             slope = None if softcap is None else 1 - (logits / softcap).square()
@@ -98,18 +110,18 @@ class _Chunked(torch.autograd.Function):
             grad.scatter_add_(1, wanted, torch.full_like(wanted, smoothing - 1, dtype=grad.dtype))
             grad = grad.sub_(smoothing / n_tokens) if smoothing else grad
             grad = (grad if slope is None else grad * slope).to(hidden.dtype)
-            grad_hidden[start : start + rows] = grad @ cast
-            grad_weight += grad.T @ part
+            if grad_hidden is not None:
+                grad_hidden[start : start + rows] = grad @ cast
+            if grad_weight is not None:
+                grad_weight += grad.T @ part
             if grad_bias is not None:
                 grad_bias += grad.sum(0, dtype=torch.float32)
-        if grad_hidden is not None and grad_weight is not None:
-            kept = [grad_hidden, grad_weight.to(weight.dtype)]
-            ctx.save_for_backward(*kept, *([] if grad_bias is None else [grad_bias]))
+        of_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
+        ctx.save_for_backward(grad_hidden, of_weight, grad_bias)
         return total
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (scale,) = grads
-        scaled = [kept * scale.to(kept.dtype) for kept in ctx.saved_tensors]
-        grad_bias = scaled[2] if len(scaled) == 3 else None
-        return scaled[0], scaled[1], grad_bias, None, None, None
+        scaled = [None if kept is None else kept * scale.to(kept.dtype) for kept in ctx.saved_tensors]
+        return *scaled, None, None, None, None

@@ -20,7 +20,7 @@ from ..model.build import Model
 from ..model.config import ModelConfig
 from ..model.initialize import is_matrix
 from ..model.lora import frozen_matrices
-from ..model.losses import RUN_BYTES
+from ..model.losses import run_rows
 from ..settings import TrainSettings
 from .architecture import (
     ENOUGH,
@@ -310,4 +310,5 @@ def activation_bytes(config: ModelConfig, tokens: int, dtype: torch.dtype, check
     matrices = n_layers * (config.dim * (2 * wide + 2 * narrow + (3 if config.gated else 2) * config.ffn_dim))
     cast = size * matrices if dtype != torch.float32 else 0
     head = config.vocab_size * config.dim * (size + 4)
-    return tokens * numbers * size + cast + head + 3 * RUN_BYTES
+    logits = 3 * 4 * config.vocab_size * min(tokens, run_rows(config.vocab_size, config.dim))
+    return tokens * numbers * size + cast + head + logits
