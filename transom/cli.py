@@ -488,7 +488,7 @@ def export(
     to: Literal["gguf", "ollama", "hf", "sentence-transformers"] = "gguf",
     out: Path | None = None,
     dtype: Literal["f32", "f16", "bf16", "q8_0", "q4_0"] | None = None,
-    test: Path | None = None,
+    test: str | None = None,
     json: Json = False,
 ) -> None:
     """Write a model for other tools.
@@ -503,7 +503,8 @@ def export(
     dtype
         How weights are kept; q8_0 and q4_0 in GGUF only [default: f16 in GGUF, f32 in folders].
     test
-        A text on which the loss before and after is compared [default: one that Python carries].
+        A text on which the loss before and after is compared [default: what the run held out, else prose that
+        Python carries].
     """
     from .evaluation.export import export as write
 

@@ -78,7 +78,7 @@ def test_a_gguf_file_is_read_by_the_package_of_the_format(dtype: str, small: Pat
     found = next(one for one in reader.tensors if one.name == "blk.1.ffn_down.weight")
     packed = gguf.quantize(original, gguf.GGMLQuantizationType[dtype.upper()])
     assert found.data.tobytes() == packed.tobytes()
-    assert made.loss is not None and abs(made.loss.difference) < 0.1
+    assert made.loss is not None and abs(made.loss.difference.value) < 0.1
     assert sorted(one.name for one in tmp_path.iterdir()) == ["m.gguf"]
 
 

@@ -9,12 +9,12 @@ after the same prompts. Read next: llama_cpp, checkpoint.gguf_writer, data.model
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from ..checkpoint.adapter import is_adapter
 from ..checkpoint.folder import commit
@@ -22,15 +22,21 @@ from ..checkpoint.generation import load_generation
 from ..checkpoint.gguf_writer import DTYPES, save_gguf
 from ..checkpoint.hub import name_of, resolve
 from ..checkpoint.huggingface import load_config, save_model
+from ..data.documents import Document
 from ..data.gguf_file import SUFFIX
 from ..data.modelfile import PARAMETERS, modelfile, scaffold_of
-from ..data.samples import stdlib_files
+from ..data.samples import stdlib_prose
 from ..data.tokenizer import Tokenizer
 from ..errors import Refused
 from ..inference.generator import Generator
 from ..inference.load import load
+from ..intervals import Estimate, paired_bootstrap
 from ..output import unused, whole_file
+from ..training.run import task_of
+from ..training.task_facts import TASK_FACTS
 from .llama_cpp import Agreement, compare
+from .perplexity import Passage, TextScore, by_unit, nats_per_token, passages, score_text
+from .test_set import origin_of, texts
 
 TARGETS = ("gguf", "ollama", "hf", "sentence-transformers")
 FOLDER_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
@@ -40,11 +46,8 @@ PROBE = (
     "<|endoftext|> </s> [PAD]  \n "
 )
 """What breaks tokenizers: digits, spaces, line ends, accents, scripts, emoji, and names of control tokens."""
-WINDOW = 512
-MOST_TOKENS = 16_384
+CHARACTERS = 16_000
 """Of the text on which losses are compared."""
-OWN_CHARACTERS = 6000
-"""Of the text that is taken where nobody names one."""
 BOUNDS = {"f32": 1e-3, "f16": 0.01, "bf16": 0.03, "q8_0": 0.03, "q4_0": 1.0}
 """Nats per token that a format may cost; more is a mistake of ours, not rounding."""
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 4, 16, 64
@@ -52,16 +55,31 @@ PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 4, 16, 64
 
 @dataclass(frozen=True)
 class Loss:
-    """Nats per token on the same tokens of a text, before and after."""
+    """Nats per token of a text, before and after."""
 
-    text: str
-    n_tokens: int
-    before: float
-    after: float
+    before: TextScore
+    after: TextScore
 
     @property
-    def difference(self) -> float:
-        return self.after - self.before
+    def difference(self) -> Estimate:
+        """By how much it rose, passage by passage."""
+        rows = [by_unit(one.rows, one.documents) for one in (self.after, self.before)]
+        return paired_bootstrap(rows[0], rows[1], nats_per_token, telling=len(rows[0]))
+
+    def __str__(self) -> str:
+        rose = self.difference
+        return (
+            f"loss on {self.before.test}: {self.before.loss.value:.4f} nats per token before, "
+            f"{self.after.loss.value:.4f} after ({rose.value:+.4f}, {rose.interval(4)}; "
+            f"{self.before.n_tokens:,} tokens)"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "text": self.before.test, "tokens": self.before.n_tokens, "before": self.before.loss.value,
+            "after": self.after.loss.value, "difference": self.difference.to_dict(),
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -85,25 +103,17 @@ class Exported:
             f"read back: {self.proof}",
         ]
         if self.loss is not None:
-            loss = self.loss
-            lines.append(
-                f"loss on {loss.text}: {loss.before:.4f} nats per token before, {loss.after:.4f} after "
-                f"({loss.difference:+.4f}, {loss.n_tokens:,} tokens)"
-            )
+            lines.append(str(self.loss))
         if self.llama_cpp is not None:
             lines.append(f"llama.cpp: {self.llama_cpp}")
         return "\n".join([*lines, *self.notes])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        loss = self.loss
         return {
             "model": self.model, "to": self.to, "dtype": self.dtype, "path": str(self.path),
             "bytes": self.n_bytes, "proof": self.proof,
-            "loss": None if loss is None else {
-                "text": loss.text, "tokens": loss.n_tokens, "before": loss.before, "after": loss.after,
-                "difference": loss.difference,
-            },
+            "loss": None if self.loss is None else self.loss.to_dict(),
             "llama_cpp": None if self.llama_cpp is None else self.llama_cpp.to_dict(),
             "notes": list(self.notes),
         }  # fmt: skip
@@ -115,7 +125,7 @@ def export(
     *,
     out: Path | None = None,
     dtype: str | None = None,
-    test: Path | None = None,
+    test: str | None = None,
 ) -> Exported:
     """Write a model as a GGUF file, a folder for Ollama, or a folder as the hub has them.
 
@@ -130,7 +140,7 @@ def export(
     if to == "gguf" and out is not None and out.suffix != SUFFIX:
         raise Refused(f"--out {out}: the name of a GGUF file ends in {SUFFIX}")
     loaded: Any = load(folder, dtype="float32", device="cpu", merge=True)
-    source = _Source(str(model), folder, loaded, to, dtype, _text(test))
+    source = _Source(str(model), folder, loaded, to, dtype, _passages(model, test))
     name = name_of(folder)
     if to == "gguf":
         path = out or unused(f"{name}-{dtype}{SUFFIX}")
@@ -159,16 +169,16 @@ def _check(folder: Path, to: str, dtype: str) -> None:
         raise Refused(f"{folder}: this {kind} makes no vectors; --to hf writes it")
 
 
-def _text(test: Path | None) -> tuple[str, str]:
-    """What the losses are compared on, and its name."""
-    if test is None:
-        _, files = stdlib_files()
-        file = next((one for one in files if one.name == "statistics.py"), files[0])
-        return file.read_text("utf-8")[:OWN_CHARACTERS], f"Python's {file.name}"
-    try:
-        return test.read_text("utf-8"), str(test)
-    except (OSError, UnicodeDecodeError) as error:
-        raise Refused(f"--test {test}: cannot be read as text ({error})") from None
+def _passages(model: str | Path, test: str | None) -> tuple[list[Passage], str]:
+    """The text that is named, else what the run of a model held out, else prose that Python carries."""
+    origin = origin_of(model)
+    held_out = origin.run is not None and TASK_FACTS[task_of(origin.run)].running
+    with nullcontext() if test is not None else suppress(Refused):  # what a run learned from may be gone
+        if test is not None or held_out:
+            documents, name = texts((origin,), test)
+            return passages(documents, CHARACTERS), name
+    prose = (Document(where, 1, [text]) for text, where in stdlib_prose(CHARACTERS))
+    return passages(prose, CHARACTERS), "prose of Python's library"
 
 
 @dataclass(frozen=True)
@@ -180,7 +190,8 @@ class _Source:
     loaded: Any
     to: str
     dtype: str
-    text: tuple[str, str]
+    text: tuple[list[Passage], str]
+    """What losses are compared on, and what it is called."""
 
     def gguf(self, file: Path, path: Path, name: str) -> Exported:
         """Write and prove one GGUF file that will be called `path`."""
@@ -269,30 +280,17 @@ class _Source:
         return f"{said}, the same weights"
 
     def _loss(self, back: Generator) -> Loss:
-        text, name = self.text
-        tokens = torch.tensor(self.loaded.tokenizer.encode(text)[:MOST_TOKENS])
-        before, after = nats_per_token(self.loaded, tokens), nats_per_token(back, tokens)
-        if not after - before <= BOUNDS[self.dtype]:
+        found, name = self.text
+        loss = Loss(*(score_text(one, found, model=self.name, test=name) for one in (self.loaded, back)))
+        if not loss.difference.value <= BOUNDS[self.dtype]:
             raise Refused(
-                f"{self.name} was not written: it loses {after - before:.3f} nats per token of {name} as "
-                f"{self.dtype}, more than rounding does"
+                f"{self.name} was not written: it loses {loss.difference.value:.3f} nats per token of {name} "
+                f"as {self.dtype}, more than rounding does"
             )
-        return Loss(name, len(tokens), before, after)
+        return loss
 
     def _prompts(self, tokenizer: Tokenizer) -> list[list[int]]:
-        """Beginnings of lines of the text."""
-        lines = [line.strip() for line in self.text[0].splitlines() if len(line.strip()) > 40]
-        step = max(1, len(lines) // PROMPTS)
-        return [tokenizer.encode(line)[:PROMPT_TOKENS] for line in lines[::step][:PROMPTS]]
-
-
-@torch.inference_mode()
-def nats_per_token(generator: Generator, tokens: torch.Tensor) -> float:
-    """Mean loss over tokens (T,) of a running text, in windows of which each begins anew."""
-    model, total, n = generator.model, 0.0, 0
-    for window in tokens.split(min(WINDOW, model.config.max_len)):
-        if len(window) > 1:
-            hidden = model(window[None, :-1])[0]
-            total += float(F.cross_entropy(model.logits(hidden), window[1:], reduction="sum"))
-            n += len(window) - 1
-    return total / max(n, 1)
+        """Beginnings of passages of the text."""
+        found = [one.text.strip() for one in self.text[0] if one.text.strip()]
+        step = max(1, len(found) // PROMPTS)
+        return [tokenizer.encode(text)[:PROMPT_TOKENS] for text in found[::step][:PROMPTS]]
