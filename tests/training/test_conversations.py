@@ -189,3 +189,12 @@ def test_a_model_is_fine_tuned_by_its_verb(
     assert isinstance(model.chat("Which colour has number 1?", max_tokens=4, temperature=0).text, str)
     assert run(["finetune", str(base.model_folder)]) == 2
     assert "--data FILE" in capsys.readouterr().err
+
+
+def test_no_row_is_longer_than_the_longest_conversation() -> None:
+    """A model may read no token more than that, whatever widths rows are rounded to."""
+    lengths = np.array([23, 22, 11, 11])
+    ids = Ragged(np.ones(lengths.sum(), dtype=np.uint32), np.append(0, np.cumsum(lengths)))
+    rows = ConversationRows(ids, np.ones(lengths.sum(), dtype=np.bool_), np.ones(4, dtype=np.int64))
+    batch = Conversations(rows, 4, pad_id=0).batch(0)
+    assert batch.tokens.shape == (3, 23) and batch.n_targets == lengths.sum() - 4

@@ -15,7 +15,7 @@ import torch
 from transom.data.batches import NO_LOSS, Batch
 from transom.data.examples import ConversationRows, Order
 from transom.data.order import shuffled
-from transom.data.ragged import WIDTHS
+from transom.data.ragged import padded_width
 from transom.errors import Refused
 
 Numbers = npt.NDArray[np.int64]
@@ -97,7 +97,7 @@ class Conversations(Order[Batch]):
     def _width(self, bins: list[Numbers]) -> int:
         """Tokens of a row that the model reads: the last of each conversation is only predicted."""
         widest = max(int((self.rows.tokens.lengths[one] - 1).sum()) for one in bins)
-        return max(1, -(-widest // WIDTHS) * WIDTHS)
+        return int(padded_width(max(1, widest), self.rows.tokens.longest))
 
     def _laid(self, bins: list[Numbers], width: int) -> Batch:
         """A batch of these rows."""
