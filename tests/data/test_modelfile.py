@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,27 @@ def test_the_default_system_text_is_said(tokenizer: Tokenizer) -> None:
         'SYSTEM """You are SmolLM"""\nPARAMETER temperature 0.2\n'
         'PARAMETER stop "<|im_end|>"\nPARAMETER stop "a \\"b\\""\n'
     )
+
+
+def with_begin(tokenizer: Tokenizer, *, puts: bool) -> Tokenizer:
+    """The same with <|im_start|> as begin token; puts: before every text."""
+    spec = json.loads(tokenizer.json_text)
+    spec["added_tokens"].append({**spec["added_tokens"][0], "content": "<|im_start|>", "id": 258})
+    if puts:
+        first = {"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}
+        text = {"Sequence": {"id": "A", "type_id": 0}}
+        ids = {"<|im_start|>": {"id": "<|im_start|>", "ids": [258], "tokens": ["<|im_start|>"]}}
+        spec["post_processor"] = {"type": "TemplateProcessing", "single": [first, text],
+                                  "pair": [first, text, text], "special_tokens": ids}  # fmt: skip
+    return Tokenizer(json.dumps(spec), {**tokenizer.config, "bos_token": "<|im_start|>"})
+
+
+def test_a_begin_token_is_left_out_only_where_it_is_put_anyway(tokenizer: Tokenizer) -> None:
+    found = scaffold_of(ChatTemplate(SMOLLM2), with_begin(tokenizer, puts=False))
+    assert found is not None and "<|im_start|>system\n{{ .Content }}" in found.in_go()
+    for puts, opening in ((False, "<|im_start|>{{- range"), (True, "{{- range")):
+        found = scaffold_of(ChatTemplate(LLAMA3), with_begin(tokenizer, puts=puts))
+        assert found is not None and found.in_go().startswith(opening)
 
 
 @pytest.mark.parametrize("text", [

@@ -33,6 +33,8 @@ class Scaffold:
     """Where an answer begins."""
     default_system: str
     """The system text where none is given; empty: none."""
+    begin: str
+    """The begin token, where whoever reads the GGUF file puts it before a text by himself."""
 
     def write(self, messages: Sequence[Mapping[str, str]]) -> str:
         """A conversation that waits for an answer, as text."""
@@ -43,13 +45,14 @@ class Scaffold:
         return self.opening + "".join(parts) + self.answer
 
     def in_go(self) -> str:
-        """The template in Go's language. Begin tokens are left to the reader of the GGUF file."""
+        """The template in Go's language, without a begin token that the reader of the GGUF file puts."""
         branches = [
             f'{{{{ if eq .Role "{role}" }}}}{before}{{{{ .Content }}}}{after}'
             for role, (before, after) in self.around.items()
         ]
         told = "{{ else }}".join(branches) + "{{ end }}" * len(branches)
-        return f"{{{{- range .Messages }}}}{told}{{{{ end }}}}{self.answer}"
+        opening = self.opening.removeprefix(self.begin)
+        return f"{opening}{{{{- range .Messages }}}}{told}{{{{ end }}}}{self.answer}"
 
 
 def scaffold_of(template: ChatTemplate, tokenizer: Tokenizer) -> Scaffold | None:
@@ -91,15 +94,17 @@ def _read_off(template: ChatTemplate, tokenizer: Tokenizer) -> Scaffold | None:
     around = {"user": (before_user, after_user),
               "assistant": (between.removeprefix(after_user), after_answer)}  # fmt: skip
     default = template.default_system(tokenizer)
+    begins = tokenizer.bos_id is not None and tokenizer.frame[0] == (tokenizer.bos_id,)
+    begin = tokenizer.token(tokenizer.bos_id) if begins and tokenizer.bos_id is not None else ""
     if default is not None:
         told = template.text_of(_say("system", "user"), tokenizer, add_generation_prompt=False)
         before, _, rest = told.partition(WORDS["system"])
         after = rest.partition(user)[0].removesuffix(before_user)
-        begin = tokenizer.token(tokenizer.bos_id) if tokenizer.bos_id is not None else ""
-        own = begin if begin and before.startswith(begin) and opening.startswith(begin) else ""
+        own = begin if default else opening
+        own = own if before.startswith(own) else ""
         around = {"system": (before.removeprefix(own), after), **around}
         opening = own if default else opening
-    return Scaffold(around, opening, waiting.removeprefix(silent), default or "")
+    return Scaffold(around, opening, waiting.removeprefix(silent), default or "", begin)
 
 
 def modelfile(
