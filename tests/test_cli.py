@@ -104,7 +104,8 @@ def test_examples_break_no_line(verb: str, columns: int, monkeypatch: pytest.Mon
 def test_help_for_train_is_in_sections_in_reading_order(helped: Callable[..., str]) -> None:
     shown = helped("train", "--help-all")
     titles = [line.split("─ ")[1].split(" ─")[0] for line in shown.splitlines() if line.startswith("╭─")]
-    assert titles == ["Arguments", "Parameters", "Run", "Data", "Model", "Batch", "Optimizer", "LoRA"]
+    assert titles == ["Arguments", "Parameters", "Run", "Data", "Model", "Batch", "Optimizer", "LoRA",
+                      "Preference"]  # fmt: skip
 
 
 def test_version() -> None:

@@ -313,12 +313,21 @@ class LoraSettings(Settings):
     """Share of what the two matrices read that is dropped in training."""
 
 
+class PreferenceSettings(Settings):
+    loss: Literal["dpo", "orpo"] = "dpo"
+    """Gain on the rejected answer, against the model as it was (DPO, Rafailov et al. 2023); or learn the
+    chosen one and outweigh the rejected, with no model beside it (ORPO, Hong et al. 2024)."""
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    """Of DPO how much a nat of gain counts, which keeps the model near what it was; of ORPO the weight of the
+    odds. With `optim.label_smoothing` DPO takes that share of the pairs to be the wrong way round."""
+
+
 class BatchSettings(Settings):
     tokens: Annotated[Count, Field(ge=1)] | None = None
     """Tokens of one optimizer step, over all processes [default: by the size]."""
     texts: Size | None = None
     """Examples of one optimizer step instead: conversations, texts, pairs [default: by tokens; 16
-    conversations, 32 from 2,000 on]."""
+    conversations or pairs of answers, 32 from 2,000 on]."""
     micro: Size | None = None
     """Windows that go through the model at once [default: found, so that it fits]."""
     checkpoint_activations: Flag = False
@@ -328,9 +337,10 @@ class BatchSettings(Settings):
 class TrainSettings(Settings):
     """Everything that `transom train` can be told."""
 
-    task: Literal["auto", "lm", "mlm", "sft", "translate", "classify", "embed"] = "auto"
-    """Predict the next token, masked tokens, the answers in chats (sft), a translation, a class, or bring
-    texts that belong together near each other; auto: guessed from the data and said."""
+    task: Literal["auto", "lm", "mlm", "sft", "preference", "translate", "classify", "embed"] = "auto"
+    """Predict the next token, masked tokens, the answers in chats (sft), a translation, a class, prefer the
+    better answer (preference), or bring texts that belong together near each other; auto: guessed from the
+    data and said."""
     method: Literal["full", "lora"] = "full"
     """Learn all weights, or with `model.weights` two thin matrices beside each (LoRA): less memory, and a
     small folder, an adapter to the model. `transom finetune` takes LoRA for a model that writes."""
@@ -381,6 +391,9 @@ class TrainSettings(Settings):
     model: Annotated[ModelSettings, Parameter(group=Group("Model", sort_key=3))] = ModelSettings()
     optim: Annotated[OptimSettings, Parameter(group=Group("Optimizer", sort_key=5))] = OptimSettings()
     lora: Annotated[LoraSettings, Parameter(group=Group("LoRA", sort_key=6))] = LoraSettings()
+    preference: Annotated[PreferenceSettings, Parameter(group=Group("Preference", sort_key=7))] = (
+        PreferenceSettings()
+    )
     batch: Annotated[BatchSettings, Parameter(group=Group("Batch", sort_key=4))] = BatchSettings()
 
     @model_validator(mode="before")

@@ -1,4 +1,5 @@
-"""Batches: windows of running text, pairs to translate, texts with a class, texts that belong together.
+"""Batches: windows of running text, pairs to translate, texts with a class, texts that belong together, pairs
+of answers.
 
 The one idea: every batch is rows of tensors, so moving it to a device and cutting it into micro-batches is
 the same for all. Where rows differ in length they are padded at the end, and `documents` says so: 0 for text,
@@ -11,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from transom.data.ragged import padded_width
 
 if TYPE_CHECKING:
     import torch
@@ -142,3 +145,44 @@ class TextPairBatch(Rows):
     """(B, 2) int64: a number for each text, equal where texts are."""
     ids: torch.Tensor
     """(B,) int64: which pairs these are."""
+
+
+@dataclass(frozen=True)
+class PreferenceBatch(Rows):
+    """Prompts, each with an answer that was chosen and one that was rejected. Shapes: B pairs, L and M
+    tokens; n_targets is B.
+
+    Padding stands behind the shorter rows, where nothing that is looked at sees it.
+    """
+
+    _ON_HOST: ClassVar[tuple[str, ...]] = ("ids", "lengths")
+    documents: ClassVar[None] = None
+    positions: ClassVar[None] = None
+    tokens: torch.Tensor
+    """(B, L) int64: the prompt and the chosen answer but for its last token."""
+    targets: torch.Tensor
+    """(B, L) int64: the next token where that is the answer's, else -100."""
+    other_tokens: torch.Tensor
+    """(B, M) int64: the same of the rejected answer."""
+    other_targets: torch.Tensor
+    """(B, M) int64."""
+    reference: torch.Tensor
+    """(B, 2) float32: log-probabilities of both answers by the model as it was before the first step; 0
+    where nobody asks."""
+    lengths: torch.Tensor
+    """(B, 2) int64: tokens of both rows."""
+    ids: torch.Tensor
+    """(B,) int64: which pairs these are."""
+
+    def split(self, n_rows: int) -> list[Self]:
+        """Micro-batches of at most `n_rows` pairs, each as wide as its longest rows."""
+        parts = []
+        for part in super().split(n_rows):
+            one, other = (int(padded_width(int(most), 1 << 62)) for most in part.lengths.amax(0))
+            parts.append(
+                replace(
+                    part, tokens=part.tokens[:, :one], targets=part.targets[:, :one],
+                    other_tokens=part.other_tokens[:, :other], other_targets=part.other_targets[:, :other],
+                )
+            )  # fmt: skip
+        return parts

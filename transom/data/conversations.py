@@ -28,6 +28,10 @@ from transom.data.textfile import skip_record
 from transom.errors import Refused, nearest
 
 Message = dict[str, Any]
+Clean = Callable[..., str | None]
+"""A text as it is kept, given its name; None for one that is not."""
+Place = Callable[[str, int], str]
+"""The name of the key that a message stands in, by its role and number."""
 
 
 class Conversation(NamedTuple):
@@ -63,16 +67,29 @@ def open_conversations(
 
     `fields` names columns for fields that are called otherwise. Raises Refused where none are found.
     """
+    return opened(source, "sft", ConversationReader, ("conversation",), talks_of, fields or {}, on_error)
+
+
+def opened(
+    source: str,
+    task: str,
+    reader: type[ConversationReader],
+    sides: tuple[str, ...],
+    talks: Callable[[Conversation], tuple[Talk, ...]],
+    fields: Columns,
+    on_error: str,
+) -> ConversationSource:
+    """Open rows in a format that teaches a task. Raises Refused where they are in none."""
     policy = as_policy(on_error)
     file = open_rows(source, "give JSON lines, a JSON array, CSV or Parquet with conversations")
-    found = format_of(file, fields or {}, policy)
-    if found is None or found.kind.task != "sft":
+    found = format_of(file, fields, policy)
+    if found is None or found.kind.task != task:
         line, first = first_rows(file, policy)[0]
-        raise Refused(f"{file.where}:{line}: {_unknown(first, fields or {})}")
+        raise Refused(f"{file.where}:{line}: {_unknown(first, fields, task)}")
     return ConversationSource(
-        file.where, _Reader(file, found.kind, found.columns, found.header), (file,), ("conversation",),
+        file.where, reader(file, found.kind, found.columns, found.header), (file,), sides,
         (found.kind.name, found.columns), policy, notes=(str(found), *file.notes()), known_by=(1,),
-        talks=talks_of,
+        talks=talks,
     )  # fmt: skip
 
 
@@ -82,22 +99,30 @@ def talks_of(example: Conversation) -> tuple[Talk, ...]:
     return (Talk(said["messages"], said.get("tools")),)
 
 
-def _unknown(first: Row, given: Columns) -> str:
-    """What to say of rows that hold no conversation."""
+WHAT = {
+    "sft": ("conversation", "--map prompt=COLUMN --map completion=COLUMN"),
+    "preference": ("preference pair", "--map prompt=COLUMN --map chosen=COLUMN --map rejected=COLUMN"),
+}
+"""Task -> what a row holds, and how its columns are named."""
+
+
+def _unknown(first: Row, given: Columns, task: str) -> str:
+    """What to say of rows that hold nothing for a task."""
     has = [printable(name)[:40] for name in first]
     missing = [column for column in given.values() if column.lower() not in map(str.lower, map(str, first))]
     if missing:
         known = nearest(missing[0], has) or f"; it has {', '.join(has[:12])}"
         return f"no column is named '{printable(missing[0])}' (--map){known}"
-    formats = "; ".join(" and ".join(one.needs) for one in FORMATS if one.task == "sft")
-    line = as_line(next(one.example for one in FORMATS if one.task == "sft"))
+    formats = "; ".join(" and ".join(one.needs) for one in FORMATS if one.task == task)
+    line = as_line(next(one.example for one in FORMATS if one.task == task))
+    what, maps = WHAT[task]
     return (
-        f"no conversation in the columns {', '.join(has[:8])}: it takes {formats}; name them by --map "
-        f"prompt=COLUMN --map completion=COLUMN, or write lines such as {line}"
+        f"no {what} in the columns {', '.join(has[:8])}: it takes {formats}; name them by {maps}, or write "
+        f"lines such as {line}"
     )
 
 
-class _Fault(Exception):
+class Fault(Exception):
     """What is wrong with a row: the kind, in words, and the row as it would be right."""
 
     def __init__(self, kind: str, says: str, mended: Mapping[str, Any]) -> None:
@@ -105,7 +130,7 @@ class _Fault(Exception):
 
 
 @dataclass(frozen=True)
-class _Reader:
+class ConversationReader:
     """Reads all conversations of a file once."""
 
     file: RowFile | HubRows
@@ -124,8 +149,8 @@ class _Reader:
                 values = {
                     field: named.get(column) for field, column in self.columns.items() if column in named
                 }
-                talk, clean = self._talk(values, partial(text_value, where=where, line=line, issues=issues))
-            except _Fault as fault:
+                talk, clean = self.talk(values, partial(text_value, where=where, line=line, issues=issues))
+            except Fault as fault:
                 item = f"item {number}: " if self.file.kind == ".json" else ""  # many may share a line
                 says = f"{item}{fault.says}; write {self._line(fault.mended)}"
                 skip_record(issues, fault.kind, where, line, says)
@@ -140,39 +165,46 @@ class _Reader:
         separator = TABLES.get(self.file.kind, "\t")
         return as_line(row, self.header, separator)
 
-    def _talk(self, values: dict[str, Any], clean: Callable[..., str | None]) -> tuple[dict[str, Any], bool]:
-        """The conversation of a row, and whether its texts may be kept. Raises _Fault."""
+    def talk(self, values: dict[str, Any], clean: Clean) -> tuple[dict[str, Any], bool]:
+        """The conversation of a row, and whether its texts may be kept. Raises Fault."""
+        self.refuse_missing(values)
+        field = self.kind.needs[0]
+        if field in ("messages", "conversations"):
+            items = json_of(values[field], self.columns[field], self.kind.example)
+            messages = messages_of(items, self.columns[field], field, self.kind.example)
+            _refuse_answerless(messages, items, self.columns[field], field)
+        else:
+            messages = self._asked_and_answered(values)
+        messages, ok = self.cleaned(with_system(messages, values), self._place, clean)
+        talk: dict[str, Any] = {"messages": messages}
+        if values.get("tools"):
+            tools = json_of(values["tools"], self.columns["tools"], {**self.kind.example, "tools": []})
+            talk["tools"] = tools
+        return talk, ok
+
+    def refuse_missing(self, values: Mapping[str, Any]) -> None:
+        """Raise Fault for a row without what it needs."""
         for field in self.kind.needs:
             value = values.get(field, MISSING)
             if value in (MISSING, None, "", []):
                 says = "is missing" if value is MISSING else "is null" if value is None else "is empty"
-                raise _Fault(
+                raise Fault(
                     "records without the field", f"'{self.columns[field]}' {says}",
                     {**values, field: self.kind.example[field]},
                 )  # fmt: skip
-        field = self.kind.needs[0]
-        if field in ("messages", "conversations"):
-            items = _json_of(values[field], self.columns[field], self.kind.example)
-            messages = _messages(items, self.columns[field], field, self.kind.example)
-        else:
-            messages = self._asked_and_answered(values)
-        system = values.get("system")
-        if isinstance(system, str) and system.strip() and messages[0]["role"] != "system":
-            messages.insert(0, {"role": "system", "content": system})
+
+    def cleaned(self, messages: list[Message], place: Place, clean: Clean) -> tuple[list[Message], bool]:
+        """Messages as templates take them, texts trimmed, and whether these may be kept. Raises Fault."""
         ok = True
         for number, message in enumerate(messages):
             text = message["content"]
             if isinstance(text, str):
-                kept = clean(text, self._place(message["role"], number))
+                kept = clean(text, place(message["role"], number))
                 ok, message["content"] = ok and kept is not None, trimmed(kept or "")
         try:
-            talk: dict[str, Any] = {"messages": _checked(messages)}
+            return _checked(messages), ok
         except Refused as refused:
-            raise _Fault("messages that are none", str(refused), self.kind.example) from None
-        if values.get("tools"):
-            tools = _json_of(values["tools"], self.columns["tools"], {**self.kind.example, "tools": []})
-            talk["tools"] = tools
-        return talk, ok
+            raise Fault("messages that are none", str(refused), self.kind.example) from None
 
     def _place(self, role: str, number: int) -> str:
         """The name of the key that a message stands in."""
@@ -182,7 +214,7 @@ class _Reader:
         return self.columns[{"user": asked, "assistant": answered[0]}.get(role, "system")]
 
     def _asked_and_answered(self, values: dict[str, Any]) -> list[Message]:
-        """A question and its answer as messages. Raises _Fault."""
+        """A question and its answer as messages. Raises Fault."""
         asked, answered = self.kind.needs
         for field in (asked, answered, "input"):
             value = values.get(field)
@@ -190,10 +222,10 @@ class _Reader:
                 value = values[field] = "\n\n".join(value)  # passages to answer from
             if not isinstance(value, str) and not (value is None and field == "input"):
                 says = f"'{self.columns[field]}' is {type_name(value)}, not text"
-                raise _Fault("fields that are not text", says, {**values, field: _as_text(value)})
+                raise Fault("fields that are not text", says, {**values, field: _as_text(value)})
             if value is not None and not value.strip() and field != "input":
                 says = f"'{self.columns[field]}' holds nothing but white space"
-                raise _Fault("empty fields", says, {**values, field: self.kind.example[field]})
+                raise Fault("empty fields", says, {**values, field: self.kind.example[field]})
         more = (values.get("input") or "").strip("\n")
         question = f"{values[asked].rstrip()}\n\n{more}" if more.strip() else values[asked]
         return [{"role": "user", "content": question}, {"role": "assistant", "content": values[answered]}]
@@ -215,27 +247,35 @@ def opening_of(talk: Mapping[str, Any]) -> str:
     return " ".join("\n".join(said).casefold().split())
 
 
-def _json_of(value: Any, name: str, example: Mapping[str, Any]) -> list[Any]:
-    """A list, which may be written as JSON in a text, as tables have it. Raises _Fault."""
+def with_system(messages: list[Message], values: Mapping[str, Any]) -> list[Message]:
+    """Messages that begin with the system text of a row, where it has one."""
+    system = values.get("system")
+    if isinstance(system, str) and system.strip() and messages[0]["role"] != "system":
+        return [{"role": "system", "content": system}, *messages]
+    return messages
+
+
+def json_of(value: Any, name: str, example: Mapping[str, Any]) -> list[Any]:
+    """A list, which may be written as JSON in a text, as tables have it. Raises Fault."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
-            raise _Fault("lists that are none", f"'{name}' is text that is no JSON list", example) from None
+            raise Fault("lists that are none", f"'{name}' is text that is no JSON list", example) from None
     if hasattr(value, "tolist"):
         value = value.tolist()
     if not isinstance(value, list):
-        raise _Fault("lists that are none", f"'{name}' is {type_name(value)}, not a list", example)
+        raise Fault("lists that are none", f"'{name}' is {type_name(value)}, not a list", example)
     return value
 
 
-def _messages(items: list[Any], name: str, field: str, example: Mapping[str, Any]) -> list[Message]:
-    """Messages with the roles of the OpenAI API, from items of any dialect. Raises _Fault."""
+def messages_of(items: list[Any], name: str, field: str, example: Mapping[str, Any]) -> list[Message]:
+    """Messages with the roles of the OpenAI API, from items of any dialect. Raises Fault."""
     messages: list[Message] = []
     for number, item in enumerate(items):
         where = f"{name}[{number}]"
         if not isinstance(item, dict):
-            raise _Fault("messages that are none", f"{where} is {type_name(item)}, not an object", example)
+            raise Fault("messages that are none", f"{where} is {type_name(item)}, not an object", example)
         role_key = next((key for key in ROLE if key in item), None)
         text_key = next((key for key in CONTENT if key in item), None)
 
@@ -247,26 +287,26 @@ def _messages(items: list[Any], name: str, field: str, example: Mapping[str, Any
         usual = (ROLE[1], CONTENT[1]) if field == "conversations" else (ROLE[0], CONTENT[0])
         turn = ("user", "assistant")[number % 2]
         if role_key is None:
-            raise _Fault("messages without a role", f"{where} has no '{usual[0]}'", mended(usual[0], turn))
+            raise Fault("messages without a role", f"{where} has no '{usual[0]}'", mended(usual[0], turn))
         role = ROLE_OF.get(str(item[role_key]).lower())
         if role is None:
             close = nearest(str(item[role_key]), ROLE_OF) or f"; it is one of {', '.join(ROLES)}"
             says = f"{where}.{role_key} is {printable(repr(item[role_key])[:40])}{close}"
             meant = close.partition("'")[2].partition("'")[0] or turn
-            raise _Fault("unknown roles", says, mended(role_key, meant))
+            raise Fault("unknown roles", says, mended(role_key, meant))
         calls = item.get("tool_calls")
         if text_key is None and not calls:
             says = f"{where} has no '{usual[1]}'"
-            raise _Fault("messages without content", says, mended(usual[1], "..."))
+            raise Fault("messages without content", says, mended(usual[1], "..."))
         text = item.get(text_key) if text_key else None
         if text is None and calls or isinstance(text, list):
             pass
         elif not isinstance(text, str):
             says = f"{where}.{text_key} is {type_name(text)}, not text"
-            raise _Fault("contents that are not text", says, mended(str(text_key), _as_text(text)))
+            raise Fault("contents that are not text", says, mended(str(text_key), _as_text(text)))
         elif not text.strip() and not calls and role in ("user", "assistant"):
             says = f"{where}.{text_key} is empty"
-            raise _Fault("empty messages", says, mended(str(text_key), "..."))
+            raise Fault("empty messages", says, mended(str(text_key), "..."))
         message: Message = {
             "role": role,
             "content": text,
@@ -275,18 +315,22 @@ def _messages(items: list[Any], name: str, field: str, example: Mapping[str, Any
         if role == "call":
             message = {"role": "assistant", "content": None, "tool_calls": [_call(text, where, example)]}
         if message.get("weight", 1) not in (0, 1):
-            raise _Fault(
+            raise Fault(
                 "weights", f"{where}.weight is {message['weight']!r}; it is 0 or 1", mended("weight", 1)
             )
         messages.append(message)
+    return messages
+
+
+def _refuse_answerless(messages: list[Message], items: list[Any], name: str, field: str) -> None:
+    """Raise Fault where there is no answer to learn, or the first one answers nothing."""
     said = [message["role"] for message in messages]
     if "assistant" not in said or not any(m.get("weight", 1) for m in messages if m["role"] == "assistant"):
         says = f"'{name}' has no message of the assistant to learn"
-        raise _Fault("conversations without an answer", says, {field: [*items, *_added(field)[1:]]})
+        raise Fault("conversations without an answer", says, {field: [*items, *_added(field)[1:]]})
     if said[0] not in ("system", "user", "developer"):
         says = f"{name}[0] is of the {said[0]}; a conversation begins with a user's message"
-        raise _Fault("conversations that begin with an answer", says, {field: [*_added(field)[:1], *items]})
-    return messages
+        raise Fault("conversations that begin with an answer", says, {field: [*_added(field)[:1], *items]})
 
 
 def _added(field: str) -> list[dict[str, str]]:
@@ -296,7 +340,7 @@ def _added(field: str) -> list[dict[str, str]]:
 
 
 def _call(text: Any, where: str, example: Mapping[str, Any]) -> dict[str, Any]:
-    """A call that is written as JSON. Raises _Fault."""
+    """A call that is written as JSON. Raises Fault."""
     try:
         call = json.loads(text)
         return {
@@ -304,7 +348,7 @@ def _call(text: Any, where: str, example: Mapping[str, Any]) -> dict[str, Any]:
         }  # fmt: skip
     except (ValueError, TypeError, KeyError, RecursionError):
         says = f'{where}.value is no call such as {{"name": "add", "arguments": {{}}}}'
-        raise _Fault("calls that are none", says, example) from None
+        raise Fault("calls that are none", says, example) from None
 
 
 def _checked(messages: list[Message]) -> list[Message]:

@@ -60,7 +60,8 @@ class ExampleSource(Generic[Example]):
     @property
     def noun(self) -> str:
         """What an example is called."""
-        return "conversation" if self.talks is not None else "text" if self.has_classes else "pair"
+        one = "conversation" if self.talks is not None else "text"
+        return one if len(self.sides) == 1 else "pair"
 
     def identity(self, example: Example) -> list[str]:
         """The texts that tell an example from others."""

@@ -1,5 +1,5 @@
 """What training on examples reads: pairs to translate, texts to classify, texts that belong together,
-conversations.
+conversations, preferences.
 
 The one idea: each job is an order (which examples make step n, see bucketed) and a way to make a batch of
 them; both are pure functions of (seed, step), and rank r of several takes every so-manieth row. Read next:
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from transom.data.batches import LabelBatch, PairBatch, Rows, TextPairBatch
+from transom.data.batches import LabelBatch, PairBatch, PreferenceBatch, Rows, TextPairBatch
 from transom.data.bucketed import Bucketed
 from transom.data.order import NO_LOSS, scrambled, secret_numbers
 from transom.data.ragged import Ragged, padded_width
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["Bucketed", "Classification", "Embedding", "LabelBatch", "LabelledRows", "PairBatch", "PairRows"]
-__all__ += ["TextPairBatch", "Translation"]
+__all__ += ["PreferenceBatch", "PreferenceRows", "Preferences", "TextPairBatch", "Translation"]
 
 MEASURED_PAIRS = 64
 """Pairs of a batch in which an embedder is measured."""
@@ -71,6 +71,17 @@ class ConversationRows:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+
+@dataclass(frozen=True)
+class PreferenceRows:
+    """Pairs of conversations with the same prompt."""
+
+    chosen: ConversationRows
+    rejected: ConversationRows
+
+    def __len__(self) -> int:
+        return len(self.chosen)
 
 
 class Drawn(Protocol):
@@ -212,6 +223,32 @@ class Embedding(Order[TextPairBatch]):
         """
         order = np.lexsort(self.order.sides.T)
         return np.array_split(order, max(1, len(order) // MEASURED_PAIRS))
+
+
+class Preferences(Order[PreferenceBatch]):
+    """Batches of pairs of answers; `tokens_per_batch` counts both."""
+
+    def __init__(
+        self, rows: PreferenceRows, tokens_per_batch: int, seed: int = 0, *, pad_id: int, least_rows: int = 1
+    ) -> None:
+        self.rows, self.pad_id = rows, pad_id
+        lengths = np.stack([rows.chosen.tokens.lengths, rows.rejected.tokens.lengths], axis=1)
+        super().__init__(Bucketed(lengths, tokens_per_batch, seed, least_rows))
+        self.row_length = max(1, round(float(self.order.lengths.mean())))
+        """Tokens of both answers of a pair with their prompts: the mean."""
+        self.reference = np.zeros(lengths.shape, dtype=np.float32)
+        """(n, 2): what batches have as theirs."""
+
+    def take(self, rows: Numbers) -> PreferenceBatch:
+        sides = [array for side in (self.rows.chosen, self.rows.rejected) for array in self._side(side, rows)]
+        lengths = self.order.sides[rows] - 1  # of a row the last token is only predicted
+        return PreferenceBatch(*_tensors(*sides, self.reference[rows], lengths, rows))
+
+    def _side(self, side: ConversationRows, rows: Numbers) -> tuple[Numbers, Numbers]:
+        """What is read of these rows (B, L), and what is predicted (B, L)."""
+        ids, _ = side.tokens.padded(rows, self.pad_id)
+        learned, _ = Ragged(side.learned.view(np.uint8), side.tokens.starts).padded(rows, 0)
+        return ids[:, :-1], np.where(learned[:, 1:] > 0, ids[:, 1:], NO_LOSS)
 
 
 def text_numbers(*sides: Ragged) -> Numbers:

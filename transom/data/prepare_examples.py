@@ -1,4 +1,5 @@
-"""From a source of pairs, labelled texts or conversations to rows of ids on disk, once: kept, found again.
+"""From a source of pairs, labelled texts, conversations or preferences to rows of ids on disk, once: kept,
+found again.
 
 The one idea: as with text (prepare), examples are read as a stream (survey, tokenizer, tokens), never held;
 the rows lie in memory-mapped files, beside what says which are held out and why rows are missing. What is
@@ -25,13 +26,13 @@ import numpy as np
 import numpy.typing as npt
 
 from transom.data import cache
-from transom.data.answer_rows import answer_rows
+from transom.data.answer_rows import AnswerRow, answer_rows
 from transom.data.chat_template import ChatTemplate
 from transom.data.check import Meter, OnProgress
 from transom.data.example_report import ExampleReport, counted
 from transom.data.example_source import Example, ExampleSource, hashed_bytes
 from transom.data.example_survey import ExampleSurvey, survey_examples
-from transom.data.examples import ConversationRows, LabelledRows, PairRows
+from transom.data.examples import ConversationRows, LabelledRows, PairRows, PreferenceRows
 from transom.data.issues import MAX_SKIPPED
 from transom.data.prepare import SAMPLE_BYTES, ahead, in_batches
 from transom.data.ragged import Ragged
@@ -48,10 +49,10 @@ Numbers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class PreparedExamples(Generic[Example]):
-    """Pairs, labelled texts or conversations, ready to train on."""
+    """Pairs, labelled texts, conversations or preferences, ready to train on."""
 
     train: Any
-    """PairRows, LabelledRows or ConversationRows, through the memory map."""
+    """PairRows, LabelledRows, ConversationRows or PreferenceRows, through the memory map."""
     held_out: Any
     labels: tuple[str, ...]
     """The classes by number, sorted; none for pairs."""
@@ -198,8 +199,14 @@ class Preparation(Generic[Example]):
                 sides.append(file.rows())
             beside = [_loaded(home / f"{part}.{name}.npy", record) for name in ("beside", "numbers")]
             if self.train.talks is not None:
-                learned = _loaded(home / f"{part}.learned.npy", record)
-                rows.append(ConversationRows(sides[0], learned.view(np.bool_), beside[0]))
+                learned = [
+                    _loaded(path.with_suffix(".learned.npy"), record) for path in self.files_of(home, part)
+                ]
+                written = [
+                    ConversationRows(side, flags.view(np.bool_), n_bytes)
+                    for side, flags, n_bytes in zip(sides, learned, beside[0].T, strict=True)
+                ]
+                rows.append(PreferenceRows(*written) if len(written) == 2 else written[0])
             elif self.train.has_classes:
                 rows.append(LabelledRows(sides[0], beside[0]))
             else:
@@ -246,8 +253,8 @@ class _Encoded:
     sides: list[Ragged]
     owners: Numbers
     """(rows,) which example of the batch each is of."""
-    learned: Ragged | None = None
-    """Of conversations, beside every id: 1 where it carries loss."""
+    learned: list[Ragged] | None = None
+    """Of conversations, beside every id of every side: 1 where it carries loss."""
 
 
 @dataclass
@@ -264,6 +271,8 @@ class _Writing:
     """Examples whose end was cut off."""
     n_answerless: int = 0
     """Conversations of which no answer is left."""
+    n_equal: int = 0
+    """Pairs of which both sides are equal, which say nothing."""
     n_lost: int = 0
     """Tokens of them that went."""
     n_cut_tokens: int = 0
@@ -278,7 +287,7 @@ class _Writing:
         self.lengths = np.zeros((2, len(self.sides)), dtype=np.int64)
         """Sum and maximum for every side."""
         self.beside, self.numbers = (array("q"), array("q")), (array("q"), array("q"))
-        self.learned = (array("B"), array("B"))
+        self.learned = [[array("B") for _ in self.sides] for _ in PARTS]
 
     def write(self, home: Path) -> dict[str, str]:
         """Encode all examples into the files of both parts; gives the hashes of those beside the tokens."""
@@ -317,14 +326,16 @@ class _Writing:
                 "nobody can get them all right"
             )
         self.meter.finish()
-        arrays = {"beside": self.beside, "numbers": self.numbers}
-        arrays |= {"learned": self.learned} if self.making.train.talks is not None else {}
-        return {
-            file.name: _saved(file, array)
-            for name, both in arrays.items()
-            for part, array in zip(PARTS, both, strict=True)
-            for file in [home / f"{part}.{name}.npy"]
-        }
+        talks, hashes = self.making.train.talks is not None, {}
+        for part, beside, numbers, learned in zip(
+            PARTS, self.beside, self.numbers, self.learned, strict=True
+        ):
+            arrays = {home / f"{part}.numbers.npy": np.asarray(numbers)}
+            arrays[home / f"{part}.beside.npy"] = np.asarray(beside).reshape(-1, *([len(self.sides)] * talks))
+            for path, flags in zip(self.making.files_of(home, part), learned if talks else (), strict=talks):
+                arrays[path.with_suffix(".learned.npy")] = np.asarray(flags)
+            hashes |= {path.name: _saved(path, array) for path, array in arrays.items()}
+        return hashes
 
     def _writer(self, path: Path) -> TokenWriter:
         return TokenWriter(
@@ -346,26 +357,40 @@ class _Writing:
         train, template = self.making.train, self.making.template
         assert train.talks is not None and template is not None
         talks = [talk for example in batch for talk in train.talks(example)]
-        rows, masks, owners = [], [], array("q")
-        for at, (example, found) in enumerate(
-            zip(batch, answer_rows(template, self.tokenizer, talks), strict=True)
-        ):
-            if isinstance(found, Refused):
-                raise Refused(f"{example[-1]}: {found}")
-            for row in found:
-                if not row.ended:
-                    raise Refused(
-                        f"{example[-1]}: {template.name} writes no token that ends an answer, so a model "
-                        "would never learn to stop; take another by --data.chat-template (turns, chatml or "
-                        "a file)"
-                    )
-                mask = np.zeros(len(row.tokens), dtype=np.uint8)
-                for start, end in row.answers:
-                    mask[start:end] = 1
-                rows.append(np.array(row.tokens, dtype=np.uint32))
-                masks.append(mask)
-                owners.append(at)
-        return _Encoded([Ragged.of(rows)], np.asarray(owners), Ragged.of(masks))
+        found = iter(answer_rows(template, self.tokenizer, talks))
+        rows: list[list[Any]] = [[] for _ in self.sides]
+        masks: list[list[Any]] = [[] for _ in self.sides]
+        owners = array("q")
+        for at, example in enumerate(batch):
+            sides = [self._answers(example[-1], next(found)) for _ in self.sides]
+            if len(sides) > 1 and any(len(side) > 1 for side in sides):
+                raise Refused(
+                    f"{example[-1]}: {template.name} writes the earlier of several answers otherwise once "
+                    "the last follows, so they are not one text; part the pair behind them, or take another "
+                    "by --data.chat-template (turns, chatml or a file)"
+                )
+            for side, written in enumerate(sides):
+                for row in written:
+                    mask = np.zeros(len(row.tokens), dtype=np.uint8)
+                    for start, end in row.answers:
+                        mask[start:end] = 1
+                    rows[side].append(np.array(row.tokens, dtype=np.uint32))
+                    masks[side].append(mask)
+            owners.extend([at] * len(sides[0]))
+        return _Encoded(list(map(Ragged.of, rows)), np.asarray(owners), list(map(Ragged.of, masks)))
+
+    def _answers(self, where: str, found: list[AnswerRow] | Refused) -> list[AnswerRow]:
+        """The rows of a conversation. Raises Refused where it has none, or none that ends."""
+        template = self.making.template
+        assert template is not None
+        if isinstance(found, Refused):
+            raise Refused(f"{where}: {found}")
+        if not all(row.ended for row in found):
+            raise Refused(
+                f"{where}: {template.name} writes no token that ends an answer, so a model would never "
+                "learn to stop; take another by --data.chat-template (turns, chatml or a file)"
+            )
+        return found
 
     def _write(
         self, batch: Sequence[Any], first: int, encoded: _Encoded, writers: list[list[TokenWriter]]
@@ -389,10 +414,18 @@ class _Writing:
 
         # What stands beside a row: the bytes of a target or of answers, or the number of a class.
         if learned is not None:
-            beside = _sums(learned, tokenizer.bytes_per_token[sides[0].flat] * learned.flat)
-            n_learned = _sums(learned, learned.flat)
-            self.n_answerless += int((fits & (n_learned == 0)).sum())
-            fits &= n_learned > 0
+            written = [
+                tokenizer.bytes_per_token[one.flat] * flags.flat
+                for one, flags in zip(sides, learned, strict=True)
+            ]
+            beside = np.stack([_sums(*one) for one in zip(learned, written, strict=True)], axis=1)
+            answered = np.min([_sums(flags, flags.flat) for flags in learned], axis=0) > 0
+            self.n_answerless += int((fits & ~answered).sum())
+            fits &= answered
+            if len(sides) > 1:
+                equal = np.array([np.array_equal(sides[0][at], sides[1][at]) for at in range(len(owners))])
+                self.n_equal += int((fits & equal).sum())
+                fits &= ~equal
         elif facts.labels:
             beside = facts.classes[first : first + len(batch)]
         else:
@@ -403,12 +436,12 @@ class _Writing:
             rows = [side.take(at) for side in sides]
             for writer, row in zip(writers[part], rows, strict=True):
                 writer.add_rows(row)
-            if learned is not None:
-                flags = learned.take(at).flat.astype(np.uint8)
-                self.learned[part].frombytes(flags.tobytes())
+            for kept, side in zip(self.learned[part], learned or (), strict=False):
+                flags = side.take(at).flat.astype(np.uint8)
+                kept.frombytes(flags.tobytes())
                 self.report.n_tokens += len(flags)
                 self.report.n_learned += int(flags.sum())
-            self.beside[part].extend(beside[at].tolist())
+            self.beside[part].extend(beside[at].ravel().tolist())
             self.numbers[part].extend((first + owners[at]).tolist())
             if part and tokenizer.unknown_id is not None:
                 self.report.n_unknown += sum(int((row.flat == tokenizer.unknown_id).sum()) for row in rows)
@@ -417,22 +450,22 @@ class _Writing:
         self.meter.add(int(facts.characters[first : first + len(batch)].sum(dtype=np.int64)))
 
     def _cut(
-        self, max_len: int, lengths: Numbers, sides: list[Ragged], learned: Ragged | None
-    ) -> tuple[list[Ragged], Ragged | None]:
+        self, max_len: int, lengths: Numbers, sides: list[Ragged], learned: list[Ragged] | None
+    ) -> tuple[list[Ragged], list[Ragged] | None]:
         """Rows of at most `max_len` ids, and what of them is learned; what goes is counted."""
         over = lengths[lengths > max_len]
-        self.n_cut += len(over)
+        self.n_cut += int((lengths > max_len).any(axis=1).sum())
         after = 0 if learned is not None else len(self.tokenizer.frame[1])
         cut = [side.cut(max_len, after) for side in sides]
         if learned is None:
             self.n_cut_tokens += int(over.sum())
             self.n_lost += int((over - max_len).sum())
             return cut, None
-        kept = learned.cut(max_len, 0)
-        had, has = _sums(learned, learned.flat), _sums(kept, kept.flat)
-        shortened = lengths[:, 0] > max_len
-        self.n_cut_tokens += int(had[shortened].sum())
-        self.n_lost += int((had - has)[shortened].sum())
+        kept = [flags.cut(max_len, 0) for flags in learned]
+        for flags, left, shortened in zip(learned, kept, (lengths > max_len).T, strict=True):
+            had, has = _sums(flags, flags.flat), _sums(left, left.flat)
+            self.n_cut_tokens += int(had[shortened].sum())
+            self.n_lost += int((had - has)[shortened].sum())
         return cut, kept
 
     def _complete(self) -> None:
@@ -449,10 +482,12 @@ class _Writing:
             report.notes.append(
                 f"{self.n_cut:,} of {counted(n, report.noun)} are longer than {max_len:,} tokens and "
                 f"are cut there: they lose {100 * report.lost:.0f}% of their "
-                f"{'answers' if report.noun == 'conversation' else 'tokens'}"
+                f"{'tokens' if self.making.train.talks is None else 'answers'}"
             )
         if self.n_answerless:
             report.notes.append(f"{self.n_answerless:,} whose prompt alone is longer than that are left out")
+        if self.n_equal:
+            report.notes.append(f"{self.n_equal:,} whose two answers are equal say nothing and are left out")
         longest, of_own = np.asarray(self.longest), np.asarray(self.of_own, dtype=np.bool_)
         for part, (where, lengths) in sorted(self.first_over.items()):
             of_part = longest[~of_own if part else of_own]
@@ -472,7 +507,7 @@ class _Writing:
 
     def _refuse_over_long(self, longest: npt.NDArray[np.uint32], first: str, lengths: Numbers) -> None:
         """Raise Refused when more than 1% of a source does not fit; `first` is the place of the first."""
-        max_len, total = self.making.max_len or 0, len(longest)
+        train, max_len, total = self.making.train, self.making.max_len or 0, len(longest)
         n_over = int((longest > max_len).sum())
         if n_over <= MAX_SKIPPED * total or self.making.too_long == "drop":
             return
@@ -482,7 +517,7 @@ class _Writing:
             f"{first}: {has} tokens, the limit is {max_len:,}; {n_over:,} of "
             f"{counted(total, self.report.noun)} ({100 * n_over / total:.1f}%, at most 1% may) are longer: "
             f"set --model.max-len to {enough:,}, or shorten them"
-            + (" (--data.too-long cut or drop)" if self.report.noun != "pair" else "")
+            + (" (--data.too-long cut or drop)" if train.talks is not None or train.has_classes else "")
         )
 
 
@@ -491,10 +526,10 @@ def _sums(rows: Ragged, values: npt.NDArray[Any]) -> Numbers:
     return np.add.reduceat(values.astype(np.int64), rows.starts[:-1]) if len(rows) else np.zeros(0, np.int64)
 
 
-def _saved(path: Path, numbers: array[int]) -> str:
+def _saved(path: Path, numbers: npt.NDArray[Any]) -> str:
     """Write numbers as a .npy file; gives the hash of its bytes."""
     with disk_faults_named(path):
-        np.save(path, np.asarray(numbers), allow_pickle=False)
+        np.save(path, numbers, allow_pickle=False)
     return _hash_of(path)
 
 

@@ -52,14 +52,15 @@ class Exchange(NamedTuple):
 
 
 def exchanges(conversations: Sequence[Conversation]) -> list[Exchange]:
-    """Return conversations up to their last answer."""
+    """Return conversations up to their last answer; of pairs of answers the chosen one."""
     found = []
     for one in conversations:
         said = json.loads(one.talk)
-        last = max(at for at, message in enumerate(said["messages"]) if message["role"] == "assistant")
-        bare = [{k: v for k, v in message.items() if k != "weight"} for message in said["messages"][:last]]
-        talk = Talk(said["messages"][: last + 1], said.get("tools"))
-        found.append(Exchange(one.where, bare, str(said["messages"][last].get("content") or ""), talk))
+        messages = said["messages"] + said.get("chosen", [])
+        last = max(at for at, message in enumerate(messages) if message["role"] == "assistant")
+        bare = [{k: v for k, v in message.items() if k != "weight"} for message in messages[:last]]
+        talk = Talk(messages[: last + 1], said.get("tools"))
+        found.append(Exchange(one.where, bare, str(messages[last].get("content") or ""), talk))
     return found
 
 

@@ -121,6 +121,11 @@ def plan_members(
     # The first one is prepared in full: it shows the vocabulary, the labels and the tokens of a step.
     with Report(is_first=True) as report:
         shared = prepare_task(chosen[0], RunFolder(out / members[0]), World(), report)
+    if shared.begin is not None:
+        raise Refused(
+            f"the task is {shared.name}, which goes on from a model that is there, and compare trains from "
+            "nothing; train each by itself (transom train --model.weights)"
+        )
     first = shared.config
     target = count(first, equal) if equal else 0
     same_step = {"batch.tokens": common.batch.tokens or shared.feed.tokens_per_step}

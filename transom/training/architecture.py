@@ -89,7 +89,7 @@ def model_config(
         rotary_rms = given.get("position", "rotary") == "rotary" and given.get("norm", "rms") == "rms"
         numbers["qk_norm"] = rotary_rms
     if kind in CELLS:
-        numbers.update(cell=kind, kind="decoder" if task == "lm" else "encoder-decoder")
+        numbers.update(cell=kind, kind=TASK_FACTS[task].members[0])
         numbers.update(n_heads=1, n_kv_heads=1, head_dim=dim, ffn_dim=dim)
     else:
         numbers["kind"] = kind
@@ -203,15 +203,19 @@ def phases(settings: TrainSettings, config: ModelConfig) -> dict[str, float | in
 
 
 def rates(
-    settings: OptimSettings, config: ModelConfig, pretrained: bool = False, lora: bool = False
+    settings: OptimSettings, config: ModelConfig, task: str, pretrained: bool = False, lora: bool = False
 ) -> Rates:
     """Return the peak learning rates: as given, else by the rule for the width, for pretrained weights, or
-    for adapters to them.
+    for adapters to them; of some tasks these are their own.
 
     One that is given alone moves the other with it: the matrices, where most of a model is, learn as much
     slower as was asked for.
     """
-    rule = default_rates(config, settings.name, pretrained, lora)
+    own = TASK_FACTS[task].rates
+    if own is not None and pretrained:
+        rule = Rates(own[lora], own[lora])
+    else:
+        rule = default_rates(config, settings.name, pretrained, lora)
     lr = settings.lr or rule.lr
     return Rates(lr=lr, matrix_lr=settings.matrix_lr or rule.matrix_lr * lr / rule.lr)
 
@@ -233,17 +237,19 @@ def by_evidence(settings: TrainSettings, n_examples: int | None) -> dict[str, fl
     by_rule: dict[str, float] = {} if texts is None else {"batch.texts": texts}
     if settings.recipe == "evidence" and all(settings.given().get(limit) is None for limit in LIMITS):
         most = MANY if n_examples is None else n_examples
-        by_rule["epochs"] = next(passes for least, passes in PASSES if most >= least)
+        often = TASK_FACTS[settings.task].passes or PASSES
+        by_rule["epochs"] = next(passes for least, passes in often if most >= least)
     return by_rule
 
 
 def texts_of_step(settings: TrainSettings, n_examples: int) -> int | None:
     """Return the examples of an optimizer step where they are counted: as asked for, else by rule for
-    conversations and fine-tuning; None where tokens are, as to embed, where pairs are others' negatives.
+    answers and fine-tuning; None where tokens are, as to embed, where pairs are others' negatives.
     """
     if settings.batch.texts is not None:
         return settings.batch.texts
-    counted = settings.task == "sft" or (settings.recipe == "evidence" and settings.task != "embed")
+    answers = TASK_FACTS[settings.task].verb == "chat"
+    counted = answers or (settings.recipe == "evidence" and settings.task != "embed")
     return TEXTS[n_examples >= MANY] if counted and settings.batch.tokens is None else None
 
 

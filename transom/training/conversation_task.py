@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,8 +21,11 @@ from ..checkpoint.hub import resolve
 from ..data.chat_template import ChatTemplate
 from ..data.examples import ConversationRows
 from ..data.packing import Conversations
+from ..data.prepare_examples import PreparedExamples
 from ..data.tokenizer import Tokenizer
 from ..errors import Refused
+from ..model.build import Model
+from ..model.config import ModelConfig
 from ..settings import TrainSettings
 from .architecture import texts_of_step
 from .example_tasks import AT_ONCE, eval_set, facts_of, first_model, preparation, prepared
@@ -34,9 +38,42 @@ from .sample import answered
 from .task import Task, Writes
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What a task needs that teaches a model to answer."""
+
+    tokenizer: Tokenizer
+    """With the template that the model will be asked by."""
+    config: ModelConfig
+    build: Callable[[int], Model]
+    pad_id: int
+    """What stands, unread, behind shorter rows."""
+    write: Writes | None
+    generation: dict[str, Any]
+
+
 def conversation_task(settings: TrainSettings, folder: RunFolder, world: World, report: Report) -> Task:
     """Answer as the assistant of conversations does, with a decoder. Raises `Refused`."""
     made = prepared(settings, folder, world, report)
+    answers = to_answer(settings, made)
+    n_texts = texts_of_step(settings, len(made.train)) or max(
+        1, round((settings.batch.tokens or 0) / float(made.train.tokens.lengths.mean()))
+    )
+    learned, held_out = (
+        Conversations(rows, n, settings.seed, pad_id=answers.pad_id, least_rows=least)
+        for rows, n, least in ((made.train, n_texts, world.size), (made.held_out, n_texts, 1))
+    )
+    return Task(
+        name="sft", unit="answer token", config=answers.config, tokenizer=answers.tokenizer,
+        data_hash=made.data_hash, feed=learned, eval_set=eval_set(held_out), build=answers.build,
+        baselines=answer_baselines(made.train, made.held_out, answers.tokenizer),
+        objective=partial(LanguageModelling, smoothing=settings.optim.label_smoothing or 0.0),
+        write=answers.write, facts=facts_of(made), generation=answers.generation,
+    )  # fmt: skip
+
+
+def to_answer(settings: TrainSettings, made: PreparedExamples[Any]) -> Answers:
+    """The model that learns to answer, a decoder, and what goes with it. Raises `Refused`."""
     template = preparation(settings.task, settings).template
     assert template is not None
     tokenizer = with_template(made.tokenizer, template)
@@ -47,21 +84,10 @@ def conversation_task(settings: TrainSettings, folder: RunFolder, world: World, 
             f"{settings.model.weights} is an {config.kind}, which cannot learn to answer; begin with a "
             "decoder, or let it classify or embed (--task)"
         )
-    n_texts = texts_of_step(settings, len(made.train)) or max(
-        1, round((settings.batch.tokens or 0) / float(made.train.tokens.lengths.mean()))
-    )
     pad = next((one for one in (config.pad_id, tokenizer.pad_id, config.eos_id) if one is not None), 0)
-    learned, held_out = (
-        Conversations(rows, n, settings.seed, pad_id=pad, least_rows=least)
-        for rows, n, least in ((made.train, n_texts, world.size), (made.held_out, n_texts, 1))
-    )
-    return Task(
-        name="sft", unit="answer token", config=config, tokenizer=tokenizer, data_hash=made.data_hash,
-        feed=learned, eval_set=eval_set(held_out), build=first,
-        baselines=answer_baselines(made.train, made.held_out, tokenizer),
-        objective=partial(LanguageModelling, smoothing=settings.optim.label_smoothing or 0.0),
-        write=_writes(settings, tokenizer, template, made.shown[0]),
-        facts=facts_of(made), generation=_generation(settings, tokenizer, template),
+    return Answers(
+        tokenizer, config, first, pad, _writes(settings, tokenizer, template, made.shown[0]),
+        _generation(settings, tokenizer, template),
     )  # fmt: skip
 
 
@@ -91,9 +117,10 @@ def _writes(
     """Let a model answer the prompt that was asked for, else the first conversation that is held out."""
     said: Sequence[Mapping[str, Any]] = [{"role": "user", "content": settings.prompt}]
     if settings.prompt is None:
-        talk = json.loads(shown)["messages"]
-        last = max(at for at, message in enumerate(talk) if message["role"] == "assistant")
-        said = talk[:last]
+        talk = json.loads(shown)
+        said = talk["messages"]
+        if "chosen" not in talk:
+            said = said[: max(at for at, message in enumerate(said) if message["role"] == "assistant")]
     elif not settings.prompt:
         return None
     asked = f"{said[-1]['content']}{ARROW}"

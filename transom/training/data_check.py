@@ -105,11 +105,14 @@ def check_data(settings: TrainSettings) -> DataCheck:
         settings = choose_task(settings, silent)
     if TASK_FACTS[settings.task].running:
         return _check_text(settings)
-    if settings.task == "sft" and not settings.model.weights:  # whose tokens they would be is not known
+    if (
+        TASK_FACTS[settings.task].verb == "chat" and not settings.model.weights
+    ):  # whose tokens they would be is not known
         limit = settings.model.max_len or NO_LIMIT
         settings = settings.with_({"data.tokenizer": "bytes", "model.max_len": limit})
     way = preparation(settings.task, settings)
-    way = dataclasses.replace(way, too_long=way.too_long or ("cut" if len(way.train.sides) == 1 else "drop"))
+    may_cut = way.train.talks is not None or way.train.has_classes
+    way = dataclasses.replace(way, too_long=way.too_long or ("cut" if may_cut else "drop"))
     with tempfile.TemporaryDirectory() as folder:
         made = way.once(Path(folder))
         found = _look(made.sources)
@@ -243,7 +246,8 @@ def _examples(settings: TrainSettings, made: PreparedExamples[Any]) -> list[list
     assert template is not None
     limit = made.report.max_len or NO_LIMIT
     first = itertools.islice(source.examples(), LOOKED_AT)
-    written = answer_rows(template, made.tokenizer, [source.talks(example)[0] for example in first])
+    talks = [talk for example in first for talk in source.talks(example)]  # of a pair both answers
+    written = answer_rows(template, made.tokenizer, talks)
     rows = [row for found in written if not isinstance(found, Refused) for row in found]
     longest = max(range(len(rows)), key=lambda at: len(rows[at].tokens))
     second = longest if len(rows[longest].tokens) > limit else 1  # one that is cut tells more

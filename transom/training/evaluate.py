@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from ..data.batches import Rows
 from ..data.examples import Order
 from ..data.masking import Masking
 from ..data.order import Windows
+from . import preference_score
 from .parallelism import World
 
 LEAST_BATCHES = 8
@@ -39,15 +40,31 @@ class Score:
     """Nats per token on every other batch, by which the best weights are chosen."""
     reporting: Score | None = None
     """The batches between those; None where there is one batch alone, and nothing can be chosen."""
+    sums: dict[str, float] = field(default_factory=dict)
+    """What the objective measures besides, summed over the targets."""
 
     @classmethod
-    def of(cls, total: float, n_targets: float, n_bytes: float) -> Score:
+    def of(
+        cls, measures: Sequence[str], total: float, n_targets: float, n_bytes: float, *sums: float
+    ) -> Score:
         """Make it of the sum of nats over so many targets, which write so many bytes."""
         bits = total / math.log(2) / n_bytes if n_bytes else None
-        return cls(total / max(1, n_targets), int(n_targets), bits)
+        named = dict(zip(measures, sums, strict=True))
+        return cls(total / max(1, n_targets), int(n_targets), bits, sums=named)
 
-    def to_dict(self) -> dict[str, float | int | None]:
-        return {"loss": self.loss, "tokens_scored": self.n_targets, "bits_per_byte": self.bits_per_byte}
+    @property
+    def says(self) -> str:
+        """What was measured besides, in words, behind what is said of the loss."""
+        return f"; {preference_score.in_words(self.sums, self.n_targets)}" if self.sums else ""
+
+    def to_dict(self) -> dict[str, Any]:
+        figures = preference_score.figures(self.sums, self.n_targets) if self.sums else {}
+        return {
+            "loss": self.loss,
+            "tokens_scored": self.n_targets,
+            "bits_per_byte": self.bits_per_byte,
+            **figures,
+        }
 
 
 class EvalSet:
@@ -95,26 +112,30 @@ def score(
 ) -> Score | None:
     """Score held-out windows, each on one rank; None when `give_up` said so in between (one process only)."""
     objective.eval()
-    # Nats, targets, bytes: of the batches that choose, and of the others.
-    sums, calls = [[0.0, 0, 0], [0.0, 0, 0]], 0
+    bare = getattr(objective, "module", objective)
+    measures = getattr(bare, "measures", ())
+    more = {"measured": True} if measures else {}
+    # Nats, targets, bytes and what else is measured: of the batches that choose, and of the others.
+    sums, calls = [[0.0] * (3 + len(measures)) for _ in range(2)], 0
     for index, batch in enumerate(scored):
         if index % world.size != world.rank:
             continue
-        half = sums[index % 2]
-        half[0] += objective(batch.to(world.device)).item()
-        half[1], half[2], calls = half[1] + batch.n_targets, half[2] + batch.n_bytes, calls + 1
+        nats, *rest = objective(batch.to(world.device), **more).reshape(-1).tolist()
+        found = (nats, batch.n_targets, batch.n_bytes, *rest)
+        sums[index % 2] = [a + b for a, b in zip(sums[index % 2], found, strict=True)]
+        calls += 1
         if world.size == 1 and give_up():
             objective.train()
             return None
     # Every rank makes the same number of calls, as FSDP needs: one that has no batch left scores no target.
     for _ in range(math.ceil(scored.n_batches / world.size) - calls):
-        objective(next(iter(scored)).to(world.device))  # what it gives is not counted
+        objective(next(iter(scored)).to(world.device), **more)  # what it gives is not counted
     objective.train()
     one, other = (world.sum(half) for half in sums)
-    whole = Score.of(*(a + b for a, b in zip(one, other, strict=True)))
+    whole = Score.of(measures, *(a + b for a, b in zip(one, other, strict=True)))
     if not other[1]:
         return whole
-    return replace(whole, choosing=Score.of(*one).loss, reporting=Score.of(*other))
+    return replace(whole, choosing=Score.of(measures, *one).loss, reporting=Score.of(measures, *other))
 
 
 MEANINGS = {
@@ -123,6 +144,7 @@ MEANINGS = {
     "class shares": "it has learned more than how frequent each class is",
     "uniform": "it has begun to learn what is frequent",
     "chance": "it tells texts that belong together from others",
+    "indifference": "it has moved towards the chosen answers from where it began",
 }
 """What it says to be below a baseline, the hardest first."""
 RISEN = 1.01
@@ -178,8 +200,9 @@ def verdict(
 def kept(best: Best, last: float, baselines: dict[str, float], learned: float | None) -> str:
     """Say what weights are worth that were kept since the `last` ones are worse, and what would help."""
     assert best.score.reporting is not None
+    chosen = best.score.reporting
     words = (
-        f"{verdict(best.score.reporting.loss, baselines)}; the weights are those of step {best.step:,}, "
+        f"{verdict(chosen.loss, baselines)}{chosen.says}; the weights are those of step {best.step:,}, "
         f"{best.passes:.2g} times through the data, and all later ones did worse"
     )
     if best.forgotten(last, learned):

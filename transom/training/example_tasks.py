@@ -22,6 +22,7 @@ from ..data.examples import Classification, Embedding, LabelledRows, Order, Pair
 from ..data.formats import named_fields
 from ..data.labelled import open_labelled
 from ..data.pairs import open_pairs
+from ..data.preferences import open_preferences
 from ..data.prepare_examples import Preparation, PreparedExamples
 from ..data.tokenizer import Tokenizer, tokenizer_named
 from ..errors import Refused
@@ -156,8 +157,8 @@ def _labelled(data: DataSettings) -> tuple[Any, Any]:
     return texts(data.source), None if data.validation is None else texts(data.validation)
 
 
-def _conversations(data: DataSettings) -> tuple[Any, Any]:
-    talks = partial(open_conversations, fields=named_fields(data.map), on_error=data.on_error)
+def _talks(open_talks: Callable[..., Any], data: DataSettings) -> tuple[Any, Any]:
+    talks = partial(open_talks, fields=named_fields(data.map), on_error=data.on_error)
     return talks(data.source), None if data.validation is None else talks(data.validation)
 
 
@@ -181,7 +182,8 @@ SOURCES: dict[str, Callable[[DataSettings], tuple[Any, Any]]] = {
     "translate": _pairs,
     "classify": _labelled,
     "embed": _pairs,
-    "sft": _conversations,
+    "sft": partial(_talks, open_conversations),
+    "preference": partial(_talks, open_preferences),
 }
 """What opens the examples of a task."""
 

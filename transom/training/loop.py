@@ -95,7 +95,7 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
         by_rule |= by_evidence(settings, task.facts.get("examples"))
         settings = settings.with_(by_rule)
         lora = settings.method == "lora"
-        peak_rates = rates(settings.optim, config, bool(settings.model.weights), lora)
+        peak_rates = rates(settings.optim, config, settings.task, bool(settings.model.weights), lora)
 
         # On what it runs, and from which checkpoint it goes on.
         choice = hardware.choose_dtype(position.dtype if checkpoint else settings.dtype)
@@ -114,12 +114,18 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
 
         # The model, what it minimises, and both spread over the ranks.
         model = task.build(settings.seed)
-        if checkpoint:
-            state.load_weights(checkpoint, model)
         hold_frozen(model, choice.dtype)
         model.to(world.device)
         model.checkpoint_activations = settings.batch.checkpoint_activations
         objective = task.objective(model, choice.dtype)
+        try:
+            with stopping.at_once():
+                if task.begin is not None:
+                    task.begin(objective, world)
+        except Interrupted:
+            return Run.of_nothing(folder.path, settings.prompt or "")
+        if checkpoint:
+            state.load_weights(checkpoint, model)
         share = max(1, feed.n_rows // world.size)
         micro = choose_micro_batch(objective, task, settings, position, share, hardware, world)
         settings, budget, expected = expect(

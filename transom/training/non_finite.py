@@ -25,7 +25,7 @@ from ..model.build import build
 from ..model.config import ModelConfig
 from . import state
 from .gradient import Gradient, step_seed
-from .objectives import Classification, Contrast, LanguageModelling
+from .objectives import Classification, Contrast, LanguageModelling, Preference
 from .parts import RunParts
 from .report import finite
 
@@ -118,7 +118,7 @@ def replay(bundle: Path) -> dict[str, Any]:
 
 
 _ABSENT = dict.fromkeys(("documents", "positions", "source_documents", "other_documents"))
-OBJECTIVES: dict[str, Any] = {"classify": Classification, "embed": Contrast}
+OBJECTIVES: dict[str, Any] = {"classify": Classification, "embed": Contrast, "preference": Preference}
 """By task; all others predict tokens. Weights of classes and smoothing are left out: they are finite."""
 
 

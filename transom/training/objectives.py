@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..model.build import Model
+from ..model.losses import IGNORE, sequence_losses
 
 
 class LanguageModelling(nn.Module):
@@ -112,6 +113,66 @@ class Contrast(nn.Module):
     def _vectors(self, tokens: Tensor, documents: Tensor | None) -> Tensor:
         hidden = self.model(tokens, documents=documents, dtype=self.dtype)
         return F.normalize(self.model.vectors(hidden, documents), dim=-1)  # type: ignore[union-attr]
+
+
+MEASURES = ("preferred", "margin", "likelier", "gained", "lost")
+"""Of pairs of answers: those whose margin is above 0; the nats of margin; those whose chosen answer is the
+likelier; those where it was not before the first step, and now is; those where it was, and now is not."""
+
+
+class Preference(nn.Module):
+    """Make the chosen of two answers likelier than the rejected one: forward(batch) -> the sum over pairs.
+
+    dpo: -log sigmoid(beta * (gain of the chosen - gain of the rejected)), where the gain of an answer is its
+    log-probability less that by the model as it was (Rafailov et al. 2023, eq. 7); `smoothing` is the chance
+    that a pair is the wrong way round (Mitchell 2023, cDPO). orpo, which needs no model beside it: the mean
+    -log p of the chosen answer's tokens - beta * log sigmoid(log odds(chosen) - log odds(rejected)), with
+    odds of the mean log-probabilities (Hong et al. 2024, eq. 6 and 7).
+
+    forward(batch, measured=True) -> the same, and beside it the sums that `measures` names.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        dtype: torch.dtype = torch.float32,
+        loss: str = "dpo",
+        beta: float = 0.1,
+        smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.model, self.dtype, self.kind, self.beta, self.smoothing = model, dtype, loss, beta, smoothing
+        self.measures = MEASURES if loss == "dpo" else MEASURES[:2]
+        """What is counted besides; without a model beside it nothing is known of before."""
+
+    def forward(self, batch: Any, *, measured: bool = False) -> Tensor:
+        said = self.logprobs(batch)
+        if self.kind == "orpo":
+            targets = batch.targets, batch.other_targets
+            said = said / torch.stack([(side != IGNORE).sum(1) for side in targets], dim=1)
+            odds = said - torch.log(-torch.expm1(said))
+            margin = odds[:, 0] - odds[:, 1]
+            losses = -said[:, 0] - self.beta * F.logsigmoid(margin)
+        else:
+            gain = said - batch.reference
+            margin = self.beta * (gain[:, 0] - gain[:, 1])
+            flipped = self.smoothing if self.training else 0.0
+            losses = -(1 - flipped) * F.logsigmoid(margin) - flipped * F.logsigmoid(-margin)
+        if not measured:
+            return losses.sum()
+        after, before = (side[:, 0] > side[:, 1] for side in (said, batch.reference))
+        sums = (margin > 0, margin, after, after & ~before, before & ~after)[: len(self.measures)]
+        return torch.stack([losses.sum(), *(one.sum() for one in sums)])
+
+    def logprobs(self, batch: Any) -> Tensor:
+        """The log-probabilities of both answers of each pair, in nats: (B, 2) float32."""
+        sides = ((batch.tokens, batch.targets), (batch.other_tokens, batch.other_targets))
+        return torch.stack([self._logprobs(*side) for side in sides], dim=1)
+
+    def _logprobs(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        model, hidden = self.model, self.model(tokens, dtype=self.dtype)
+        cap, bias = model.config.logit_softcap, model.head.bias
+        return -sequence_losses(model.head(hidden), model.output_weight, targets, cap, bias)  # type: ignore[arg-type]
 
 
 def no_negatives(texts: Tensor) -> Tensor:

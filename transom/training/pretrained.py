@@ -120,8 +120,11 @@ def has_new_head(settings: TrainSettings, config: ModelConfig) -> bool:
 
 
 def base_hash(settings: TrainSettings) -> str:
-    """Return what tells the weights that adapters go on from others; "" where all weights learn."""
-    if settings.method != "lora" or settings.model.weights is None:
+    """Return what tells from others the weights that adapters go on, or that gains are measured from (DPO);
+    "" where all weights learn, and nothing is compared with them.
+    """
+    compared = settings.task == "preference" and settings.preference.loss == "dpo"
+    if settings.model.weights is None or not (compared or settings.method == "lora"):
         return ""
     return fingerprint(resolve(settings.model.weights))
 

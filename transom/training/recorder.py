@@ -165,7 +165,8 @@ class Recorder:
         if score is None:  # a signal came: saving is more urgent
             return
         self.score = score
-        self.sentence = evaluate.verdict(score.loss, run.task.baselines, self.best, run.position.learned)
+        meaning = evaluate.verdict(score.loss, run.task.baselines, self.best, run.position.learned)
+        self.sentence = f"{meaning}{score.says}"
         if eval_set is self._along:
             self._lately, self._measured = score, run.position.step
         took = time.monotonic() - started

@@ -64,7 +64,7 @@ class Position:
     data_hash: str = ""
     tokenizer_hash: str = ""
     base_hash: str = ""
-    """Of the model that adapters go on; "" where all weights are in the checkpoint."""
+    """Of the model that adapters go on, or gains are measured from; "" for none."""
     settings: dict[str, Any] = field(default_factory=dict)
     """What the numbers of the run depend on, by dotted name."""
     versions: dict[str, str] = field(default_factory=dict)
@@ -230,8 +230,8 @@ def check_unchanged(
     """Refuse to resume a run as another one, naming what differs."""
     if position.base_hash != base_hash:
         raise Refused(
-            f"{settings.model.weights} does not hold the weights that this run began with, and its adapter "
-            "goes on those; bring them back, or start a new run with another --out"
+            f"{settings.model.weights} does not hold the weights that this run began with, which its adapter "
+            "goes on or its gains are measured from; bring them back, or start a new run with another --out"
         )
     if position.data_hash != data_hash:
         raise Refused(

@@ -1,7 +1,8 @@
 """What a run learns, as data: the batches of every step, the model, what it minimises, how it is measured.
 
 A task prepares these for the one loop, which knows none of them by name. Next tokens and masked tokens are in
-text_task, pairs of texts (translation, embedding) and classes in example_tasks. Read next: loop.
+text_task, pairs of texts (translation, embedding) and classes in example_tasks, answers in conversation_task
+and preference_task. Read next: loop.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ..data.tokenizer import Tokenizer
 from ..model.build import Model
 from ..model.config import ModelConfig
 from .evaluate import EvalSet
+from .parallelism import World
 
 
 class Feed(Protocol):
@@ -65,6 +67,8 @@ class Task:
     """The model before the first step, from a seed."""
     objective: Callable[[Model, torch.dtype], nn.Module]
     write: Writes | None
+    begin: Callable[[nn.Module, World], None] | None = None
+    """Takes from the objective, before the first step, what is kept of the model as it was."""
     divisor: float | None = None
     """What a step's summed loss is divided by to learn, where steps of one mean would weigh a target by how
     few share its step: the targets of a mean step. None: those of the step."""

@@ -50,6 +50,10 @@ class TaskFacts:
     """Whether a row may be as long as a context of many thousand tokens."""
     tokens: int | None = None
     """Of a step of examples where nobody says: of all sides, padding not counted."""
+    rates: tuple[float, float] | None = None
+    """Of AdamW from pretrained weights: all of them, and adapters beside them; None: those of every task."""
+    passes: tuple[tuple[int, float], ...] | None = None
+    """Of fine-tuning through at least so many examples; None: those of every task."""
     example_set: str | None = None
     """What is learned when no data is named; None: the standard library, as running text."""
     data: tuple[str, ...] = ()
@@ -59,6 +63,13 @@ class TaskFacts:
 def _python(*lines: str) -> str:
     return "\n".join(("```python", *lines, "```"))
 
+
+_CHAT = _python(
+    "from transformers import pipeline",
+    "",
+    'chat = pipeline("text-generation", "THIS_FOLDER")',
+    'print(chat([{"role": "user", "content": "Hello"}])[0]["generated_text"][-1]["content"])',
+)
 
 TASK_FACTS: dict[str, TaskFacts] = {
     "lm": TaskFacts(
@@ -118,15 +129,29 @@ TASK_FACTS: dict[str, TaskFacts] = {
             "A language model that answers",
             "text-generation",
             "transom chat THIS_FOLDER",
-            _python(
-                "from transformers import pipeline",
-                "",
-                'chat = pipeline("text-generation", "THIS_FOLDER")',
-                'print(chat([{"role": "user", "content": "Hello"}])[0]["generated_text"][-1]["content"])',
-            ),
+            _CHAT,
             "It answers in the manner of the conversations it learned from, and was not taught what is true: "
             "it invents\nfacts without a sign, and has the prejudices of its data and of the model it began "
             "as.",
+        ),
+    ),
+    "preference": TaskFacts(
+        does="prefer the better of two answers (preference)",
+        members=("decoder", *CELLS),
+        verb="chat",
+        frame="",
+        long=True,
+        rates=(5e-6, 5e-5),
+        passes=((2_000, 1.0), (0, 3.0)),
+        data=("validation", "too_long", "chat_template"),
+        card=CardWords(
+            "A language model that answers as people preferred",
+            "text-generation",
+            "transom chat THIS_FOLDER",
+            _CHAT,
+            "Of two answers it was taught which one somebody preferred, and nothing else: neither that it is "
+            "true nor that\nit is harmless. It can prefer what only looks better (longer, more polite), and "
+            "invents facts without a sign.",
         ),
     ),
     "translate": TaskFacts(

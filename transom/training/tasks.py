@@ -12,12 +12,13 @@ from ..data.formats import ELSEWHERE, named_fields
 from ..data.sources import open_source
 from ..data.task_guess import commands_for, guess_task, text_field_of_input
 from ..errors import Refused
-from ..settings import LIMITS, TrainSettings
+from ..settings import LIMITS, PreferenceSettings, TrainSettings
 from .architecture import member
 from .conversation_task import conversation_task
 from .example_tasks import classify_task, embed_task, translate_task
 from .folder import RunFolder
 from .parallelism import World
+from .preference_task import preference_task
 from .pretrained import adapters_suit, refuse_method
 from .report import Report
 from .task import Task
@@ -28,6 +29,7 @@ TASKS: dict[str, Callable[[TrainSettings, RunFolder, World, Report], Task]] = {
     "lm": text_task,
     "mlm": text_task,
     "sft": conversation_task,
+    "preference": preference_task,
     "translate": translate_task,
     "classify": classify_task,
     "embed": embed_task,
@@ -54,11 +56,6 @@ def choose_task(settings: TrainSettings, report: Report) -> TrainSettings:
         settings = settings.with_({"task": task})
     elif settings.task == "auto":
         task, why = guess_task(data.source, data.target, columns)
-        if task == "preference":
-            raise Refused(
-                f"{data.source}: preference pairs ({why}), which nothing here learns yet; to learn the "
-                "chosen answers alone: --task sft --map prompt=prompt --map completion=chosen"
-            )
         if task == "embed" and data.field is None:  # contrastive pairs: their first two columns
             settings = settings.with_({
                 "data.field": columns.get("anchor", "anchor"),
@@ -88,6 +85,8 @@ def choose_task(settings: TrainSettings, report: Report) -> TrainSettings:
                 f"--data.{name.replace('_', '-')} is set, but the task is {settings.task}; it is for "
                 f"{', '.join(tasks)}"
             )
+    if settings.preference != PreferenceSettings() and settings.task != "preference":
+        raise Refused(f"preference is set, but the task is {settings.task}; add --task preference")
     if not named and facts.example_set is not None:
         settings = settings.with_({"data.source": facts.example_set})
     small = any(settings.data.source == other.example_set for other in TASK_FACTS.values())
