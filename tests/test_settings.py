@@ -115,7 +115,7 @@ def test_nested_dotted_and_short_forms_say_the_same() -> None:
     assert nested == train({"model": ModelSettings(n_layers=2, kind="decoder"), "data": "notes/"})
 
 
-names = st.text(alphabet=st.characters(codec="utf-8"), max_size=20)
+names = st.text(alphabet=st.characters(codec="utf-8"), min_size=1, max_size=20)
 
 
 @given(

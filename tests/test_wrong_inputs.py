@@ -109,7 +109,7 @@ TRAIN = {
     "good.txt --batch.tokens 10": "batch.tokens is 10, less than one window of 32 tokens (model.max_len); give at least 32",
     "good.txt --model.n-heads 3 --model.n-kv-heads 2": "model: n_heads 3 is not a multiple of n_kv_heads 2",
     "good.txt --model.head-dim 7": "model: head_dim 7 is odd; rotary positions turn pairs of channels",
-    "good.txt --model.dim 100000000 --dtype float32": "this model would take 5,760,002,191.0 GB to train, one window of 32 tokens at a time (5,760,000,734.4 GB of it weights, gradients and optimizer), and N GB are free; choose a smaller --model.size, --model.dim or --model.max-len",
+    "good.txt --model.dim 100000000 --dtype float32": "this model would take 5,760,002,190.9 GB to train, one window of 32 tokens at a time (5,760,000,734.4 GB of it weights, gradients and optimizer), and N GB are free; choose a smaller --model.size, --model.dim or --model.max-len",
     "good.txt --device tpu": "device is 'tpu'; this machine has cpu",
     "good.txt --out tiny.txt": "tiny.txt is a file; --out names the folder of the run",
     "good.txt --out nowhere --resume": "nowhere holds no run to resume; leave out --resume to start one there",

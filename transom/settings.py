@@ -74,7 +74,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
-    @field_validator("*", mode="after")
+    @field_validator("*", mode="before")
     @classmethod
     def _utf8(cls, value: Any) -> Any:
         """Bytes of a command line that are no text could not be written down again."""

@@ -44,7 +44,8 @@ def perplexities(folder: Path, data: Path, dtype: str, n_tokens: int | None) -> 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_perplexity_is_that_of_transformers(smollm2: Path, shared_data: Path, dtype: str) -> None:
-    ours, theirs = perplexities(smollm2, shared_data, dtype, 512)
+    # Two ways to round to bfloat16 part by 0.002 over 512 tokens on a machine, 0.003 on another: chance.
+    ours, theirs = perplexities(smollm2, shared_data, dtype, 512 if dtype == "float32" else 2048)
     assert 10 < ours < 40 and abs(ours / theirs - 1) < (1e-3 if dtype == "float32" else 3e-3)
 
 
