@@ -20,7 +20,6 @@ import torch
 from ..data import cache
 from ..data.examples import Preferences
 from ..data.tokens import disk_faults_named
-from ..units import format_time
 from . import state
 from .objectives import Preference
 from .parallelism import World
@@ -48,7 +47,7 @@ def keep_reference(
         report("note", text=f"reference: what the model says of {n:,} pairs before it learns, taken once")
         said = {name: logprobs_of(objective, part, world) for name, part in parts.items()}
         world.on_rank_zero(lambda: _write(rows.parent, key, said))
-        report("note", text=f"reference: taken in {format_time(time.monotonic() - began)}")
+        report("note", text=f"reference: taken in {time.monotonic() - began:.1f} s")
     found = cache.found(rows.parent, key, _read)
     assert found is not None
     for name, part in parts.items():
