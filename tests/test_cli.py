@@ -227,6 +227,7 @@ def test_short_forms() -> None:
 def test_flags_reach_the_training_room_over_the_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from transom.evaluation import before_after
     from transom.training import loop
 
     seen = []
@@ -246,6 +247,7 @@ def test_flags_reach_the_training_room_over_the_file(
         return Done()
 
     monkeypatch.setattr(loop, "train", trains)
+    monkeypatch.setattr(before_after, "tuned", lambda run, *_: run)
     file = tmp_path / "run.toml"
     file.write_text('seed = 4\n[model]\ndim = 64\nsize = "mini"\n')
     line = "train notes/ --model gpt --model.n-layers 2 --model.size small --optim.lr 3e-4 --json"

@@ -80,8 +80,10 @@ class TunedRun:
 
 def tuned(run: Run, general: str | None = None, watch: Watch | None = None) -> Run | TunedRun:
     """Hold a run that has ended against what it began as, where both have the same job."""
+    if run.interrupted:
+        return run
     origin = origin_of(run.folder)
-    if run.interrupted or origin.settings.model.weights is None:
+    if origin.settings.model.weights is None:
         return run
     from ..checkpoint.huggingface import load_config
 
