@@ -129,7 +129,7 @@ EXAMPLES = {
     "two.tsv --data.validation third.tsv": "third.tsv:3: the label 'c' never occurs in two.tsv; it has a, b",
     "hole.tsv --task classify": "hole.tsv:7: the text is empty; fill it in or remove the line (or --data.on-error skip)",
     "two.tsv --task classify --data.label topic": "two.tsv:1: no column is named 'topic'; it has label, text; a table without a header takes column numbers from 1",
-    "two.tsv --task classify --model lstm": "model.kind is lstm, and an lstm cannot learn to classify; use --model encoder, or --task lm or sft or translate",
+    "two.tsv --task classify --model lstm": "model.kind is lstm, and an lstm cannot learn to classify; use --model encoder, or --task lm or sft or preference or translate",
     "two.tsv --task classify --model.weights hollow": "hollow/config.json: no such file; a model folder holds one",
     "two.tsv --task classify --data.validation-target x": "--data.validation-target is set, but the task is classify; it is for translate, embed",
     "good.txt --data.label x": "--data.label is set, but the task is lm; it is for classify",

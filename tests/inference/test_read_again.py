@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -88,11 +92,42 @@ def served_and_replayed(folder: Path, n_answers: int, n_tokens: int, beside: int
 THINGS = ("rain", "the moon", "a fox and a crow", "pancakes", "Lisbon", "steam engines", "bees", "old age")
 
 
-def test_a_real_model_says_again_what_was_served(smollm2: Path) -> None:
-    assert served_and_replayed(smollm2, 3, 24, beside=2) <= AGREES
+@pytest.fixture
+def rounds_alike(request: pytest.FixtureRequest) -> Callable[[], bool]:
+    """Whether a product's rows are rounded here as they are alone; if not, the test ran where they are.
+
+    oneDNN's AMX products of 576 by 1,536 round a few outputs by how many rows there are: 0.13 nats at the end
+    of SmolLM2. Without AMX, as the environment can tell oneDNN at its start, they do not.
+    """
+
+    def alike() -> bool:
+        generator = torch.Generator().manual_seed(0)
+        weight, rows = (torch.randn(n, 1536, generator=generator).bfloat16() for n in (576, 64))
+        whole = torch.nn.functional.linear(rows, weight)
+        if all(torch.equal(torch.nn.functional.linear(rows[:n], weight), whole[:n]) for n in range(1, 64)):
+            return True
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", request.node.nodeid]
+        assert "ONEDNN_MAX_CPU_ISA" not in os.environ
+        environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
+        ran = subprocess.run(
+            [*command, "-m", "slow or not slow"], cwd=request.config.rootpath, env=environment,
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert ran.returncode == 0 and "1 passed" in ran.stdout, ran.stdout
+        return False
+
+    return alike
+
+
+def test_a_real_model_says_again_what_was_served(smollm2: Path, rounds_alike: Callable[[], bool]) -> None:
+    if rounds_alike():
+        assert served_and_replayed(smollm2, 3, 24, beside=2) <= AGREES
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("beside", [0, 15])
-def test_fifty_answers_of_a_real_model_are_what_was_served(smollm2: Path, beside: int) -> None:
-    assert served_and_replayed(smollm2, 50, 200, beside) <= AGREES
+def test_fifty_answers_of_a_real_model_are_what_was_served(
+    smollm2: Path, beside: int, rounds_alike: Callable[[], bool]
+) -> None:
+    if rounds_alike():
+        assert served_and_replayed(smollm2, 50, 200, beside) <= AGREES

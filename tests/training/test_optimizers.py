@@ -66,7 +66,7 @@ RECURRENT = {"weight_ih_l0", "weight_hh_l0"}
 LOOKS_BACK = RECURRENT | {"bridge", "q_proj", "k_proj", "mix_proj"}
 TABLES = {"embed", "position_embed", "segment_embed"}
 MOVED_BY: dict[tuple[str, str, int], tuple[set[str], set[str]]] = {
-    ("decoder", "lm", 0): (GATED, {"embed"}),
+    **{("decoder", task, 0): (GATED, {"embed"}) for task in ("lm", "sft", "preference")},
     ("decoder", "lm", 4): (GATED, {"embed", "router"}),
     ("encoder", "mlm", 0): (PLAIN | {"dense"}, TABLES),
     ("encoder", "classify", 0): (PLAIN | {"dense"}, TABLES | {"out"}),
