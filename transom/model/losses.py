@@ -198,10 +198,12 @@ class _Gradients:
     def __init__(
         self, hidden: Tensor, weight: Tensor, bias: Tensor | None, learned: tuple[bool, bool, bool]
     ) -> None:
-        self.kind, wide = weight.dtype, {"dtype": torch.float32}
+        self.kind = weight.dtype
         self.hidden = torch.empty_like(hidden) if learned[0] else None
-        self.weight = torch.zeros_like(weight, **wide) if learned[1] else None
-        self.bias = torch.zeros_like(bias, **wide) if learned[2] and bias is not None else None
+        self.weight = torch.zeros_like(weight, dtype=torch.float32) if learned[1] else None
+        self.bias = None
+        if bias is not None and learned[2]:
+            self.bias = torch.zeros_like(bias, dtype=torch.float32)
 
     def add(self, run: slice, slopes: Tensor, part: Tensor, cast: Tensor) -> None:
         """Add what the slopes (rows, V) of a run say."""
