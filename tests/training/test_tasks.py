@@ -272,7 +272,7 @@ def test_given_weights_learn_from_windows_of_the_length_that_was_asked_for(tiny:
 
 def test_a_rate_that_is_given_alone_moves_the_matrices_too() -> None:
     config = model_config(ModelSettings(), 100)
-    rule = rates(OptimSettings(name="muon"), config)
-    slower = rates(OptimSettings(name="muon", lr=rule.lr / 4), config)
+    rule = rates(OptimSettings(name="muon"), config, "lm")
+    slower = rates(OptimSettings(name="muon", lr=rule.lr / 4), config, "lm")
     assert slower.matrix_lr == pytest.approx(rule.matrix_lr / 4)
-    assert rates(OptimSettings(name="muon", lr=1e-3, matrix_lr=2e-3), config).matrix_lr == 2e-3
+    assert rates(OptimSettings(name="muon", lr=1e-3, matrix_lr=2e-3), config, "lm").matrix_lr == 2e-3
