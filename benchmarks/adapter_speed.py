@@ -22,7 +22,7 @@ from transom.model.lora import Lora, adapted_layers, add_lora, linear_layers, na
 from transom.model.transformer import Transformer
 
 from .engine_speed import SMOL, TINY
-from .measure import tell
+from .measure import in_turns, median_ratio, tell
 
 N = 8
 KINDS = {"rank 8, q and v": (8, ("q_proj", "v_proj")), "rank 16, all": (16, ("all",))}
@@ -48,19 +48,12 @@ def main(arguments: list[str]) -> None:
             steps[f"{kind}: one, {n}"] = step_of(runner, ["a3"] * n)
     for kind, runner in runners.items():
         steps[f"{kind}: each its own, {N}"] = step_of(runner, [f"a{i}" for i in range(N)])
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(asked.rounds + 1):
-        for name, step in list(steps.items())[:: 1 - 2 * (turn % 2)]:
-            began = time.process_time()
-            step()
-            if turn:
-                seconds[name].append((time.process_time() - began) / STEPS)
+    seconds = in_turns(steps, asked.rounds, clock=time.process_time)
     lines, figures = [], {}
     for name, found in seconds.items():
         base = seconds[f"base, {name.rpartition(', ')[2]}"]
-        ratio = statistics.median(a / b for a, b in zip(found, base, strict=True))
-        figures[name] = {"ms": 1e3 * statistics.median(found), "of_base": ratio}
-        lines.append(f"{name:34} {figures[name]['ms']:6.1f} ms  {ratio:5.2f} of the base")
+        figures[name] = {"ms": 1e3 * statistics.median(found) / STEPS, "of_base": median_ratio(found, base)}
+        lines.append(f"{name:34} {figures[name]['ms']:6.1f} ms  {figures[name]['of_base']:5.2f} of the base")
     tell("adapter speed", lines, figures)
 
 

@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> None:
         peers: dict[str, Write] = {"transformers": of_transformers(folder), "Transom": of_transom(generator)}
         missing = llama_cpp_peer.missing()
         if not missing:
-            peers["llama.cpp"] = llama_cpp_peer.writer(folder, generator.model, max(BATCHES))
+            peers["llama.cpp"] = llama_cpp_peer.writer(folder, max(BATCHES))
         lines = [f"{model.n_parameters / 1e6:.0f}M parameters, {torch.get_num_threads()} threads, medians of"
                  f" {asked.rounds} rounds" + (f"; llama.cpp: {missing}" if missing else "")]  # fmt: skip
         figures: dict[str, Any] = {}

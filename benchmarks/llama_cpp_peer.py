@@ -1,6 +1,6 @@
 """llama.cpp as a contender, through llama-cpp-python, on a folder of a Llama written as GGUF in bfloat16.
 
-Neither package is a dependency: `missing` says what is not there. Greedy, all rows in one batch a step.
+It is no dependency: `missing` says that it is not there. Greedy, all rows in one batch a step.
 """
 
 from __future__ import annotations
@@ -12,38 +12,27 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
-from transom.model.build import Model
+from transom.checkpoint.gguf_writer import save_gguf
+from transom.checkpoint.huggingface import load_model
+from transom.data.tokenizer import Tokenizer
 
 LONGEST = 1024
 """Tokens that a row may come to hold."""
-NAMES = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-"""Weights of a layer: their names in a folder of transformers -> in GGUF."""
 
 
 def missing() -> str:
-    """Which package is not installed, in words; empty: all are."""
-    absent = [name for name in ("llama_cpp", "gguf") if find_spec(name) is None]
-    return f"not there ({', '.join(absent)} not installed)" if absent else ""
+    """That the package is not installed, in words; empty: it is."""
+    return "" if find_spec("llama_cpp") else "not there (llama_cpp not installed)"
 
 
-def writer(folder: Path, model: Model, rows: int) -> Callable[[list[list[int]], int], list[list[int]]]:
+def writer(folder: Path, rows: int) -> Callable[[list[list[int]], int], list[list[int]]]:
     """Writes greedily after at most `rows` prompts of one length, as `engine_speed.Write`."""
     import llama_cpp as llama
 
     path = folder / "model.gguf"
-    convert(folder, path, model)
+    model, tokenizer = load_model(folder), Tokenizer.load(folder)
+    save_gguf(path, model, tokenizer, {}, dtype="bf16", name="peer")
     llama.llama_backend_init()
     handle = llama.llama_model_load_from_file(str(path).encode(), llama.llama_model_default_params())
     limits: Any = llama.llama_context_default_params()
@@ -85,55 +74,3 @@ def writer(folder: Path, model: Model, rows: int) -> Callable[[list[list[int]], 
         return made
 
     return write
-
-
-def convert(folder: Path, path: Path, model: Model) -> None:
-    """Write a folder of a Llama as a GGUF file without a vocabulary: bfloat16, norms in float32."""
-    import gguf
-
-    config = model.config
-    file = gguf.GGUFWriter(path, "llama")
-    file.add_block_count(config.n_layers)
-    file.add_context_length(config.max_len)
-    file.add_embedding_length(config.dim)
-    file.add_feed_forward_length(config.ffn_dim)
-    file.add_head_count(config.n_heads)
-    file.add_head_count_kv(config.n_kv_heads)
-    file.add_key_length(config.head_dim)
-    file.add_value_length(config.head_dim)
-    file.add_rope_dimension_count(config.head_dim)
-    file.add_rope_freq_base(config.rope_theta)
-    file.add_layer_norm_rms_eps(config.norm_eps)
-    file.add_vocab_size(config.vocab_size)
-    file.add_tokenizer_model("no_vocab")
-    file.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
-    for part in sorted(folder.glob("*.safetensors")):
-        for name, weight in load_file(part).items():
-            heads = {"q_proj": config.n_heads, "k_proj": config.n_kv_heads}.get(name.split(".")[-2])
-            _add(file, gguf, _name(name), weight if heads is None else _interleaved(weight, heads))
-    file.write_header_to_file()
-    file.write_kv_data_to_file()
-    file.write_tensors_to_file()
-    file.close()
-
-
-def _name(name: str) -> str:
-    whole = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight",
-             "lm_head.weight": "output.weight"}  # fmt: skip
-    if name in whole:
-        return whole[name]
-    _, _, layer, rest = name.split(".", 3)
-    return f"blk.{layer}.{NAMES[rest.removesuffix('.weight')]}.weight"
-
-
-def _interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows of queries and keys in the order of llama.cpp's rotary positions: pairs side by side."""
-    return weight.view(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
-
-
-def _add(file: Any, gguf: Any, name: str, weight: torch.Tensor) -> None:
-    if weight.ndim == 1:
-        file.add_tensor(name, weight.float().numpy())
-        return
-    raw = weight.to(torch.bfloat16).contiguous().view(torch.uint8).numpy()
-    file.add_tensor(name, raw, raw_dtype=gguf.GGMLQuantizationType.BF16)

@@ -18,21 +18,25 @@ DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def in_turns(
-    contenders: dict[str, Callable[[], Any]], rounds: int, warmups: int = 1
+    contenders: dict[str, Callable[[], Any]],
+    rounds: int,
+    warmups: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of each call, contenders one after the other in every round, so that drift meets all alike.
 
-    Every other round goes backwards, so that nobody always comes after the same one.
+    Every other round goes backwards, so that nobody always comes after the same one. clock: of the wall, or
+    `time.process_time` where others are at work.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for round_number in range(rounds + warmups):
         for name, run in list(contenders.items())[:: 1 - 2 * (round_number % 2)]:
-            started = time.perf_counter()
+            started = clock()
             run()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if round_number >= warmups:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(clock() - started)
     return seconds
 
 
