@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from transom.model.config import ModelConfig
+from transom.model.layers import Linear
 from transom.model.lora import (
     Lora,
+    LoraLinear,
     adapted_layers,
     add_lora,
     frozen_matrices,
@@ -80,6 +82,30 @@ def test_the_change_is_what_the_paper_says() -> None:
         scale = lora.alpha / (math.sqrt(lora.rank) if lora.rslora else lora.rank)
         wanted = x @ layer.weight.T + layer.bias + scale * (x @ layer.lora_A.T @ layer.lora_B.T)
         torch.testing.assert_close(layer(x), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+def test_both_products_in_one_have_the_gradients_of_their_sum(dtype: torch.dtype, bias: bool) -> None:
+    """Against float64 of the same numbers: no further off than what is rounded to."""
+    generator = torch.Generator().manual_seed(0)
+    base = Linear(48, 40, bias=bias)
+    for weight in base.parameters():
+        torch.nn.init.normal_(weight, std=0.3, generator=generator)
+    layer = LoraLinear(base, Lora(4, 8.0)).to(dtype).train()
+    for thin in (layer.lora_A, layer.lora_B):
+        torch.nn.init.normal_(thin, std=0.3, generator=generator)
+    x, pull = (torch.randn(3, 5, n, generator=generator).to(dtype) for n in (48, 40))
+    learned = [x.requires_grad_(), *layer.parameters()]
+    ours = layer(x), *torch.autograd.grad(layer(x), learned, pull)
+    wide = [one.detach().double().requires_grad_() for one in learned]
+    named = dict(zip(["x", *dict(layer.named_parameters())], wide, strict=True))
+    own = torch.nn.functional.linear(named["x"], named["weight"], named.get("bias"))
+    wanted = own + 2.0 * named["x"] @ named["lora_A"].T @ named["lora_B"].T
+    for one, other in zip(ours, (wanted, *torch.autograd.grad(wanted, wide, pull.double())), strict=True):
+        assert one.dtype == dtype
+        off = (one.double() - other).abs().max() / other.abs().max()
+        assert off < {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 0.012}[dtype]
 
 
 def test_only_adapters_and_a_new_head_learn_and_frozen_weights_get_no_gradient() -> None:

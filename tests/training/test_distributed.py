@@ -162,6 +162,28 @@ def test_two_ranks_learn_the_answers_that_one_does(tiny: Tiny, tmp_path: Path, k
 
 
 @pytest.mark.heavy
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_two_ranks_learn_the_preferences_that_one_does(tiny: Tiny, tmp_path: Path, kind: str) -> None:
+    """DPO with steps of seven pairs, four on one rank and three on the other: the reference is shared too."""
+    source = tmp_path / "preferences.jsonl"
+    rows = [{"prompt": f"Say {n}", "chosen": "ab " * (1 + n % 9), "rejected": f"No, {'c' * (n % 5)}!"}
+            for n in range(60)]  # fmt: skip
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = dict(data__source=str(source), data__cache=None, steps=6, batch__tokens=None, batch__texts=7,
+                    model__max_len=64, eval_every=3, prompt="", optim__lr=1e-3)  # fmt: skip
+    alone = train(tiny(**settings, out=str(tmp_path / "one")))
+    assert alone.task == "preference"
+    both, _ = two_ranks(tiny(**settings, out=str(tmp_path / "two"), parallel=kind))
+    together = result(both[0])
+    for event in ("step", "held_out"):
+        assert losses(together["events"], event) == pytest.approx(losses(alone.metrics, event), abs=1e-5)
+    one, two = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-5)
+
+
+@pytest.mark.heavy
 def test_sharded_ranks_resume_with_the_same_bits_and_one_process_goes_on(tiny: Tiny, tmp_path: Path) -> None:
     settings = {"steps": 6, "save_every": 3, "keep": 9, "model__dropout": 0.1, "parallel": "fsdp"}
     whole = result(two_ranks(tiny(**settings, out=str(tmp_path / "whole")))[0][0])

