@@ -642,8 +642,7 @@ def _trained(settings: TrainSettings, general: str | None, json: bool) -> int:
     with _answer(json) as show:
         run = run_training(settings)
         if os.environ.get("RANK", "0") == "0":
-            ended = examined(run)
-            show(tuned(run, general, Progress(sys.stderr)) if ended is run else ended)
+            show(tuned(examined(run), general, Progress(sys.stderr)))
     return INTERRUPTED if run.interrupted else 0
 
 

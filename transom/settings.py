@@ -334,6 +334,15 @@ class BatchSettings(Settings):
     """Keep less in memory and compute it again in the backward pass."""
 
 
+class CardSettings(Settings):
+    license: str | None = None
+    """The licence of the data, as its source states it."""
+    use: str | None = None
+    """What the model is meant for."""
+    not_for: str | None = None
+    """What it must not be used for, such as "diagnosis or treatment"; nothing is guessed from the data."""
+
+
 class TrainSettings(Settings):
     """Everything that `transom train` can be told."""
 
@@ -395,6 +404,7 @@ class TrainSettings(Settings):
         PreferenceSettings()
     )
     batch: Annotated[BatchSettings, Parameter(group=Group("Batch", sort_key=4))] = BatchSettings()
+    card: Annotated[CardSettings, Parameter(group=Group("Model card", sort_key=8))] = CardSettings()
 
     @model_validator(mode="before")
     @classmethod
@@ -429,7 +439,7 @@ FREE_ON_RESUME = frozenset(
         "parallel",
         "log",
     )
-    + ("data.cache",)
+    + ("data.cache", "card.license", "card.use", "card.not_for")
 )
 # What a bare value of a section means: `--model gpt`, `--data notes/`, model="gpt" in Python.
 SHORT = {"data": "source", "model": "kind", "optim": "name"}

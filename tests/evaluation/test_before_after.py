@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import transom
 from tests.evaluation.members import BYTES, write_model
+from tests.evaluation.test_against import ENCODER, KINDS, LABELS
 from transom import __main__ as door
 from transom.checkpoint.folder import verify
 from transom.data.tokenizer import Tokenizer
 from transom.errors import Refused
 from transom.evaluation import against, answers
-from transom.evaluation.before_after import HEADING, before_after
+from transom.evaluation.against import preference_measures
+from transom.evaluation.before_after import HEADING, HEADING_CHEAP, before_after
 from transom.evaluation.page import write_page
 from transom.evaluation.paired import Comparison, Example, Measure
 from transom.intervals import Estimate
+from transom.training.report import history
 
 TURNS = """{%- for message in messages %}{{ message.role + ': ' + message.content }}
 {%- if message.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}
@@ -102,3 +106,108 @@ def test_a_page_of_many_examples_shows_the_worst_and_some_of_the_best(tmp_path: 
         and "<i>" not in page.partition("<main")[2].replace("<i></i>", "")
         and "(nothing)" in page
     )
+
+
+# --- every other task
+
+
+def test_of_pairs_of_answers_it_tells_how_many_are_rewarded(tuned: Path, tmp_path: Path) -> None:
+    """The held-out pairs one by one, by the objective's own sums: DPO's reward accuracy and margin."""
+    rows = [
+        {
+            "prompt": f"What is {i} and {i}?",
+            "chosen": f"It is {2 * i}, madam.",
+            "rejected": f"{2 * i}, you {i}",
+        }
+        for i in range(60)
+    ]
+    data, run = tmp_path / "pairs.jsonl", tmp_path / "run"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    general = str(tuned.parent / "general.txt")
+    finish(data, tuned.parent / "base", run, "--task", "preference", "--data.val-fraction", "0.5",
+           "--batch.texts", "8", "--optim.lr", "3e-3", "--general", general)  # fmt: skip
+    told = json.loads((run / "before_after.json").read_text())
+    rewarded, lead, likelier = told["measures"][:3]
+    assert rewarded["name"] == "rewards the chosen answer" and rewarded["before"]["value"] == 50
+    assert told["verdict"] == rewarded["verdict"] and rewarded["n"] == rewarded["wins"] + rewarded["losses"]
+    ended = json.loads((run / "ledger.json").read_text())
+    held_out = [event for event in history(run / "metrics.jsonl") if event["event"] == "held_out"][-1]
+    assert held_out["tokens_scored"] == rewarded["n"] > 15
+    assert rewarded["after"]["value"] == pytest.approx(100 * held_out["accuracy"]["value"])
+    assert 0.1 * lead["difference"]["value"] == pytest.approx(held_out["margin"], abs=1e-3)
+    assert likelier["difference"]["value"] == pytest.approx(100 * held_out["likelier_gain"]["value"])
+    assert ended["task"] == "preference" and "nats ahead of the rejected" in told["examples"][0]["before"]
+    again = transom.evaluate(run, against=run, test=str(data))
+    assert again.verdict == "no measurable improvement" and again.measures[0].after.value == 50
+
+
+def test_a_preference_that_may_be_chance_is_called_so() -> None:
+    lead = np.random.default_rng(0).normal(size=40)
+    up = preference_measures(lead + 1.0, lead)
+    assert up[0].verdict == "better" and up[0].after.value == 100 and up[1].difference.value == 1.0
+    mixed = preference_measures(lead + np.tile([1.0, -1.0, 1.0, 1.0, -1.0], 8), lead)
+    assert mixed[0].verdict == "no measurable improvement" and mixed[0].after.value == 60
+    down = preference_measures(lead - 1.0, lead)
+    assert down[0].verdict == "harmed" and down[0].sentence.startswith(
+        "harmed: rewards the chosen answer 0.0%"
+    )
+
+
+def test_weights_with_a_new_head_stand_beside_something_cheap(tmp_path: Path) -> None:
+    """Their base cannot do this: the report says so, and none is called harmed. Then the same again."""
+    base = write_model(tmp_path / "base", **ENCODER)
+    rows = [f"the {('grass is green', 'sea is salt', 'sky is blue')[i % 3]} {i}" for i in range(90)]
+    data = tmp_path / "classes.tsv"
+    data.write_text("text\tlabel\n" + "".join(f"{row}\t{LABELS[i % 3]}\n" for i, row in enumerate(rows)))
+    asked = ("--data.val-fraction", "0.4", "--card.not-for", "diagnosis [or] treatment")
+    run, again = tmp_path / "run", tmp_path / "again"
+    finish(data, base, run, *asked)
+    told = json.loads((run / "before_after.json").read_text())
+    assert told["measures"][0]["name"] == "accuracy" and "TF-IDF" in told["against"]
+    assert "could not do this before" in told["notes"][0] and told["measures"][0]["verdict"] == "worse"
+    page = (run / "report.html").read_text()
+    assert "the worst first" in page and "cheap" in page and "harmed</b>" not in page
+    card = (run / "model" / "README.md").read_text()
+    assert HEADING_CHEAP in card and "| accuracy | " in card and HEADING not in card
+    assert "must not be used for: diagnosis \\[or\\] treatment.**" in card
+    finish(data, run, again, *asked)
+    told = json.loads((again / "before_after.json").read_text())
+    assert told["against"] == str(run) and told["measures"][0]["verdict"] != "worse"
+    assert HEADING in (again / "model" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("kind", "task", "first"),
+    [("translator", "translate", "BLEU"), ("embedder", "embed", "recall@1"), ("masks", "embed", "recall@1"),
+     ("decoder", "lm", "nats per token")],
+)  # fmt: skip
+def test_every_other_task_ends_beside_what_it_began_as(
+    kind: str, task: str, first: str, tmp_path: Path
+) -> None:
+    base = write_model(tmp_path / "base", **KINDS[kind])
+    data, run = tmp_path / ("text.txt" if task == "lm" else "pairs.tsv"), tmp_path / "run"
+    said = "the ship went over a wide green sea and the wind blew salt"
+    texts = [f"{said[i % 7 : i % 7 + 33]} {i}" for i in range(60)]
+    if task == "lm":
+        data.write_text("\n<|endoftext|>\n".join(texts * 2))
+    else:
+        data.write_text("source\ttarget\n" + "".join(f"{text}\t{text.upper()}\n" for text in texts))
+    finish(data, base, run, "--task", task, "--data.val-fraction", "0.4")
+    told = json.loads((run / "before_after.json").read_text())
+    names = [measure["name"] for measure in told["measures"]]
+    assert names[0] == first and told["task"] == task
+    assert told["examples"] or kind == "translator"  # whose answers are the same
+    assert ("TF-IDF of words" in told["against"]) == (kind == "masks")
+    if task == "lm":
+        assert "general text: nats per token" in names and "tokens written/s" in names
+    assert "Did it help?" in (run / "report.html").read_text()
+
+
+def finish(data: Path, base: Path, run: Path, *more: str) -> None:
+    """Fine-tune for a few steps on the command line."""
+    words = ["train", str(data), "--model.weights", str(base), "--out", str(run), *more]
+    words += [word for name, value in QUICK.items() for word in (f"--{name}", str(value))]
+    with pytest.MonkeyPatch.context() as here:
+        here.setattr(against, "WRITTEN", 8)
+        here.setattr(answers, "MAX_TOKENS", 12)
+        assert door.run(words) == 0

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint.hub import name_of
+from ..data.labelled import Labelled
 from ..data.pairs import Pair
 from ..errors import Refused
 from ..inference.classifier import Classifier
@@ -39,7 +40,7 @@ from .perplexity import (
     token_perplexity,
 )
 from .recall import Found, find_partners
-from .test_set import Origin, asks, examples, origin_of, texts
+from .test_set import Origin, asks, evenly, examples, origin_of, texts
 from .translation import bleu_counts, bleu_of, chrf_counts, chrf_of, exactly, has_bleu
 
 HAS_ONE_ANSWER = 0.5
@@ -47,6 +48,10 @@ HAS_ONE_ANSWER = 0.5
 SMALLEST = 1e-12
 """Probabilities are taken to be at least this before their logarithm."""
 EXACT = Estimate(0.0, 0.0, 0.0)
+REWARDS = (
+    "a pair is rewarded where the lead of the chosen answer over the rejected one has grown; a model that "
+    "did not change is at 50%"
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class Both:
     test_target: str | None = None
     beam: int = 4
     limit: int | None = None
-    """About so many characters of running text or of conversations, spread evenly."""
+    """About so many characters of running text, of conversations or of pairs to translate, spread evenly."""
     watch: Watch | None = None
 
     @classmethod
@@ -89,16 +94,26 @@ def answers_of_both(both: Both) -> Comparison:
     """Compare language models on the answers of conversations, given and written anew."""
     found, name = examples("chat", both.origins, both.test)
     asked, pair = within(exchanges(found), both.limit), answerers(both.pair)
-    written = [one.rows(asked) for one in pair]
-    kept = [i for i in range(len(asked)) if written[0][i] is not None and written[1][i] is not None]
+    others = [one.other for one in asked if one.other is not None]
+    sides = [[one.talk for one in asked], *[others] * bool(others)]
+    written = [[one.rows(talks) for talks in sides] for one in pair]
+    kept = [i for i in range(len(asked)) if all(rows[i] is not None for own in written for rows in own)]
     if not kept:
         raise Refused(f"{name}: no conversation that both models read whole; their limit is max_len")
     left = len(asked) - len(kept)
     asked = [asked[i] for i in kept]
-    now, before = (
-        one.score(asked, [rows[i] or [] for i in kept], model=called, test=name, watch=both.watch)
-        for one, rows, called in zip(pair, written, both.names, strict=True)
+    (now, *others_now), (before, *others_before) = (
+        [
+            one.score(asked, [rows[i] or [] for i in kept], model=called, test=name, watch=both.watch)
+            for rows in own
+        ]
+        for one, own, called in zip(pair, written, both.names, strict=True)
     )
+    leads = [
+        other.rows[:, 0] - chosen.rows[:, 0]
+        for chosen, rejected in ((now, others_now), (before, others_before))
+        for other in rejected
+    ]
     n = min(WRITTEN, len(asked))
     sample = [i * len(asked) // n for i in range(n)]
     ours, theirs = (one.write([asked[i] for i in sample]) for one in pair)
@@ -108,21 +123,46 @@ def answers_of_both(both: Both) -> Comparison:
     ends, ended = (np.array([one.finish_reason == "stop" for one in side]) for side in (ours, theirs))
     same = [one.tokens for one in ours] == [one.tokens for one in theirs]
     measures = (
+        *(preference_measures(*leads) if leads else ()),
         *text_measures(now, before),
         replace(_score("chrF to the answer", chrf, chrf_before, chrf_of, nearer), of=of),
         replace(_more_often("ends by itself", ends, ended, same), of=of),
     )  # fmt: skip
-    fall = (before.rows[:, 0] - now.rows[:, 0]) / now.rows[:, 1]
+    gain = leads[0] - leads[1] if leads else (before.rows[:, 0] - now.rows[:, 0]) / now.rows[:, 1]
+    led = [[f"{lead[i]:+.1f} nats ahead of the rejected answer\n" for i in sample] for lead in leads]
+    led = led or [[""] * n, [""] * n]
     compared = worst_first([
-        Example(asked[i].where, asked[i].asked, asked[i].wanted, _written(theirs[n]), _written(ours[n]),
-                float(fall[i]))
+        Example(asked[i].where, asked[i].asked, asked[i].wanted, f"{led[1][n]}{_written(theirs[n])}",
+                f"{led[0][n]}{_written(ours[n])}", float(gain[i]))
         for n, i in enumerate(sample)
     ])  # fmt: skip
     notes = _same_tokens(now, before)
+    if leads:
+        notes = (*notes, REWARDS)
     if left:
         whole = f"{left:,} of {len(kept) + left:,} conversations"
         notes = (*notes, f"{whole} are too long for one of the two, and left out")
-    return Comparison("sft", *both.names, name, measures, compared, notes)
+    task = "preference" if leads else "sft"
+    return Comparison(task, *both.names, name, measures, compared, notes)
+
+
+def preference_measures(now: Rows, before: Rows) -> tuple[Measure, ...]:
+    """Return what two models say of n pairs, by how many nats (n,) each finds the chosen answer likelier.
+
+    A pair is rewarded where that lead has grown (DPO's implicit reward), so the other model, held against
+    itself, rewards half of them.
+    """
+    gain, n = now - before, len(now)
+    (wins, losses), same = wins_and_losses(gain), not gain.any()
+    rewarded = Estimate(50.0, 50.0, 50.0) if same else share(wins, n).times(100)
+    half = Estimate(50.0, 50.0, 50.0)
+    return (
+        Measure("rewards the chosen answer", "points", half, rewarded, rewarded.plus(-50), n, "pairs",
+                wins=wins, losses=losses, suffix="%"),
+        Measure("lead of the chosen answer", "nats", student(before), student(now), student(gain), n, "pairs",
+                wins=wins, losses=losses, digits=2, repeats=True),
+        replace(_more_often("finds the chosen likelier", now > 0, before > 0, same), of="pairs"),
+    )  # fmt: skip
 
 
 def _written(one: Completion) -> str:
@@ -187,13 +227,20 @@ def classes_of_both(both: Both) -> Comparison:
             raise Refused(f"{called} does not know the class '{min(unknown)}' of {name}; it knows "
                           f"{', '.join(loaded.labels[:8])}")  # fmt: skip
     labels += [label for label in both.pair[1].labels if label not in labels]
-    wanted = indices(labels, [item.label for item in labelled])
     asked, cut = [item.text for item in labelled], both.origins[0].settings.data.too_long == "cut"
     now, before = (
         np.array([[answer.probabilities.get(label, 0.0) for label in labels]
                   for answer in loaded.classify(asked, cut=cut)])
         for loaded in both.pair
     )  # fmt: skip
+    return Comparison("classify", *both.names, name, *compare_classes(labelled, labels, now, before))
+
+
+def compare_classes(
+    labelled: Sequence[Labelled], labels: Sequence[str], now: Rows, before: Rows
+) -> tuple[tuple[Measure, ...], tuple[Example, ...]]:
+    """Compare the probabilities (N, C) that two classifiers give to labelled texts."""
+    wanted = indices(labels, [item.label for item in labelled])
     guess, guess_before = now.argmax(axis=1), before.argmax(axis=1)
     one, other = (f1_rows(wanted, guesses, len(labels)) for guesses in (guess, guess_before))
     places = np.arange(len(wanted))
@@ -217,12 +264,13 @@ def classes_of_both(both: Both) -> Comparison:
                 float(loss_before[i] - loss[i]))
         for i, item in enumerate(labelled)
     ])  # fmt: skip
-    return Comparison("classify", *both.names, name, measures, compared)
+    return measures, compared
 
 
 def translations_of_both(both: Both) -> Comparison:
     """Compare translators on pairs."""
     pairs, name = examples("translate", both.origins, both.test, both.test_target)
+    pairs = evenly(pairs, sum(len(pair.source) + len(pair.target) for pair in pairs), both.limit)
     sources, wanted = [item.source for item in pairs], [item.target for item in pairs]
     found = [loaded.translate(sources, beam=both.beam) for loaded in both.pair]
     now, before = ([answer.text for answer in answers] for answers in found)

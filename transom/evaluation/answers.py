@@ -16,11 +16,13 @@ import numpy as np
 from ..data.answer_rows import AnswerRow, Talk, answer_rows
 from ..data.chat_template import ChatTemplate, template_to_learn
 from ..data.conversations import Conversation
+from ..data.preferences import SIDES, both_talks
 from ..errors import Refused
 from ..inference.generator import Generator
 from ..inference.request import Completion
 from .likelihood import Row, Watch, likelihoods
 from .perplexity import TextScore
+from .test_set import evenly
 
 WRITTEN = 32
 """Conversations whose last answer is written anew, spread evenly."""
@@ -38,6 +40,8 @@ class Exchange(NamedTuple):
     wanted: str
     """The last answer."""
     talk: Talk
+    other: Talk | None = None
+    """Of a pair of answers: the conversation with the rejected one."""
 
     @property
     def asked(self) -> str:
@@ -55,20 +59,22 @@ def exchanges(conversations: Sequence[Conversation]) -> list[Exchange]:
     """Return conversations up to their last answer; of pairs of answers the chosen one."""
     found = []
     for one in conversations:
-        said = json.loads(one.talk)
-        messages = said["messages"] + said.get("chosen", [])
+        said, other = json.loads(one.talk), None
+        messages = said["messages"]
+        if SIDES[0] in said:
+            chosen, other = both_talks(one)
+            messages = list(chosen.messages)
         last = max(at for at, message in enumerate(messages) if message["role"] == "assistant")
         bare = [{k: v for k, v in message.items() if k != "weight"} for message in messages[:last]]
         talk = Talk(messages[: last + 1], said.get("tools"))
-        found.append(Exchange(one.where, bare, str(messages[last].get("content") or ""), talk))
+        found.append(Exchange(one.where, bare, str(messages[last].get("content") or ""), talk, other))
     return found
 
 
 def within(asked: Sequence[Exchange], limit: int | None) -> list[Exchange]:
     """Return as many conversations, spread evenly, as have about `limit` characters; None: all."""
     total = sum(len(one.wanted) + sum(len(str(m.get("content"))) for m in one.messages) for one in asked)
-    n = len(asked) if limit is None or total <= limit else max(1, len(asked) * limit // total)
-    return [asked[i * len(asked) // n] for i in range(n)]
+    return evenly(asked, total, limit)
 
 
 class Answerer:
@@ -81,9 +87,9 @@ class Answerer:
         ends = [*loaded.eos_ids, *self.template.end_ids(loaded.tokenizer)]
         self.loaded = Generator(loaded.model, loaded.tokenizer, eos_ids=ends)
 
-    def rows(self, asked: Sequence[Exchange]) -> list[list[AnswerRow] | None]:
+    def rows(self, talks: Sequence[Talk]) -> list[list[AnswerRow] | None]:
         """Write conversations as rows of tokens; None for one that cannot be written or is too long."""
-        written = answer_rows(self.template, self.loaded.tokenizer, [one.talk for one in asked])
+        written = answer_rows(self.template, self.loaded.tokenizer, talks)
         longest = self.loaded.model.config.max_len
         return [
             None if isinstance(rows, Refused) or any(len(row.tokens) > longest for row in rows) else rows
@@ -138,7 +144,7 @@ def score_answers(
 ) -> TextScore:
     """Score a model on the answers of conversations. Raises Refused for one that it cannot read."""
     asked, answerer = exchanges(conversations), Answerer(loaded)
-    rows = answerer.rows(asked)
+    rows = answerer.rows([one.talk for one in asked])
     if None in rows:
         longest = loaded.model.config.max_len
         raise Refused(

@@ -1,7 +1,8 @@
 """The cheap systems that a network must beat to be worth its cost.
 
 For classes: TF-IDF with logistic regression, strong on small data and trained in seconds, and always saying
-the commonest class. For translation: copying the source, and looking up the most similar training text.
+the commonest class. For translation: copying the source, and looking up the most similar training text. For
+vectors: TF-IDF of words, as a search for words has it.
 Read next: examine.
 """
 
@@ -13,9 +14,9 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import FeatureUnion, make_union
+from sklearn.pipeline import FeatureUnion, make_pipeline, make_union
 
 from ..errors import Refused
 
@@ -127,3 +128,19 @@ class TranslationMemory:
             alike = self._features.transform(texts[start : start + self.rows]) @ self._known
             found += [self.targets[i] for i in np.asarray(alike.argmax(axis=1)).ravel()]
         return found
+
+
+class TfidfEmbedder:
+    """Texts as vectors by the words in them, rare ones weighing more."""
+
+    name = "TF-IDF of words"
+    width = 1 << 14
+    """Numbers of a vector: words that share one are taken for one."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        counts = HashingVectorizer(n_features=self.width, alternate_sign=False, norm=None)  # type: ignore[arg-type]
+        self._features = make_pipeline(counts, TfidfTransformer(sublinear_tf=True)).fit(texts)
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Vectors (N, width) of length 1, or 0 of a text without a word."""
+        return self._features.transform(texts).toarray().astype(np.float32)

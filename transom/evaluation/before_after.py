@@ -1,8 +1,9 @@
 """Did it help? A run that began with pretrained weights, held against those weights, at its end.
 
 On the same held-out examples: the task's own measure, the loss, whether answers end by themselves; besides,
-general text (what was forgotten), speed and size. The report is a page in the run's folder, its numbers lie
-beside it, and one line of it stands in the model card. Read next: page.
+general text (what was forgotten), speed and size. Weights that got a new head could not do this before: in
+their place stands something cheap that learned from the same. The report is a page in the run's folder, its
+numbers lie beside it, and its table stands in the model card. Read next: page.
 """
 
 from __future__ import annotations
@@ -19,33 +20,42 @@ from ..data.documents import Document
 from ..data.samples import stdlib_prose
 from ..data.sources import open_source
 from ..errors import Refused
+from ..inference.embedder import Embedder
 from ..inference.fill_mask import FillMask
 from ..inference.generator import Generator
 from ..output import write_whole
 from ..training.run import Run
-from .against import Both, text_measures
+from .against import Both, partners_of_both, text_measures
+from .baselines import TfidfEmbedder
 from .cost import in_turns, size, speed
+from .examine import ExaminedRun, examine
 from .likelihood import Watch
 from .page import write_page
 from .paired import Comparison, Measure
 from .perplexity import passages, score_text
-from .test_set import origin_of
+from .test_set import Origin, examples_of, origin_of
 
 GENERAL, HELD_OUT = 40_000, 200_000
-"""Characters of general text, and at most of held-out text or conversations, that both are told by."""
+"""Characters of general text, and at most of held-out text, conversations or pairs, that both are told by."""
 ASKED, OPENING, TOKENS = 16, 80, 24
 """Texts by which speed is measured, their characters, and the tokens that are written after each."""
 REPORT, NUMBERS, CARD = "report.html", "before_after.json", "README.md"
-HEADING = "## Beside the model that it began as"
+HEADING, HEADING_CHEAP = "## Beside the model that it began as", "## Beside something cheap"
 
 
 def before_after(
-    run: str | Path, *, general: str | None = None, test: str | None = None, watch: Watch | None = None
+    run: str | Path,
+    *,
+    general: str | None = None,
+    test: str | None = None,
+    watch: Watch | None = None,
+    cheap: Comparison | None = None,
 ) -> Comparison:
     """Hold the model of a run against the pretrained weights that it began with, and write the report.
 
     test: examples instead of those that the run held out. general: a text for what was forgotten, by default
-    what Python's library says of itself. Raises Refused, for a run that began with nothing too.
+    what Python's library says of itself. cheap: the model beside something cheap, where that is known,
+    for weights that could not do this before. Raises Refused, for a run that began with nothing too.
     """
     origin = origin_of(run)
     weights = origin.settings.model.weights
@@ -53,10 +63,18 @@ def before_after(
         raise Refused(
             f"{run}: no run that began with pretrained weights, so there is nothing to hold it against"
         )
-    both = Both.load(run, weights, test=test, limit=HELD_OUT, watch=watch)
-    found = replace(both.compare(), sides=("before", "after"))
-    measures = [*_general(both, general), *_speed(both, found)]
-    found = found.with_(*measures, size(*(one.weights for one in both.origins)))
+    if _could_before(origin):
+        both = Both.load(run, weights, test=test, limit=HELD_OUT, watch=watch)
+        found = replace(both.compare(), sides=("before", "after"))
+        measures = [*_general(both, general), *_speed(both, found)]
+        found = found.with_(*measures, size(*(one.weights for one in both.origins)))
+    else:
+        found = cheap or _beside_cheap(origin, test)
+        told = (
+            f"{weights} could not do this before, so beside the model stands something cheap that learned "
+            f"from the same: {found.against}"
+        )
+        found = replace(found.beside("cheap", "the model"), model=str(run), notes=(told, *found.notes))
     write_page(origin.run / REPORT, found)
     write_whole(origin.run / NUMBERS, json.dumps(found.to_dict(), indent=1) + "\n")
     _note_in_card(origin.weights, found)
@@ -66,36 +84,56 @@ def before_after(
 class TunedRun:
     """A run with what it changed in the model that it began as. It prints itself."""
 
-    def __init__(self, run: Run, found: Comparison) -> None:
-        self.run, self.found = run, found
+    def __init__(self, run: Run | ExaminedRun, found: Comparison, folder: Path) -> None:
+        self.run, self.found, self.report = run, found, folder / REPORT
 
     def __str__(self) -> str:
-        report = f"report: {self.run.folder / REPORT}"
-        return f"{self.run.outcome}\n\n{self.found}\n{report}\n\n{self.run.ending}"
+        return f"{self.run.outcome}\n\n{self.found}\nreport: {self.report}\n\n{self.run.ending}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return {**self.run.to_dict(), "before_after": self.found.to_dict()}
 
 
-def tuned(run: Run, general: str | None = None, watch: Watch | None = None) -> Run | TunedRun:
-    """Hold a run that has ended against what it began as, where both have the same job."""
-    if run.interrupted:
-        return run
-    origin = origin_of(run.folder)
-    if origin.settings.model.weights is None:
-        return run
-    from ..checkpoint.huggingface import load_config
-
+def tuned(
+    ended: Run | ExaminedRun, general: str | None = None, watch: Watch | None = None
+) -> Run | ExaminedRun | TunedRun:
+    """Hold a run that has ended against what it began as, or against something cheap."""
+    run, cheap = (ended.run, ended.report.beside) if isinstance(ended, ExaminedRun) else (ended, None)
+    if run.interrupted or origin_of(run.folder).settings.model.weights is None:
+        return ended
     try:
-        base = origin_of(origin.settings.model.weights)
-        now, before = (load_config(one.weights)[0] for one in (origin, base))
-        if (now.kind, now.head, now.labels) != (before.kind, before.head, before.labels):
-            return run
-        return TunedRun(run, before_after(run.folder, general=general, watch=watch))
+        found = before_after(run.folder, general=general, watch=watch, cheap=cheap)
+        return TunedRun(ended, found, run.folder)
     except Refused as refused:  # the run itself has ended well
         print(f"not held against what it began as: {refused}", file=sys.stderr)
-        return run
+        return ended
+
+
+def _could_before(origin: Origin) -> bool:
+    """Whether the weights that a run began with had the same job: the same head, and the same classes."""
+    from ..checkpoint.huggingface import load_config
+
+    assert origin.settings.model.weights is not None
+    now, before = (load_config(one.weights)[0] for one in (origin, origin_of(origin.settings.model.weights)))
+    return (now.kind, now.head, now.labels) == (before.kind, before.head, before.labels)
+
+
+def _beside_cheap(origin: Origin, test: str | None) -> Comparison:
+    """Hold the model of a run against something cheap that learned from the same. Raises Refused."""
+    from ..inference.load import load
+
+    loaded = load(origin.weights)
+    if isinstance(loaded, Embedder):
+        learned, _ = examples_of("embed", origin, origin.settings)
+        cheap = TfidfEmbedder([text for pair in learned for text in pair[:2]])
+        name = str(origin.run)
+        return partners_of_both(Both((loaded, cheap), (origin, origin), (name, cheap.name), test=test))
+    assert origin.run is not None
+    found = examine(origin.run, test=test).beside
+    if found is None:
+        raise Refused(f"{origin.settings.model.weights} had another job, and nothing cheap does this one")
+    return found
 
 
 def _general(both: Both, general: str | None) -> tuple[Measure, ...]:
@@ -126,10 +164,14 @@ def _speed(both: Both, found: Comparison) -> list[Measure]:
 
 
 def _note_in_card(model: Path, found: Comparison) -> None:
-    """Write the verdict into the card of a model that a run has saved."""
+    """Write the verdict and the table into the card of a model that a run has saved."""
     card = (model / CARD).read_text(encoding="utf-8") if (model / CARD).is_file() else ""
-    before, heading, after = card.partition(f"{HEADING}\n")
+    other = HEADING if found.sides[0] == "before" else HEADING_CHEAP
+    before, heading, after = card.partition(f"{other}\n")
     rest = after.partition("\n## ")
     tail = f"\n## {rest[2]}" if heading and rest[1] else ""
-    line = f"{HEADING}\n\nBeside `{found.against}`, on {found.test}: {found.headline}.\n"
-    replace_file(model, CARD, f"{before.rstrip()}\n\n{line}{tail}")
+    head, *rows = [[cell.replace("|", "\\|") for cell in row] for row in found.table()]
+    lines = [head, ["---"] * len(head), *rows]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in lines)
+    said = f"Beside `{found.against}`, on `{found.test}`: {found.headline}."
+    replace_file(model, CARD, f"{before.rstrip()}\n\n{other}\n\n{said}\n\n{table}\n{tail}")

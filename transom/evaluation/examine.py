@@ -28,8 +28,10 @@ from ..output import write_whole
 from ..settings import TrainSettings
 from ..training.run import Run, longer_command, task_of
 from ..training.task_facts import TASK_FACTS
+from .against import compare_classes
 from .baselines import TfidfLogistic, TranslationMemory, copy_source, majority
 from .classification import ClassScore, f1_rows, indices, macro_f1, score_classes, telling
+from .paired import Comparison
 from .report import LEAST, Difference, Report, Rival, cut
 from .test_set import examples_of, origin_of
 from .translation import TranslationScore, bleu_counts, bleu_of, exactly, score_translations
@@ -91,8 +93,8 @@ def examine(
     verb = next((verb for verb in EXAMINED if hasattr(loaded, verb)), None)
     if verb is None:
         raise Refused(
-            f"{folder} holds neither a translator nor a classifier; a language model's score is in the "
-            "ledger.json of its run"
+            f"{folder} holds neither a translator nor a classifier; transom evaluate scores a language "
+            "model on a text, and an embedder --against another"
         )
     examples = examples_of(verb if run is None else settings.task, origin, measured)
     if verb == "translate":
@@ -104,8 +106,10 @@ def examine(
         many = math.ceil(LEAST / settings.data.val_fraction)
         needs += f", name them while training (--data.validation FILE), or train on {many:,} and more"
     better = report.differences[0].estimate.low > 0
+    name = test or f"{settings.data.source} (held out)"
     report = dataclasses.replace(
-        report, model=str(weights), test=test or f"{settings.data.source} (held out)", needs=needs,
+        report, model=str(weights), test=name, needs=needs,
+        beside=report.beside and dataclasses.replace(report.beside, model=str(weights), test=name),
         remedy="" if run is None or report.score.n < LEAST or better else remedy(settings, run),
     )  # fmt: skip
     if run is not None:
@@ -120,8 +124,18 @@ class ExaminedRun:
     run: Run
     report: Report
 
+    @property
+    def outcome(self) -> str:
+        """How it went, and what the model scores."""
+        return f"{self.run.outcome}\n\n{self.report}"
+
+    @property
+    def ending(self) -> str:
+        """What to do next."""
+        return self.run.ending
+
     def __str__(self) -> str:
-        return f"{self.run.outcome}\n\n{self.report}\n\n{self.run.ending}"
+        return f"{self.outcome}\n\n{self.ending}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -200,8 +214,11 @@ def examine_classifier(
     f1 = paired_bootstrap(one, other, macro_f1, telling(one, int((own != said[even]).sum())))
     differences = (Difference(best, "points of accuracy", points.times(100)),
                    Difference(even, "points of macro-F1", f1.times(100)))  # fmt: skip
+    beside = Comparison("classify", "the model", even, "the test set",
+                        *compare_classes(test, labels, ours, cheap[even]))  # fmt: skip
     return Report("classify", score_classes(labels, ours, truth), tuple(rivals), differences,
-                  "surest mistakes", tuple(_mistakes(test, labels, ours, wanted)), seconds)  # fmt: skip
+                  "surest mistakes", tuple(_mistakes(test, labels, ours, wanted)), seconds,
+                  beside=beside)  # fmt: skip
 
 
 def examine_translator(

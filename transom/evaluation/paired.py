@@ -46,6 +46,8 @@ class Measure:
     """What stands behind a score: %."""
     repeats: bool = False
     """Whether it says in another unit what the one before says."""
+    harm: str = HARMED
+    """What is said where it lies on the wrong side: nothing was harmed where the two are strangers."""
     judged: bool = True
     """Whether it says that a model is better or harmed; what it costs (time, size) does not."""
 
@@ -66,7 +68,7 @@ class Measure:
     def word(self) -> str:
         """The verdict, in the words of what is not judged too."""
         if self.judged:
-            return self.verdict
+            return self.harm if self.verdict == HARMED else self.verdict
         if self.difference.low == self.difference.high == 0:
             return "equal"
         if self.difference.known and self.difference.low * self.difference.high > 0:
@@ -168,12 +170,18 @@ class Comparison:
         """The verdict in one line, with the harm beside what is better."""
         first = self.measures[0]
         harmed = [one.name for one in self._others(HARMED)]
-        named = f"{self.verdict}: {first.name} {first.by}"
-        return f"{named}; harmed: {', '.join(harmed)}" if harmed else named
+        word = first.harm if self.verdict == HARMED else self.verdict
+        named = f"{word}: {first.name} {first.by}"
+        return f"{named}; {first.harm}: {', '.join(harmed)}" if harmed else named
 
     def with_(self, *measures: Measure, notes: Sequence[str] = ()) -> Comparison:
         """The same with more measures, of other examples."""
         return replace(self, measures=(*self.measures, *measures), notes=(*self.notes, *notes))
+
+    def beside(self, before: str, after: str) -> Comparison:
+        """The same of two that are strangers: one is better or worse, and none was harmed."""
+        measures = tuple(replace(one, harm="worse") for one in self.measures)
+        return replace(self, measures=measures, sides=(before, after))
 
     def table(self) -> list[list[str]]:
         """The measures as rows of text, the head first."""

@@ -6,11 +6,14 @@ Read next: examine.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..intervals import Estimate, verdict
 from .classification import ClassScore
 from .translation import TranslationScore
+
+if TYPE_CHECKING:
+    from .paired import Comparison
 
 CUT = 100
 LEAST = 30
@@ -64,6 +67,8 @@ class Report:
     """What gives enough texts for a verdict."""
     remedy: str = ""
     """What would help where the model is not better."""
+    beside: Comparison | None = None
+    """Of a classifier: text by text, the baseline that is strongest in macro-F1."""
     unsure_below: float | None = None
     """Of a translator: the mean log-probability per token that all but the least sure twentieth reach."""
 

@@ -78,7 +78,8 @@ def examples(
     if test is not None:
         named = first.with_({"data.source": test, "data.target": test_target, "data.validation": None,
                              "data.validation_target": None})  # fmt: skip
-        task = next(task for task, facts in TASK_FACTS.items() if facts.verb == verb)
+        tasks = (task for task, facts in TASK_FACTS.items() if facts.verb == verb)
+        task = (asks(origins, test) if verb == "chat" else None) or next(tasks)
         return list(sources_of(task, named)[0]), test
     for origin in origins:
         if origin.run is not None and TASK_FACTS[task := task_of(origin.run)].verb == verb:
@@ -88,13 +89,21 @@ def examples(
     raise Refused(f"{origins[0].weights} lies in no run that held examples out; name some by --test FILE")
 
 
-def asks(origins: Sequence[Origin], test: str | None) -> bool:
-    """Whether what language models are scored on are conversations, and not running text."""
+def asks(origins: Sequence[Origin], test: str | None) -> str | None:
+    """The task of what language models are scored on, where that are conversations or pairs of answers; None
+    for running text.
+    """
     if test is not None:
-        return guess_task(test, None, named_fields(origins[0].settings.data.map))[0] == "sft"
-    return any(
-        origin.run is not None and TASK_FACTS[task_of(origin.run)].verb == "chat" for origin in origins
-    )
+        tasks = [guess_task(test, None, named_fields(origins[0].settings.data.map))[0]]
+    else:
+        tasks = [task_of(origin.run) for origin in origins if origin.run is not None]
+    return next((task for task in tasks if TASK_FACTS[task].verb == "chat"), None)
+
+
+def evenly(items: Sequence[Any], total: int, limit: int | None) -> list[Any]:
+    """Return as many items, spread evenly, as have about `limit` characters of their `total`; None: all."""
+    n = len(items) if limit is None or total <= limit else max(1, len(items) * limit // total)
+    return [items[i * len(items) // n] for i in range(n)]
 
 
 def texts(origins: Sequence[Origin], test: str | None) -> tuple[Iterator[Document], str]:

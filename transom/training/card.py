@@ -1,10 +1,13 @@
-"""The model card: what the model is, what it learned from, what that cost, how good it is, what it is not.
+"""The model card: what the model is and is for, what it learned from, what that cost, how good it is, what it
+is not.
 
 Written as README.md into the model folder, with the header that the Hugging Face hub reads.
 """
 
 from __future__ import annotations
 
+import os
+import re
 from typing import Any
 
 from .task_facts import TASK_FACTS
@@ -35,16 +38,22 @@ def model_card(ledger: dict[str, Any]) -> str:
     used = f" ({active:,} of them active for a token)" if active < model["parameters"] else ""
     table = "\n".join(f"| {name} | {nats:.4f} |" for name, nats in result["references"].items())
     measured = f"| **this model** | **{result['loss']:.4f}** |" if result["loss"] is not None else ""
+    on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", begun_from := ledger["begun_from"] or "")
+    base_model = f"base_model: {begun_from}\n" if on_hub and not os.path.exists(begun_from) else ""
     classes = f" Its classes: {', '.join(model['labels'])}." if model["labels"] else ""
     return f"""---
 library_name: {library}
 pipeline_tag: {words.tag}
-tags: [transom]
+{base_model}tags: [transom]
 ---
 # {ledger["name"]}
 
 {words.what} of {model["parameters"]:,} parameters{used}, {begun} with Transom on
 `{data["source"]}`. It reads at most {model["max_len"]:,} tokens.{classes}
+
+## What it is for
+
+{_purpose(ledger["card"])}
 
 ## Data
 
@@ -69,7 +78,7 @@ learned from.
 ## Limits
 
 {words.limits}
-The data's own licence applies to the data; look at it before you publish this model.
+{_licence(ledger["card"]["license"], ledger["begun_from"])}
 
 ## Use
 
@@ -79,6 +88,26 @@ The data's own licence applies to the data; look at it before you publish this m
 
 {elsewhere if ledger["format"] else WITH_TRANSOM_ONLY}
 """
+
+
+def _purpose(card: dict[str, str | None]) -> str:
+    """What whoever trained it said that it is for and not for; that nothing was said is said too."""
+    use, not_for = (_sentence(card[name]) for name in ("use", "not_for"))
+    meant = f"Meant for: {use}" if use else "Whoever trained it has not named a use."
+    unfit = f"**It must not be used for: {not_for}**" if not_for else "Uses that it is unfit for: none named."
+    return f"{meant}\n\n{unfit}"
+
+
+def _licence(licence: str | None, begun_from: str | None) -> str:
+    of_data = f"The licence of the data: {_sentence(licence)}" if licence else "The data has its own licence."
+    also = " So have the weights that it began as." if begun_from else ""
+    return f"{of_data}{also} Look at it before you publish this model."
+
+
+def _sentence(text: str | None) -> str:
+    """A text as one line that ends with a period, and writes no markup; "" for none."""
+    line = re.sub(r"([\\`*_<>\[\]#|])", r"\\\1", " ".join((text or "").split()))
+    return line if not line or line.endswith((".", "!", "?")) else f"{line}."
 
 
 def _data(data: dict[str, Any]) -> str:

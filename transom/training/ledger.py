@@ -62,7 +62,7 @@ def account(facts: RunFacts) -> dict[str, Any]:
         "task": task.name, "unit": task.unit, "begun_from": run.settings.model.weights,
         "method": {"name": run.settings.method, "learned": run.expected.learned,
                    **(run.settings.lora.to_dict() if run.settings.method == "lora" else {})},
-        "format": run.architecture,
+        "format": run.architecture, "card": run.settings.card.model_dump(),
         "model": {"parameters": model.n_parameters, "active_parameters": model.n_active_parameters,
                   "flops_per_token": flops_per_token, **asdict(model.config)},
         "seed": run.settings.seed,
