@@ -56,13 +56,14 @@ class LoraLinear(Linear):
         self.lora_magnitude = nn.Parameter(self.row_lengths()) if lora.dora else None
 
     def forward(self, input: Tensor) -> Tensor:
+        # Where no gradient is taken the thin products are exact, and their sum with the other is rounded
+        # once; else a float32 copy of what each layer reads would be kept for the way back.
+        learns = self.training or torch.is_grad_enabled()
+        kind = input.dtype if learns else torch.promote_types(input.dtype, torch.float32)
         dropped = self.training and self.lora.dropout > 0
-        exact = self.training or input.dtype.itemsize >= 4
-        if exact and not dropped and self.lora_magnitude is None:
+        if kind == input.dtype and not dropped and self.lora_magnitude is None:
             return self._in_one(input)
-        # Outside of training the thin products are exact, and their sum with the other is rounded once.
         own = super().forward(input)
-        kind = input.dtype if self.training else torch.promote_types(input.dtype, torch.float32)
         read = dropout(input, self.lora.dropout, self.training).to(kind)
         change = F.linear(F.linear(read, self.lora_A.to(kind)), (self.lora.scale * self.lora_B).to(kind))
         if self.lora_magnitude is not None:

@@ -19,7 +19,7 @@ from ..hardware import DtypeChoice, Hardware, resident_memory
 from ..model.build import Model
 from ..model.config import ModelConfig
 from ..model.initialize import is_matrix
-from ..model.lora import frozen_matrices
+from ..model.lora import frozen_matrices, hold_frozen
 from ..model.losses import run_rows
 from ..settings import TrainSettings
 from .architecture import (
@@ -59,7 +59,7 @@ class Forecast:
     learned: int
     """Of them; the others are frozen."""
     base_bytes: int
-    """Python, PyTorch and its kernels; 0 where memory of a GPU is meant."""
+    """Python, PyTorch and its kernels, and what is held of the data; 0 where memory of a GPU is meant."""
     weights_bytes: int
     gradient_bytes: int
     optimizer_bytes: int
@@ -169,7 +169,6 @@ def plan(settings: TrainSettings, *, measure: bool = True) -> Forecast:
     measure: time a trial here; without it the speed is assumed from the machine's measured peak. Raises
     `Refused`.
     """
-    base_bytes = resident_memory()
     hardware = Hardware.detect(settings.device)
     choice = hardware.choose_dtype(settings.dtype)
     with TemporaryDirectory() as place, Report(is_first=False) as silent:
@@ -179,9 +178,12 @@ def plan(settings: TrainSettings, *, measure: bool = True) -> Forecast:
         by_rule = {"optim.name": optimizer(settings), **by_evidence(settings, task.facts.get("examples"))}
         settings = settings.with_(by_rule)
         refuse_what_cannot_fit(settings, config, hardware, choice.dtype)
+        base_bytes = resident_memory()
         micro = MicroBatch(min(settings.batch.micro or 4, feed.n_rows), "not measured")
         if measure:
-            model = task.build(settings.seed).to(hardware.device)
+            model = task.build(settings.seed)
+            hold_frozen(model, choice.dtype)
+            model.to(hardware.device)
             less = model.checkpoint_activations = settings.batch.checkpoint_activations
             micro = find_micro_batch(
                 task.objective(model, choice.dtype), feed.n_rows, feed.row_length, feed.trial,
@@ -232,7 +234,7 @@ def forecast(
 ) -> Forecast:
     """Do the arithmetic of a forecast.
 
-    feed: the rows of a step, over all ranks. base_bytes: what the process held before anything of the run.
+    feed: the rows of a step, over all ranks. base_bytes: what the process held before any weight.
     """
     model = with_adapters(without_storage(config), settings)
     tokens_per_step, length = feed.tokens_per_step, feed.row_length

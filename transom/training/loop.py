@@ -56,7 +56,7 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
     are; its schedule still ends at zero. SIGINT and SIGTERM finish the step, save, and return a Run that is
     `interrupted`. Raises `Refused`; `NotSaved`, which is one, when the last save failed.
     """
-    clock, base_bytes = Clock(), machine.resident_memory()
+    clock = Clock()
     check_followers(settings.log)
     hardware = Hardware.detect(settings.device)
     machine.keep_memory()
@@ -113,6 +113,7 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
         position.world_size, position.dtype = world.size, choice.name
 
         # The model, what it minimises, and both spread over the ranks.
+        base_bytes = machine.resident_memory()
         model = task.build(settings.seed)
         hold_frozen(model, choice.dtype)
         model.to(world.device)

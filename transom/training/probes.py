@@ -28,7 +28,9 @@ from .folder import RunFolder
 from .report import Event, history
 
 ROWS = 4
-"""Rows of the first step's batch that are read each time."""
+"""Rows of the first step's batch that are read each time; fewer where a micro-batch has fewer, so that a look
+takes no more memory than a step.
+"""
 Figures = dict[str, dict[str, float]]
 
 FIGURES = {
@@ -52,13 +54,15 @@ FIGURES = {
 """Figure -> what it is called, its unit, whether its axis is logarithmic, what to keep in mind."""
 
 
-def figures_of(objective: nn.Module, batch: Any, device: torch.device) -> Figures:
+def figures_of(objective: nn.Module, batch: Any, device: torch.device, at_once: int = ROWS) -> Figures:
     """Return the figures by layer of the first rows of a batch, whose objective is taken once more.
 
-    Raises Refused where what is seen does not agree with what the model computed.
+    at_once: the rows of a micro-batch. Raises Refused where what is seen does not agree with what the model
+    computed.
     """
     plain: Any = getattr(objective, "module", objective)
-    rows = batch.split(ROWS)[0].to(device)
+    least = 2 if getattr(plain, "joint", False) else 1  # a pair alone has no negative
+    rows = batch.split(max(least, min(ROWS, at_once)))[0].to(device)
     leaves: list[Tensor] = []
 
     def note(_: nn.Module, __: Any, out: Tensor) -> None:

@@ -195,7 +195,8 @@ class Recorder:
         if run.world.kind == "fsdp" or not run.world.is_first:
             return
         try:
-            found = probes.figures_of(run.objective, run.task.feed.batch(0), run.world.device)
+            batch = run.task.feed.batch(0)
+            found = probes.figures_of(run.objective, batch, run.world.device, self.micro.windows)
         except Refused as refused:
             run.report("note", run.position.step, text=f"not looked inside: {refused}")
             return
