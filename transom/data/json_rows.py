@@ -20,6 +20,7 @@ from transom.errors import Refused
 
 _START = re.compile(r"\s*[\[{]\s*")
 _KEYED = re.compile(r'\s*\{\s*("(?:[^"\\]|\\.)*")\s*:\s*\{')
+_SQUAD = re.compile(r'\s*\{\s*(?:"version"\s*:\s*"[^"]*"\s*,\s*)?"data"\s*:\s*\[\s*\{[^{]*"paragraphs"\s*:')
 _COLON = re.compile(r"\s*:\s*")
 _BETWEEN_ITEMS = re.compile(r"\s*,?\s*")
 _SPARE_COMMA = re.compile(r",\s*(?=[}\]])")
@@ -44,6 +45,30 @@ def begins_keyed(path: Path, where: str) -> bool:
     except (ValueError, RecursionError):
         return True
     return False
+
+
+def begins_squad(path: Path, where: str) -> bool:
+    """Whether a JSON file is SQuAD's: {"data": [{"paragraphs": [{"context": ..., "qas": [...]}]}]}."""
+    return _SQUAD.match(head_of(path, where).decode("utf-8", "ignore")) is not None
+
+
+def squad_rows(stream: BinaryIO, where: str, issues: Issues) -> Iterator[tuple[int, Any]]:
+    """Yield (number, row) of the questions of a SQuAD file that have an answer, with their passage and the
+    first answer. Raises Refused.
+    """
+    try:
+        articles = json.loads("".join(read_text(stream, where, issues)))["data"]
+        number = 0
+        for article in articles:
+            for passage in article["paragraphs"]:
+                for asked in passage["qas"]:
+                    number += 1
+                    if answers := asked["answers"]:
+                        row = {"question": asked["question"], "context": passage["context"]}
+                        yield number, row | {"answer": answers[0]["text"]}
+    except (ValueError, RecursionError, KeyError, TypeError, IndexError) as error:
+        says = f"no {error}" if isinstance(error, KeyError) else str(error) or "nested too deeply"
+        raise Refused(f"{where}: begins like a SQuAD file and is none ({says}); mend it") from None
 
 
 def json_rows(stream: BinaryIO, where: str, issues: Issues) -> Iterator[tuple[int, Any]]:

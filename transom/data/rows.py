@@ -1,4 +1,5 @@
-"""Rows, each with its line: of a file (JSON lines and arrays, CSV and TSV, Parquet) or of a hub data set.
+"""Rows, each with its line: of a file (JSON lines and arrays, CSV and TSV, Parquet), of all files of an
+archive, or of a hub data set.
 
 The one idea: whoever wants values (a text field, a pair, a label) reads the same rows, with the same limits
 and the same refusals, and need not know where they come from. Blank lines are not rows. Read next: tables,
@@ -18,9 +19,17 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+from transom.data.archives import ARCHIVES, archive_rows
 from transom.data.documents import printable
 from transom.data.issues import Issues, Policy
-from transom.data.json_rows import array_items, begins_an_array, begins_keyed, json_rows
+from transom.data.json_rows import (
+    array_items,
+    begins_an_array,
+    begins_keyed,
+    begins_squad,
+    json_rows,
+    squad_rows,
+)
 from transom.data.tables import TABLES, layout_of, table_rows
 from transom.data.textfile import SkippedFile, opened, plain_lines, skip_record
 from transom.errors import Refused, nearest_path
@@ -30,7 +39,7 @@ Row = dict[str, Any] | list[str]
 
 JSON = (".jsonl", ".ndjson", ".json")
 PARQUET = ".parquet"
-RECORDS = (*TABLES, *JSON, PARQUET)
+RECORDS = (*TABLES, *JSON, PARQUET, *ARCHIVES)
 """Files of rows by extension."""
 
 _FIRST_ROWS = 1000
@@ -81,6 +90,9 @@ def rows_of(path: Path, where: str, issues: Issues, fields: Sequence[str] = ()) 
     if kind == PARQUET:
         yield from _parquet_rows(path, where, issues, fields)
         return
+    if kind in ARCHIVES:
+        yield from archive_rows(path, where, issues, partial(_named_rows, issues=issues))
+        return
     if kind not in JSON:
         layout = layout_of(path, kind, where)
         with opened(path, where) as stream:
@@ -88,14 +100,28 @@ def rows_of(path: Path, where: str, issues: Issues, fields: Sequence[str] = ()) 
         return
     is_array = kind == ".json" and begins_an_array(path, where)
     is_keyed = kind == ".json" and not is_array and begins_keyed(path, where)
+    is_squad = kind == ".json" and not is_array and begins_squad(path, where)
     with opened(path, where) as stream:
         records = partial(array_items, keyed=is_keyed) if is_array or is_keyed else json_rows
+        records = squad_rows if is_squad else records
         for line, value in records(stream, where, issues):
             if isinstance(value, dict):
                 yield line, value
             else:
                 says = f'the record is {type_name(value)}, not an object such as {{"text": "..."}}'
                 skip_record(issues, "records that are no object", where, line, says)
+
+
+def _named_rows(path: Path, where: str, issues: Issues) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a file as objects: the first line of a table names its columns."""
+    header: list[str] | None = None
+    for _, row in rows_of(path, where, issues):
+        if isinstance(row, dict):
+            yield row
+        elif header is None:
+            header = row
+        else:
+            yield dict(zip(header, row, strict=True))
 
 
 def _parquet_rows(path: Path, where: str, issues: Issues, fields: Sequence[str]) -> Iterator[tuple[int, Row]]:

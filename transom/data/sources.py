@@ -26,6 +26,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from transom.data.archives import ARCHIVES
 from transom.data.documents import Document, divided, in_parts, printable
 from transom.data.issues import Issues, Policy, as_policy
 from transom.data.lines import STANDARD_INPUT, standard_input
@@ -98,7 +99,7 @@ class Source:
         """Bytes of text to expect, where the size on disk tells it (None for gzip, Parquet and the hub)."""
         files = [entry.file for entry in self.entries if isinstance(entry.file, RowFile)]
         if len(files) < len(self.entries) or any(
-            file.path.suffix.lower() in (".gz", PARQUET) for file in files
+            file.path.suffix.lower() in (".gz", PARQUET, *ARCHIVES) for file in files
         ):
             return None
         return sum(file.state[0] for file in files)
@@ -250,7 +251,7 @@ def _from_path(path: Path, field: str | None, policy: Policy) -> Source:
         return _from_folder(path, printable(path), field, policy)
     name = readable_file(path, "give text, JSONL, CSV or Parquet")
     kind = file_kind(path)
-    if kind in _NOT_TEXT:
+    if kind in _NOT_TEXT and kind not in RECORDS:
         raise Refused(f"{name}: not a text file; give text, JSONL, CSV or Parquet")
     reader = record_file if kind in RECORDS else text_file
     return Source(name, [Entry(RowFile(path, name), reader)], field, policy)
@@ -267,7 +268,7 @@ def _from_folder(root: Path, name: str, field: str | None, policy: Policy) -> So
     left_out: dict[str, int] = {}
     for path in _files(root, left_out):
         kind = file_kind(path)
-        is_records = kind in RECORDS and (field is not None or kind != ".json")
+        is_records = kind in RECORDS and kind not in ARCHIVES and (field is not None or kind != ".json")
         if field is not None:
             reason = None if is_records else "files without fields"
         elif is_records:
