@@ -61,13 +61,15 @@ HOSTILE = [
     "*" * 301, "`" * 200, "(" * 200, "[a](" * 100, "_" * 200 + "a", "> " * 150 + "x", "- " * 100,
     "![" * 200,
 ]  # fmt: skip
-TAGS = {"div", "p", "span", "pre", "code", "strong", "em", "a", "h3", "h4", "h5", "h6", "blockquote", "hr"}
+TAGS = {"div", "p", "span", "pre", "code", "strong", "em", "a", "h3", "h4", "h5", "h6", "blockquote", "hr",
+        "s", "button", "table", "thead", "tbody", "tr", "th", "td"}  # fmt: skip
 ATTRIBUTES = {
     "class",
     "data-i",
     "data-doubt",
     "data-depth",
-    "data-language",
+    "dir",
+    "type",
     "role",
     "tabindex",
     "aria-label",
@@ -160,7 +162,7 @@ def desk(browser: Any, served: Running) -> Iterator[Visit]:
 @pytest.fixture
 def visit(desk: Visit) -> Iterator[Visit]:
     """The page as somebody finds it who was never here."""
-    desk.page.evaluate("localStorage.clear()")
+    forget_everything(desk.page)
     desk.asked.clear()
     desk.open()
     yield desk
@@ -186,6 +188,21 @@ def stored(page: Any, name: str) -> Any:
     return json.loads(page.evaluate("name => localStorage.getItem(`transom.${name}`)", name))
 
 
+def kept(page: Any, id: str | None = None) -> Any:
+    """A conversation as the page keeps it, the open one by default."""
+    return page.evaluate("async id => (await import('/page/shelf.js')).load(id)", id or stored(page, "open"))
+
+
+def forget_everything(page: Any) -> None:
+    page.evaluate(
+        """async () => {
+            localStorage.clear();
+            const shelf = await import("/page/shelf.js");
+            for (const { id } of await shelf.heads()) await shelf.remove(id);
+        }"""
+    )
+
+
 def store(page: Any, **values: Any) -> None:
     """Let the page find what an earlier visit left."""
     texts = {f"transom.{name.replace('__', '.')}": json.dumps(value) for name, value in values.items()}
@@ -204,7 +221,7 @@ def test_a_chat_streams_a_token_is_branched_and_a_reload_keeps_it_all(visit: Vis
         in text
     )
     assert page.locator(".message.user .plain").inner_text() == "Hello <script>pwned=2</script>"
-    assert "Cut at 256 tokens" in answer.inner_text()
+    assert re.search(r"Cut at 9\d\d tokens", answer.inner_text())  # to the end of what it reads, not before
     link = answer.locator("a").first
     assert (link.get_attribute("href"), link.get_attribute("rel").split()[0]) == (
         "https://a.test/b",
@@ -223,12 +240,12 @@ def test_a_chat_streams_a_token_is_branched_and_a_reload_keeps_it_all(visit: Vis
     page.get_by_role("button", name=f"Continue from here with {other} instead").click()
     page.get_by_text("2 of 2").wait_for()
     finished(page)
-    branched = stored(page, f"conversation.{stored(page, 'open')}")
-    first, second = branched["messages"][1]["versions"]
+    first, second = (message for message in kept(page)["messages"] if message["role"] == "assistant")
     ids = [token["id"] for token in first["tokens"]]
     place = int(tokens.nth(20).get_attribute("data-i"))
     made = [token["id"] for token in second["tokens"]]
     assert made[:place] == ids[:place] and made[place] != ids[place] and len(made) > place + 50
+    assert first["parent"] == second["parent"] == 0
 
     page.reload()
     page.get_by_text("2 of 2").wait_for()
@@ -291,12 +308,23 @@ def test_edit_and_regenerate(visit: Visit):
     finished(page)
     page.locator(".message.user").first.hover()
     page.locator(".message.user").first.get_by_role("button", name="Edit").click()
-    assert page.get_by_text("Replaces the 3 messages below it.").is_visible()
+    assert page.get_by_text("The 3 messages below stay on the other way.").is_visible()
     page.get_by_label("Your message, to be changed").fill("Uno")
     page.keyboard.press("Enter")
     sync_api.expect(page.locator(".message")).to_have_count(2)
     finished(page)
     assert page.locator(".message.user .plain").inner_text() == "Uno"
+
+    # Nothing was lost: the question before is a turn away, with all that followed it.
+    page.get_by_role("button", name="The message before").click()
+    assert page.locator(".message.user .plain").all_inner_texts() == ["One", "Two"]
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "The next message"
+    page.reload()
+    page.locator(".message.user .plain").nth(1).wait_for()
+    assert page.locator(".message.user .plain").all_inner_texts() == ["One", "Two"]
+    assert [message["text"] for message in kept(page)["messages"] if message["role"] == "user"] == [
+        "One", "Two", "Uno"
+    ]  # fmt: skip
 
 
 def test_enter_that_ends_a_composition_sends_nothing(visit: Visit):
@@ -324,7 +352,7 @@ def test_the_context_meter_says_what_is_dropped_and_a_refusal_loses_nothing(visi
     page = visit.page
     store(page, settings=dict(maxTokens=100))
     say(page, "a" * 300)
-    page.get_by_text("2 messages kept, none dropped").wait_for()
+    page.get_by_text(re.compile(r"Context: \d{3} of 1,024 tokens")).wait_for()
     say(page, "b" * 300)
     say(page, "c" * 300)
     page.get_by_text("the oldest 2 dropped").wait_for()
@@ -407,10 +435,12 @@ def test_complete(visit: Visit):
 def test_translate(visit: Visit):
     page = visit.page
     page.get_by_role("tab", name="Translate").click()
-    page.get_by_label("Source").fill("a fox\n\nthe crow")
+    page.get_by_label("Text to translate").fill("a fox\n\nthe crow")
     page.locator("label", has_text="2").get_by_role("radio").check(force=True)
     with page.expect_request("**/translate") as asked:
-        page.keyboard.press("Control+Enter") if page.get_by_label("Source").focus() is None else None
+        page.keyboard.press("Control+Enter") if page.get_by_label(
+            "Text to translate"
+        ).focus() is None else None
     body = asked.value.post_data_json
     assert (body["text"], body["beam"]) == (["a fox", "the crow"], 2)
     page.locator(".target .line").first.wait_for()
@@ -429,7 +459,7 @@ def test_classify_with_a_threshold(visit: Visit):
     surest = max(told, key=told.get)
     page.locator(".class-row").first.wait_for()
     assert sorted(page.locator(".class-name").all_inner_texts()) == sorted(told)
-    slider = page.get_by_label("Reject below")
+    slider = page.get_by_label("None of them below")
     slider.fill("0")
     assert page.locator(".verdict").inner_text() == surest
     slider.fill("1")
@@ -447,9 +477,14 @@ def test_hostile_texts_stay_text(visit: Visit):
         version = {"text": text, "tokens": [token], "finish": "stop", "model": text[:80], "seed": 1}
         messages.append({"role": "assistant", "shown": 0, "versions": [version]})
     listed = [{"id": f"{i + 1}", "title": text, "updated": 1} for i, text in enumerate(HOSTILE)]
+    named = {
+        f"conversation__{i}": {"id": f"{i}", "title": "", "updated": 1, "messages": [{"role": "user", "text": text}]}
+        for i, text in enumerate(HOSTILE[1:], 2)
+    }  # fmt: skip
     store(
         page,
         conversation__1={"id": "1", "title": "", "updated": 1, "messages": messages},
+        **named,
         conversations=listed,
         open="1",
         draft__complete="".join(HOSTILE),
@@ -458,6 +493,7 @@ def test_hostile_texts_stay_text(visit: Visit):
         classification={"text": "".join(HOSTILE), "probabilities": [[text, 0.1] for text in HOSTILE]},
     )
     page.locator(".message.assistant").nth(len(HOSTILE) - 1).wait_for()
+    assert page.locator(".conversation").count() == len(HOSTILE)
     assert page.locator(".message.user .plain").all_text_contents() == HOSTILE
     shown = page.evaluate(
         """() => [...document.querySelectorAll(".written *")].map((node) =>
@@ -501,7 +537,7 @@ def test_nothing_runs_and_nothing_loads_but_the_page_itself(browser: Any, served
         for url in set(visit.asked)
         if "/page/" in url or url == visit.url + "/"
     )
-    assert size < 150_000
+    assert size < 200_000
     visit.context.close()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.server.conftest import Running, serving
-from tests.server.test_page import CHROMIUM, Visit, browser, say, store, sync_api
+from tests.server.test_page import CHROMIUM, Visit, browser, say, store, stored, sync_api
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 __all__ = ["browser"]
@@ -81,7 +81,7 @@ def test_an_answer_is_looked_into_a_head_ablated_and_the_lens_opened(visit: Visi
     assert [pane.get_attribute("data-head") for pane in panel.locator(".pane").all()] != order
     panel.locator("[data-head='1.2']").click()
     panel.get_by_text("Layer 1, head 2").wait_for()
-    assert "Checked: these weights give the kernel's own output" in panel.inner_text()
+    assert "these weights give the kernel's own output" in panel.inner_text()
 
     panel.get_by_role("button", name="Ablate head 1.2").click()
     change = panel.locator(".look-change")
@@ -97,7 +97,7 @@ def test_an_answer_is_looked_into_a_head_ablated_and_the_lens_opened(visit: Visi
     assert lens.count() == 3 and "0.00" in lens.first.inner_text()
     panel.get_by_text("What a token hangs on").click()
     panel.get_by_text("rank correlation with exact removal").wait_for()
-    assert all(text.startswith("Keep in mind: ") for text in panel.locator(".look-caveat").all_inner_texts())
+    assert all(text.startswith("Keep in mind") for text in panel.locator(".look-caveat").all_inner_texts())
     assert panel.locator(".look-caveat").count() >= 5
 
 
@@ -127,11 +127,13 @@ def test_the_panel_is_walked_by_keyboard_and_escape_gives_the_focus_back(visit: 
 def test_an_answer_that_is_no_longer_what_it_was_is_not_passed_off_as_it(visit: Visit):
     page = visit.page
     say(page, "Hello")
-    key = "transom.conversation." + page.evaluate("JSON.parse(localStorage['transom.open'])")
     page.evaluate(
-        """key => { const kept = JSON.parse(localStorage[key]); kept.messages[0].text = "Something else";
-                    localStorage[key] = JSON.stringify(kept); }""",
-        key,
+        """async id => {
+            const shelf = await import("/page/shelf.js"), kept = await shelf.load(id);
+            kept.messages[0].text = "Something else";
+            await shelf.save(kept);
+        }""",
+        stored(page, "open"),
     )
     page.reload()
     page.wait_for_selector("html[data-ready]")
@@ -176,7 +178,7 @@ def test_what_the_server_refuses_stands_in_the_panel(visit: Visit):
     )
     page.get_by_role("button", name="Look inside").last.click()
     page.locator("#insight .look-refused").wait_for()
-    assert page.locator("#insight .look-refused").inner_text() == "too <b>long</b>"
+    assert page.locator("#insight .look-refused").inner_text() == "Too <b>long</b>"
     page.unroute("**/look")
 
 

@@ -25,6 +25,8 @@ SLIGHT = 0.1
 """Nats: where taking a token away costs less, the answer does not hang on it."""
 LAYERS = 12
 """Layers that such a table shows at first, evenly spread."""
+DECADES = 4
+"""Powers of ten that the bars of a gradient span."""
 FEW = 6
 """Lines of one view that a terminal shows at first."""
 Numbers = dict[str, Any]
@@ -170,9 +172,13 @@ def gradient_flow(view: Numbers, texts: Sequence[str]) -> Picture:
     below = tag("div", drawn, legend([name for name, *_ in series]), style="margin-top:20px")
     body = Markup(key + whole + below)
     layers = list(zip(names, by_layer, strict=True))[::-1]
-    chart = Bars([Bar(name, value / (max(by_layer) or 1.0), f"{value:.2e}") for name, value in layers])
-    lines = [f"  {name:>9} {bar(value / max(by_layer), 24)} {value:.2e}" for name, value in layers]
-    note = _sentence(view["why"]) if view["why"] else ""
+    # By powers of ten: one layer of a real model has a thousand times the gradient of the others.
+    top = max(by_layer) or 1.0
+    long = [max(0.0, 1 + math.log10(max(value, 1e-300) / top) / DECADES) for _, value in layers]
+    chart = Bars([Bar(name, part, f"{value:.2e}") for (name, value), part in zip(layers, long, strict=True)])
+    lines = [f"  {name:>9} {bar(p, 24)} {value:.2e}" for (name, value), p in zip(layers, long, strict=True)]
+    scale = "A quarter of a bar less is a tenth of the gradient."
+    note = f"{scale} {_sentence(view['why'])}" if view["why"] else scale
     return Picture("Where the gradient goes", body, "\n".join(lines), view["caveat"], note, chart=chart)
 
 
@@ -211,7 +217,7 @@ def attribution(view: Numbers, texts: Sequence[str]) -> Picture:
     found = _hangs_on(units, scores, grade, method)
     brief = "\n".join(text.split("\n")[:FEW]) if trusted else f"  {found}"
     return Picture(f"What it hangs on, by {method}", chart.markup(), text, view["caveat"], note,
-                   finding=found, brief=brief, chart=chart)  # fmt: skip
+                   finding=found, brief=brief, chart=chart, doubted=not trusted)  # fmt: skip
 
 
 def _hangs_on(units: Sequence[str], scores: Sequence[float], grade: Numbers | None, method: str) -> str:

@@ -121,6 +121,8 @@ class Picture:
     """One line of facts: what was checked, how long it took."""
     folded: bool = False
     """Whether a page shows it closed at first."""
+    doubted: bool = False
+    """Whether a check says that its numbers mean nothing; a page then shows them when asked."""
     finding: str = ""
     """One sentence: what its numbers say, and no more."""
     brief: str = ""
@@ -156,7 +158,7 @@ class Picture:
 
     def to_dict(self) -> dict[str, Any]:
         """Give what a surface that draws by itself needs, as plain values for JSON."""
-        said = {name: getattr(self, name) for name in ("title", "finding", "note", "caveat")}
+        said = {name: getattr(self, name) for name in ("title", "finding", "note", "caveat", "doubted")}
         return {**said, "text": self.text, "chart": None if self.chart is None else self.chart.to_dict()}
 
     def save(self, path: str | os.PathLike[str]) -> Path:

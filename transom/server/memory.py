@@ -82,11 +82,15 @@ Work = Callable[[Memory, Any, int], Any]
 def routes(state: State) -> list[Route]:
     """Return all routes of the memory; they answer 404 where the server remembers nothing."""
 
+    def where(memory: Memory) -> str | None:
+        """Return the file of a memory, to whom the machine belongs; an API key may be anybody's."""
+        return str(memory.path) if state.memory is not None and memory.path == state.memory.path else None
+
     def route(path: str, method: str, body: type[Body] | None, work: Work) -> Route:
         return Route(path, MemoryRoute(state, body, work), methods=[method])
 
     return [
-        route("/memory", "GET", None, lambda memory, _, __: _all(memory)),
+        route("/memory", "GET", None, lambda memory, _, __: {**_all(memory), "path": where(memory)}),
         route("/memory", "POST", FactBody, lambda memory, asked, _: memory.remember(asked.text).to_dict()),
         route("/memory", "PATCH", SwitchBody, _switch),
         route("/memory", "DELETE", None, lambda memory, _, __: {"forgotten": memory.forget_all()}),

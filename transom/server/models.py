@@ -101,7 +101,8 @@ class ServedModel:
         return {
             "id": self.name, "object": "model", "created": self.created, "owned_by": "transom",
             "parent": self.base, "task": self.task, "max_len": self.max_len,
-            "chat": self.template is not None,
+            "chat": self.template is not None, "parameters": self.model.model.n_parameters,
+            "labels": list(getattr(self.model, "labels", ())) or None,
             **self._usual(),
             "default_system": self.default_system,
         }  # fmt: skip

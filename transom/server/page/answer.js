@@ -3,24 +3,25 @@
 import { events } from "./api.js";
 import { settings } from "./store.js";
 import { ALTERNATIVES, tokenOf, writer } from "./tokens.js";
-import { roomFor } from "./context.js";
+import { longest } from "./context.js";
 
 /** The fields of a request that the settings decide; `seed` is always said, so that a text can be made again. */
 export function sampling(model) {
   const { temperature, topP, maxTokens, seed } = settings;
   return {
-    model: model.id, stream: true, temperature, top_p: topP, max_tokens: roomFor(model, maxTokens),
+    model: model.id, stream: true, temperature, top_p: topP, max_tokens: longest(model, maxTokens),
     seed: seed ?? Math.floor(Math.random() * 2 ** 31),
   };
 }
 
 /**
- * Stream an answer into a version { text, tokens, finish, model, seed }, calling `changed` as it grows. What
+ * Stream an answer into a version { text, tokens, finish, took, model, seed }, calling `changed` as it grows. What
  * the version holds already it begins with (`body.prefix_tokens`); the server sends what comes after.
  */
 export async function stream(path, body, version, kind, changed, signal) {
   const write = writer();
   version.tokens.forEach(write);
+  let first = null;
   for await (const event of events(path, body, signal)) {
     const choice = event.choices?.[0];
     if (!choice) continue;
@@ -30,6 +31,7 @@ export async function stream(path, body, version, kind, changed, signal) {
       version.tokens.push({ ...token, written: write(token) });
     }
     if (choice.finish_reason) version.finish = choice.finish_reason;
+    version.took = (performance.now() - (first ??= performance.now())) / 1000;
     changed();
   }
 }

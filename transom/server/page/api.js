@@ -64,6 +64,8 @@ async function send(path, { method = "GET", body, signal } = {}) {
   }
 }
 
+const upper = (line) => line.slice(0, 1).toUpperCase() + line.slice(1);
+
 async function messageOf(response) {
   let message = "";
   try {
@@ -75,7 +77,7 @@ async function messageOf(response) {
     const seconds = Number(response.headers.get("retry-after"));
     return `The server is busy${seconds ? `; it should have room in ${seconds} s` : ""}. Nothing was lost: send it again.`;
   }
-  return message || `The server answered ${response.status} ${response.statusText}`.trim();
+  return upper(message) || `The server answered ${response.status} ${response.statusText}`.trim();
 }
 
 export async function get(path) {
@@ -98,7 +100,10 @@ export async function* events(path, body, signal) {
   let rest = "";
   try {
     for (;;) {
-      const { done, value } = await reader.read();
+      const { done, value } = await reader.read().catch((error) => {
+        if (error.name === "AbortError") throw error;
+        throw new ApiError("The connection broke off. What came is kept; go on when the server is back.");
+      });
       if (done) throw new ApiError("The answer broke off: the server ended the connection.");
       const frames = (rest + value).split(/\r?\n\r?\n/);
       rest = frames.pop();
@@ -111,7 +116,7 @@ export async function* events(path, body, signal) {
         if (data === "[DONE]") return;
         if (!data) continue; // a comment that keeps the connection open
         const event = JSON.parse(data);
-        if (event.error) throw new ApiError(event.error.message, event.error.status);
+        if (event.error) throw new ApiError(upper(event.error.message), event.error.status);
         yield event;
       }
     }

@@ -1,65 +1,82 @@
 // Chat: what was said, the answer as it is written, and the ways back (edit, regenerate, another token).
+//
+// Read next: conversation.js (what is said as a tree), shelf.js (where it is kept), message.js, context.js.
 
 import { $, announce, composing, count, growing, h, icon, later, showError } from "./dom.js";
 import { CHAT, branch, sampling, stream } from "./answer.js";
+import { attachButton, takesFiles } from "./attach.js";
 import { Meter, fitting, roomFor, tooLong, withNote } from "./context.js";
+import { fresh, path, say, titled, turn } from "./conversation.js";
 import { recall } from "./memory.js";
-import { answered, empty, said } from "./message.js";
+import { answered, empty, said, systemText, waiting } from "./message.js";
 import { tintSwitch } from "./settings.js";
-import { listConversations } from "./sidebar.js";
+import { Sidebar } from "./sidebar.js";
+import * as shelf from "./shelf.js";
 import * as store from "./store.js";
+import { served } from "./served.js";
 
-const fresh = () => ({ id: crypto.getRandomValues(new Uint32Array(2)).join("-"), title: "", updated: 0, messages: [] });
+const SAVED_EVERY = 1000; // ms, of an answer that is being written
+const DRAFTS = 50; // conversations whose unsent words are kept
 
 /** Messages as the API wants them. */
-const plainly = (messages) =>
-  messages.map((message) =>
-    message.role === "user"
-      ? { role: "user", content: message.text }
-      : { role: "assistant", content: message.versions[message.shown].text },
-  );
+const plainly = (messages) => messages.map(({ role, text }) => ({ role, content: text }));
 
 export class Chat {
   constructor(panel) {
     this.panel = panel;
     this.model = null;
-    this.writing = null; // the AbortController of the answer being written
+    this.writings = new Map(); // the conversations that are being answered, each with its AbortController
     this.first = 0; // the first message that the model still reads
-    this.conversation = store.load(store.read("open", "")) ?? fresh();
+    this.conversation = fresh();
+    this.recount = later(() => this.count(), 350);
+    this.saving = Promise.resolve();
     this.build();
-    this.render();
-    this.list();
-    const recount = later(() => this.count(), 350);
-    this.recount = recount;
-    addEventListener("pagehide", () => this.writing && store.save(this.conversation)); // with what has come
-    store.onSettings((name) => ["system", "maxTokens"].includes(name) && recount());
+    addEventListener("pagehide", () => this.writing && shelf.rescue(this.conversation)); // with what has come
+    addEventListener("popstate", () => this.openNamed());
+    shelf.onChange((id) => this.changed(id));
+    store.onSettings((name) => ["system", "maxTokens"].includes(name) && this.recount());
   }
 
   build() {
     this.thread = h("div", { class: "thread", role: "log", "aria-label": "Conversation", "aria-live": "off" });
-    this.scroller = h("div", { class: "scroller" }, this.thread);
+    this.newest = h("button", { class: "newest icon-button", type: "button", "aria-label": "To the newest", title: "To the newest", hidden: true,
+      onclick: () => this.bottom(true) }, icon("down"));
+    this.scroller = h("div", { class: "scroller", onscroll: () => (this.newest.hidden = this.atBottom()) }, this.thread);
     this.input = h("textarea", {
-      rows: 1, class: "say", "aria-label": "Message", enterkeyhint: "send",
+      rows: 1, class: "say", dir: "auto", "aria-label": "Message", enterkeyhint: "send",
       onkeydown: (event) => this.key(event), oninput: () => this.drafted(),
     });
-    this.input.value = store.read("draft.chat", "");
     this.fit = growing(this.input);
     this.button = h("button", { class: "round", type: "submit" });
     this.meter = new Meter();
     const form = h("form", { class: "composer", onsubmit: (event) => (event.preventDefault(), this.pressed()) },
-      h("div", { class: "sheet" }, this.input, this.button),
+      this.newest,
+      h("div", { class: "sheet" }, this.input, attachButton((text) => this.insert(text)), this.button),
       h("div", { class: "composer-foot" }, this.meter.node, tintSwitch()));
     this.panel.append(this.scroller, form);
-    $("new-chat").append(icon("plus"), "New conversation");
-    $("new-chat").addEventListener("click", () => this.open(fresh()));
+    takesFiles((text) => this.insert(text));
+    this.sidebar = new Sidebar(this);
+    // A keyboard that comes up, or a window made smaller, keeps the end in sight.
+    let wasAtBottom = true;
+    this.scroller.addEventListener("scroll", () => (wasAtBottom = this.atBottom()));
+    new ResizeObserver(() => wasAtBottom && this.bottom(true)).observe(this.scroller);
     this.ready();
+  }
+
+  get messages() {
+    return path(this.conversation);
+  }
+
+  /** The AbortController of the answer that is being written here. */
+  get writing() {
+    return this.writings.get(this.conversation) ?? null;
   }
 
   /** The model to talk to; null where none of those served can chat. */
   use(model) {
     this.model = model;
     this.ready();
-    if (!this.conversation.messages.length) this.render();
+    if (!this.messages.length) this.render();
     this.recount();
   }
 
@@ -74,10 +91,25 @@ export class Chat {
     this.panel.toggleAttribute("data-writing", busy);
   }
 
+  // What is being typed: kept for each conversation.
+
   drafted() {
-    store.write("draft.chat", this.input.value);
+    const { [this.conversation.id]: _, ...others } = store.read("drafts", {});
+    const kept = Object.entries(others).slice(-DRAFTS);
+    if (this.input.value) kept.push([this.conversation.id, this.input.value]);
+    store.write("drafts", Object.fromEntries(kept));
     this.ready();
     this.recount();
+  }
+
+  write(text) {
+    this.input.value = text;
+    this.input.dispatchEvent(new Event("input"));
+  }
+
+  insert(text) {
+    this.write(this.input.value ? `${this.input.value.trimEnd()}\n\n${text}` : text);
+    this.input.focus();
   }
 
   key(event) {
@@ -85,7 +117,7 @@ export class Chat {
       event.preventDefault();
       if (!this.writing) this.pressed();
     } else if (event.key === "ArrowUp" && !this.input.value) {
-      const last = this.conversation.messages.findLastIndex((message) => message.role === "user");
+      const last = this.messages.findLastIndex((message) => message.role === "user");
       if (last >= 0) (event.preventDefault(), this.edit(last));
     }
   }
@@ -94,10 +126,8 @@ export class Chat {
     if (this.writing) return this.stop();
     const text = this.input.value.trim();
     if (!text || !this.model) return;
-    this.input.value = "";
-    this.fit();
-    store.write("draft.chat", "");
-    this.ask(text, this.conversation.messages.length);
+    this.write("");
+    this.ask(text, this.messages.length);
   }
 
   stop() {
@@ -106,41 +136,85 @@ export class Chat {
 
   // Conversations
 
-  open(conversation) {
-    this.stop();
+  /** Open the one that the address names, else the last one, else a new one. */
+  async openNamed() {
+    const named = /^#c=([\w-]+)$/.exec(location.hash)?.[1];
+    const found = await this.found(named ?? store.read("open", ""));
+    await this.open(found ?? fresh(), { visit: false });
+  }
+
+  /** A conversation by its id, as it is being written where it is; null where there is none. */
+  async found(id) {
+    for (const conversation of this.writings.keys()) if (conversation.id === id) return conversation;
+    return shelf.load(id);
+  }
+
+  async open(conversation, { visit = true } = {}) {
+    $("insight").look?.close();
     this.conversation = conversation;
     this.first = 0;
     store.write("open", conversation.id);
+    const address = conversation.messages.length ? `#c=${conversation.id}` : location.pathname;
+    if (visit) history.pushState(null, "", address);
+    this.input.value = store.read("drafts", {})[conversation.id] ?? "";
+    this.fit();
     showError("");
     this.render();
+    this.ready();
     this.list();
     this.recount();
-    this.input.focus();
-    this.scroller.scrollTop = this.scroller.scrollHeight;
+    this.bottom(true);
+    if (matchMedia("(pointer: fine)").matches && !$("sidebar").contains(document.activeElement)) this.input.focus({ preventScroll: true });
   }
 
   list() {
-    listConversations({
-      open: this.conversation.id,
-      onopen: (id) => this.open(store.load(id) ?? fresh()),
-      ondelete: (id) => id === this.conversation.id && this.open(fresh()),
-    });
+    document.title = this.conversation.messages.length ? `${titled(this.conversation)} · Transom` : "Transom";
+    return this.sidebar.show(this.conversation.id);
   }
 
-  keep(conversation = this.conversation) {
-    if (conversation === this.conversation) store.write("open", conversation.id);
-    if (!conversation.messages.length) store.remove(conversation.id);
-    else if (!store.save(conversation))
-      showError("This browser's storage is full: older answers lost the alternatives of their tokens, or this one cannot be kept. Delete conversations to make room.");
+  /** Another tab kept or removed something. */
+  async changed(id) {
     this.list();
+    const { conversation } = this;
+    if (id !== conversation.id || this.writing) return;
+    const now = await shelf.load(id);
+    if (this.conversation !== conversation || this.writing) return;
+    if (!now) conversation.revision = 0; // removed there; to say more keeps it again
+    else if (now.revision !== conversation.revision) {
+      const end = this.atBottom();
+      this.conversation = now;
+      this.render();
+      this.list();
+      this.recount();
+      if (end) this.bottom(true);
+    }
+  }
+
+  /** Keep a conversation, one saving after the other. */
+  keep(conversation = this.conversation) {
+    this.saving = this.saving.then(async () => {
+      if (!conversation.messages.length) return this.list();
+      try {
+        const parted = await shelf.save(conversation);
+        if (parted) showError("This conversation was changed in another tab. What was said here is kept as a conversation of its own.");
+      } catch (error) {
+        showError(`This browser cannot keep the conversation (${error.message}). Export it, or delete others to make room.`);
+      }
+      if (conversation === this.conversation) {
+        store.write("open", conversation.id);
+        history.replaceState(null, "", `#c=${conversation.id}`);
+      }
+      return this.list();
+    });
+    return this.saving;
   }
 
   // Messages
 
   render() {
-    const { messages } = this.conversation;
-    if (!messages.length) return this.thread.replaceChildren(this.model ? empty(this.model) : "");
-    this.thread.replaceChildren(...messages.map((message, place) => this.message(message, place)));
+    const { messages } = this;
+    if (!messages.length) return this.thread.replaceChildren(this.model ? empty(this) : "");
+    this.thread.replaceChildren(systemText(this), ...messages.map((message, place) => this.message(message, place)));
     this.drop(this.first);
   }
 
@@ -152,16 +226,25 @@ export class Chat {
     return this.thread.querySelector(`[data-place="${place}"]`);
   }
 
-  /** Another version of message `place` is shown. */
-  turned(place) {
-    this.keep();
-    this.replace(place);
-    this.recount();
+  /** Draw anew, and give the focus back to what had it, by its name, in the message in which it was. */
+  redraw() {
+    const had = document.activeElement;
+    const place = had?.closest?.("[data-place]")?.dataset.place;
+    const name = had?.getAttribute?.("aria-label") ?? had?.textContent;
+    const arrows = had?.closest?.(".versions");
+    this.render();
+    if (place === undefined || had.isConnected) return;
+    const buttons = [...(this.node(place)?.querySelectorAll("button") ?? [])].filter((button) => !button.disabled);
+    const same = buttons.find((button) => (button.getAttribute("aria-label") ?? button.textContent) === name);
+    (same ?? buttons.find((button) => arrows && button.closest(".versions")) ?? buttons[0] ?? this.input).focus();
   }
 
-  replace(place) {
-    this.node(place).replaceWith(this.message(this.conversation.messages[place], place));
-    this.drop(this.first);
+  /** Show what was said beside a message, and what followed from that. */
+  turned(message, step) {
+    turn(this.conversation, message, step);
+    this.keep();
+    this.redraw();
+    this.recount();
   }
 
   /** Show which messages the model no longer reads. */
@@ -180,9 +263,9 @@ export class Chat {
    * Where the system text and what is remembered (`note`) go, by the rule of the terminal: { head, above }. The
    * note stands below the system text, or the template's own; above the last message where that takes none.
    */
-  told(note = "") {
-    const own = store.settings.system.trim();
-    const base = own || (note && this.model.default_system);
+  told(model, note = "") {
+    const own = (this.conversation.system ?? store.settings.system).trim();
+    const base = own || (note && model.default_system);
     if (base === null) return { head: [], above: note };
     const system = [base, note].filter(Boolean).join("\n\n");
     return { head: system ? [{ role: "system", content: system }] : [], above: "" };
@@ -192,139 +275,144 @@ export class Chat {
     const { model, writing } = this;
     if (!model || writing) return;
     const draft = this.input.value.trim();
-    const said = plainly(this.conversation.messages);
+    const { messages } = this;
+    const said = plainly(messages);
     if (draft) said.push({ role: "user", content: draft });
     this.counting?.abort();
     this.counting = new AbortController();
     try {
       const room = roomFor(model, store.settings.maxTokens);
-      const note = this.conversation.messages.findLast((message) => message.role === "user")?.note;
-      const { head, above } = this.told(note);
-      const kept = await fitting(model, head, withNote(above, said), room, this.counting.signal);
+      const note = messages.findLast((message) => message.role === "user")?.note;
+      const { head, above } = this.told(model, note);
+      const kept = await fitting(model, head, withNote(above, said), room, this.counting.signal, this.first);
       this.meter.show(kept, said.length);
-      this.drop(Math.min(kept.first, this.conversation.messages.length));
+      this.drop(Math.min(kept.first, messages.length));
     } catch (error) {
       if (error.name !== "AbortError") this.meter.hide();
     }
   }
 
-  /** Say `text` as message `place`, instead of everything that stood from there on. */
+  /** Say `text` as message `place`; what stood there and below stays beside it. */
   async ask(text, place) {
-    const before = structuredClone(this.conversation.messages);
+    const { conversation } = this;
     const message = { role: "user", text };
     const prepare = async () => {
       const { note, facts, kept, not_kept: notKept } = await recall(text);
-      if (note) Object.assign(message, { note, facts: facts.map((fact) => fact.text) });
+      if (note) Object.assign(message, { note, facts });
       if (kept) message.kept = kept.id;
       if (notKept) message.notKept = notKept;
     };
-    this.conversation.messages.splice(place, Infinity, message);
-    this.render();
-    this.bottom(true);
-    const came = await this.answer(place, { before, prepare });
-    if (came || this.input.value) return;
-    this.input.value = text; // to be said again, perhaps differently
-    this.input.dispatchEvent(new Event("input"));
+    const undo = say(conversation, this.messages[place - 1] ?? null, message);
+    const came = await this.answer(place, { prepare, undo });
+    if (!came && this.conversation === conversation && !this.input.value) this.write(text); // to be said again, perhaps differently
   }
 
   again(place) {
     return this.answer(place - 1);
   }
 
+  /** Go another way from a token of answer `place`, with the model that wrote it. */
   branch(place, token, other) {
-    const before = structuredClone(this.conversation.messages);
-    const { versions, shown } = this.conversation.messages[place];
-    const way = branch(versions[shown], token, other, this.node(place).written.starts);
-    this.conversation.messages.splice(place + 1);
-    return this.answer(place - 1, { before, ...way });
+    const version = this.messages[place];
+    const way = branch(version, token, other, this.node(place).written.starts);
+    return this.answer(place - 1, { ...way, model: served(version.asked.model) });
+  }
+
+  /** Why nothing can go on from a message, or nothing. */
+  cannotGoOn({ asked, model }) {
+    if (!asked) return "It was read from a file, and what was asked is not known.";
+    return served(asked.model) ? "" : `Written by ${model}, which is not served now.`;
   }
 
   /** What was said before message `place`, as the API wants it. */
   plainly(place) {
-    return plainly(this.conversation.messages.slice(0, place));
+    return plainly(this.messages.slice(0, place));
   }
 
-  /** What going another way from message `place` would cost. */
-  lost(place) {
-    const after = this.conversation.messages.length - place - 1;
-    return after ? `Replaces the ${count(after, "message")} below it.` : "";
+  /** What going another way from message `place` means for what stands below. */
+  aside(place) {
+    const after = this.messages.length - place - 1;
+    return after ? `The ${count(after, "message")} below stay${after === 1 ? "s" : ""} on the other way.` : "";
   }
 
   goOn(place) {
-    const { versions, shown } = this.conversation.messages[place];
-    const { text, tokens } = versions[shown];
+    const { text, tokens, asked } = this.messages[place];
     const prefix = tokens.map(({ id }) => id);
-    return this.answer(place - 1, { version: { text, tokens: [...tokens] }, prefix });
+    return this.answer(place - 1, { version: { text, tokens: [...tokens] }, prefix, model: served(asked.model) });
   }
 
   /**
-   * Write an answer to the message at `place`: a new version of the one it has, or its first.
+   * Write an answer to the message at `place`, beside those it has.
    *
-   * `prepare` is waited for first; `version` is what the answer begins with, of the tokens `prefix`. Where
-   * nothing came, the conversation is again what it was `before`, and the result is false.
+   * `prepare` is waited for first; `version` is what the answer begins with, of the tokens `prefix`, and `model`
+   * who writes it. Where nothing came, it is taken back, and by `undo` what came before it; the result is false.
    */
-  async answer(place, { before, prepare, version = { text: "", tokens: [] }, prefix = [] } = {}) {
-    if (this.writing || !this.model) return false;
-    const { conversation, model } = this;
-    const { messages } = conversation;
-    const old = before ?? structuredClone(messages);
+  async answer(place, { prepare, undo, version = { text: "", tokens: [] }, prefix = [], model = this.model } = {}) {
+    if (this.writing || !model) return false;
+    const { conversation } = this;
     const controller = new AbortController();
-    this.writing = controller;
-    this.ready();
-    showError("");
+    const asking = this.messages[place];
     const body = { ...sampling(model), ...CHAT.fields, stream_options: { include_usage: true } };
     if (prefix.length) body.prefix_tokens = prefix;
-    Object.assign(version, { model: model.name, seed: body.seed, finish: null });
+    Object.assign(version, { role: "assistant", model: model.name, seed: body.seed, finish: null });
+    const takeBack = say(conversation, asking, version);
+    this.writings.set(conversation, controller);
+    this.ready();
+    showError("");
+    this.redraw();
+    this.bottom(true);
+    const wait = waiting(() => this.conversation === conversation && this.node(place + 1));
     let came = false;
     try {
       await prepare?.();
-      this.keep(conversation); // so that a reload in between loses no question
-      const { head, above } = this.told(messages[place].note);
-      const asked = withNote(above, plainly(messages.slice(0, place + 1)));
-      const kept = await fitting(model, head, asked, body.max_tokens, controller.signal);
+      const { head, above } = this.told(model, asking.note);
+      const asked = withNote(above, plainly(path(conversation).slice(0, place + 1)));
+      const room = roomFor(model, body.max_tokens);
+      const kept = await fitting(model, head, asked, room, controller.signal, this.first);
       // The tokens it begins with come on top, as far as the model's length allows.
-      body.max_tokens = Math.min(body.max_tokens, kept.limit - kept.nTokens - prefix.length);
-      if (!kept.fits || body.max_tokens < 1) throw new Error(tooLong(kept));
+      const left = kept.limit - kept.nTokens - prefix.length;
+      if (!kept.fits || left < 1) throw new Error(tooLong(kept));
+      body.max_tokens = Math.min(body.max_tokens, left);
       body.messages = [...head, ...asked.slice(kept.first)];
       version.asked = { model: model.id, head, above, first: kept.first }; // for a look inside
-      const answer = messages[place + 1] ?? { role: "assistant", versions: [] };
-      answer.versions.push(version);
-      answer.shown = answer.versions.length - 1;
-      messages[place + 1] = answer;
-      this.meter.show(kept, place + 1);
-      const show = this.painter(conversation, place + 1, version, kept.first);
-      const changed = () => ((came = true), show());
+      if (this.conversation === conversation) (this.meter.show(kept, place + 1), this.drop(kept.first));
+      wait.reads(kept.nTokens);
+      this.keep(conversation); // so that a reload in between loses no question
+      const show = this.painter(conversation, place + 1, version);
+      const changed = () => ((came = true), wait.over(), show());
       await stream("/v1/chat/completions", body, version, CHAT, changed, controller.signal);
       announce("The answer is complete.");
     } catch (error) {
       version.finish = error.name === "AbortError" ? "stopped" : "error";
       if (error.name !== "AbortError") showError(error.message);
     }
-    this.writing = null;
-    if (!came) messages.splice(0, Infinity, ...old);
-    this.keep(conversation);
-    if (this.conversation === conversation) this.render();
+    wait.over();
+    this.writings.delete(conversation);
+    if (!came) (takeBack(), undo?.());
+    if (came || undo) this.keep(conversation);
+    if (this.conversation === conversation) this.redraw();
     this.ready();
     this.recount();
     return came;
   }
 
-  /** Show an answer that is being written; gives a function that shows what it has become, once a frame. */
-  painter(conversation, place, version, first) {
-    this.render();
-    this.drop(first);
-    const node = this.node(place);
-    node.setAttribute("data-writing", "");
-    this.bottom(true);
+  /** Gives a function that shows what an answer has become, once a frame, and keeps it now and then. */
+  painter(conversation, place, version) {
     let wanted = false;
+    let kept = performance.now();
     return () => {
       if (wanted) return;
       wanted = true;
       requestAnimationFrame(() => {
         wanted = false;
+        if (performance.now() - kept > SAVED_EVERY) {
+          kept = performance.now();
+          this.keep(conversation);
+        }
+        if (this.conversation !== conversation || !this.writings.has(conversation)) return;
         const follow = this.atBottom();
-        node.written.update(version.text, version.tokens);
-        if (follow && this.conversation === conversation) this.bottom();
+        this.node(place)?.written.update(version.text, version.tokens);
+        if (follow) this.bottom();
       });
     };
   }
@@ -341,11 +429,10 @@ export class Chat {
   /** Let the user say message `place` differently, where it stands. */
   edit(place) {
     if (this.writing) return;
-    const { messages } = this.conversation;
-    const area = h("textarea", { class: "say", "aria-label": "Your message, to be changed", rows: 1 });
-    area.value = messages[place].text;
+    const area = h("textarea", { class: "say", dir: "auto", "aria-label": "Your message, to be changed", rows: 1 });
+    area.value = this.messages[place].text;
     growing(area);
-    const back = () => (this.replace(place), this.input.focus());
+    const back = () => (this.redraw(), this.node(place).querySelector("[data-act=edit]").focus());
     const done = () => {
       const text = area.value.trim();
       if (text) this.ask(text, place);
@@ -359,7 +446,7 @@ export class Chat {
       h("div", { class: "actions shown" },
         h("button", { class: "button primary", onclick: done }, "Send"),
         h("button", { class: "button", onclick: back }, "Cancel"),
-        h("span", { class: "quiet" }, this.lost(place))));
+        h("span", { class: "quiet" }, this.aside(place))));
     area.focus();
   }
 }

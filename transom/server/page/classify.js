@@ -1,7 +1,7 @@
 // Classify: the classes of a text as bars, and the probability below which it is none of them.
 
 import { post } from "./api.js";
-import { announce, growing, h, percent, showError } from "./dom.js";
+import { SHORTCUT, announce, count, growing, h, percent, showError } from "./dom.js";
 import * as store from "./store.js";
 import { bar } from "./tokens.js";
 
@@ -10,7 +10,7 @@ export class Classify {
     this.model = null;
     this.working = false;
     this.text = h("textarea", {
-      class: "writing", id: "text", rows: 5, placeholder: "Which class does this text belong to?",
+      class: "writing", id: "text", rows: 5, dir: "auto", placeholder: "Which class does this text belong to?",
       oninput: () => (store.write("draft.classify", this.text.value), this.ready()),
       onkeydown: (event) => {
         if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) (event.preventDefault(), this.pressed());
@@ -27,8 +27,8 @@ export class Classify {
       h("form", { class: "desk", onsubmit: (event) => (event.preventDefault(), this.pressed()) },
         h("label", { class: "desk-label", for: "text" }, "Text"),
         h("div", { class: "sheet tall" }, this.text),
-        h("div", { class: "desk-foot" }, this.button, h("span", { class: "quiet only-wide" }, "Ctrl + Enter"),
-          h("label", { class: "threshold", for: "reject" }, "Reject below", this.limit, this.shown)),
+        h("div", { class: "desk-foot" }, this.button, h("span", { class: "quiet only-wide" }, SHORTCUT),
+          h("label", { class: "threshold", for: "reject", title: "Where even the likeliest class is less likely than this, the text counts as none of them" }, "None of them below", this.limit, this.shown)),
         this.result));
     this.last = store.read("classification", null); // { text, probabilities: [[label, p]] }
     this.turn();
@@ -37,6 +37,7 @@ export class Classify {
 
   use(model) {
     this.model = model;
+    this.show();
     this.ready();
   }
 
@@ -55,7 +56,11 @@ export class Classify {
   }
 
   show() {
-    if (!this.last) return this.result.replaceChildren();
+    if (!this.last) {
+      const { labels } = this.model ?? {};
+      const known = labels?.length ? `It tells ${count(labels.length, "class", "classes")} apart: ${labels.join(", ")}.` : "";
+      return this.result.replaceChildren(h("p", { class: "quiet" }, known));
+    }
     const limit = store.settings.threshold;
     const [surest, confidence] = this.last.probabilities[0];
     const rejected = confidence < limit;

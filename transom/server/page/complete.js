@@ -1,9 +1,10 @@
 // Complete: a text, and how the model goes on with it. What it writes can be branched and taken over.
 
-import { action, announce, copy, growing, h, showError } from "./dom.js";
+import { SHORTCUT, action, announce, copy, growing, h, showError } from "./dom.js";
 import { COMPLETION, branch, ending, lookInside, sampling, stream, written as ofTokens } from "./answer.js";
 import { tintSwitch } from "./settings.js";
 import * as store from "./store.js";
+import { served } from "./served.js";
 import { Written } from "./tokens.js";
 
 export class Complete {
@@ -11,7 +12,7 @@ export class Complete {
     this.model = null;
     this.writing = null;
     this.prompt = h("textarea", {
-      class: "writing", rows: 6, id: "prompt", spellcheck: "false", placeholder: "Begin a text; the model goes on with it.",
+      class: "writing", rows: 6, id: "prompt", dir: "auto", spellcheck: "false", placeholder: "Begin a text; the model goes on with it.",
       oninput: () => (store.write("draft.complete", this.prompt.value), this.ready()),
       onkeydown: (event) => {
         if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) (event.preventDefault(), this.pressed());
@@ -25,7 +26,7 @@ export class Complete {
       h("form", { class: "desk", onsubmit: (event) => (event.preventDefault(), this.pressed()) },
         h("label", { class: "desk-label", for: "prompt" }, "Beginning"),
         h("div", { class: "sheet tall" }, this.prompt),
-        h("div", { class: "desk-foot" }, this.button, h("span", { class: "quiet only-wide" }, "Ctrl + Enter"), tintSwitch()),
+        h("div", { class: "desk-foot" }, this.button, h("span", { class: "quiet only-wide" }, SHORTCUT), tintSwitch()),
         this.result));
     this.last = store.read("completion", null); // { prompt, version }
     if (this.last) this.show();
@@ -55,7 +56,12 @@ export class Complete {
   show() {
     const { prompt, version } = this.last;
     const before = h("span", { class: "before" }, prompt.length > 400 ? `… ${prompt.slice(-400)}` : prompt);
-    this.written = new Written({ markdown: false, onpick: (place, other) => this.branch(place, other) });
+    const writer = served(version.asked);
+    this.written = new Written({
+      markdown: false,
+      onpick: writer && ((place, other) => this.branch(place, other)),
+      warning: () => (writer ? "" : `Written by ${version.model}, which is not served now.`),
+    });
     this.written.update(version.text, version.tokens);
     this.foot = h("div", { class: "actions shown" });
     this.result.replaceChildren(
@@ -92,17 +98,17 @@ export class Complete {
   branch(place, other) {
     const { prompt, version } = this.last;
     const way = branch(version, place, other, this.written.starts);
-    return this.write(prompt, way.version, way.prefix);
+    return this.write(prompt, way.version, way.prefix, served(version.asked));
   }
 
-  async write(prompt, version = { text: "", tokens: [] }, prefix = []) {
-    if (this.writing || !this.model) return;
+  async write(prompt, version = { text: "", tokens: [] }, prefix = [], model = this.model) {
+    if (this.writing || !model) return;
     const controller = new AbortController();
     this.writing = controller;
     showError("");
-    const body = { ...sampling(this.model), ...COMPLETION.fields, prompt };
+    const body = { ...sampling(model), ...COMPLETION.fields, prompt };
     if (prefix.length) body.prefix_tokens = prefix;
-    Object.assign(version, { model: this.model.name, asked: this.model.id, seed: body.seed, finish: null });
+    Object.assign(version, { model: model.name, asked: model.id, seed: body.seed, finish: null });
     const before = this.last;
     this.last = { prompt, version };
     this.ready();

@@ -16,6 +16,9 @@ const ICONS = {
   bin: "M5 7h14M10 7V5h4v2M7 7l1 12h8l1-12",
   left: "M14 6l-6 6 6 6",
   right: "M10 6l6 6-6 6",
+  down: "M12 5v14M6 13l6 6 6-6",
+  more: "M5.5 12h.01M12 12h.01M18.5 12h.01",
+  clip: "M19 11l-7.5 7.5a4.6 4.6 0 0 1-6.5-6.5L13 4a3.1 3.1 0 0 1 4.4 4.4l-7.7 7.7a1.5 1.5 0 0 1-2.2-2.2L14 7.4",
 };
 
 /** An element: attributes as they are written, `onX` as listeners, booleans as presence, children as text. */
@@ -78,6 +81,7 @@ export function growing(area) {
 
 /** Copy, also where the page was not loaded from this machine and the browser offers no clipboard. */
 export async function copy(text, button) {
+  let copied = true;
   try {
     await navigator.clipboard.writeText(text);
   } catch {
@@ -85,14 +89,30 @@ export async function copy(text, button) {
     document.body.append(area);
     area.value = text;
     area.select();
-    document.execCommand("copy");
+    copied = document.execCommand("copy");
     area.remove();
+    button.focus();
   }
-  const label = button.textContent;
-  button.textContent = "Copied";
-  announce("Copied");
-  setTimeout(() => (button.textContent = label), 1400);
+  const label = (button.dataset.label ??= button.textContent);
+  const said = copied ? "Copied" : "Could not copy";
+  button.textContent = said;
+  announce(said);
+  clearTimeout(button.timer);
+  button.timer = setTimeout(() => (button.textContent = label), 1400);
 }
+
+/** Give the person a text as a file. */
+export function save(name, text) {
+  const url = URL.createObjectURL(new Blob([text], { type: "text/plain" }));
+  h("a", { href: url, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 10_000);
+}
+
+const SHOWN = { " ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍" };
+
+/** A token's text with its spaces to be seen, and nothing that could turn the text around it. */
+export const visible = (text) =>
+  [...text].map((c) => SHOWN[c] ?? (/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/u.test(c) ? `\\u${c.codePointAt(0).toString(16).padStart(4, "0")}` : c)).join("") || "∅";
 
 /** Call `work` once, some time after the last of several calls. */
 export function later(work, wait) {
@@ -111,6 +131,9 @@ export function percent(p) {
   if (p < 0.001 && p > 0) return "< 0.1 %";
   return `${(100 * p).toFixed(1)} %`;
 }
+
+/** How a text is sent from where Enter begins a line. */
+export const SHORTCUT = /Mac|iPhone|iPad/.test(navigator.platform) ? "⌘ Enter" : "Ctrl + Enter";
 
 /** Whether a key belongs to a composition of letters; Safari says only by keyCode that Enter ends one. */
 export const composing = (event) => event.isComposing || event.keyCode === 229;

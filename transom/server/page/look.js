@@ -4,8 +4,8 @@
 // Token text only ever becomes text nodes. Read next: look_parts.js, server/look.py.
 
 import { post } from "./api.js";
-import { $, announce, h, icon, later, percent } from "./dom.js";
-import { Heads, Tokens, bits, drawn, say, visible } from "./look_parts.js";
+import { $, announce, h, icon, later, percent, visible } from "./dom.js";
+import { Heads, Tokens, bits, drawn, say } from "./look_parts.js";
 
 const KINDS = { self: "among the words written", cross: "from the words written to the source", encoder: "within the source" };
 const FIRST = 160; // tokens of a long prompt that are shown at once, the last ones
@@ -84,11 +84,16 @@ class Look {
       this.first = await this.view("tokens");
       this.agreement();
       this.build();
-      const last = this.first.tokens.length - 1;
-      const about = this.first.tokens.findLastIndex(({ text, logprob }) => logprob !== null && text.trim());
-      this.select(about < 0 ? last : about);
+      this.select(this.telling());
       if (this.first.n_heads) await this.heads();
     });
+  }
+
+  /** The token to begin with: of the words of the answer, the one of which the model was least sure. */
+  telling() {
+    const { tokens } = this.first;
+    const words = tokens.map((_, i) => i).filter((i) => tokens[i].answer && tokens[i].logprob !== null && /\p{L}/u.test(tokens[i].text));
+    return words.length ? words.reduce((least, i) => (tokens[i].logprob < tokens[least].logprob ? i : least)) : tokens.length - 1;
   }
 
   /** What the replay was, and whether it is what was served. */
@@ -104,11 +109,14 @@ class Look {
     const skip = Math.max(0, this.first.n_prompt - FIRST);
     this.strip = new Tokens(tokens, skip, { onhover: (i) => this.show(i), onleave: () => this.show(this.here), onpick: (i) => this.select(i) });
     this.readout = h("div", { class: "look-readout", "aria-live": "polite" });
+    this.chosen = h("div", { class: "look-chosen" });
     this.rest.replaceChildren(
       h("section", { class: "look-view" },
         h("h3", {}, "Tokens"),
         h("p", { class: "look-key" }, "The line under a token is its probability. ", this.first.n_heads ? "Light on a token is the weight that the chosen head gives it, seen from the marked one." : ""),
-        this.strip.node, this.readout, say(this.first.caveat)),
+        say(this.first.caveat)),
+      // In sight while the heads and the other views are gone through: all of them speak of these tokens.
+      h("section", { class: "look-held" }, this.strip.node, this.readout, this.chosen),
       this.first.n_heads ? this.headsView() : "",
       ...this.first.sides.map((side) => this.folded(side)));
   }
@@ -126,7 +134,7 @@ class Look {
     this.here = i;
     this.strip.mark(i);
     this.show(i);
-    for (const node of this.rest.querySelectorAll("details")) node.redraw();
+    for (const node of this.rest.querySelectorAll("details[data-view]")) node.redraw();
   }
 
   /** Say everything about token i, and light what the chosen head looks at from there. */
@@ -162,19 +170,19 @@ class Look {
 
   headsView() {
     this.grid = new Heads({ onpick: (layer, head) => this.pick(layer, head) });
-    this.chosen = h("div", { class: "look-chosen" });
     this.headsPlace = h("div", { class: "look-body" });
+    this.caveat = h("div", {});
     const { kinds } = this.first;
     this.kind = kinds[0];
     const kind = kinds.length > 1 && h("label", { class: "look-order" }, "Attention ",
       h("select", { onchange: (event) => ((this.kind = event.target.value), this.heads()) }, kinds.map((name) => h("option", { value: name }, KINDS[name]))));
-    return h("section", { class: "look-view", "data-view": "heads" }, h("h3", {}, "Heads"), kind, this.headsPlace);
+    return h("section", { class: "look-view", "data-view": "heads" }, h("h3", {}, "Heads"), kind, this.headsPlace, this.caveat);
   }
 
   heads() {
     return this.in(this.headsPlace, async () => {
       const heads = await this.view("heads", { kind: this.kind });
-      this.headsPlace.replaceChildren(this.grid.node, this.chosen);
+      this.headsPlace.replaceChildren(this.grid.node);
       this.grid.show(heads);
       const [layer, head] = this.grid.first();
       await this.pick(layer, head);
@@ -192,7 +200,8 @@ class Look {
       const off = this.kind === "self" && h("button", { class: "button", type: "button", onclick: () => this.ablate(layer, head, result) }, `Ablate head ${layer}.${head}`);
       this.chosen.replaceChildren(
         h("p", { class: "look-facts" }, h("strong", {}, `Layer ${layer}, head ${head}`), ` ${this.grid.describe(layer, head)}`),
-        ...[h("p", { class: "quiet" }, rows.check), say(rows.caveat), off, result].filter(Boolean));
+        ...[off, result].filter(Boolean));
+      this.caveat.replaceChildren(h("p", { class: "quiet" }, rows.check), say(rows.caveat));
       this.show(this.here);
     });
   }

@@ -1,23 +1,19 @@
 // The parts of a look that are drawn: the strip of tokens, and the heads as panes of a window.
 
-import { h, percent } from "./dom.js";
+import { h, percent, visible } from "./dom.js";
 
 const PANE = 24; // pixels of a thumbnail's side, as the server sends it
 const SINK = 0.5; // a head with more of its weight than this on the first token is set apart
-const SHOWN = { " ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍" };
-
-/** A token's text with its spaces to be seen, and nothing that could turn the text around it. */
-export const visible = (text) =>
-  [...text].map((c) => SHOWN[c] ?? (/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/u.test(c) ? `\\u${c.codePointAt(0).toString(16).padStart(4, "0")}` : c)).join("") || "∅";
 
 export const bits = (nats) => `${(nats / Math.LN2).toFixed(1)} bits`;
 
-/** The line under a view that says what it does not show. */
-export const say = (caveat) => h("p", { class: "look-caveat" }, h("b", {}, "Keep in mind: "), `${caveat}.`);
+/** What a view does not show, behind a word. */
+export const say = (caveat) => h("details", { class: "look-caveat" }, h("summary", {}, "Keep in mind"), h("p", {}, `${caveat}.`));
 
 /** A picture of insight as it is sent: what it found, how it is read, a table or bars, what it does not show. */
-export function drawn({ finding, note, chart, text, caveat }) {
-  const body = chart === null ? h("pre", {}, text) : CHARTS[chart.kind](chart);
+export function drawn({ finding, note, chart, text, caveat, doubted }) {
+  const numbers = chart === null ? h("pre", {}, text) : CHARTS[chart.kind](chart);
+  const body = doubted ? h("details", { class: "look-doubted" }, h("summary", {}, "Show the numbers anyway"), numbers) : numbers;
   return [finding && h("p", { class: "look-key" }, finding), note && h("p", { class: "quiet" }, note), body, say(caveat)].filter(Boolean);
 }
 
@@ -77,13 +73,14 @@ export class Tokens {
     if (!step || event.ctrlKey || event.metaKey) return;
     event.preventDefault();
     this.act.onpick(Math.max(this.skip, Math.min(this.tokens.length - 1, this.here + step)));
-    this.at(this.here)?.scrollIntoView({ block: "nearest" });
   }
 
   mark(i) {
     this.list.querySelector(".marked")?.classList.remove("marked");
     this.here = i;
-    this.at(i)?.classList.add("marked");
+    const node = this.at(i);
+    node?.classList.add("marked");
+    if (node) this.list.scrollTop += node.getBoundingClientRect().top - this.list.getBoundingClientRect().top - this.list.clientHeight / 2;
   }
 
   from(i) {
@@ -103,7 +100,14 @@ export class Tokens {
   }
 }
 
+const FEW = 12; // heads that are shown first, where a model has many
+const MANY = 48;
+
+/** How much a head moves: weight that is sharp, far, and not on the first token or the one before. */
+const worth = ({ sink, previous = 0, peak, distance = 8 }) => (1 - sink) * (1 - previous) * peak * Math.min(1, distance / 8);
+
 const ORDERS = {
+  worth: { label: "those that move most", of: worth },
   place: { label: "layer and head", of: (one) => 1000 * one.layer - one.head },
   moved: { label: "weight off the first token", of: (one) => 1 - one.sink },
   previous: { label: "weight on the token before", of: (one) => one.previous },
@@ -128,7 +132,7 @@ export class Heads {
   show({ n_heads: across, size = PANE, thumbnails, caveat, ...figures }) {
     this.panes.clear();
     for (const option of this.order.options) option.disabled = !Number.isFinite(ORDERS[option.value].of({ layer: 0, head: 0, ...figures.heads[0] }));
-    if (this.order.selectedOptions[0].disabled) this.order.value = "place";
+    if (figures.heads.length <= MANY || this.order.selectedOptions[0].disabled) this.order.value = "place";
     this.kind = figures.kind;
     const bytes = Uint8Array.from(atob(thumbnails), (c) => c.charCodeAt(0));
     this.across = across;
@@ -151,32 +155,41 @@ export class Heads {
   }
 
   draw() {
-    const { of } = ORDERS[this.order.value];
+    const { value } = this.order;
+    const { of } = ORDERS[value];
     const sorted = this.all.toSorted((a, b) => of(b) - of(a) || a.place - b.place);
-    const rests = (one) => this.kind !== "cross" && one.sink > SINK;
-    const group = (label, list) => list.length && [label && h("p", { class: "look-key" }, label), this.window(list)];
-    this.body.replaceChildren(
-      ...[group("", sorted.filter((one) => !rests(one))), group("At rest: most of their weight lies on the first token", sorted.filter(rests))].flat().filter(Boolean),
-      say(this.caveat));
+    const shown = value === "worth" ? sorted.slice(0, FEW) : sorted;
+    const whole = h("button", { type: "button", class: "action", onclick: () => ((this.order.value = "place"), this.draw(), this.body.querySelector("[aria-pressed=true]")?.focus()) },
+      `Show all ${this.all.length.toLocaleString("en")} heads in their places`);
+    const greyed = this.kind !== "cross" && shown.some((one) => this.rests(one)) && h("p", { class: "look-key" }, "Grey: at rest, with most of its weight on the first token.");
+    this.body.replaceChildren(...[this.window(shown), greyed, shown.length < this.all.length && whole, say(this.caveat)].filter(Boolean));
     this.stops();
   }
 
-  /** Panes in a frame; in their places a row is a layer, the last one on top. */
+  rests(one) {
+    return this.kind !== "cross" && one.sink > SINK;
+  }
+
+  /** Panes in a frame; in their places a row is a layer, the last one on top, and says so. */
   window(list) {
     const placed = this.order.value === "place" && this.across <= 16;
-    const node = h("div", { class: "look-window" });
-    node.style.setProperty("--across", placed ? this.across : Math.max(8, Math.min(this.across, 12)));
+    const node = h("div", { class: "look-window", "data-placed": placed });
+    node.style.setProperty("--across", placed ? this.across : Math.max(6, Math.min(this.across, 12)));
+    let layer = null;
     for (const one of list) {
+      if (placed && one.layer !== layer) node.append(h("span", { class: "look-place", "aria-hidden": "true" }, one.layer));
+      layer = one.layer;
       const pane = this.panes.get(`${one.layer}.${one.head}`);
-      pane.style.gridColumn = placed ? one.head + 1 : "auto";
+      pane.toggleAttribute("data-rests", this.rests(one));
+      pane.style.gridColumn = placed ? one.head + 2 : "auto";
       node.append(pane);
     }
+    if (placed) node.append(h("span", { class: "look-place", "aria-hidden": "true" }, "layer"), ...Array.from({ length: this.across }, (_, i) => h("span", { class: "look-place", "aria-hidden": "true" }, i)));
     return node;
   }
 
   /** The head to begin with: of those that move anything, the one that moves most. */
   first() {
-    const worth = ({ sink, previous = 0, peak, distance = 8 }) => (1 - sink) * (1 - previous) * peak * Math.min(1, distance / 8);
     const { layer, head } = this.all.toSorted((a, b) => worth(b) - worth(a))[0];
     return [layer, head];
   }

@@ -1,16 +1,18 @@
-// A small part of Markdown, as nodes: headings, lists, quotes, code, rules, emphasis, links.
+// A small part of Markdown, as nodes: headings, lists, tables, quotes, code, rules, emphasis, links; math as it is written.
 //
 // Every piece of text keeps its place in the source (start, end), so that the tokens it was written in stay
 // clickable. There is no raw HTML, an image is a link to it, and a link leads to http(s) only. Whatever is none of this
 // stays the text it is.
 
-import { h } from "./dom.js";
+import { action, copy, h } from "./dom.js";
 
-const FENCE = /^ {0,3}(```+|~~~+)\s*([\w+#.-]*)[^\n]*$/;
+const FENCE = /^([ \t]*)(```+|~~~+)\s*([\w+#.-]*)[^\n`]*$/;
 const HEADING = /^(#{1,6})[ \t]+(?=\S)/;
 const BULLET = /^([ \t]*)([-*+])[ \t]+(?=\S)/;
 const NUMBER = /^([ \t]*)(\d{1,9})[.)][ \t]+(?=\S)/;
 const QUOTE = /^ {0,3}> ?/;
+const TABLE = /^ {0,3}\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)+\|?[ \t]*$|^ {0,3}\|[ \t]*:?-+:?[ \t]*\|?[ \t]*$/;
+const MATH = /^ {0,3}(\\\[|\$\$)/;
 const RULE = /^ {0,3}([-*_])(?:[ \t]*\1){2,}[ \t]*$/;
 
 /** The blocks of a text in order: { kind, start, end, ... }, places counted in the whole text. */
@@ -33,14 +35,26 @@ export function blocks(text) {
       continue;
     }
     if ((match = FENCE.exec(line.text))) {
-      const fence = match[1];
+      const [, indent, fence, language] = match;
       at++;
       while (at < lines.length && !lines[at].text.trimStart().startsWith(fence)) at++;
-      const body = lines.slice(from + 1, at);
-      const start = body.length ? body[0].start : line.end;
-      const end = body.length ? body[body.length - 1].end : start;
+      // What the fence is indented by, under an item of a list, is no part of the code.
+      const inner = lines.slice(from + 1, at).map(({ start, end, text }) => {
+        const spaces = Math.min(indent.length, text.length - text.trimStart().length);
+        return { from: start + spaces, to: end };
+      });
       at++; // the closing fence, or the end of an answer that is still being written
-      found.push({ kind: "code", language: match[2], from: start, to: end });
+      found.push({ kind: "code", language, lines: inner });
+    } else if ((match = MATH.exec(line.text))) {
+      const closes = match[1] === "$$" ? "$$" : "\\]";
+      const opened = line.text.indexOf(match[1]) + match[1].length;
+      while (at < lines.length && !lines[at].text.slice(at === from ? opened : 0).includes(closes)) at++;
+      at = Math.min(at + 1, lines.length);
+      found.push({ kind: "math", from: line.start, to: lines[at - 1].end });
+    } else if (line.text.includes("|") && TABLE.test(lines[at + 1]?.text ?? "")) {
+      const rows = [cells(line)];
+      for (at += 2; at < lines.length && lines[at].text.includes("|"); at++) rows.push(cells(lines[at]));
+      found.push({ kind: "table", rows });
     } else if ((match = HEADING.exec(line.text))) {
       found.push({ kind: "heading", level: match[1].length, from: line.start + match[0].length, to: line.end });
       at++;
@@ -61,6 +75,7 @@ export function blocks(text) {
       while (at < lines.length) {
         const item = BULLET.exec(lines[at].text) ?? NUMBER.exec(lines[at].text);
         if (!item) {
+          if (FENCE.test(lines[at].text)) break; // code of the item stands below it
           if (!lines[at].text.trim() || !/^\s/.test(lines[at].text)) break;
           items[items.length - 1].to = lines[at].end; // an indented line goes on with the item
         } else {
@@ -82,8 +97,23 @@ export function blocks(text) {
   return found;
 }
 
+/** The cells of a line of a table, without the spaces around them. */
+function cells({ start, text }) {
+  const found = [];
+  const bar = /(?<!\\)\|/g;
+  const edges = [-1, ...[...text.matchAll(bar)].map(({ index }) => index), text.length];
+  for (let i = 0; i + 1 < edges.length; i++) {
+    const cell = text.slice(edges[i] + 1, edges[i + 1]);
+    const outside = (i === 0 || i + 2 === edges.length) && !cell.trim();
+    if (outside) continue;
+    const from = start + edges[i] + 1 + (cell.length - cell.trimStart().length);
+    found.push({ from, to: Math.max(from, from + cell.trim().length) });
+  }
+  return found;
+}
+
 const begins = (line) =>
-  FENCE.test(line) || HEADING.test(line) || RULE.test(line) || QUOTE.test(line) || BULLET.test(line) || NUMBER.test(line);
+  MATH.test(line) || FENCE.test(line) || HEADING.test(line) || RULE.test(line) || QUOTE.test(line) || BULLET.test(line) || NUMBER.test(line);
 
 /** One block as a node; `leaf(parent, from, to)` writes a piece of the source text. */
 export function blockNode(text, block, leaf) {
@@ -91,16 +121,29 @@ export function blockNode(text, block, leaf) {
   switch (block.kind) {
     case "code": {
       const code = h("code", {});
-      leaf(code, block.from, block.to);
-      const label = block.language ? { "data-language": block.language } : {};
-      return h("pre", { ...label, tabindex: "0", "aria-label": `Code ${block.language}`.trim() }, code);
+      block.lines.forEach(({ from, to }, i) => (i && code.append("\n"), leaf(code, from, to)));
+      const whole = () => block.lines.map(({ from, to }) => text.slice(from, to)).join("\n");
+      return h("div", { class: "code" },
+        h("div", { class: "code-head" }, h("span", {}, block.language || "code"), action("Copy", (event) => (event.stopPropagation(), copy(whole(), event.target)), { "aria-label": "Copy the code" })),
+        h("pre", { dir: "ltr", tabindex: "0", "aria-label": `Code ${block.language}`.trim() }, code));
+    }
+    case "math": {
+      const math = h("code", { class: "math" });
+      leaf(math, block.from, block.to);
+      return h("pre", { dir: "ltr", tabindex: "0", "aria-label": "Formula" }, math);
+    }
+    case "table": {
+      const [head, ...rows] = block.rows;
+      const row = (cell, of) => h("tr", {}, head.map((_, i) => (of[i] ? inline(h(cell, { dir: "auto" }), of[i].from, of[i].to) : h(cell, {}))));
+      return h("div", { class: "table", tabindex: "0", role: "group", "aria-label": "Table" },
+        h("table", {}, h("thead", {}, row("th", head)), h("tbody", {}, rows.map((of) => row("td", of)))));
     }
     case "heading":
-      return inline(h(`h${Math.min(6, block.level + 2)}`, {}), block.from, block.to);
+      return inline(h(`h${Math.min(6, block.level + 2)}`, { dir: "auto" }), block.from, block.to);
     case "rule":
       return h("hr", {});
     case "quote": {
-      const quote = h("blockquote", {});
+      const quote = h("blockquote", { dir: "auto" });
       block.lines.forEach((line, i) => {
         if (i) quote.append("\n");
         inline(quote, line.from, line.to);
@@ -111,24 +154,27 @@ export function blockNode(text, block, leaf) {
       const list = h("div", { class: "list", role: "list" });
       for (const item of block.items) {
         const mark = /\d/.test(item.mark) ? `${item.mark}.` : "–";
-        const words = inline(h("span", {}), item.from, item.to);
+        const task = /^\[([ xX])\][ \t]+/.exec(text.slice(item.from, item.to));
+        const words = inline(h("span", {}), item.from + (task?.[0].length ?? 0), item.to);
         list.append(
-          h("div", { class: "item", role: "listitem", "data-depth": item.depth },
-            h("span", { class: "item-mark" }, mark), words),
+          h("div", { class: "item", dir: "auto", role: "listitem", "data-depth": item.depth },
+            h("span", { class: "item-mark" }, task ? (task[1] === " " ? "☐" : "☑") : mark), words),
         );
       }
       return list;
     }
     default:
-      return inline(h("p", {}), block.from, block.to);
+      return inline(h("p", { dir: "auto" }), block.from, block.to);
   }
 }
 
 const INLINE = new RegExp(
   [
-    /(?<escape>\\[\\`*_[\]()#+.!>~-])/,
+    /(?<math>\\\([^\n]+?\\\)|\\\[[^\n]+?\\\]|\$\$[^\n]+?\$\$)/,
+    /(?<escape>\\[\\`*_[\]()#+.!>~|-])/,
     /(?<code>`+)(?<coded>[^`][^]*?)\k<code>(?!`)/,
     /(?<strong>\*\*|__)(?=\S)(?<stronged>[^]+?\S|\S)\k<strong>/,
+    /(?<struck>~~)(?=\S)(?<through>[^]+?\S|\S)~~/,
     /(?<![\w*])(?<em>[*_])(?=[^\s*_])(?<emed>[^]*?[^\s*_]|[^\s*_])\k<em>(?![\w*])/,
     /!?\[(?<label>[^\]\n]{1,500})\]\((?<target>(?:[^\s()<>]|\([^\s()<>]{0,200}\)){1,2000})\)/,
     /(?<bare>\bhttps?:\/\/[^\s<>"'`)\]]{1,2000}[^\s<>"'`)\].,;:!?])/,
@@ -145,9 +191,11 @@ function inlines(parent, text, from, to, leaf, depth = 0) {
     const whole = match[0].length;
     let node = null;
     let inside = [index, index + whole];
-    if (groups.escape) inside = [index + 1, index + 2];
+    if (groups.math) node = h("code", { class: "math", dir: "ltr" });
+    else if (groups.escape) inside = [index + 1, index + 2];
     else if (groups.code) [node, inside] = [h("code", {}), within(index, groups.code, groups.coded)];
     else if (groups.strong) [node, inside] = [h("strong", {}), within(index, groups.strong, groups.stronged)];
+    else if (groups.struck) [node, inside] = [h("s", {}), within(index, groups.struck, groups.through)];
     else if (groups.em) [node, inside] = [h("em", {}), within(index, groups.em, groups.emed)];
     else {
       node = link(groups.bare ?? groups.target);
@@ -156,7 +204,7 @@ function inlines(parent, text, from, to, leaf, depth = 0) {
     }
     if (index > done) leaf(parent, from + done, from + index);
     const target = node ?? parent;
-    if (node && !groups.code && !groups.bare)
+    if (node && !groups.code && !groups.bare && !groups.math)
       inlines(target, text, from + inside[0], from + inside[1], leaf, depth + 1);
     else leaf(target, from + inside[0], from + inside[1]);
     if (node) parent.append(node);

@@ -13,6 +13,7 @@ const words = h("input", { type: "text", "aria-label": "Something to remember", 
 const trouble = h("p", { class: "error", role: "alert", hidden: true });
 const used = h("p", { class: "quiet", id: "memory-used" }); // for the start of a conversation
 const locked = h("p", { class: "hint", hidden: true });
+const place = h("p", { class: "hint path" });
 const open = h("div", {});
 
 export async function memoryPanel() {
@@ -22,7 +23,7 @@ export async function memoryPanel() {
   open.append(
     h("label", { class: "switch" }, switchBox, h("span", {}, "Remember across conversations"), state),
     trouble, list, form,
-    h("p", { class: "hint" }, "Only what you ask to be kept is kept: here, or by saying “remember that …”. It lies on the server, and what you forget is overwritten there."));
+    place, h("p", { class: "hint" }, "Only what you ask to be kept is kept: here, or by saying “remember that …”. It lies on the server, and what you forget is overwritten there."));
   drawer(dialog, "Memory", locked, open);
   $("memory-open").append(icon("memory"));
   $("memory-open").addEventListener("click", () => (dialog.showModal(), refresh()));
@@ -65,6 +66,7 @@ async function refresh() {
   locked.textContent = why ?? "";
   open.hidden = !memory;
   used.textContent = memory?.used ? `${memory.used}.` : "";
+  place.textContent = memory?.path ? `Kept in ${memory.path}, which every server of yours shares unless it is started with --memory another file.` : "";
   if (memory) show();
 }
 

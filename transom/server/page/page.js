@@ -2,14 +2,16 @@
 //
 // Read next: chat, tokens, answer, api.
 
-import { ApiError, get, onKeyWanted } from "./api.js";
+import { ApiError, onKeyWanted } from "./api.js";
 import { Chat } from "./chat.js";
 import { Classify } from "./classify.js";
 import { Complete } from "./complete.js";
-import { $, h, showError } from "./dom.js";
+import { $, action, copy, h, showError } from "./dom.js";
 import { memoryPanel } from "./memory.js";
 import { settingsDrawer, themeButton } from "./settings.js";
-import { sidebar } from "./sidebar.js";
+import { findModels } from "./served.js";
+import * as shelf from "./shelf.js";
+import { drawerOnPhones } from "./sidebar.js";
 import * as store from "./store.js";
 import { Translate } from "./translate.js";
 
@@ -21,10 +23,10 @@ const TABS = {
   classify: { make: Classify, takes: (model) => model.task === "classify", needs: "a classifier" },
 };
 const HINTS = {
-  chat: "A model whose folder has no template can still chat in a plain transcript: add --chat-template plain.",
-  complete: "Any decoder will do: GPT, Llama, Qwen, an LSTM.",
-  translate: "Any encoder-decoder will do: Marian, T5, or one trained here.",
-  classify: "Any encoder with classes will do: BERT, RoBERTa, or one trained here.",
+  chat: ["A model whose folder has no template can still chat in a plain transcript: add --chat-template plain.", "transom train --budget 3min"],
+  complete: ["Any decoder will do: GPT, Llama, Qwen, an LSTM.", "transom train --budget 3min"],
+  translate: ["Any encoder-decoder will do: Marian, T5, or one trained here, for instance from dates in words to dates in numbers:", "transom train --task translate --budget 40s"],
+  classify: ["Any encoder with classes will do: BERT, RoBERTa, or one trained here, from a table with a column of texts and one of labels:", "transom train TABLE.csv --task classify"],
 };
 
 let models = [];
@@ -59,6 +61,7 @@ function openTab(name, focus = false) {
     $(tab.getAttribute("aria-controls")).hidden = !here;
     if (here && focus) tab.focus();
   }
+  if (document.body.dataset.tab !== name) $("insight").look?.close(); // what it shows belongs to the other tab
   document.body.dataset.tab = name;
   store.write("tab", name);
   fillModels(name);
@@ -100,11 +103,13 @@ function pickModel() {
 
 /** What a tab says where nothing that is served can do its work. */
 function idle(name) {
+  const [hint, makes] = HINTS[name];
+  const command = (line) => h("div", { class: "command" }, h("pre", {}, h("code", {}, line)), action("Copy", (event) => copy(line, event.target)));
   return h("div", { class: "idle" },
     h("h1", {}, `No model here can ${name}.`),
-    h("p", {}, `Serve ${TABS[name].needs} beside the others:`),
-    h("pre", {}, h("code", {}, `transom serve FOLDER${models.length ? " ANOTHER-FOLDER" : ""}`)),
-    h("p", { class: "quiet" }, HINTS[name]));
+    h("p", {}, `Serve ${TABS[name].needs} beside ${models.map((model) => model.name).join(", ") || "others"}:`),
+    command(`transom serve ${models.length ? "FOLDER ANOTHER-FOLDER" : "FOLDER"}`),
+    h("p", { class: "quiet" }, hint), command(makes));
 }
 
 /** Escape closes what is open, and else stops what is being written. */
@@ -118,11 +123,10 @@ function escape(closeShelf) {
 async function start() {
   themeButton();
   settingsDrawer();
-  escape(sidebar());
+  escape(drawerOnPhones());
   tabs();
   try {
-    const { data } = await get("/v1/models");
-    models = data.map((model) => ({ ...model, name: model.id.split("/").at(-1) }));
+    [models] = await Promise.all([findModels(), shelf.open()]);
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
     showError(error.message);
@@ -138,6 +142,7 @@ async function start() {
   const open = store.read("tab", null);
   const first = Object.keys(TABS).find((name) => rooms[name]) ?? "chat";
   openTab(rooms[open] ? open : first);
+  await rooms.chat?.openNamed();
   $("model").addEventListener("change", pickModel);
   document.documentElement.setAttribute("data-ready", "");
   await memoryPanel().catch((error) => showError(error.message));

@@ -21,7 +21,7 @@ const NUMBERS = [
   { name: "topP", label: "Top-p", min: 0.05, max: 1, step: 0.05, slider: true, empty: "the model's",
     hint: "Draw only from the likeliest tokens that make up this share. Empty: as the model's folder says, else 0.9 in a chat where no temperature is set, else 1." },
   { name: "maxTokens", label: "Longest answer", unit: "tokens", min: 1, max: 1000000, step: 1, empty: "automatic",
-    hint: "Kept free in the context. Automatic: 256, or a quarter of what the model reads." },
+    hint: "Automatic: until it ends by itself, at most 2,048 or what the model still reads." },
   { name: "seed", label: "Seed", min: 0, max: 2147483647, step: 1, empty: "a new one each time",
     hint: "The same seed and settings write the same text again." },
 ];
@@ -37,8 +37,10 @@ function numberField({ name, label, unit, min, max, step, slider, empty, hint })
     const value = from.value === "" ? (empty ? null : DEFAULTS[name]) : Number(from.value);
     const right = from.value === "" || (from.validity.valid && Number.isFinite(value));
     from.setAttribute("aria-invalid", !right);
+    wrong.hidden = right;
     if (right) set(name, value);
   };
+  const wrong = h("p", { class: "hint wrong", role: "alert", hidden: true }, `From ${min.toLocaleString("en")} to ${max.toLocaleString("en")}${step === 1 ? ", whole" : ""}; it stays as it was.`);
   const show = () => {
     if (document.activeElement !== input) input.value = settings[name] ?? "";
     if (range) range.value = settings[name] ?? 1;
@@ -48,13 +50,13 @@ function numberField({ name, label, unit, min, max, step, slider, empty, hint })
   return h("div", { class: "field" },
     h("label", { for: id }, label, unit ? h("span", { class: "quiet" }, ` ${unit}`) : ""),
     h("div", { class: slider ? "with-slider" : "" }, range, input),
-    h("p", { class: "hint", id: `${id}-hint` }, hint));
+    wrong, h("p", { class: "hint", id: `${id}-hint` }, hint));
 }
 
 export function settingsDrawer() {
   const dialog = $("settings");
   const system = h("textarea", {
-    id: "set-system", rows: 4, placeholder: "None", oninput: () => set("system", system.value),
+    id: "set-system", rows: 4, dir: "auto", placeholder: "None", oninput: () => set("system", system.value),
   });
   system.value = settings.system;
   const tint = h("input", { type: "checkbox", role: "switch", onchange: () => set("tint", tint.checked) });
@@ -68,7 +70,7 @@ export function settingsDrawer() {
     NUMBERS.map(numberField),
     h("div", { class: "field" },
       h("label", { for: "set-system" }, "System text"), system,
-      h("p", { class: "hint" }, "Said to the model before every conversation, and never dropped.")),
+      h("p", { class: "hint" }, "Said to the model before every conversation that has none of its own, and never dropped.")),
     h("label", { class: "switch" },
       tint, h("span", {}, "Tint tokens by probability"),
       h("span", { class: "hint" }, "The less sure the model was, the stronger the colour.")),

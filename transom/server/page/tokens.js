@@ -3,7 +3,7 @@
 // A token is { id, text, p, written, top: [{ id, text, p }] }: p a probability, `written` its part of the text. A block of written text is one stop of
 // the Tab key; arrow keys walk its tokens and Enter opens one, so that a screen reader still reads plain text.
 
-import { $, announce, h, percent } from "./dom.js";
+import { $, announce, h, percent, visible } from "./dom.js";
 import { blockNode, blocks } from "./markdown.js";
 
 export const ALTERNATIVES = 8;
@@ -63,7 +63,8 @@ export class Written {
       "aria-label": "Written text. Arrow keys walk its tokens, Enter shows the alternatives of one.",
       onclick: (event) => this.clicked(event),
       onkeydown: (event) => this.key(event),
-      onblur: () => this.mark(-1),
+      onfocus: () => this.mark(this.here),
+      onblur: () => this.unmark(),
     });
   }
 
@@ -113,23 +114,44 @@ export class Written {
   }
 
   key(event) {
-    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
-    if (event.target !== this.node || !this.tokens.length || event.ctrlKey || event.metaKey) return;
-    if (step) {
-      const spans = [...this.node.querySelectorAll(".t")].map((span) => Number(span.dataset.i));
-      const all = [...new Set(spans)];
-      const place = all.indexOf(this.here);
-      const next = place < 0 ? (step > 0 ? 0 : all.length - 1) : Math.max(0, Math.min(all.length - 1, place + step));
-      this.mark(all[next]);
+    if (event.target !== this.node || !this.tokens.length || event.metaKey) return;
+    if (event.key === "Enter" && this.here >= 0) this.open(this.here);
+    else {
+      const next = this.next(event.key);
+      if (next === null) return;
+      this.mark(next);
       const token = this.tokens[this.here];
       announce(`${visible(token.text)}, ${percent(token.p)}`);
-    } else if (event.key === "Enter" && this.here >= 0) this.open(this.here);
-    else return;
+    }
     event.preventDefault();
   }
 
-  mark(place) {
+  /** The token that a key leads to: left and right by one, up and down by a line, Home and End; null by others. */
+  next(key) {
+    const spans = [...this.node.querySelectorAll(".t")];
+    const all = [...new Set(spans.map((span) => Number(span.dataset.i)))];
+    const at = all.indexOf(this.here);
+    if (key === "Home" || (at < 0 && ["ArrowRight", "ArrowDown"].includes(key))) return all[0];
+    if (key === "End" || (at < 0 && ["ArrowLeft", "ArrowUp"].includes(key))) return all.at(-1);
+    if (key === "ArrowRight" || key === "ArrowLeft")
+      return all[Math.max(0, Math.min(all.length - 1, at + (key === "ArrowRight" ? 1 : -1)))];
+    if (key !== "ArrowDown" && key !== "ArrowUp") return null;
+    const boxes = spans.map((span) => ({ place: Number(span.dataset.i), box: span.getBoundingClientRect() }));
+    const { box: from } = boxes.find(({ place }) => place === this.here);
+    const down = key === "ArrowDown";
+    const beyond = boxes.filter(({ box }) => (down ? box.top > from.bottom - 4 : box.bottom < from.top + 4));
+    if (!beyond.length) return down ? all.at(-1) : all[0];
+    const line = down ? Math.min(...beyond.map(({ box }) => box.top)) : Math.max(...beyond.map(({ box }) => box.top));
+    const near = beyond.filter(({ box }) => Math.abs(box.top - line) < 4);
+    return near.reduce((best, one) => (Math.abs(one.box.left - from.left) < Math.abs(best.box.left - from.left) ? one : best)).place;
+  }
+
+  unmark() {
     for (const span of this.node.querySelectorAll(".t.here")) span.classList.remove("here");
+  }
+
+  mark(place) {
+    this.unmark();
     this.here = place;
     const spans = this.node.querySelectorAll(`.t[data-i="${place}"]`);
     for (const span of spans) span.classList.add("here");
@@ -145,9 +167,6 @@ export class Written {
     peek(span, token, this.onpick && ((other) => this.onpick(place, other)), this.warning(), closed);
   }
 }
-
-/** A token's text with its spaces to be seen. */
-const visible = (text) => text.replace(/ /g, "␣").replace(/\n/g, "↵").replace(/\t/g, "⇥") || "(nothing)";
 
 /** Show a token beside its place: its probability, the alternatives as bars, and the way on from one. */
 function peek(anchor, token, onpick, warning, onclosed) {
@@ -165,7 +184,7 @@ function peek(anchor, token, onpick, warning, onclosed) {
   const label = () => {
     go.replaceChildren("Continue from here with ", h("code", {}, visible(chosen.text)), " instead");
     go.setAttribute("aria-label", `Continue from here with ${visible(chosen.text)} instead`);
-    for (const row of panel.querySelectorAll(".option")) row.setAttribute("aria-pressed", row.option === chosen);
+    for (const row of panel.querySelectorAll("button.option")) row.setAttribute("aria-pressed", row.option === chosen);
   };
   const rows = all.map((one) => {
     const mine = one.id === token.id;

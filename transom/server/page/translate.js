@@ -1,7 +1,7 @@
 // Translate: source and target side by side, line by line.
 
 import { post } from "./api.js";
-import { action, announce, copy, count, growing, h, showError } from "./dom.js";
+import { SHORTCUT, action, announce, copy, count, growing, h, showError } from "./dom.js";
 import { lookInside } from "./answer.js";
 import * as store from "./store.js";
 
@@ -12,7 +12,7 @@ export class Translate {
     this.model = null;
     this.working = null;
     this.source = h("textarea", {
-      class: "writing", id: "source", rows: 8, placeholder: "What shall be translated?",
+      class: "writing", id: "source", rows: 8, dir: "auto", placeholder: "What shall be translated?",
       oninput: () => (store.write("draft.translate", this.source.value), this.ready()),
       onkeydown: (event) => {
         if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) (event.preventDefault(), this.pressed());
@@ -27,12 +27,12 @@ export class Translate {
       h("form", { class: "desk wide", onsubmit: (event) => (event.preventDefault(), this.pressed()) },
         h("div", { class: "pair" },
           h("div", { class: "side" },
-            h("label", { class: "desk-label", for: "source" }, "Source"),
+            h("label", { class: "desk-label", for: "source" }, "Text to translate"),
             h("div", { class: "sheet tall" }, this.source),
             h("div", { class: "actions shown" }, action("Clear", () => this.clear()))),
-          h("section", { class: "side", "aria-label": "Target" },
-            h("h2", { class: "desk-label" }, "Target"), h("div", { class: "sheet out" }, this.target), this.foot)),
-        h("div", { class: "desk-foot" }, this.button, h("span", { class: "quiet only-wide" }, "Ctrl + Enter"), this.beams())));
+          h("section", { class: "side", "aria-label": "Translation" },
+            h("h2", { class: "desk-label" }, "Translation"), h("div", { class: "sheet out" }, this.target), this.foot)),
+        h("div", { class: "desk-foot" }, this.button, h("span", { class: "quiet only-wide" }, SHORTCUT), this.beams())));
     this.last = store.read("translation", null); // [{ text, finished }], one for each line of the source
     this.show();
     this.ready();
@@ -82,8 +82,8 @@ export class Translate {
 
   line({ text, source, tokens, logprob, asked }) {
     const look = () => lookInside({ title: asked, asked: { model: asked, source, answer: tokens, logprob } });
-    const words = h("p", { class: "line" }, text);
-    return tokens?.length && asked ? h("div", {}, words, action("Look inside", look, { class: "action line-look" })) : words;
+    const words = h("p", { class: "line", dir: "auto" }, text);
+    return tokens?.length && asked ? h("div", { class: "with-look" }, words, action("Look inside", look, { class: "action line-look" })) : words;
   }
 
   async pressed() {
