@@ -190,15 +190,16 @@ def stored(page: Any, name: str) -> Any:
 
 def kept(page: Any, id: str | None = None) -> Any:
     """A conversation as the page keeps it, the open one by default."""
-    return page.evaluate("async id => (await import('/page/shelf.js')).load(id)", id or stored(page, "open"))
+    load = "async id => (await import('/page/database.js')).load(id)"
+    return page.evaluate(load, id or stored(page, "open"))
 
 
 def forget_everything(page: Any) -> None:
     page.evaluate(
         """async () => {
             localStorage.clear();
-            const shelf = await import("/page/shelf.js");
-            for (const { id } of await shelf.heads()) await shelf.remove(id);
+            const database = await import("/page/database.js");
+            for (const { id } of await database.heads()) await database.remove(id);
         }"""
     )
 
@@ -228,6 +229,7 @@ def test_a_chat_streams_a_token_is_branched_and_a_reload_keeps_it_all(visit: Vis
         "noopener",
     )
 
+    store(page, settings=dict(temperature=0, maxTokens=120))
     tokens = answer.locator(".t")
     tokens.nth(20).click()
     peek = page.get_by_role("dialog", name="A token and its alternatives")
@@ -478,7 +480,7 @@ def test_hostile_texts_stay_text(visit: Visit):
         messages.append({"role": "assistant", "shown": 0, "versions": [version]})
     listed = [{"id": f"{i + 1}", "title": text, "updated": 1} for i, text in enumerate(HOSTILE)]
     named = {
-        f"conversation__{i}": {"id": f"{i}", "title": "", "updated": 1, "messages": [{"role": "user", "text": text}]}
+        f"conversation__{i}": dict(id=f"{i}", title="", updated=1, messages=[dict(role="user", text=text)])
         for i, text in enumerate(HOSTILE[1:], 2)
     }  # fmt: skip
     store(

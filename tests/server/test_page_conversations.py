@@ -68,16 +68,16 @@ def test_another_token_is_gone_on_from_by_the_model_that_wrote_it(visit: Visit):
     pick(page, "crow")
     bodies = requests_of(page, "/v1/chat/completions")
     take_another(page, answer)
-    page.get_by_text("2 of 2").wait_for()
+    page.get_by_text("2 of 2", exact=True).wait_for()
     page.get_by_role("button", name="Go on").click()
-    page.get_by_text("3 of 3").wait_for()
+    page.get_by_text("3 of 3", exact=True).wait_for()
     finished(page)
     assert [body["model"] for body in bodies] == ["parrot", "parrot"]
     assert {message["model"] for message in kept(page)["messages"] if message["role"] == "assistant"} == {
         "parrot"
     }
     page.get_by_role("button", name="Regenerate").click()  # a new answer is the chosen model's
-    page.get_by_text("4 of 4").wait_for()
+    page.get_by_text("4 of 4", exact=True).wait_for()
     finished(page)
     assert bodies[-1]["model"] == "crow"
 
@@ -105,10 +105,10 @@ def test_what_a_model_wrote_that_is_not_served_now_is_not_gone_on_from(visit: Vi
     say(page, "Hello")
     page.evaluate(
         """async id => {
-            const shelf = await import("/page/shelf.js"), one = await shelf.load(id);
+            const database = await import("/page/database.js"), one = await database.load(id);
             const [, answer] = one.messages;
             Object.assign(answer, { model: "elsewhere", asked: { ...answer.asked, model: "elsewhere" } });
-            await shelf.save(one);
+            await database.save(one);
         }""",
         kept(page)["id"],
     )
@@ -134,7 +134,8 @@ def test_two_tabs_on_one_conversation_keep_both(visit: Visit):
     other.goto(page.url)
     other.locator(".message.assistant").wait_for()
     say(page, "Second of A")
-    other.get_by_text("Second of A", exact=True).first.wait_for()  # it is told
+    told = page.locator(".message.assistant .written").last.inner_text()  # and so is the other
+    sync_api.expect(other.locator(".message.assistant .written").nth(1)).to_have_text(told)
     say(other, "Third, of B")
     page.get_by_text("Third, of B", exact=True).first.wait_for()
     texts = [message["text"] for message in kept(page)["messages"] if message["role"] == "user"]
@@ -150,7 +151,7 @@ def test_two_tabs_on_one_conversation_keep_both(visit: Visit):
         finished(tab)
     page.locator(".conversation").nth(1).wait_for()
     said = page.evaluate(
-        """async () => (await (await import("/page/shelf.js")).everything())
+        """async () => (await (await import("/page/database.js")).everything())
             .map(one => one.messages.filter(({ role }) => role === "user").map(({ text }) => text))"""
     )
     assert sorted(texts[-1] for texts in said) == ["Of A at once", "Of B at once"]
@@ -333,11 +334,11 @@ def written(page: Any, text: str, messages: str = "assistant") -> Any:
     page.evaluate(
         """async ([text, role]) => {
             const { fresh, say } = await import("/page/conversation.js");
-            const shelf = await import("/page/shelf.js");
+            const database = await import("/page/database.js");
             const one = fresh();
             say(one, null, { role: "user", text: "Hi" });
             say(one, one.messages[0], { role, text, tokens: [], finish: "stop", model: "m", seed: 1 });
-            await shelf.save(one);
+            await database.save(one);
             location.hash = `#c=${one.id}`;
         }""",
         [text, messages],
@@ -439,11 +440,11 @@ def test_the_focus_stays_with_what_was_pressed(visit: Visit):
     name = "document.activeElement.getAttribute('aria-label') ?? document.activeElement.textContent"
     page.get_by_role("button", name="Regenerate").focus()
     page.keyboard.press("Enter")
-    page.get_by_text("2 of 2").wait_for()
+    page.get_by_text("2 of 2", exact=True).wait_for()
     finished(page)
     page.get_by_role("button", name="The answer before").focus()
     page.keyboard.press("Enter")
-    page.get_by_text("1 of 2").wait_for()
+    page.get_by_text("1 of 2", exact=True).wait_for()
     assert page.evaluate(name) == "The next answer"
     page.get_by_role("button", name="More about: One").focus()
     page.keyboard.press("Enter")

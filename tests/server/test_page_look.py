@@ -129,9 +129,9 @@ def test_an_answer_that_is_no_longer_what_it_was_is_not_passed_off_as_it(visit: 
     say(page, "Hello")
     page.evaluate(
         """async id => {
-            const shelf = await import("/page/shelf.js"), kept = await shelf.load(id);
+            const database = await import("/page/database.js"), kept = await database.load(id);
             kept.messages[0].text = "Something else";
-            await shelf.save(kept);
+            await database.save(kept);
         }""",
         stored(page, "open"),
     )

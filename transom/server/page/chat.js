@@ -1,6 +1,6 @@
 // Chat: what was said, the answer as it is written, and the ways back (edit, regenerate, another token).
 //
-// Read next: conversation.js (what is said as a tree), shelf.js (where it is kept), message.js, context.js.
+// Read next: conversation.js (what is said as a tree), database.js (where it is kept), message.js, context.js.
 
 import { $, announce, composing, count, growing, h, icon, later, showError } from "./dom.js";
 import { CHAT, branch, sampling, stream } from "./answer.js";
@@ -11,7 +11,7 @@ import { recall } from "./memory.js";
 import { answered, empty, said, systemText, waiting } from "./message.js";
 import { tintSwitch } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
-import * as shelf from "./shelf.js";
+import * as database from "./database.js";
 import * as store from "./store.js";
 import { served } from "./served.js";
 
@@ -31,9 +31,9 @@ export class Chat {
     this.recount = later(() => this.count(), 350);
     this.saving = Promise.resolve();
     this.build();
-    addEventListener("pagehide", () => this.writing && shelf.rescue(this.conversation)); // with what has come
+    addEventListener("pagehide", () => this.writing && database.rescue(this.conversation)); // with what has come
     addEventListener("popstate", () => this.openNamed());
-    shelf.onChange((id) => this.changed(id));
+    database.onChange((id) => this.changed(id));
     store.onSettings((name) => ["system", "maxTokens"].includes(name) && this.recount());
   }
 
@@ -146,7 +146,7 @@ export class Chat {
   /** A conversation by its id, as it is being written where it is; null where there is none. */
   async found(id) {
     for (const conversation of this.writings.keys()) if (conversation.id === id) return conversation;
-    return shelf.load(id);
+    return database.load(id);
   }
 
   async open(conversation, { visit = true } = {}) {
@@ -177,7 +177,7 @@ export class Chat {
     this.list();
     const { conversation } = this;
     if (id !== conversation.id || this.writing) return;
-    const now = await shelf.load(id);
+    const now = await database.load(id);
     if (this.conversation !== conversation || this.writing) return;
     if (!now) conversation.revision = 0; // removed there; to say more keeps it again
     else if (now.revision !== conversation.revision) {
@@ -195,7 +195,7 @@ export class Chat {
     this.saving = this.saving.then(async () => {
       if (!conversation.messages.length) return this.list();
       try {
-        const parted = await shelf.save(conversation);
+        const parted = await database.save(conversation);
         if (parted) showError("This conversation was changed in another tab. What was said here is kept as a conversation of its own.");
       } catch (error) {
         showError(`This browser cannot keep the conversation (${error.message}). Export it, or delete others to make room.`);

@@ -10,7 +10,7 @@ import { $, action, copy, h, showError } from "./dom.js";
 import { memoryPanel } from "./memory.js";
 import { settingsDrawer, themeButton } from "./settings.js";
 import { findModels } from "./served.js";
-import * as shelf from "./shelf.js";
+import * as database from "./database.js";
 import { drawerOnPhones } from "./sidebar.js";
 import * as store from "./store.js";
 import { Translate } from "./translate.js";
@@ -126,7 +126,7 @@ async function start() {
   escape(drawerOnPhones());
   tabs();
   try {
-    [models] = await Promise.all([findModels(), shelf.open()]);
+    [models] = await Promise.all([findModels(), database.open()]);
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
     showError(error.message);

@@ -2,7 +2,7 @@
 
 import { $, action, announce, h, icon, later, save, showError } from "./dom.js";
 import { asJson, asMarkdown, fresh, fromJson } from "./conversation.js";
-import * as shelf from "./shelf.js";
+import * as database from "./database.js";
 
 const SEARCHABLE = 8; // conversations from which on a list needs a search
 const SHOWN = 200; // rows at a time
@@ -29,9 +29,9 @@ export class Sidebar {
   async show(openId = this.openId) {
     this.openId = openId;
     const asked = (this.asked = (this.asked ?? 0) + 1);
-    const heads = await shelf.heads();
+    const heads = await database.heads();
     const query = this.query.value.trim();
-    const found = query ? await shelf.search(query) : null;
+    const found = query ? await database.search(query) : null;
     if (asked !== this.asked || this.list.querySelector("form")) return; // another list is on its way, or a name is being given
     const wanted = found ? heads.filter(({ id }) => found.has(id)) : heads;
     this.query.hidden = heads.length < SEARCHABLE && !query;
@@ -115,7 +115,7 @@ export class Sidebar {
     const item = this.rowOf(id);
     const remove = async () => {
       const next = item.nextElementSibling ?? item.previousElementSibling;
-      await shelf.remove(id);
+      await database.remove(id);
       if (id === this.chat.conversation.id) await this.chat.open(fresh());
       else await this.show();
       (this.rowOf(next?.dataset.id)?.querySelector("button") ?? $("new-chat")).focus();
@@ -127,7 +127,7 @@ export class Sidebar {
   }
 
   async exportAll() {
-    save("conversations.json", asJson(await shelf.everything()));
+    save("conversations.json", asJson(await database.everything()));
   }
 
   async import(field) {
@@ -136,10 +136,10 @@ export class Sidebar {
     if (!file) return;
     try {
       const read = fromJson(await file.text());
-      await shelf.add(read);
+      await database.add(read);
       showError("");
       announce(`${read.length} conversations were read in`);
-      if (read.length) await this.chat.open(await shelf.load(read[0].id));
+      if (read.length) await this.chat.open(await database.load(read[0].id));
     } catch (error) {
       showError(`${file.name}: ${error.message}`);
     }

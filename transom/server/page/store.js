@@ -1,5 +1,5 @@
 // Small things that stay in this browser: settings, drafts, what was open. Everything here works without storage
-// too, only not past a reload. Conversations have a place of their own (shelf.js).
+// too, only not past a reload. Conversations have a place of their own (database.js).
 
 const PREFIX = "transom.";
 const unsaved = new Map();

@@ -10,7 +10,7 @@ import * as store from "./store.js";
 const TABLES = ["whole", "heads", "words"];
 const channel = "BroadcastChannel" in globalThis ? new BroadcastChannel("transom") : null;
 const inMemory = Object.fromEntries(TABLES.map((name) => [name, new Map()]));
-let database = null;
+let connection = null;
 let words = null; // the table `words`, read when somebody searches
 
 const done = (request) =>
@@ -24,7 +24,7 @@ export async function open() {
   try {
     const request = indexedDB.open("transom", 1);
     request.onupgradeneeded = () => TABLES.forEach((name) => request.result.createObjectStore(name, { keyPath: "id" }));
-    database = await done(request);
+    connection = await done(request);
   } catch {
     return false;
   }
@@ -34,8 +34,8 @@ export async function open() {
 
 /** Work on tables as one step: all of it is kept or none. `work` gets a function from a name to a table. */
 async function within(mode, work) {
-  if (!database) return work((name) => memoryTable(inMemory[name]));
-  const transaction = database.transaction(TABLES, mode);
+  if (!connection) return work((name) => memoryTable(inMemory[name]));
+  const transaction = connection.transaction(TABLES, mode);
   const over = new Promise((resolve, reject) => {
     transaction.oncomplete = resolve;
     transaction.onabort = () => reject(transaction.error ?? new Error("the database ended the step"));
