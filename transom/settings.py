@@ -273,6 +273,10 @@ class OptimSettings(Settings):
     """AdamW's peak learning rate [default: by the size]; what it is moved by moves matrix_lr too."""
     matrix_lr: Annotated[float, Field(gt=0)] | None = None
     """Muon's peak learning rate, of the matrices [default: by the size and lr]."""
+    head_lr: Annotated[float, Field(gt=0)] | None = None
+    """The peak learning rate of a new head over pretrained weights [default: as all else]."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    """From pretrained weights: each layer's rate is so much of that of the one above it [default: 1, off]."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """Decoupled weight decay, on matrices only."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9

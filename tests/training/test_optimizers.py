@@ -123,3 +123,52 @@ def test_state_goes_out_and_in_unchanged(name: str) -> None:
     step(second, two, 1)
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def given_encoder() -> Transformer:
+    shape = dict(vocab_size=50, dim=16, n_layers=3, n_heads=2, n_kv_heads=2, head_dim=8, ffn_dim=24)
+    parts = dict(max_len=16, kind="encoder", position="learned", segments=2, embed_norm=True, norm="layer")
+    head = dict(gated=False, norm_position="after", head="classify", labels=("a", "b"), qkv_bias=True)
+    return Transformer(ModelConfig(**shape, **parts, **head))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_lower_layers_and_a_new_head_have_rates_of_their_own(name: str) -> None:
+    """Torch's own AdamW over groups that are made by hand; Muon's matrices as a share of a step at rate 1."""
+    decay, lr, head_lr, matrix_lr = 0.8, 1e-3, 5e-3, 2e-3
+    chosen = OptimSettings(name=name, layer_decay=decay, head_lr=head_lr)  # type: ignore[arg-type]
+    ours, theirs, plain = given_encoder(), given_encoder(), given_encoder()
+    moving = Optimizers(ours, chosen, Rates(lr, matrix_lr))
+    even = Optimizers(plain, OptimSettings(name=name), Rates(lr, matrix_lr))  # type: ignore[arg-type]
+    groups, share = [], {}
+    for at, weight in theirs.named_parameters():
+        depth = {"layers.2": 1, "layers.1": 2, "layers.0": 3}.get(at[:8], 4 if "embed" in at else 0)
+        share[at] = head_lr / lr if at.startswith("head") else decay**depth
+        matrix = weight.ndim == 2 and "embed" not in at and at != "head.out.weight"
+        pulled = 0.1 if weight.ndim == 2 else 0.0
+        groups.append({"params": [weight], "lr": (matrix_lr if matrix else lr) * share[at] * 0.5,
+                       "weight_decay": pulled})  # fmt: skip
+    adamw = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8)
+    before = {at: weight.detach().clone() for at, weight in ours.named_parameters()}
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        for one, other, third in zip(*(net.parameters() for net in (ours, theirs, plain)), strict=True):
+            one.grad = torch.randn(one.shape, generator=generator)
+            other.grad, third.grad = one.grad.clone(), one.grad.clone()
+        for optimizers in (moving, even):
+            optimizers.set_factor(0.5)
+            optimizers.step()
+        adamw.step()
+        if name == "muon":
+            break  # from the second step on the weights, and what pulls at them, are others
+    by_muon = {moving.names[id(weight)] for part in moving.parts[:-1] for g in part.param_groups
+               for weight in g["params"]}  # fmt: skip
+    assert len(by_muon) == (19 if name == "muon" else 0)
+    for (at, one), other, third in zip(
+        ours.named_parameters(), theirs.parameters(), plain.parameters(), strict=True
+    ):
+        if at in by_muon:
+            moved, evenly = one - before[at], third - before[at]
+            torch.testing.assert_close(moved, share[at] * evenly, rtol=1e-4, atol=5e-7)
+        else:
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-7)

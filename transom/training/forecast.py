@@ -30,6 +30,7 @@ from .architecture import (
     longest_row,
     memorises,
     optimizer,
+    rates,
     without_storage,
 )
 from .budget import Budget
@@ -78,6 +79,8 @@ class Forecast:
     """Whether the speed was timed on this machine (else assumed as a share of its peak)."""
     reason: str
     """How dtype, speed and energy were come by."""
+    rates: str = ""
+    """The peak learning rates, in words."""
     enough: float | None = None
     """Passes after which a model from nothing memorises so little data, where the run makes more."""
     most: float | None = None
@@ -122,6 +125,7 @@ class Forecast:
             f" + activations {mb['activation_bytes']:,.0f} (micro-batch of {self.micro_windows} windows)",
             f"tokens      {self.tokens / 1e6:,.2f} million, {self.steps:,} steps of {self.tokens_per_step:,}",
             f"data        {self.says_passes}",
+            f"rates       {self.rates}",
             f"speed       {self.tokens_per_second:,.0f} tokens/s, {how}",
             f"time        {self.seconds / 60:,.1f} min, {self.flops:.2e} floating-point operations",
             f"energy      {self.watt_hours:,.2f} Wh",
@@ -240,6 +244,8 @@ def forecast(
     tokens_per_step, length = feed.tokens_per_step, feed.row_length
     flops_per_token = model.flops_per_token(length)
     weights, gradients, averages = state_bytes(settings, model, choice.dtype)
+    lora = settings.method == "lora"
+    peak = rates(settings.optim, config, settings.task, bool(settings.model.weights), lora)
 
     # How fast: as a trial of a micro-batch was, else by a share of the machine's peak.
     if micro.seconds_per_window is None:
@@ -287,6 +293,7 @@ def forecast(
         watt_hours=watts * seconds / 3600,
         measured=micro.seconds_per_window is not None,
         reason=f"{choice.reason}; energy: {watts:.0f} W, {how}",
+        rates=peak.in_words(settings.optim),
         enough=enough,
         most=most if most is not None and passes > most else None,
     )

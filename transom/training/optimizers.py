@@ -8,6 +8,9 @@ from about 50 * min(rows, columns) tokens a step on. Sources: muon; AdamW, Loshc
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +24,11 @@ from ..model.initialize import is_matrix
 from ..settings import OptimSettings
 from .muon import Muon
 
+LAYER = re.compile(r"^(.*?)layers\.(\d+)\.")
+"""A weight of a layer, by its stack and number."""
+EMBEDDING = re.compile(r"^(\w+\.)*(\w+_)?embed(_norm)?\.")
+"""A table below the layers, or the norm that follows it."""
+
 
 @dataclass(frozen=True)
 class Rates:
@@ -28,6 +36,17 @@ class Rates:
 
     lr: float
     matrix_lr: float
+
+    def in_words(self, settings: OptimSettings) -> str:
+        """Say them, and what learns at another rate."""
+        said, matrices = f"{self.lr:.3g}", f"{self.matrix_lr:.3g}"
+        if matrices != said:
+            said += f", of matrices {matrices}"
+        if settings.layer_decay not in (None, 1.0):
+            said += f"; {settings.layer_decay:g} times that for each layer further down, then the embeddings"
+        if settings.head_lr is not None:
+            said += f"; the new head {settings.head_lr:.3g}"
+        return said
 
 
 def default_rates(config: ModelConfig, name: str, pretrained: bool = False, lora: bool = False) -> Rates:
@@ -53,6 +72,28 @@ def default_rates(config: ModelConfig, name: str, pretrained: bool = False, lora
     return Rates(lr=2e-3 * narrow, matrix_lr=2e-3 * narrow)
 
 
+def rate_shares(model: nn.Module, settings: OptimSettings, rates: Rates) -> dict[str, float]:
+    """How much of the rate each weight learns at, by name: 1 but for what `layer_decay` and `head_lr` say.
+
+    Of n layers layer i, from 0, has layer_decay ** (n - i), the tables below them layer_decay ** (n + 1),
+    what stands above them 1 (Clark et al. 2020, ELECTRA); the head has head_lr / lr.
+    """
+    decay, shares = settings.layer_decay or 1.0, {}
+    head = 1.0 if settings.head_lr is None else settings.head_lr / rates.lr
+    places = {name: LAYER.search(name) for name, _ in model.named_parameters()}
+    n_layers = Counter[str]()
+    for place in filter(None, places.values()):
+        n_layers[place[1]] = max(n_layers[place[1]], int(place[2]) + 1)
+    for name, place in places.items():
+        if place is not None:
+            shares[name] = decay ** (n_layers[place[1]] - int(place[2]))
+        elif EMBEDDING.search(name):
+            shares[name] = decay ** (max(n_layers.values(), default=0) + 1)
+        else:
+            shares[name] = head if name.startswith("head.") else 1.0
+    return shares
+
+
 class Optimizers:
     """One or two optimizers over all weights of a model, stepped, saved and loaded as one.
 
@@ -65,20 +106,26 @@ class Optimizers:
         weight_decay, betas = settings.weight_decay, (settings.beta1, settings.beta2)
         named = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.names = {id(weight): n for n, weight in named.items()}
-        matrices = [p for n, p in named.items() if is_matrix(n, p)]
-        tables = [p for n, p in named.items() if p.ndim >= 2 and not is_matrix(n, p)]
-        vectors = [p for p in named.values() if p.ndim < 2]
+        matrices = {n: p for n, p in named.items() if is_matrix(n, p)}
+        tables = {n: p for n, p in named.items() if p.ndim >= 2 and not is_matrix(n, p)}
+        vectors = {n: p for n, p in named.items() if p.ndim < 2}
+        shares = rate_shares(model, settings, rates)
+
+        def by_rate(weights: Mapping[str, Tensor], lr: float, weight_decay: float) -> list[dict[str, Any]]:
+            found: dict[float, list[Tensor]] = {}
+            for name, weight in weights.items():
+                found.setdefault(shares[name], []).append(weight)
+            decayed = {"weight_decay": weight_decay}
+            return [{"params": found[share], "lr": lr * share, **decayed} for share in found]
+
         # Norm weights and biases are not pulled towards zero: they are offsets and scales, not mixtures.
-        groups = [
-            {"params": tables, "lr": rates.lr, "weight_decay": weight_decay},
-            {"params": vectors, "lr": rates.lr, "weight_decay": 0.0},
-        ]
+        groups = by_rate(tables, rates.lr, weight_decay) + by_rate(vectors, rates.lr, 0.0)
+        of_matrices = by_rate(matrices, rates.matrix_lr, weight_decay)
         self.parts: list[torch.optim.Optimizer] = []
         if settings.name != "adamw":
-            self.parts.append(Muon(matrices, rates.matrix_lr, settings.momentum, weight_decay, dtype=dtype))
+            self.parts.append(Muon(of_matrices, rates.matrix_lr, settings.momentum, dtype=dtype))
         else:
-            groups.append({"params": matrices, "lr": rates.matrix_lr, "weight_decay": weight_decay})
-        groups = [group for group in groups if group["params"]]
+            groups += of_matrices
         self.parts.append(torch.optim.AdamW(groups, lr=rates.lr, betas=betas, eps=1e-8, fused=True))
         for group in self._groups():
             group["peak_lr"] = group["lr"]

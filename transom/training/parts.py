@@ -89,6 +89,7 @@ class RunParts:
             f"format: {written}",
             f"arithmetic: {self.choice.reason}{ranks}",
             f"step: {expected.tokens_per_step:,} tokens, {micro.windows} rows at a time ({micro.reason})",
+            f"rates: {self.rates.in_words(self.settings.optim)}",
             f"expected: {expected.steps:,} steps, {expected.tokens / 1e6:,.1f}M tokens, "
             f"{expected.seconds / 60:,.1f} min, {expected.memory_bytes / 1e6:,.0f} MB",
             f"data: {expected.says_passes}",

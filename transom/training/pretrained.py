@@ -119,6 +119,21 @@ def has_new_head(settings: TrainSettings, config: ModelConfig) -> bool:
     return (before.head, before.labels) != (config.head, config.labels)
 
 
+def refuse_rates(settings: TrainSettings, config: ModelConfig) -> None:
+    """Raise `Refused` where a rate is given for what the run does not have."""
+    optim = settings.optim
+    if optim.layer_decay not in (None, 1.0) and not settings.model.weights:
+        raise Refused(
+            f"optim.layer_decay is {optim.layer_decay:g}, which lets the lower layers of pretrained weights "
+            "move less, and none are given; name some by --model.weights, or leave it out"
+        )
+    if optim.head_lr is not None and not (settings.model.weights and has_new_head(settings, config)):
+        raise Refused(
+            f"optim.head_lr is {optim.head_lr:g}, the rate of a new head over pretrained weights, and this "
+            "run has none; --optim.lr is the rate of all"
+        )
+
+
 def base_hash(settings: TrainSettings) -> str:
     """Return what tells from others the weights that adapters go on, or that gains are measured from (DPO);
     "" where all weights learn, and nothing is compared with them.

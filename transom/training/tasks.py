@@ -19,7 +19,7 @@ from .example_tasks import classify_task, embed_task, translate_task
 from .folder import RunFolder
 from .parallelism import World
 from .preference_task import preference_task
-from .pretrained import adapters_suit, refuse_method
+from .pretrained import adapters_suit, refuse_method, refuse_rates
 from .report import Report
 from .task import Task
 from .task_facts import TASK_FACTS
@@ -104,4 +104,6 @@ def choose_task(settings: TrainSettings, report: Report) -> TrainSettings:
 
 def prepare_task(settings: TrainSettings, folder: RunFolder, world: World, report: Report) -> Task:
     """Everything that the loop needs to learn the task of some settings. Raises `Refused`."""
-    return TASKS[settings.task](settings, folder, world, report)
+    task = TASKS[settings.task](settings, folder, world, report)
+    refuse_rates(settings, task.config)
+    return task
