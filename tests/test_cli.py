@@ -79,7 +79,10 @@ def test_help_fits_a_screen_and_its_examples_are_commands_that_exist(
     verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "100")
-    shown, whole = (run([verb, way]) or capsys.readouterr().out for way in ("--help", "--help-all"))
+    assert run([verb, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert run([verb, "--help-all"]) == 0
+    whole = capsys.readouterr().out
     assert len(shown.splitlines()) <= 46 and shown.rstrip().endswith(usage.GLOSSARY)
     assert (f"transom {verb} --help-all" in shown) == (whole.count("--") > shown.count("--"))
     for flags in usage.FIRST.get(verb, ()):
@@ -116,8 +119,8 @@ def test_version() -> None:
 
 WRONG = [
     ("trian", "unknown command: trian; did you mean 'train'? transom --help lists train, finetune, compare, "
-     "generate, chat, translate, classify, embed, look, serve, evaluate, export, plan, bench, doctor, lab, "
-     "data\n"),
+     "generate, chat, translate, classify, embed, index, ask, calibrate, look, serve, evaluate, export, "
+     "plan, bench, doctor, lab, data\n"),
     ("--verbose", "unknown command: --verbose; transom --help lists train, finetune"),
     ("train --model.nlayers 3", "unknown option: --model.nlayers; did you mean '--model.n-layers'?"),
     ("train --modle gpt", "unknown option: --modle; did you mean '--model'?"),
@@ -137,7 +140,7 @@ WRONG = [
     ("convert", "unknown command: convert; that is transom export MODEL --to gguf, ollama, hf or"),
     ("gguf m", "unknown command: gguf; that is transom export MODEL --to gguf"),
     ("tune x.jsonl", "unknown command: tune; that is transom finetune MODEL --data DATA"),
-    ("ask notes/", "unknown command: ask; nothing here searches documents"),
+    ("rag notes/", "unknown command: rag; that is transom index DOCS"),
     ("predict m x", "unknown command: predict; that is transom classify, translate or generate"),
     ("quantize m", "unknown command: quantize; that is transom export MODEL --dtype q8_0 (or q4_0)"),
     ("train --lr 3e-4", "unknown option: --lr; did you mean '--optim.lr'?"),

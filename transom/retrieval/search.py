@@ -1,0 +1,147 @@
+"""Search: by words (BM25), by vectors, or both, whose scores are put on one scale and mixed.
+
+The one idea: each side's best 200 are scaled from 0 to 1 by their own least and greatest, and what one side
+did not find has 0 there. A mean of the two (Bruch 2022, convex combination) needs no labelled questions.
+Read next: store, ask.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from transom.errors import Refused
+
+from .embedding import TextEncoder, for_index
+from .folder_store import FolderStore
+from .store import Hits, Labels, Passage, Store
+
+POOL = 200
+"""Chunks that each side proposes."""
+MIX = 0.5
+"""The vectors' part of the mixed score."""
+LONGEST = 4000
+"""Characters of a question."""
+Way = Literal["both", "words", "vectors"]
+WORD = re.compile(r"\w+")
+STOP = frozenset(
+    re.findall(
+        r"\S+",
+        "a an and are as at be but by can did do does for from had has have how if in into is it its many"
+        " much no not of on or such that the their then there these they this to was were what when where"
+        " which who whom whose why will with",
+    )
+)
+"""Words that a question is not looked up by, unless it has no others (+0.008 nDCG@10 on Cranfield)."""
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A passage as it was found."""
+
+    passage: Passage
+    score: float
+    """Mixed, from 0 to 1; of one side alone its own score."""
+    words: float | None
+    """Its BM25; None: not among the best by words."""
+    vectors: float | None
+    """Its cosine; None: not among the best by vectors."""
+
+    def to_dict(self) -> dict[str, Any]:
+        one = self.passage
+        return {
+            "document": one.document,
+            "start": one.start,
+            "end": one.end,
+            "section": one.section,
+            "page": one.page,
+            "score": self.score,
+            "words": self.words,
+            "vectors": self.vectors,
+        }
+
+
+class KnowledgeBase:
+    """A store with the encoder that its vectors are of, ready to be searched."""
+
+    def __init__(self, store: Store, encoder: TextEncoder | None, name: str = "") -> None:
+        self.store, self.encoder, self.name = store, encoder, name
+
+    @classmethod
+    def open(
+        cls, path: str | Path, *, embedder: str | None = None, device: str | None = None
+    ) -> KnowledgeBase:
+        """Open an index on this machine. embedder: another place of the encoder that it was made with.
+
+        Raises Refused for what is no index, is damaged, or was made with another encoder.
+        """
+        store = FolderStore(path)
+        encoder = for_index(store.info["embedder"], embedder, str(path), new=False, device=device)
+        return cls(store, encoder, Path(path).name)
+
+    def current(self) -> KnowledgeBase:
+        """The same, or what has taken its place on disk meanwhile, with the same encoder."""
+        if not isinstance(self.store, FolderStore) or self.store.is_current:
+            return self
+        newer = FolderStore(self.store.path)
+        if newer.info["embedder"] != self.store.info["embedder"]:
+            raise Refused(f"{self.store.path}: was made anew with another encoder; start again to use it")
+        return KnowledgeBase(newer, self.encoder, self.name)
+
+    def search(
+        self, question: str, k: int = 10, *, labels: Labels = None, way: Way = "both", mix: float = MIX
+    ) -> list[Hit]:
+        """The k passages that fit a question best. Raises Refused for an empty or an endless question."""
+        checked(question)
+        by_words = self.store.lexical(terms(question), POOL, labels) if way != "vectors" else []
+        by_vectors: Hits = []
+        if way == "vectors" and self.encoder is None:
+            raise Refused(f"{self.name or 'this index'}: has no vectors; it was indexed by words alone")
+        if way != "words" and self.encoder is not None:
+            by_vectors = self.store.dense(self.vectors([question])[0], POOL, labels)
+        words, vectors = dict(by_words), dict(by_vectors)
+        scores = words if not vectors else vectors if not words else _mixed(words, vectors, mix)
+        best = sorted(scores, key=lambda id: (-scores[id], id))[:k]
+        found = self.store.fetch(best)
+        return [
+            Hit(passage, scores[id], words.get(id), vectors.get(id))
+            for id, passage in zip(best, found, strict=True)
+        ]
+
+    def vectors(self, texts: list[str]) -> NDArray[np.float32]:
+        """The vectors of texts (n, D), of length 1."""
+        assert self.encoder is not None
+        return self.encoder.vectors(texts)
+
+
+def checked(question: str) -> None:
+    """Raise Refused for a question that is none."""
+    if not question.strip():
+        raise Refused("the question is empty; write what you want to know")
+    if len(question) > LONGEST:
+        raise Refused(
+            f"the question has {len(question):,} characters; the limit is {LONGEST:,}: ask for one thing"
+        )
+
+
+def terms(question: str) -> list[str]:
+    """The different words of a question, as they are looked up."""
+    words = list(dict.fromkeys(word.lower() for word in WORD.findall(question)))
+    return [word for word in words if word not in STOP] or words
+
+
+def _mixed(words: dict[int, float], vectors: dict[int, float], mix: float) -> dict[int, float]:
+    parts: list[tuple[float, Callable[[int], float]]] = [(1 - mix, _scaled(words)), (mix, _scaled(vectors))]
+    return {id: sum(weight * scale(id) for weight, scale in parts) for id in {*words, *vectors}}
+
+
+def _scaled(scores: dict[int, float]) -> Callable[[int], float]:
+    low, high = min(scores.values()), max(scores.values())
+    width = high - low or 1.0
+    return lambda id: (scores[id] - low) / width if id in scores else 0.0
