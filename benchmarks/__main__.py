@@ -24,6 +24,7 @@ NAMES = (
     "classification",
     "embedding_quality",
     "look_speed",
+    "page_speed",
     "reading",
 )
 

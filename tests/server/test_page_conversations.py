@@ -464,6 +464,45 @@ def test_the_focus_stays_with_what_was_pressed(visit: Visit):
     assert places[5] == page.locator(".t").last.get_attribute("data-i") and int(places[6]) == first
 
 
+def test_a_journey_by_keyboard_alone(visit: Visit):
+    """Ask, walk the tokens, take another, look inside, ablate a head, close: no pointer anywhere."""
+    page = visit.page
+    store(page, settings=dict(maxTokens=30))
+    name = "document.activeElement.getAttribute('aria-label') ?? document.activeElement.textContent"
+
+    def reach(wanted: str, by: str = "Tab", most: int = 60) -> None:
+        for _ in range(most):
+            if re.match(wanted, page.evaluate(name) or ""):
+                return
+            page.keyboard.press(by)
+        raise AssertionError(f"{wanted} is not reached; the focus is on {page.evaluate(name)!r}")
+
+    page.keyboard.type("Hello")  # the composer has the focus
+    page.keyboard.press("Enter")
+    page.locator(".message.assistant").wait_for()
+    finished(page)
+    reach("Written text", "Shift+Tab")
+    for key in ("ArrowRight", "ArrowRight", "Enter"):
+        page.keyboard.press(key)
+    reach("Continue from here")
+    page.keyboard.press("Enter")
+    page.get_by_text("2 of 2", exact=True).wait_for()
+    finished(page)
+    reach("Look inside", "Shift+Tab")
+    page.keyboard.press("Enter")
+    page.locator("#insight .look-facts").wait_for()
+    reach("Layer \\d+, head")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    chosen = page.locator(".pane:focus").get_attribute("data-head")
+    page.get_by_role("button", name=f"Ablate head {chosen}").wait_for()
+    reach("Ablate head", "Shift+Tab")
+    page.keyboard.press("Enter")
+    page.locator(".look-change").wait_for()
+    page.keyboard.press("Escape")
+    assert page.locator("#insight").is_hidden() and page.evaluate(name) == "Look inside"
+
+
 def test_the_drawer_of_a_phone_takes_the_focus_and_gives_it_back(browser: Any, served: Running):  # noqa: F811
     visit = Visit(browser, served.url, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
     page = visit.open()

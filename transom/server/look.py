@@ -91,7 +91,8 @@ async def look(call: Call) -> Answer:
     """Return one view of an answer."""
     worker, limits = call.served.worker, call.state.settings.limits
     replay = await call.text_work(replay_of, call)
-    at_most("prompt and answer together", len(replay.tokens) + replay.offset, limits.look_tokens, "tokens")
+    n_tokens = len(replay.tokens) + replay.offset
+    at_most("prompt and answer together", n_tokens, limits.look_tokens, "tokens", "look_tokens")
     call.state.metrics.tokens.labels(call.served.name, "read").inc(len(replay.tokens) + replay.offset)
     view = VIEWS[call.asked.view]
     found = await worker.between_steps(lambda: view(replay), call.tenant)

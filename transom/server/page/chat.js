@@ -376,10 +376,16 @@ export class Chat {
       body.messages = [...head, ...asked.slice(kept.first)];
       version.asked = { model: model.id, head, above, first: kept.first }; // for a look inside
       if (this.conversation === conversation) (this.meter.show(kept, place + 1), this.drop(kept.first));
-      wait.reads(kept.nTokens);
+      wait.reads(kept.nTokens, store.read(`reads.${model.id}`, null));
       this.keep(conversation); // so that a reload in between loses no question
       const show = this.painter(conversation, place + 1, version);
-      const changed = () => ((came = true), wait.over(), show());
+      const changed = () => {
+        const rate = came ? null : wait.came();
+        if (rate) store.write(`reads.${model.id}`, rate);
+        came = true;
+        wait.over();
+        show();
+      };
       await stream("/v1/chat/completions", body, version, CHAT, changed, controller.signal);
       announce("The answer is complete.");
     } catch (error) {

@@ -104,13 +104,22 @@ export function answered(chat, message, place) {
 export function waiting(find) {
   const began = performance.now();
   let reads = null;
+  let expected = null;
   const timer = setInterval(() => {
     const seconds = Math.floor((performance.now() - began) / 1000);
     const line = find()?.querySelector?.(".waiting");
-    if (line && seconds >= 1) line.textContent = `${reads ? `Reading ${count(reads, "token")}` : "Counting what fits"} … ${seconds} s`;
+    if (!line || seconds < 1) return;
+    const of = expected > seconds ? ` of about ${expected}` : "";
+    line.textContent = reads ? `Reading ${count(reads, "token")} … ${seconds} s${of}` : `Counting what fits … ${seconds} s`;
   }, 200);
   return {
-    reads: (nTokens) => (reads = nTokens),
+    /** The prompt is on its way: its tokens, and tokens a second as this model read the last one, or null. */
+    reads: (nTokens, rate) => ([reads, expected] = [nTokens, rate && Math.round(nTokens / rate)]),
+    /** Something came. Gives the tokens a second that were read, where it took long enough to tell. */
+    came: () => {
+      const seconds = (performance.now() - began) / 1000;
+      return reads && seconds > 1 ? reads / seconds : null;
+    },
     over: () => {
       clearInterval(timer);
       const line = find()?.querySelector?.(".waiting");

@@ -13,7 +13,7 @@ export class Sidebar {
     this.openId = "";
     this.list = $("conversations");
     this.query = h("input", { type: "search", class: "search", placeholder: "Search", "aria-label": "Search conversations", hidden: true,
-      oninput: later(() => this.show(), 60) });
+      oninput: later(() => this.show(), 60), onfocus: () => database.search("") });
     const file = h("input", { type: "file", accept: ".json,application/json", hidden: true, "aria-label": "A file of conversations", onchange: () => this.import(file) });
     this.all = h("span", { class: "sidebar-actions" },
       action("Import", () => file.click()), action("Export all", () => this.exportAll()));
@@ -35,11 +35,21 @@ export class Sidebar {
     if (asked !== this.asked || this.list.querySelector("form")) return; // another list is on its way, or a name is being given
     const wanted = found ? heads.filter(({ id }) => found.has(id)) : heads;
     this.query.hidden = heads.length < SEARCHABLE && !query;
+    const shown = JSON.stringify([query, wanted.slice(0, SHOWN).map(({ id, title }) => [id, title])]);
+    if (shown === this.shown && !this.list.querySelector("li:not([data-id]), .sure, li:empty")) return this.mark();
+    this.shown = shown;
     const had = document.activeElement?.closest?.("li")?.dataset.id;
     const more = wanted.length > SHOWN && h("li", { class: "quiet more" }, `${(wanted.length - SHOWN).toLocaleString("en")} older ones: search for them`);
     const rows = wanted.slice(0, SHOWN).map((head) => this.row(head));
     this.list.replaceChildren(...rows, ...(more ? [more] : []), ...(query && !rows.length ? [h("li", { class: "quiet more" }, "Nothing found")] : []));
     if (had) this.rowOf(had)?.querySelector("button").focus();
+  }
+
+  /** Another one of the same list is open. */
+  mark() {
+    for (const button of this.list.querySelectorAll(".conversation"))
+      if (button.parentNode.dataset.id === this.openId) button.setAttribute("aria-current", "true");
+      else button.removeAttribute("aria-current");
   }
 
   rowOf(id) {
