@@ -5,6 +5,7 @@
 import { ApiError, onKeyWanted } from "./api.js";
 import { Chat } from "./chat.js";
 import { Classify } from "./classify.js";
+import { Compare, options } from "./compare.js";
 import { Complete } from "./complete.js";
 import { $, action, copy, h, showError } from "./dom.js";
 import { memoryPanel } from "./memory.js";
@@ -21,12 +22,17 @@ const TABS = {
   complete: { make: Complete, takes: (model) => ["generate", "chat"].includes(model.task), needs: "a model that writes" },
   translate: { make: Translate, takes: (model) => model.task === "translate", needs: "a model that translates" },
   classify: { make: Classify, takes: (model) => model.task === "classify", needs: "a classifier" },
+  compare: {
+    make: Compare, takes: (model) => ["generate", "chat"].includes(model.task), least: 2, own: true,
+    needs: "a second model that writes, or an adapter of the one (--adapter NAME=FOLDER),",
+  },
 };
 const HINTS = {
   chat: ["A model whose folder has no template can still chat in a plain transcript: add --chat-template plain.", "transom train --budget 3min"],
   complete: ["Any decoder will do: GPT, Llama, Qwen, an LSTM.", "transom train --budget 3min"],
   translate: ["Any encoder-decoder will do: Marian, T5, or one trained here, for instance from dates in words to dates in numbers:", "transom train --task translate --budget 40s"],
   classify: ["Any encoder with classes will do: BERT, RoBERTa, or one trained here, from a table with a column of texts and one of labels:", "transom train TABLE.csv --task classify"],
+  compare: ["A model before and after it was fine-tuned, say:", "transom finetune FOLDER --data FILE"],
 };
 
 let models = [];
@@ -85,8 +91,8 @@ function tabs() {
 function fillModels(tab) {
   const fit = models.filter(TABS[tab].takes);
   const picker = $("model");
-  picker.replaceChildren(...fit.map((model) => h("option", { value: model.id }, model.name)));
-  picker.parentNode.hidden = !fit.length;
+  picker.replaceChildren(...options(fit));
+  picker.parentNode.hidden = !fit.length || Boolean(TABS[tab].own);
   picker.disabled = fit.length < 2;
   const last = store.read(`model.${tab}`, null);
   const chosen = fit.find((model) => model.id === last) ?? fit[0] ?? null;
@@ -106,7 +112,7 @@ function idle(name) {
   const [hint, makes] = HINTS[name];
   const command = (line) => h("div", { class: "command" }, h("pre", {}, h("code", {}, line)), action("Copy", (event) => copy(line, event.target)));
   return h("div", { class: "idle" },
-    h("h1", {}, `No model here can ${name}.`),
+    h("h1", {}, name === "compare" ? "Nothing here to compare." : `No model here can ${name}.`),
     h("p", {}, `Serve ${TABS[name].needs} beside ${models.map((model) => model.name).join(", ") || "others"}:`),
     command(`transom serve ${models.length ? "FOLDER ANOTHER-FOLDER" : "FOLDER"}`),
     h("p", { class: "quiet" }, hint), command(makes));
@@ -133,10 +139,11 @@ async function start() {
     $("error").append(h("button", { class: "button", onclick: () => location.reload() }, "Try again"));
     return;
   }
-  for (const [name, { make: Room, takes }] of Object.entries(TABS)) {
-    const served = models.some(takes);
+  for (const [name, { make: Room, takes, least = 1 }] of Object.entries(TABS)) {
+    const fit = models.filter(takes);
+    const served = fit.length >= least;
     $(`tab-${name}`).toggleAttribute("data-idle", !served);
-    if (served) rooms[name] = new Room($(`panel-${name}`));
+    if (served) rooms[name] = new Room($(`panel-${name}`), fit);
     else $(`panel-${name}`).append(idle(name));
   }
   const open = store.read("tab", null);
