@@ -106,7 +106,7 @@ class ServerSettings(Settings):
     """NAME=FOLDER: an adapter (LoRA) over the model that is served, which clients call MODEL:NAME; repeat for
     several, which then work in one batch; over one of several models, MODEL:NAME=FOLDER."""
     chat_template: str | None = None
-    """`plain`, `chatml` or a file, for models whose folder has none."""
+    """`plain`, `chatml` or a file, for models whose folder has none that can be read."""
     memory: Path | None = None
     """The file of what the page remembers [default: this user's own, where only this machine can reach the
     server; else none]; with API keys each has one of its own beside it, without them it opens to the page

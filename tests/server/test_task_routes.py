@@ -173,11 +173,25 @@ def test_a_template_that_goes_off_hurts_nobody(folders: dict[str, Path], tmp_pat
         assert client.post("/v1/completions", json={"prompt": "x", "max_tokens": 2}).status_code == 200
 
 
+def test_a_template_that_is_given_is_for_models_without_one(folders: dict[str, Path]):
+    with serving(folders, "crow", "plain", chat_template="plain") as server, server.client() as client:
+        counts = {
+            model: client.post("/tokenize", json={"model": model, "messages": USER}).json()["tokens"]
+            for model in ("crow", "plain")
+        }
+        own = server.app.state.models["crow"]
+        assert own.template is not None and "<|im_start|>" in own.template.text
+        assert counts["crow"][0] == own.model.tokenizer.backend.token_to_id("<|im_start|>")
+        assert counts["plain"] != counts["crow"]
+
+
 # Memory
 
 
 def test_a_fact_is_kept_seen_edited_and_forgotten(http: httpx.Client):
-    assert http.get("/memory").json() == {"enabled": True, "facts": [], "used": ""}
+    empty = http.get("/memory").json()
+    assert Path(empty.pop("path")).suffix == ".sqlite"  # its owner is told where it lies
+    assert empty == {"enabled": True, "facts": [], "used": ""}
     fact = http.post("/memory", json={"text": "The dog is called Rex"}).json()
     assert (
         http.patch(f"/memory/{fact['id']}", json={"text": "The dog is called Max"}).json()["text"]

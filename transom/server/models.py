@@ -174,7 +174,7 @@ def serve_model(
             f"{folder or name}: a {kind} has no route here; fine-tune it to classify or embed first"
         )
     texts = getattr(model, "folder", None) or folder
-    template = template_of(texts, settings.chat_template) if kind == "Generator" else None
+    template = _template(texts, settings.chat_template) if kind == "Generator" else None
     if template is not None:
         template.name = f"the chat template of {name}"  # clients hear of it: no path of the operator
     ends = frozenset() if template is None else template.end_ids(model.tokenizer)
@@ -183,6 +183,17 @@ def serve_model(
     worker = over.worker if over else Worker(ENGINES[kind](model, settings), name, settings.limits.looks)
     base = over.name if over else None
     return ServedModel(name, task, model, worker, template, ends, system, frozenset(aliases), folder, base)
+
+
+def _template(folder: Path | None, given: str | None) -> ChatTemplate | None:
+    """Return the template of the model folder; the one given where it has none that can be read."""
+    instead = template_of(None, given)
+    try:
+        return template_of(folder, None) or instead
+    except Refused:
+        if instead is None:
+            raise
+        return instead
 
 
 def _text_engine(model: Any, settings: ServerSettings) -> Callable[[], Any]:
