@@ -43,7 +43,7 @@ $(VENV)/python.done:
 	@$(PIP) $(TORCH_INDEX) "$(TORCH)"
 	@touch $@
 
-$(VENV)/base.done: $(VENV)/python.done pyproject.toml
+$(VENV)/base.done: $(VENV)/python.done pyproject.toml $(wildcard transom/native/src/*)
 	@echo "==> Transom and what it needs"
 	@$(PIP) --editable .
 	@touch $@

@@ -35,7 +35,7 @@ def test_rooms_keep_to_their_budgets() -> None:
     budgets = {room or name: int(most.replace(",", "")) for room, name, most in table}
     package = ROOT / "transom"
     lines = dict.fromkeys(budgets, 0)
-    for path in package.rglob("*.py"):
+    for path in (path for suffix in ("py", "h", "cpp") for path in package.rglob(f"*.{suffix}")):
         parts = path.relative_to(package).parts
         n_lines = len(path.read_text(encoding="utf-8").splitlines())
         lines[parts[0] if len(parts) > 1 else "the ground"] += n_lines

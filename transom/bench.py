@@ -15,7 +15,8 @@ import torch
 
 from .data.vocabulary import bpe_size
 from .hardware import Hardware, keep_memory, use_threads
-from .inference.runner import Chunk, TorchRunner
+from .inference.native_runner import runner_for
+from .inference.runner import Chunk
 from .model.transformer import Transformer
 from .settings import TrainSettings
 from .training.architecture import model_config
@@ -98,7 +99,7 @@ def _decoding(model: Transformer, batch: int, dtype: str, hardware: Hardware) ->
     n_prompt = min(PROMPT, config.max_len // 2)
     steps = min(STEPS, config.max_len - n_prompt)
     prompts = torch.randint(config.vocab_size, (batch, n_prompt)).tolist()
-    runner = TorchRunner(model, n_tokens=batch * (n_prompt + 2 * STEPS), reuse=False)
+    runner = runner_for(model, n_tokens=batch * (n_prompt + 2 * STEPS), reuse=False)
     rows = [runner.open(prompt) for prompt in prompts]
 
     def step(n: int) -> None:

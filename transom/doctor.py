@@ -114,6 +114,17 @@ def _speed(hardware: Hardware) -> Iterator[Finding]:
     yield Finding("arithmetic", hardware.choose_dtype().reason)
 
 
+def _native(hardware: Hardware) -> Iterator[Finding]:
+    """The CPU kernels that models write with, or why there are none."""
+    from .native.library import COMPILE, WORDS, Unavailable, best
+
+    try:
+        yield Finding("kernels", f"native, {WORDS[best().level]}: decoders write with them on a CPU", "ok")
+    except Unavailable as why:
+        fix = f"{COMPILE}   (needs a C++ compiler: g++ or clang++)" if COMPILE in str(why) else ""
+        yield Finding("kernels", f"by PyTorch; native ones {why}", "note", fix)
+
+
 def _folder(hardware: Hardware) -> Iterator[Finding]:
     try:
         with tempfile.TemporaryFile(dir="."):
@@ -196,6 +207,7 @@ LOOKS: list[Callable[[Hardware], Iterator[Finding]]] = [
     _folder,
     _limits,
     _speed,
+    _native,
     _training,
     _extras,
 ]

@@ -24,7 +24,7 @@ from transom.inference.classifier import Classifier
 from transom.inference.engine import Engine, EngineSettings
 from transom.inference.generator import Generator
 from transom.inference.load import load
-from transom.inference.runner import TorchRunner
+from transom.inference.runner import BlockRunner
 from transom.inference.sampling import uniform
 from transom.model.config import ModelConfig
 from transom.model.transformer import Transformer
@@ -267,9 +267,9 @@ def test_more_prompts_than_run_together_change_nothing(monkeypatch: pytest.Monke
 
 def test_ended_rows_leave_the_batch(monkeypatch: pytest.MonkeyPatch):
     generator, rows = tiny(), []
-    run = TorchRunner.run
+    run = BlockRunner.run
     monkeypatch.setattr(
-        TorchRunner, "run", lambda self, chunks: (rows.append(len(chunks)), run(self, chunks))[1]
+        BlockRunner, "run", lambda self, chunks: (rows.append(len(chunks)), run(self, chunks))[1]
     )
     made = generator.generate(
         ["a", "b", "c", "d"], max_tokens=40, seed=1, temperature=1.5, stop=list("aeiou\n ")

@@ -13,7 +13,12 @@ import torch
 
 import transom
 from tests.inference.bfloat16 import PLAIN_FEED_FORWARD, in_bfloat16
+from tests.native.kernels import levels
+from transom.inference.as_served import as_served
+from transom.inference.native_runner import runner_for
 from transom.inference.runner import Chunk, TorchRunner
+from transom.insight.answer_score import logits_at
+from transom.insight.hooks import Edit, edited
 from transom.insight.token_probabilities import token_probabilities
 from transom.model.build import Model, build
 from transom.model.config import Experts, ModelConfig
@@ -64,7 +69,7 @@ def test_what_was_never_written_takes_no_part_where_cells_are_read_one_by_one() 
 
 def served_and_replayed(folder: Path, n_answers: int, n_tokens: int, beside: int) -> float:
     """The largest difference in nats, of answers that were written beside so many others."""
-    loaded = transom.load(folder, dtype="bfloat16")
+    loaded = transom.load(folder, transom.Generator, dtype="bfloat16")
     questions = [
         f"<|im_start|>user\nGive me {i + 2} facts about {thing}.<|im_end|>\n<|im_start|>assistant\n"
         for i in range(-(-n_answers // len(THINGS)))
@@ -83,7 +88,10 @@ def served_and_replayed(folder: Path, n_answers: int, n_tokens: int, beside: int
         }
         for prompt, answer in zip(some, loaded.generate(some, **settings), strict=True):
             generated = torch.tensor([token.logprob for token in answer.logprobs], dtype=torch.float64)
-            again = token_probabilities(loaded.model, [*prompt, *answer.tokens]).logprob[len(prompt) - 1 :]
+            text = [*prompt, *answer.tokens]
+            engine = loaded._local._made
+            with as_served(loaded.model, text, None if engine is None else engine.runner):
+                again = token_probabilities(loaded.model, text).logprob[len(prompt) - 1 :]
             assert len(generated) == n_tokens
             worst = max(worst, float((again - generated).abs().max()))
     return worst
@@ -119,7 +127,43 @@ def rounds_alike(request: pytest.FixtureRequest) -> Callable[[], bool]:
     return alike
 
 
-def test_a_real_model_says_again_what_was_served(smollm2: Path, rounds_alike: Callable[[], bool]) -> None:
+@pytest.fixture
+def by_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRANSOM_NATIVE", "0")
+
+
+@pytest.mark.parametrize("level", levels()[1:])
+def test_what_the_kernels_served_is_read_again_as_served(
+    smollm2: Path, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRANSOM_NATIVE", level)
+    assert served_and_replayed(smollm2, 3, 24, beside=2) <= AGREES
+
+
+@torch.no_grad()
+def test_as_served_is_of_its_own_tokens_and_lets_changes_through(smollm2: Path) -> None:
+    if len(levels()) < 2:
+        pytest.skip("no native kernels that would be chosen here")
+    loaded = transom.load(smollm2, transom.Generator, dtype="bfloat16")
+    model, tokens = loaded.model, loaded.tokenizer.encode("The crow had found a piece of cheese.")
+    runner = runner_for(model, n_tokens=256)
+    plain, other = (logits_at(model, torch.tensor([x])) for x in (tokens, tokens[::-1]))
+    served = runner.run([Chunk(runner.open(tokens), len(tokens), len(tokens))])
+    before = runner.free_tokens()
+    assert float((plain[0] - served).abs().max()) > 0.02  # or there was nothing to put in place
+    with as_served(model, tokens, runner):
+        torch.testing.assert_close(logits_at(model, torch.tensor([tokens]))[0], served, rtol=0, atol=0.01)
+        beginning = logits_at(model, torch.tensor([tokens[:5]]))[0]
+        torch.testing.assert_close(beginning, served[:5], rtol=0, atol=0.01)
+        assert torch.equal(logits_at(model, torch.tensor([tokens[::-1]])), other)
+        with edited([Edit(model.layers[3].attn, "out", torch.zeros_like)]):  # type: ignore[union-attr, index]
+            assert float((logits_at(model, torch.tensor([tokens]))[0] - served).abs().max()) > 0.5
+    assert torch.equal(logits_at(model, torch.tensor([tokens])), plain) and runner.free_tokens() == before
+
+
+def test_a_real_model_says_again_what_was_served(
+    smollm2: Path, by_pytorch: None, rounds_alike: Callable[[], bool]
+) -> None:
     if rounds_alike():
         assert served_and_replayed(smollm2, 3, 24, beside=2) <= AGREES
 
@@ -127,7 +171,7 @@ def test_a_real_model_says_again_what_was_served(smollm2: Path, rounds_alike: Ca
 @pytest.mark.slow
 @pytest.mark.parametrize("beside", [0, 15])
 def test_fifty_answers_of_a_real_model_are_what_was_served(
-    smollm2: Path, beside: int, rounds_alike: Callable[[], bool]
+    smollm2: Path, beside: int, by_pytorch: None, rounds_alike: Callable[[], bool]
 ) -> None:
     if rounds_alike():
         assert served_and_replayed(smollm2, 50, 200, beside) <= AGREES

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tests.scale import scaled
 from transom.inference.block_manager import OutOfBlocks
-from transom.inference.runner import Chunk, TokenSequence, TorchRunner
+from transom.inference.runner import BlockRunner, Chunk, TokenSequence, TorchRunner
 from transom.model.build import Model, build
 from transom.model.config import Experts, ModelConfig
 
@@ -68,7 +68,7 @@ BEGINNINGS = ([3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9], [3, 1, 4, 1, 5, 0, 
 class Play:
     """A random workload: what was asked, and the logits that came."""
 
-    def __init__(self, runner: TorchRunner, two: bool) -> None:
+    def __init__(self, runner: BlockRunner, two: bool) -> None:
         self.runner, self.two, self.rows = runner, two, list[TokenSequence]()
         self.total = runner.free_tokens()
         self.seen: list[tuple[Key, Tensor]] = []

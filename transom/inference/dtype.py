@@ -42,18 +42,22 @@ def choose(
     return choice.dtype, choice.reason
 
 
+def dtype_of(model: Model) -> str:
+    """Return the name of the type of a model's numbers."""
+    return str(model.embed.weight.dtype).removeprefix("torch.")
+
+
 def in_words(model: Model) -> str:
     """Return how large a model is and where it runs, for people who use it."""
-    weight = model.embed.weight
     size = f"{model.n_parameters / 1e6:,.1f} million parameters, reads {model.config.max_len:,} tokens"
-    return f"{size}, in {str(weight.dtype).removeprefix('torch.')} on {weight.device}"
+    return f"{size}, in {dtype_of(model)} on {model.embed.weight.device}"
 
 
 def describe(model: Model, job: str, reason: str) -> str:
     """Return one line for people: the job, the size of the model, where and in what arithmetic it runs."""
-    config, weight = model.config, model.embed.weight
+    config = model.config
     layers = (
         f"{config.n_encoder_layers or ''}{'+' if config.n_encoder_layers else ''}{config.n_layers} layers"
     )
     size = f"{model.n_parameters:,} parameters, {layers}, {config.max_len:,} tokens long"
-    return f"{job}({size}, on {weight.device}; {reason or str(weight.dtype).removeprefix('torch.')})"
+    return f"{job}({size}, on {model.embed.weight.device}; {reason or dtype_of(model)})"

@@ -28,10 +28,10 @@ from transom.model.build import Model
 from transom.sampling_params import Sampling, SamplingParams, by_name
 
 from .adapters import on_base
-from .dtype import describe
+from .dtype import describe, dtype_of
 from .engine import Engine, EngineSettings
+from .native_runner import available, runner_for
 from .request import Completion, Event, Grammar, Request
-from .runner import TorchRunner
 from .sync_engine import SyncEngine, cache_tokens, sync_settings
 from .token_rules import TokenRules
 
@@ -119,7 +119,12 @@ class Generator:
         return one
 
     def __repr__(self) -> str:
-        return describe(self.model, "Generator", self.reason)
+        return describe(self.model, "Generator", f"{self.reason or dtype_of(self.model)}; {self.runs_by}")
+
+    @property
+    def runs_by(self) -> str:
+        """What computes its logits, and where that is PyTorch on a CPU, why."""
+        return "by PyTorch: it has adapters" if self.adapters else available(self.model)[1]
 
     @overload
     def generate(
@@ -213,10 +218,10 @@ class Generator:
         reuse: bool = True,
         deterministic: bool = False,
     ) -> Engine:
-        """A new engine for this model; n_tokens: room of its cache (None: of 1 GiB); see `TorchRunner`."""
+        """A new engine for this model; n_tokens: room of its cache (None: of 1 GiB); see `runner_for`."""
         room = n_tokens or cache_tokens(self.model, settings.max_rows)
         adapters = {name: one.model for name, one in self.adapters.items()}
-        runner = TorchRunner(
+        runner = runner_for(
             self.model, n_tokens=room, reuse=reuse, deterministic=deterministic, adapters=adapters
         )
         return Engine(runner, self.tokenizer, eos_ids=self.eos_ids, settings=settings)

@@ -67,10 +67,12 @@ class Packing:
 
     def version(self) -> list[tuple[Any, ...]]:
         """Return what differs once a weight has been changed, replaced, moved or cast."""
-        return [
-            (id(weight), weight._version, weight.data_ptr(), weight.dtype)
-            for weight in self.model.parameters()
-        ]
+        return version_of(self.model)
+
+
+def version_of(model: Model) -> list[tuple[Any, ...]]:
+    """Return what differs once a weight of a model has been changed, replaced, moved or cast."""
+    return [(id(weight), weight._version, weight.data_ptr(), weight.dtype) for weight in model.parameters()]
 
 
 @torch.no_grad()

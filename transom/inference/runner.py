@@ -7,6 +7,7 @@ bookkeeping is `block_manager`. Its plain twin is `Model.new_state`: one contigu
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -82,41 +83,36 @@ class Runner(Protocol):
         ...
 
 
-class TorchRunner:
-    """Logits by PyTorch, for decoders, encoder-decoders and recurrences."""
+class BlockRunner(ABC):
+    """What every runner does with sequences and their blocks; how blocks are read is a subclass's own."""
 
-    def __init__(
-        self,
-        model: Model,
-        *,
-        n_tokens: int,
-        block: int = 8,
-        reuse: bool = True,
-        deterministic: bool = False,
-        adapters: Mapping[str, Model] | None = None,
-    ) -> None:
+    def __init__(self, model: Model, *, n_tokens: int, block: int, reuse: bool) -> None:
         """A model in eval mode, and room for `n_tokens` tokens of all sequences, in blocks of `block`.
 
-        reuse: sequences that begin alike share what was read of it. deterministic: a sequence's logits are
-        bitwise a function of its own tokens and source; every block is then read as a whole and alone.
-        adapters: by name, those over the model that a sequence may be read by.
+        reuse: sequences that begin alike share what was read of it.
         """
-        config, weight = model.config, model.embed.weight
-        self.vocab_size, self.max_len = config.vocab_size, config.max_len
-        self.deterministic = deterministic
+        self.vocab_size, self.max_len = model.config.vocab_size, model.config.max_len
         self.blocks = BlockManager(-(-n_tokens // block), block, reuse)
-        store = PagedCache if config.cell is None else RecurrentCache
-        self._store: Any = store(config, self.blocks.n_blocks, block, weight.dtype, weight.device)
-        self._sources, self._packing = EncoderMemory(), Packing(model, adapters)
-        self._model, self._version = self._packing.current(), self._packing.version()
-        # How many tokens of an expert or a recurrence run together changes their bits: there, one by one.
-        self._grid = 1 if config.cell is not None or config.experts is not None else block
         self._n_sequences = 0
 
     @property
+    @abstractmethod
     def stale(self) -> bool:
         """Whether the model's weights have changed since what it holds was made of them."""
-        return self._packing.version() != self._version
+
+    @abstractmethod
+    def _renew(self) -> None:
+        """Make what is made of the weights anew."""
+
+    @abstractmethod
+    def _prepare(self, origin: list[int], to: list[int], taken: list[int], last: list[int]) -> None:
+        """Copy blocks `origin` to blocks `to`; then expect writes to blocks `taken`, of which those that are
+        not written as a whole are `last`.
+        """
+
+    @abstractmethod
+    def _read(self, spans: Sequence[Span], wanted: Sequence[int]) -> Tensor:
+        """Read spans, whose blocks are reserved: logits after the last `wanted` tokens of each."""
 
     def open(
         self, tokens: list[int], source: list[int] | None = None, *, tenant: str = "", adapter: str = ""
@@ -127,7 +123,7 @@ class TorchRunner:
         another one has read is never taken for its own.
         """
         if self._n_sequences == 0 and self.stale:  # what was made of the old weights is forgotten
-            self._model, self._version = self._packing.current(), self._packing.version()
+            self._renew()
             self.blocks.forget()
         self._n_sequences += 1
         root = (tenant, adapter, None if source is None else tuple(source))
@@ -162,9 +158,7 @@ class TorchRunner:
         ]
         try:
             self._reserve(spans)
-            self._encode([span.sequence.source for span in spans if span.sequence.source is not None])
-            read = self._alone if self.deterministic else self._together
-            logits = read(spans, [chunk.wanted for chunk in chunks])
+            logits = self._read(spans, [chunk.wanted for chunk in chunks])
         except BaseException:  # whatever it was: no sequence may hold blocks for what it has not read
             for chunk, stop in zip(chunks, stops, strict=True):
                 self._go_back(chunk.sequence, stop - chunk.n)
@@ -248,7 +242,7 @@ class TorchRunner:
         if wanted > self.blocks.available:
             room = f"{self.blocks.available} of {self.blocks.n_blocks} can be had"
             raise OutOfBlocks(f"{wanted} blocks of {size} tokens are needed; {room}")
-        origin, to, new = [], [], []
+        origin, to, new, last = [], [], [], []
         for span in spans:
             blocks = span.blocks
             if span.start % size and not self.blocks.may_write(blocks[-1]):
@@ -260,10 +254,61 @@ class TorchRunner:
             if more > 0:
                 taken = self.blocks.take(more, blocks[-1] if blocks else 0)
                 blocks += taken
-                # Those before the last are written as a whole, and at once unless a span is read in pieces.
-                new += taken if self.deterministic else taken[-1:]
+                new += taken
+                last.append(taken[-1])
+        self._prepare(origin, to, new, last)
+
+    def _keep(self, sequence: TokenSequence) -> None:
+        """Put the blocks that have become full where later sequences find them."""
+        size = self.blocks.size
+        for place in range(len(sequence.nodes) - 1, sequence.n_read // size if self.blocks.reuse else 0):
+            tokens = sequence.tokens[place * size : (place + 1) * size]
+            sequence.nodes.append(self.blocks.keep(sequence.nodes[-1], tokens, sequence.blocks[place]))
+
+
+class TorchRunner(BlockRunner):
+    """Logits by PyTorch, for decoders, encoder-decoders and recurrences."""
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        n_tokens: int,
+        block: int = 8,
+        reuse: bool = True,
+        deterministic: bool = False,
+        adapters: Mapping[str, Model] | None = None,
+    ) -> None:
+        """As for `BlockRunner`. deterministic: a sequence's logits are bitwise a function of its own tokens
+        and source; every block is then read as a whole and alone. adapters: by name, those over the model
+        that a sequence may be read by.
+        """
+        super().__init__(model, n_tokens=n_tokens, block=block, reuse=reuse)
+        config, weight = model.config, model.embed.weight
+        self.deterministic = deterministic
+        store = PagedCache if config.cell is None else RecurrentCache
+        self._store: Any = store(config, self.blocks.n_blocks, block, weight.dtype, weight.device)
+        self._sources, self._packing = EncoderMemory(), Packing(model, adapters)
+        self._renew()
+        # How many tokens of an expert or a recurrence run together changes their bits: there, one by one.
+        self._grid = 1 if config.cell is not None or config.experts is not None else block
+
+    @property
+    def stale(self) -> bool:
+        """Whether the model's weights have changed since what it holds was made of them."""
+        return self._packing.version() != self._version
+
+    def _renew(self) -> None:
+        self._model, self._version = self._packing.current(), self._packing.version()
+
+    def _prepare(self, origin: list[int], to: list[int], taken: list[int], last: list[int]) -> None:
         self._store.copy(origin, to)  # first: a block let go of may have a new owner by now
-        self._store.clear(new)
+        # Those before the last are written as a whole, and at once unless a span is read in pieces.
+        self._store.clear(taken if self.deterministic else last)
+
+    def _read(self, spans: Sequence[Span], wanted: Sequence[int]) -> Tensor:
+        self._encode([span.sequence.source for span in spans if span.sequence.source is not None])
+        return self._alone(spans, wanted) if self.deterministic else self._together(spans, wanted)
 
     def _encode(self, sources: Sequence[EncodedSource]) -> None:
         """Encode the sources that are asked for the first time, and lay all that are asked side by side."""
@@ -307,10 +352,3 @@ class TorchRunner:
 
     def _nothing(self) -> Tensor:
         return torch.empty(0, self.vocab_size, device=self._model.embed.weight.device)
-
-    def _keep(self, sequence: TokenSequence) -> None:
-        """Put the blocks that have become full where later sequences find them."""
-        size = self.blocks.size
-        for place in range(len(sequence.nodes) - 1, sequence.n_read // size if self.blocks.reuse else 0):
-            tokens = sequence.tokens[place * size : (place + 1) * size]
-            sequence.nodes.append(self.blocks.keep(sequence.nodes[-1], tokens, sequence.blocks[place]))

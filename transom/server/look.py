@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from transom.errors import Refused
+from transom.inference.as_served import as_served
 from transom.insight.ablation import ablate_head
 from transom.insight.attention_figures import checked, tiny
 from transom.insight.html import Picture, readable
@@ -95,7 +96,7 @@ async def look(call: Call) -> Answer:
     at_most("prompt and answer together", n_tokens, limits.look_tokens, "tokens", "look_tokens")
     call.state.metrics.tokens.labels(call.served.name, "read").inc(len(replay.tokens) + replay.offset)
     view = VIEWS[call.asked.view]
-    found = await worker.between_steps(lambda: view(replay), call.tenant)
+    found = await worker.between_steps(lambda: viewed(view, replay), call.tenant)
     what = {"object": "look", "view": call.asked.view, "model": call.served.name}
     return await call.whole(LARGE, lambda: {**what, **_finite(found)})
 
@@ -120,6 +121,13 @@ def replay_of(call: Call) -> Replay:
 
 
 # Views: what is told of each, as plain values.
+
+
+def viewed(view: Callable[[Replay], dict[str, Any]], replay: Replay) -> dict[str, Any]:
+    """Return a view of the pass that was served; in the engine's thread."""
+    runner = getattr(replay.served.worker.engine, "runner", None)  # of whole texts there is none
+    with as_served(replay.model, replay.tokens, runner):
+        return view(replay)
 
 
 def tokens_view(replay: Replay) -> dict[str, Any]:

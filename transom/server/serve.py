@@ -99,6 +99,9 @@ class Announcement:
     def __str__(self) -> str:
         lines = [f"{one.name}: {one.task}; {in_words(one.model.model)}" for one in self.models]
         lines += [
+            f"{one.name}: writes {by}" for one in self.models if (by := getattr(one.model, "runs_by", ""))
+        ]
+        lines += [
             f"{model.name}: no chat template, so it completes but does not chat (see --chat-template)"
             for model in self.models
             if model.task == "generate"

@@ -1,0 +1,91 @@
+"""Finding, checking and building the kernels."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.native.kernels import levels, library
+from transom.errors import Refused
+from transom.native import build as building
+from transom.native.library import LEVELS, Unavailable, best, load, path_of
+
+ROOT = Path(__file__).parents[2]
+COMPILER = building.compiler()
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler on this machine")
+
+
+def test_the_best_level_of_this_machine_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    library("scalar")
+    monkeypatch.delenv("TRANSOM_NATIVE", raising=False)
+    if len(levels()) == 1:
+        with pytest.raises(Unavailable, match="no AVX-512"):
+            best()
+        return
+    assert best().level == levels()[-1]
+    for level in levels():
+        monkeypatch.setenv("TRANSOM_NATIVE", level)
+        assert best().level == level and best().functions.transom_level() == level.encode()
+
+
+def test_a_wish_that_means_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRANSOM_NATIVE", "yes")
+    with pytest.raises(Refused, match="TRANSOM_NATIVE is 'yes'; it must be 0 \\(off\\), scalar, avx512, amx"):
+        best()
+
+
+def test_where_nothing_is_compiled_it_says_how(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="not compiled \\(python -m transom.native.build\\)"):
+        load("scalar", tmp_path)
+    path_of("scalar", tmp_path).write_bytes(b"no library")
+    with pytest.raises(Unavailable, match="cannot be loaded"):
+        load("scalar", tmp_path)
+
+
+@needs_compiler
+def test_a_library_of_another_version_is_refused(tmp_path: Path) -> None:
+    source = tmp_path / "other.cpp"
+    source.write_text('extern "C" int transom_abi() { return 999; }')
+    assert COMPILER is not None
+    subprocess.run([COMPILER, "-shared", "-fPIC", source, "-o", path_of("scalar", tmp_path)], check=True)
+    with pytest.raises(Unavailable, match="another version \\(999, not"):
+        load("scalar", tmp_path)
+
+
+def test_without_a_compiler_it_says_so_in_a_line(tmp_path: Path) -> None:
+    environment = {**os.environ, "PATH": str(tmp_path)}
+    environment.pop("CXX", None)
+    run = subprocess.run([sys.executable, "-m", "transom.native.build"], cwd=ROOT, env=environment,
+                         capture_output=True, text=True, check=False)  # fmt: skip
+    assert (
+        run.returncode == 1 and run.stderr == "native: no C++ compiler was found (CXX, c++, g++, clang++)\n"
+    )
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_nothing_outside_of_what_was_allocated_is_touched(tmp_path: Path) -> None:
+    """The tests of ops once more, on a build with sanitizers, which ends at the first fault."""
+    made = building.build(tmp_path, checked=True)
+    assert made[0] == LEVELS[0]
+    runtime = subprocess.run(
+        [str(COMPILER), "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    if not Path(runtime).exists() or shutil.which("env") is None:
+        pytest.skip("the compiler has no AddressSanitizer")
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": runtime,
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "TRANSOM_TEST_KERNELS": str(tmp_path),
+    }
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/native/test_ops.py"],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]

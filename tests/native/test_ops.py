@@ -1,0 +1,273 @@
+"""Every op of every level against PyTorch in float64, on odd sizes, and what pads a row stays zero."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.native.kernels import DTYPES, Ops, levels, library
+from tests.scale import scaled
+from transom.model.attend import Rule, attend_plain
+from transom.model.layers import ACTIVATIONS
+from transom.native import abi
+from transom.native.abi import BF16, F32, Op
+
+LEVELS = [pytest.param(level, format, id=f"{level}-{name}") for level in (levels() or ["scalar"])
+          for name, format in (("float32", F32), ("bfloat16", BF16))]  # fmt: skip
+sizes = st.one_of(st.integers(1, 40), st.sampled_from([48, 64, 96, 100, 160]))
+rows = st.one_of(st.integers(1, 20), st.sampled_from([31, 32, 33, 50, 65]))
+
+
+def drawn(seed: int, *shape: int, scale: float = 1.0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale
+
+
+def rounded(x: Tensor, format: int) -> Tensor:
+    """What the kernels are given of float64 numbers, as float64."""
+    return x.to(DTYPES[format]).double()
+
+
+def close(found: Tensor, expected: Tensor, format: int, steps: float = 1.0) -> None:
+    """Within float32's rounding of sums, and one rounding where the result is written as bfloat16."""
+    near = 2e-5 * max(1.0, float(expected.abs().max()))
+    rounding = steps * 2.0**-8 if format == BF16 else 0.0
+    torch.testing.assert_close(found.double(), expected, rtol=rounding + 2e-5, atol=near)
+
+
+def filled(ops: Ops, number: int, values: Tensor) -> None:
+    """Write rows into a buffer; what pads them is left as it is."""
+    ops.buffer(number, len(values))[:, : values.shape[1]] = values.to(DTYPES[ops.buffers[number][1]])
+
+
+@pytest.mark.parametrize(("level", "format"), LEVELS)
+@given(m=rows, n=sizes, k=sizes, seed=st.integers(0, 99), biased=st.booleans(), threads=st.integers(1, 2))
+@settings(max_examples=scaled(60))
+def test_product(level, format, m, n, k, seed, biased, threads):
+    x, weight = rounded(drawn(seed, m, k), format), rounded(drawn(seed + 1, n, k), format)
+    bias = drawn(seed + 2, n).float().double() if biased else None
+    ops = Ops(library(level), format, [(k, format), (n, F32)])
+    ops.plan([Op(kind=abi.PRODUCT, in_=0, out=1, matrix=ops.matrix(weight), bias=ops.floats(bias))])
+    filled(ops, 0, x)
+    ops.run([0] * m, threads=threads)
+    out = ops.buffer(1, m)
+    close(out[:, :n], F.linear(x, weight, bias), F32)
+    assert not out[:, n:].any(), "padding is read by the next product: it must stay 0"
+
+
+@pytest.mark.parametrize(("level", "format"), LEVELS)
+@given(m=rows, n=sizes, k=sizes, seed=st.integers(0, 99))
+@settings(max_examples=scaled(30))
+def test_product_into_the_residual_stream(level, format, m, n, k, seed):
+    x, weight, stream = rounded(drawn(seed, m, k), format), rounded(drawn(seed, n, k), format), drawn(3, m, n)
+    ops = Ops(library(level), format, [(k, format), (n, F32)])
+    ops.plan([Op(kind=abi.PRODUCT, in_=0, out=1, store=abi.ADD, matrix=ops.matrix(weight))])
+    filled(ops, 0, x)
+    filled(ops, 1, stream)
+    ops.run([0] * m)
+    close(ops.buffer(1, m)[:, :n], stream.float().double() + F.linear(x, weight), F32)
+
+
+@pytest.mark.parametrize(("level", "format"), LEVELS)
+@pytest.mark.parametrize("name", [*ACTIVATIONS])
+@pytest.mark.parametrize("gated", [False, True])
+def test_activations(level, format, name, gated):
+    m, n, k = 7, 48, 24
+    x, up, gate = (
+        rounded(drawn(i, *shape, scale=1.5), format) for i, shape in enumerate([(m, k), (n, k), (n, k)])
+    )
+    both = torch.stack([w.unflatten(0, (-1, 16)) for w in (gate, up)], 1).flatten(0, 2) if gated else up
+    ops = Ops(library(level), format, [(k, format), (n, format)])
+    ops.plan([
+        Op(kind=abi.PRODUCT, in_=0, out=1, matrix=ops.matrix(both), store=abi.GATE if gated else abi.WRITE,
+           activation=abi.ACTIVATIONS[name])
+    ])  # fmt: skip
+    filled(ops, 0, x)
+    ops.run([0] * m)
+    act = ACTIVATIONS[name]
+    expected = act(x @ gate.T) * (x @ up.T) if gated else act(x @ up.T)
+    close(ops.buffer(1, m)[:, :n], expected, format)
+
+
+@pytest.mark.parametrize(("level", "format"), LEVELS)
+@given(m=rows, n=sizes, k=sizes, seed=st.integers(0, 99))
+@settings(max_examples=scaled(30))
+def test_logits_of_wanted_rows(level, format, m, n, k, seed):
+    stream, weight = drawn(seed, m, k).float().double(), rounded(drawn(seed, n, k), format)
+    scale, wanted = 0.5, [(7 * i + seed) % m for i in range(min(m, 5))]
+    norm, bias = drawn(4, k).float().double(), drawn(5, n).float().double()
+    ops = Ops(library(level), format, [(k, F32), (k, format)])
+    ops.plan([
+        Op(kind=abi.NORM, in_=0, out=1, wanted=1, eps=1e-5, scale=scale, weight=ops.floats(norm)),
+        Op(kind=abi.PRODUCT, in_=1, wanted=1, store=abi.LOGITS, matrix=ops.matrix(weight),
+           bias=ops.floats(bias)),
+    ])  # fmt: skip
+    filled(ops, 0, stream)
+    found = ops.run([0] * m, wanted=wanted, vocab=n)
+    normed = F.rms_norm(stream[wanted], (k,), norm, 1e-5) * scale
+    torch.testing.assert_close(ops.buffer(1, len(wanted))[:, :k].double(), normed, rtol=2.0**-8, atol=1e-4)
+    read = ops.buffer(1, len(wanted))[:, :k].double()
+    close(found, F.linear(read, weight, bias), F32)
+
+
+@pytest.mark.parametrize(("level", "format"), LEVELS)
+@given(m=rows, k=sizes, seed=st.integers(0, 99), layer=st.booleans())
+@settings(max_examples=scaled(40))
+def test_norms(level, format, m, k, seed, layer):
+    x = (drawn(seed, m, k) * 3 + 1).float().double()
+    weight, bias = drawn(1, k).float().double(), drawn(2, k).float().double()
+    ops = Ops(library(level), format, [(k, F32), (k, format)])
+    ops.plan([
+        Op(kind=abi.NORM, in_=0, out=1, eps=1e-5, scale=1.0, layer_norm=int(layer), weight=ops.floats(weight),
+           bias=ops.floats(bias) if layer else None)
+    ])  # fmt: skip
+    filled(ops, 0, x)
+    ops.run([0] * m)
+    expected = F.layer_norm(x, (k,), weight, bias, 1e-5) if layer else F.rms_norm(x, (k,), weight, 1e-5)
+    close(ops.buffer(1, m)[:, :k], expected, format)
+    assert not ops.buffer(1, m)[:, k:].any()
+
+
+@pytest.mark.parametrize(("level", "format"), LEVELS)
+@given(k=sizes, spans=st.lists(st.tuples(st.integers(0, 20), st.integers(1, 20)), min_size=1, max_size=4))
+@settings(max_examples=scaled(30))
+def test_embeddings(level, format, k, spans):
+    table, learned = rounded(drawn(0, 30, k), format), rounded(drawn(1, 45, k), format)
+    tokens = [(5 * i + i * i) % 30 for i in range(sum(n for _, n in spans))]
+    ops = Ops(library(level), format, [(k, F32)])
+    ops.plan([
+        Op(kind=abi.EMBED, out=0, scale=2.0, table=ops.keep(table.to(DTYPES[format])), position_offset=2,
+           positions=ops.keep(learned.to(DTYPES[format])))
+    ])  # fmt: skip
+    ops.run(tokens, spans)
+    places = [place for start, n in spans for place in range(start, start + n)]
+    expected = table[tokens] * 2 + learned[[place + 2 for place in places]]
+    close(ops.buffer(0, len(tokens))[:, :k], expected, F32)
+
+
+def rotated(x: Tensor, places: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """x (N, H, K) turned by pairs of channels i and i + K/2."""
+    a, b = x.chunk(2, dim=-1)
+    cos, sin = cosines[places][:, None].double(), sines[places][:, None].double()
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+
+
+class Row:
+    """A row of the cache for `test_attention`: what it has read, and what is to be read next."""
+
+    def __init__(self, before: int, n: int, first_page: int) -> None:
+        self.before, self.n = before, n
+        used = -(-(before + n) // 16)
+        self.pages = [first_page + i for i in range(used)][::-1]  # not in the order of memory
+
+
+@pytest.mark.parametrize(("level", "format"), LEVELS)
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 70), st.sampled_from([1, 1, 2, 5, 17, 40])), min_size=1,
+                  max_size=4),
+    heads=st.sampled_from([(1, 1), (3, 1), (4, 2), (6, 2)]), width=st.sampled_from([4, 18, 32, 64, 80]),
+    window=st.sampled_from([0, 1, 5, 40]), norm=st.sampled_from(["", "head", "projection"]),
+    turned=st.booleans(), threads=st.integers(1, 2), seed=st.integers(0, 99),
+)  # fmt: skip
+@settings(max_examples=scaled(60))
+def test_attention_over_pages(level, format, rows, heads, width, window, norm, turned, threads, seed):
+    n_heads, n_kv_heads = heads
+    asked, first = [], 1
+    for before, n in rows:
+        asked.append(Row(before, n, first))
+        first += len(asked[-1].pages)
+    wide = (n_heads + 2 * n_kv_heads) * width
+    ops = Ops(
+        library(level), format,
+        [(wide, F32), (n_heads * (-(-width // 32) * 32), format), (n_heads * width, format)],
+        kv_heads=n_kv_heads, head_dim=width, n_pages=first,
+    )  # fmt: skip
+    shape = dict(n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=width)
+    over = (n_heads * width, n_kv_heads * width) if norm == "projection" else (width, width)
+    norms = [drawn(7 + i, size).float().double() + 2 for i, size in enumerate(over)] if norm else [None, None]
+    scale = 0.7 / width**0.5
+    ops.plan([
+        Op(kind=abi.HEADS, in_=0, out=1, eps=1e-5, whole_norm=int(norm == "projection"),
+           weight=ops.floats(norms[0]), bias=ops.floats(norms[1]), **shape),
+        Op(kind=abi.ATTEND, in_=1, out=2, window=window, scale=scale, **shape),
+    ])  # fmt: skip
+    angles = None
+    if turned:
+        turn = torch.arange(160)[:, None] * torch.logspace(0, -2, width // 2)
+        angles = turn.cos().float(), turn.sin().float()
+    for page in range(first):  # what was never written, or written by another, may hold anything
+        for head in range(n_kv_heads):
+            ops.page(page, head, 0).fill_(torch.nan)
+            ops.page(page, head, 1).fill_(torch.nan)
+    given_ = [drawn(seed + i, row.before + row.n, wide).float() for i, row in enumerate(asked)]
+    early = [(row, x) for row, x in zip(asked, given_, strict=True) if row.before]
+    if early:
+        filled(ops, 0, torch.cat([x[: row.before] for row, x in early]))
+        ops.run([0] * sum(row.before for row, _ in early), [(0, row.before) for row, _ in early],
+                [row.pages for row, _ in early], threads=threads, angles=angles)  # fmt: skip
+    total = sum(row.n for row in asked)
+    filled(ops, 0, torch.cat([x[row.before :] for row, x in zip(asked, given_, strict=True)]))
+    spans, pages = [(row.before, row.n) for row in asked], [row.pages for row in asked]
+    ops.run([0] * total, spans, pages, threads=threads, angles=angles)
+    found, at = ops.buffer(2, total), 0
+    for row, x in zip(asked, given_, strict=True):
+        query, key, value = _heads_of(x.double(), heads, width, norm, norms, angles, format)
+        rule = Rule(causal=True, window=window or None, scale=scale)
+        expected = attend_plain(query[None], key[None], value[None], rule)[0].flatten(1)[row.before :]
+        mine = found[at : at + row.n, : n_heads * width].double()
+        at += row.n
+        # Weights are rounded to bfloat16 before they are multiplied with values of size up to 4.
+        torch.testing.assert_close(mine, expected, rtol=2e-2 if format == BF16 else 1e-4,
+                                   atol=2e-2 if format == BF16 else 1e-5)  # fmt: skip
+
+
+def _heads_of(x, heads, width, norm, norms, angles, format):
+    """Queries, keys and values of a row's tokens (N, heads, K), as the kernels round them."""
+    n_heads, n_kv_heads = heads
+    parts = x.split([n_heads * width, n_kv_heads * width, n_kv_heads * width], dim=1)
+    made = []
+    for part, weight in zip(parts, (*norms, None), strict=True):
+        if weight is not None and norm == "projection":
+            part = F.rms_norm(part, (part.shape[1],), weight, 1e-5)
+        part = part.unflatten(1, (-1, width))
+        if weight is not None and norm == "head":
+            part = F.rms_norm(part, (width,), weight, 1e-5)
+        made.append(part)
+    if angles is not None:
+        places = torch.arange(len(x))
+        made[:2] = [rotated(part, places, *angles) for part in made[:2]]
+    return [rounded(part, format) for part in made]
+
+
+@pytest.mark.parametrize("format", [F32, BF16], ids=["float32", "bfloat16"])
+@given(m=rows, n=sizes, k=sizes, seed=st.integers(0, 99))
+@settings(max_examples=scaled(20))
+def test_levels_agree(format, m, n, k, seed):
+    """The scalar level is the twin of the others: the same sums in another order."""
+    x, weight = drawn(seed, m, k), drawn(seed + 1, n, k)
+    found = []
+    for level in levels() or ["scalar"]:
+        ops = Ops(library(level), format, [(k, format), (n, F32)])
+        ops.plan([Op(kind=abi.PRODUCT, in_=0, out=1, matrix=ops.matrix(weight))])
+        filled(ops, 0, x)
+        ops.run([0] * m)
+        found.append(ops.buffer(1, m).clone())
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(("level", "format"), LEVELS)
+def test_a_row_has_its_bits_beside_any_others(level, format):
+    k, n = 96, 80
+    x, weight = drawn(0, 70, k), drawn(1, n, k)
+    ops = Ops(library(level), format, [(k, format), (n, F32)])
+    ops.plan([Op(kind=abi.PRODUCT, in_=0, out=1, matrix=ops.matrix(weight))])
+    filled(ops, 0, x)
+    ops.run([0] * 70, threads=2)
+    whole = ops.buffer(1, 70).clone()
+    for n_rows in (1, 2, 5, 6, 12, 15, 16, 17, 31, 33):
+        ops.run([0] * n_rows)
+        assert torch.equal(ops.buffer(1, n_rows), whole[:n_rows])

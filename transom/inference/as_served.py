@@ -1,0 +1,81 @@
+"""A plain pass that computes what native kernels served.
+
+They and PyTorch round to bfloat16 at different places, which moves a token's log-probability by up to 0.2
+nats: a plain pass over an answer would be that of a sibling. But the kernels' residual streams can be had,
+bit by bit those of the answer. So each layer's input is moved, by a constant, to the one that was served;
+what a view changes then (a head taken away, a gradient) spreads through a pass that is the served one.
+Read next: native_runner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from transom.insight.hooks import Edit, edited
+from transom.model.build import Model
+
+from .block_manager import OutOfBlocks
+from .native_runner import NativeRunner
+from .runner import Runner
+
+
+@contextmanager
+def as_served(model: Model, tokens: Sequence[int], runner: Runner | None) -> Iterator[None]:
+    """In this block and thread, passes over these tokens (L,), or a beginning of them, compute what `runner`
+    does.
+
+    Others are the plain model's, and so are all where PyTorch runs it, in float32, where nothing is rounded,
+    and where a busy cache has no room to read the tokens once more.
+    """
+    if not isinstance(runner, NativeRunner) or model.embed.weight.dtype == torch.float32:
+        yield
+        return
+    try:
+        streams = runner.streams(tokens)
+    except (OutOfBlocks, MemoryError):
+        yield
+        return
+    moved = _Moved(torch.tensor(tokens), streams)
+    modules: list[Any] = [*model.layers, model.final_norm]  # type: ignore[misc, union-attr]
+    edits = [Edit(model, "in", moved.begin)]
+    edits += [Edit(module, "in", partial(moved.move, i)) for i, module in enumerate(modules)]
+    edits += [Edit(modules[-1], "out", partial(moved.end, model.embed.weight.dtype))]
+    with edited(edits):
+        with torch.no_grad():
+            model(moved.tokens[None])
+        yield
+
+
+class _Moved:
+    """How far each layer's input is moved: what was served minus what the layers before make of theirs."""
+
+    def __init__(self, tokens: Tensor, streams: Tensor) -> None:
+        """tokens (L,), and the streams that were served (layers + 1, L, D)."""
+        self.tokens, self._streams = tokens, streams
+        self._by: dict[int, Tensor] = {}
+        self._n = 0
+        """Tokens of the pass that runs, if it reads a beginning of `tokens`; else 0."""
+
+    def begin(self, tokens: Tensor) -> None:
+        """Look whether a pass reads these tokens."""
+        n = tokens.shape[1]
+        alike = n <= len(self.tokens) and bool((tokens == self.tokens[:n]).all())
+        self._n = n if alike else 0
+
+    def move(self, layer: int, x: Tensor) -> Tensor | None:
+        """The input (B, n, D) of a layer, as it was served; the first pass finds how far that is."""
+        if not self._n:
+            return None
+        if layer not in self._by:
+            self._by[layer] = self._streams[layer] - x[0].float()
+        return x.float() + self._by[layer][: self._n]
+
+    def end(self, dtype: torch.dtype, hidden: Tensor) -> Tensor | None:
+        """What the head reads (B, n, D), rounded as it was there."""
+        return hidden.to(dtype).float() if self._n else None

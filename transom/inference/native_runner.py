@@ -1,0 +1,108 @@
+"""The runner of a CPU's own kernels, for the models that they can say; `runner_for` chooses.
+
+A sequence's logits are bitwise a function of its own tokens, whatever is read beside it and in whatever
+pieces, so a deterministic engine asks nothing more of it. Its plain twin is `TorchRunner`. Read next:
+native/plan, as_served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from transom.hardware import Hardware
+from transom.model.build import Model
+from transom.native.library import WORDS, Library, Unavailable, best
+from transom.native.plan import PAGE, Plan, Read, why_not
+
+from .onednn_weights import version_of
+from .runner import BlockRunner, TorchRunner
+from .sequence import Span
+
+PIECE = 128
+"""Tokens of a text whose streams are read at once: each has logits over the whole vocabulary beside."""
+
+
+class NativeRunner(BlockRunner):
+    """Logits by the kernels of `native/`: one parallel region for a whole step."""
+
+    def __init__(self, model: Model, library: Library, *, n_tokens: int, reuse: bool = True) -> None:
+        """As for `BlockRunner`; a decoder that `why_not` has nothing against. Raises MemoryError."""
+        super().__init__(model, n_tokens=n_tokens, block=PAGE, reuse=reuse)
+        self.library, self._model = library, model
+        self._renew()
+
+    @property
+    def stale(self) -> bool:
+        """Whether the model's weights have changed since what it holds was made of them."""
+        return version_of(self._model) != self._version
+
+    def _renew(self) -> None:
+        self._version = version_of(self._model)
+        self.plan = Plan(self.library, self._model, self.blocks.n_blocks + 1)  # page 0 is nobody's
+
+    def _prepare(self, origin: list[int], to: list[int], taken: list[int], last: list[int]) -> None:
+        for one, other in zip(origin, to, strict=True):
+            self.plan.copy_page(one, other)
+
+    def _read(self, spans: Sequence[Span], wanted: Sequence[int]) -> Tensor:
+        reads, places, first = list[Read](), list[int](), 0
+        for span, n in zip(spans, wanted, strict=True):
+            if span.n:
+                reads.append(Read(span.tokens(), span.start, span.blocks[: -(-span.stop // PAGE)]))
+            first += span.n
+            places += range(first - n, first)
+        if not reads:
+            return torch.empty(0, self.vocab_size)
+        return self.plan.run(reads, places, torch.get_num_threads())
+
+    def streams(self, tokens: Sequence[int]) -> Tensor:
+        """Return the residual stream of a text (L,), as whoever served it had it: (layers + 1, L, D) float32.
+
+        Nothing of it is kept. Raises OutOfBlocks where sequences hold too many, and MemoryError.
+        """
+        pages = self.blocks.take(-(-len(tokens) // PAGE))
+        try:
+            parts = [
+                self.plan.streams(Read(tokens[at : at + PIECE], at, pages), torch.get_num_threads())
+                for at in range(0, len(tokens), PIECE)
+            ]
+        finally:
+            self.blocks.release(pages)
+        return torch.cat(parts, dim=1)
+
+
+def available(model: Model) -> tuple[Library | None, str]:
+    """Return the kernels if they run this model here, and what is to be said of it, either way."""
+    if model.embed.weight.device.type != "cpu":
+        return None, "by PyTorch"
+    try:
+        library = best()
+    except Unavailable as unavailable:
+        return None, f"by PyTorch: native kernels {unavailable}"
+    if why := why_not(model):
+        return None, f"by PyTorch: native kernels do not run it, {why}"
+    size = sum(weight.nbytes for weight in model.parameters())
+    free = Hardware.detect("cpu").ram
+    if size > free // 2:
+        gb = 1e9
+        return (
+            None,
+            f"by PyTorch: native kernels take a second copy of {size / gb:.1f} GB, {free / gb:.1f} free",
+        )
+    return library, f"by native kernels ({WORDS[library.level]})"
+
+
+def runner_for(
+    model: Model, *, n_tokens: int, reuse: bool = True, deterministic: bool = False,
+    adapters: Mapping[str, Model] | None = None,
+) -> NativeRunner | TorchRunner:  # fmt: skip
+    """Return the fastest runner for a model; see `TorchRunner` for the settings."""
+    library, _ = available(model)
+    if library is None or adapters:
+        return TorchRunner(
+            model, n_tokens=n_tokens, reuse=reuse, deterministic=deterministic, adapters=adapters
+        )
+    return NativeRunner(model, library, n_tokens=n_tokens, reuse=reuse)

@@ -1,0 +1,64 @@
+"""The structs and functions of `src/transom.h`, field by field, as ctypes sees them. Read next: library."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
+from typing import Any
+
+ABI = 1
+"""Of `TRANSOM_ABI`: a library of another number is refused."""
+
+F32, BF16 = 0, 1
+EMBED, NORM, PRODUCT, HEADS, ATTEND = range(5)
+WRITE, ADD, GATE, LOGITS = range(4)
+ACTIVATIONS = {"none": 0, "silu": 1, "gelu": 2, "gelu_tanh": 3, "relu": 4, "relu2": 5}
+
+
+class Op(ctypes.Structure):
+    """`TransomOp`: one op of a plan; what a kind does not name is 0."""
+
+    _fields_ = [
+        *((name, c_int32) for name in ("kind", "in_", "out", "wanted", "store", "activation", "layer")),
+        *((name, c_int32) for name in ("n_heads", "n_kv_heads", "head_dim", "window", "whole_norm")),
+        *((name, c_int32) for name in ("layer_norm", "position_offset")),
+        *((name, c_float) for name in ("eps", "scale")),
+        *((name, c_void_p) for name in ("matrix", "table", "positions", "weight", "bias")),
+    ]
+
+
+class Step(ctypes.Structure):
+    """`TransomStep`: what one run reads."""
+
+    _fields_ = [
+        *((name, c_int32) for name in ("n_tokens", "n_spans", "n_wanted", "n_threads")),
+        *((name, c_void_p) for name in ("tokens", "spans", "pages", "wanted", "cosines", "sines", "logits")),
+        ("streams", c_void_p),
+    ]
+
+
+FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
+    "transom_abi": (c_int32, []),
+    "transom_level": (c_char_p, []),
+    "transom_prepare": (c_int32, []),
+    "transom_pack": (c_void_p, [c_int32, c_int64, c_int64, c_void_p]),
+    "transom_matrix_free": (None, [c_void_p]),
+    "transom_matrix_bytes": (c_int64, [c_void_p]),
+    "transom_plan": (
+        c_void_p,
+        [c_int32, POINTER(Op), c_int32, POINTER(c_int32), POINTER(c_int32), *[c_int32] * 4, c_int64],
+    ),
+    "transom_plan_free": (None, [c_void_p]),
+    "transom_copy_page": (None, [c_void_p, c_int32, c_int32]),
+    "transom_run": (c_int32, [c_void_p, POINTER(Step)]),
+    "transom_buffer": (c_void_p, [c_void_p, c_int32, c_int32, POINTER(c_int64)]),
+    "transom_page": (c_void_p, [c_void_p, c_int32, c_int32, c_int32, c_int32]),
+}
+"""What a function gives and takes."""
+
+
+def declare(handle: ctypes.CDLL) -> None:
+    """Tell ctypes the types of all functions: an undeclared pointer would be cut to 32 bits."""
+    for name, (gives, takes) in FUNCTIONS.items():
+        function = getattr(handle, name)
+        function.restype, function.argtypes = gives, takes

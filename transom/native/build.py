@@ -1,0 +1,97 @@
+"""Compile the kernels: `python -m transom.native.build`; `pip install .` does it where there is a compiler.
+
+One source, one shared library for each level, each with its own flags. Nothing but a C++20 compiler is
+needed, no headers of Python: the library has a C ABI. Standard library alone, so that the build hook of a
+wheel can run this file by itself. Read next: library.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("src")
+HOME = Path(__file__).with_name("_lib")
+
+# No -ffast-math: in a shared library it turns denormals off for the whole process, and it reorders sums.
+COMMON = ["-std=c++20", "-O3", "-fPIC", "-shared", "-pthread", "-fno-math-errno", "-fno-trapping-math"]
+WARNINGS = ["-Wall", "-Wextra", "-Wno-psabi"]
+AVX512 = ["-DTRANSOM_AVX512", "-march=x86-64-v4", "-mavx512vnni", "-mavx512bf16"]
+FLAGS = {
+    "scalar": [],
+    "avx512": AVX512,
+    "amx": [*AVX512, "-DTRANSOM_AMX"],
+}
+"""By level. The scalar library also tells which level the CPU has, so it must run everywhere."""
+CHECKED = ["-O1", "-g", "-Werror", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+"""A build that stops at the first access outside of what was allocated; for tests."""
+
+
+def compiler() -> str | None:
+    """Return the C++ compiler of this machine: $CXX, else the first of c++, g++ and clang++."""
+    asked = os.environ.get("CXX")
+    return next(
+        (found for name in filter(None, (asked, "c++", "g++", "clang++")) if (found := shutil.which(name))),
+        None,
+    )
+
+
+def levels() -> list[str]:
+    """Return the levels that are compiled for this machine's kind of CPU."""
+    return (
+        list(FLAGS) if platform.machine() in ("x86_64", "AMD64") and sys.platform == "linux" else ["scalar"]
+    )
+
+
+def build(home: Path = HOME, *, checked: bool = False, extra: tuple[str, ...] = ()) -> list[str]:
+    """Compile all levels into `home`; returns those that were. Raises OSError without a compiler, and
+    RuntimeError with what the compiler said if not even the scalar level compiles.
+
+    A level that the compiler does not know (gcc before 11 has no AMX) is left out. checked: with sanitizers.
+    """
+    command = compiler()
+    if command is None:
+        raise OSError("no C++ compiler was found (CXX, c++, g++, clang++)")
+    home.mkdir(parents=True, exist_ok=True)
+    made: list[str] = []
+    for level in levels():
+        sources = [SOURCE / "plan.cpp", *([SOURCE / "cpu.cpp"] if level == "scalar" else [])]
+        flags = [*COMMON, *WARNINGS, *FLAGS[level], *(CHECKED if checked else []), *extra]
+        # Into another file first: a process that runs the old library goes on running it.
+        with tempfile.NamedTemporaryFile(dir=home, suffix=".so", delete=False) as file:
+            made_here = Path(file.name)
+        run = subprocess.run(
+            [command, *flags, *map(str, sources), "-o", str(made_here)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if run.returncode == 0:
+            made_here.chmod(0o755)
+            made_here.replace(home / f"libtransom_{level}.so")
+            made.append(level)
+            continue
+        made_here.unlink()
+        if level == "scalar":
+            raise RuntimeError(f"{command} does not compile the kernels:\n{run.stderr[-2000:]}")
+    return made
+
+
+def main() -> int:
+    """Compile, and say what was made."""
+    try:
+        made = build()
+    except (OSError, RuntimeError) as error:
+        print(f"native: {error}", file=sys.stderr)
+        return 1
+    print(f"native: compiled {', '.join(made)} into {HOME}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

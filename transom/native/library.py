@@ -1,0 +1,93 @@
+"""Find, check and load the kernels: one shared library for each level of CPU; the best that runs is taken.
+
+`TRANSOM_NATIVE=0` turns them off; a level's name asks for that one. Read next: abi, build.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from transom.errors import Refused
+
+from .abi import ABI, declare
+
+LEVELS = ("scalar", "avx512", "amx")
+"""What a library is compiled for, the slowest first; scalar is for tests: PyTorch is faster than it."""
+WORDS = {
+    "scalar": "plain C++",
+    "avx512": "AVX-512 with bfloat16",
+    "amx": "AMX tiles",
+}
+HOME = Path(__file__).with_name("_lib")
+SWITCH = "TRANSOM_NATIVE"
+COMPILE = "python -m transom.native.build"
+
+
+class Unavailable(Exception):
+    """The kernels cannot be had; the text says why."""
+
+
+@dataclass(frozen=True)
+class Library:
+    """The functions of `src/transom.h`, compiled for one level."""
+
+    level: str
+    functions: ctypes.CDLL
+
+
+def path_of(level: str, home: Path | None = None) -> Path:
+    """Return where the library of a level lies, compiled or not."""
+    return (home or HOME) / f"libtransom_{level}.so"
+
+
+@functools.cache
+def load(level: str, home: Path | None = None) -> Library:
+    """Load the library of a level; raises Unavailable."""
+    path = path_of(level, home)
+    if not path.exists():
+        raise Unavailable(f"not compiled ({COMPILE})")
+    try:
+        functions = ctypes.CDLL(str(path))
+        functions.transom_abi.restype = ctypes.c_int32
+        found = functions.transom_abi()
+    except (OSError, AttributeError) as error:
+        raise Unavailable(f"{path.name} cannot be loaded: {error}") from None
+    if found != ABI:
+        raise Unavailable(f"{path.name} is of another version ({found}, not {ABI}); {COMPILE}")
+    try:
+        declare(functions)
+    except AttributeError as error:
+        raise Unavailable(f"{path.name} lacks a function: {error}") from None
+    if functions.transom_prepare() != 0:
+        raise Unavailable(f"the system does not let this process use {WORDS[level]}")
+    return Library(level, functions)
+
+
+def cpu_level() -> str:
+    """Return the best level that this CPU runs; raises Unavailable where nothing is compiled."""
+    functions = load("scalar").functions
+    functions.transom_cpu_level.restype = ctypes.c_int32
+    return LEVELS[functions.transom_cpu_level()]
+
+
+def best() -> Library:
+    """Return the library to run with; raises Unavailable, and Refused for a wrong TRANSOM_NATIVE."""
+    asked = os.environ.get(SWITCH, "")
+    if asked == "0":
+        raise Unavailable(f"turned off ({SWITCH}=0)")
+    if asked and asked not in LEVELS:
+        raise Refused(f"{SWITCH} is '{asked}'; it must be 0 (off), {', '.join(LEVELS)}, or not set")
+    runs = cpu_level()
+    if asked:
+        if LEVELS.index(asked) > LEVELS.index(runs):
+            raise Unavailable(f"{SWITCH} asks for {asked}, and this CPU has no {WORDS[asked]}")
+        return load(asked)
+    if runs == "scalar":
+        raise Unavailable(f"this CPU has no {WORDS['avx512']}")
+    if runs == "amx" and not path_of("amx").exists():  # a compiler that does not know it
+        runs = "avx512"
+    return load(runs)

@@ -1,0 +1,264 @@
+"""A model as a plan: its modules become a flat list of ops over numbered buffers, its weights panels.
+
+What a plan cannot say (`why_not`) is left to PyTorch. The residual stream, what is summed and the softmax are
+float32; weights, what goes into a product, keys and values are in the model's own type. A row's logits are
+bitwise a function of its own tokens, whatever is read beside it, in whatever pieces, by however many threads.
+Read next: src/transom.h.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ctypes import c_int32
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import abi
+from .abi import Op, Step
+from .library import Library
+
+if TYPE_CHECKING:
+    from transom.model.config import ModelConfig
+
+PAGE = 16
+"""Tokens in a page of the cache."""
+PANEL = 16
+"""Outputs in a panel."""
+UNIT = 32
+"""Widths are padded to a multiple of it."""
+FORMATS = {torch.float32: abi.F32, torch.bfloat16: abi.BF16}
+
+
+class Read(NamedTuple):
+    """Tokens of one row that a step reads: from place `start` on, by the pages of all its tokens so far."""
+
+    tokens: Sequence[int]
+    start: int
+    pages: Sequence[int]
+
+
+def why_not(model: Any) -> str:
+    """Return what of a model no plan can say, in a few words; nothing where one can."""
+    config: ModelConfig = model.config
+    weight = model.embed.weight
+    reasons = {
+        f"its numbers are {str(weight.dtype).removeprefix('torch.')}": weight.dtype not in FORMATS,
+        "it is no decoder": config.kind != "decoder",
+        "it is a recurrence": config.cell is not None,
+        "it has experts": config.experts is not None,
+        "its norms come after": config.norm_position != "before",
+        f"its positions are {config.position}": config.position not in ("rotary", "learned", "none"),
+        "its embeddings are normed": config.embed_norm or bool(config.segments),
+        "its attention has a soft cap": config.attn_softcap is not None,
+        "its head has a layer of its own": config.head_transform,
+        "it has adapters": any("lora" in name.lower() for name, _ in model.named_parameters()),
+        "its weights are of several types": len({w.dtype for w in model.parameters()}) > 1,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+class Plan:
+    """What the kernels run for one model: ops, panels, and pages of keys and values."""
+
+    def __init__(self, library: Library, model: Any, n_pages: int) -> None:
+        """A decoder that `why_not` has nothing against; pages 0 .. n_pages - 1. Raises MemoryError."""
+        self._functions, self._kept = library.functions, list[Any]()
+        self._matrices: list[int] = []
+        self._handle: int | None = None
+        config: ModelConfig = model.config
+        self.config, self.format = config, FORMATS[model.embed.weight.dtype]
+        self._frequencies: Tensor | None = model.frequencies
+        self._angles: tuple[Tensor, Tensor] | None = None
+        self._widths: list[int] = []
+        self._formats: list[int] = []
+        ops = self._ops(model)
+        self._op_array = (Op * len(ops))(*ops)
+        widths = (c_int32 * len(self._widths))(*self._widths)
+        formats = (c_int32 * len(self._formats))(*self._formats)
+        self._handle = self._functions.transom_plan(
+            self.format, self._op_array, len(ops), widths, formats, len(self._widths),
+            config.n_layers, config.n_kv_heads, config.head_dim, n_pages,
+        )  # fmt: skip
+        if not self._handle:
+            raise MemoryError(f"no memory for {n_pages} pages of keys and values")
+
+    def __del__(self) -> None:
+        if self._handle:
+            self._functions.transom_plan_free(self._handle)
+        for matrix in self._matrices:
+            self._functions.transom_matrix_free(matrix)
+        self._handle, self._matrices = None, []
+
+    # From modules to ops
+
+    def _ops(self, model: Any) -> list[Op]:
+        config: ModelConfig = model.config
+        heads, keys, width = config.n_heads, config.n_kv_heads, config.head_dim
+        stream = self._buffer(config.dim, abi.F32)
+        normed, inner = self._buffer(config.dim), self._buffer(config.ffn_dim)
+        projected = self._buffer((heads + 2 * keys) * width, abi.F32)
+        queries = self._buffer(heads * (-(-width // UNIT) * UNIT))
+        mixed = self._buffer(heads * width)
+        ops = [self._embed(model, stream)]
+        for i, block in enumerate(model.layers):
+            attn, shape = block.attn, dict(layer=i, n_heads=heads, n_kv_heads=keys, head_dim=width)
+            ops += [
+                self._norm(block.attn_norm, stream, normed, layer=1 + i),
+                self._product([attn.q_proj, attn.k_proj, attn.v_proj], normed, projected),
+                self._heads(attn, projected, queries, shape),
+                Op(kind=abi.ATTEND, in_=queries, out=mixed, window=config.window_of(i) or 0,
+                   scale=width**-0.5 if config.attn_scale is None else config.attn_scale, **shape),
+                self._product([attn.o_proj], mixed, stream, store=abi.ADD),
+                self._norm(block.ffn_norm, stream, normed),
+                self._feed_forward(block.ffn, normed, inner),
+                self._product([block.ffn.down_proj], inner, stream, store=abi.ADD),
+            ]  # fmt: skip
+        last = 1 + config.n_layers
+        ops.append(
+            self._norm(model.final_norm, stream, normed, wanted=1, scale=config.logit_scale, layer=last)
+        )
+        head = self._matrix(model.output_weight)
+        bias = None if model.head.bias is None else self._floats(model.head.bias)
+        ops.append(Op(kind=abi.PRODUCT, in_=normed, wanted=1, store=abi.LOGITS, matrix=head, bias=bias))
+        return ops
+
+    def _embed(self, model: Any, out: int) -> Op:
+        config: ModelConfig = model.config
+        places = None
+        if config.position == "learned":
+            places = self._keep(model.position_embed.weight.detach()).data_ptr()
+        table = self._keep(model.embed.weight.detach()).data_ptr()
+        scale = config.dim**0.5 if config.scale_embeddings else 1.0
+        return Op(kind=abi.EMBED, out=out, table=table, positions=places, scale=scale,
+                  position_offset=config.position_offset if config.position == "learned" else 0)  # fmt: skip
+
+    def _norm(
+        self, norm: Any, in_: int, out: int, *, wanted: int = 0, scale: float = 1.0, layer: int = 0
+    ) -> Op:
+        bias = getattr(norm, "bias", None)
+        return Op(
+            kind=abi.NORM, in_=in_, out=out, wanted=wanted, layer=layer, eps=norm.eps, scale=scale,
+            weight=self._floats(norm.weight), bias=None if bias is None else self._floats(bias),
+            layer_norm=int(bias is not None),
+        )  # fmt: skip
+
+    def _heads(self, attn: Any, in_: int, out: int, shape: dict[str, int]) -> Op:
+        op = Op(kind=abi.HEADS, in_=in_, out=out, whole_norm=int(attn.whole_norm), **shape)
+        if attn.qk_norm:
+            op.eps, op.weight, op.bias = (
+                attn.q_norm.eps,
+                *map(self._floats, (attn.q_norm.weight, attn.k_norm.weight)),
+            )
+        return op
+
+    def _product(
+        self, parts: Sequence[Any], in_: int, out: int, *, store: int = abi.WRITE, activation: str = "none"
+    ) -> Op:
+        """Several linear maps of the same input as one."""
+        bias = None
+        if parts[0].bias is not None:
+            bias = self._floats(torch.cat([part.bias.detach() for part in parts]))
+        matrix = self._matrix(torch.cat([part.weight.detach() for part in parts]))
+        return Op(kind=abi.PRODUCT, in_=in_, out=out, matrix=matrix, bias=bias, store=store,
+                  activation=abi.ACTIVATIONS[activation])  # fmt: skip
+
+    def _feed_forward(self, ffn: Any, in_: int, out: int) -> Op:
+        """The product into the inner width, with the activation; gate and up alternate panel by panel."""
+        activation = self.config.activation
+        if not ffn.gated:
+            return self._product([ffn.up_proj], in_, out, activation=activation)
+        both = (ffn.gate_proj, ffn.up_proj)
+        bias = None
+        if both[0].bias is not None:
+            bias = self._floats(_alternating([part.bias.detach()[:, None] for part in both])[:, 0])
+        matrix = self._matrix(_alternating([part.weight.detach() for part in both]))
+        return Op(kind=abi.PRODUCT, in_=in_, out=out, matrix=matrix, bias=bias, store=abi.GATE,
+                  activation=abi.ACTIVATIONS[activation])  # fmt: skip
+
+    def _buffer(self, width: int, format: int | None = None) -> int:
+        self._widths.append(width)
+        self._formats.append(self.format if format is None else format)
+        return len(self._widths) - 1
+
+    def _matrix(self, weight: Tensor) -> int:
+        """Pack a matrix (out, in)."""
+        weight = weight.detach().contiguous()
+        matrix = self._functions.transom_pack(self.format, *weight.shape, weight.data_ptr())
+        if not matrix:
+            raise MemoryError(f"no memory for a second copy of a matrix of {weight.nbytes:,} bytes")
+        self._matrices.append(matrix)
+        return matrix
+
+    def _floats(self, weight: Tensor) -> int:
+        """Keep a vector as float32, with zeros behind; where it lies."""
+        padded = torch.zeros(-(-len(weight) // UNIT) * UNIT)
+        padded[: len(weight)] = weight.detach()
+        return self._keep(padded).data_ptr()
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        """Keep what the ops point to as long as the plan lives."""
+        self._kept.append(tensor.contiguous())
+        return self._kept[-1]
+
+    # Steps
+
+    @property
+    def bytes(self) -> int:
+        """What the panels take."""
+        return sum(self._functions.transom_matrix_bytes(matrix) for matrix in self._matrices)
+
+    def copy_page(self, origin: int, to: int) -> None:
+        """Copy a page of all layers."""
+        self._functions.transom_copy_page(self._handle, origin, to)
+
+    def streams(self, read: Read, n_threads: int) -> Tensor:
+        """Read tokens (L,); the residual stream as the layers and the head read it, (layers + 1, L, D)."""
+        n_tokens = len(read.tokens)
+        streams = torch.empty(self.config.n_layers + 1, n_tokens, self.config.dim)
+        self.run([read], range(n_tokens), n_threads, streams)
+        return streams
+
+    def run(
+        self, reads: Sequence[Read], wanted: Sequence[int], n_threads: int, streams: Tensor | None = None
+    ) -> Tensor:
+        """Read tokens of several rows, each row in one piece: float32 logits (len(wanted), V) after those
+        tokens of the step whose numbers `wanted` names, in its order. streams: to be filled, where all
+        tokens are wanted. Raises MemoryError.
+        """
+        spans, first = [], 0
+        for read in reads:
+            spans += [read.start, len(read.tokens), first]
+            first += len(read.pages)
+        tokens = np.array([token for read in reads for token in read.tokens], dtype=np.int32)
+        pages = np.array([page for read in reads for page in read.pages], dtype=np.int32)
+        arrays = tokens, np.array(spans, dtype=np.int32), pages, np.array(wanted, dtype=np.int32)
+        logits = torch.empty(len(wanted), self.config.vocab_size)
+        cosines, sines = self._rotation(max(read.start + len(read.tokens) for read in reads))
+        step = Step(
+            len(tokens), len(reads), len(wanted), n_threads,
+            *(array.ctypes.data for array in arrays), cosines, sines, logits.data_ptr(),
+            None if streams is None else streams.data_ptr(),
+        )  # fmt: skip
+        if self._functions.transom_run(self._handle, step) != 0:
+            raise MemoryError(f"no memory for a step of {len(tokens)} tokens")
+        cap = self.config.logit_softcap
+        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+
+    def _rotation(self, n_places: int) -> tuple[int | None, int | None]:
+        """Where the cosines and sines (places, K/2) of the first n places lie; more are made when needed."""
+        if self._frequencies is None:
+            return None, None
+        if self._angles is None or len(self._angles[0]) < n_places:
+            places = torch.arange(min(2 * n_places + 256, max(self.config.max_len, n_places)))
+            angles = places[:, None].float() * self._frequencies.float()
+            self._angles = angles.cos(), angles.sin()
+        return self._angles[0].data_ptr(), self._angles[1].data_ptr()
+
+
+def _alternating(parts: Sequence[Tensor]) -> Tensor:
+    """Matrices (N, in), their rows filled up to whole panels, panel by panel in turns."""
+    filled = [torch.nn.functional.pad(part, (0, 0, 0, -len(part) % PANEL)) for part in parts]
+    return torch.stack([part.unflatten(0, (-1, PANEL)) for part in filled], dim=1).flatten(0, 2)

@@ -1,0 +1,345 @@
+// Executes a plan: all its ops on one step, inside one parallel region. Read transom.h first.
+#include "attention.h"
+#include "ops.h"
+#include "threads.h"
+#include "transom.h"
+
+#include <cerrno>
+#include <memory>
+#include <new>
+#if defined(__linux__)
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
+
+namespace transom {
+
+// Zeroed memory at the beginning of a line of cache; large pieces in large pages, so that a walk through the
+// weights does not wait for translations. Null where there is none.
+static char* allocate(size_t bytes) {
+    constexpr size_t huge = size_t(2) << 20;
+    const size_t unit = bytes >= huge ? huge : 64, size = (bytes + unit) / unit * unit;
+    char* memory = static_cast<char*>(std::aligned_alloc(unit, size));
+    if (!memory) return nullptr;
+#if defined(__linux__)
+    if (unit == huge) madvise(memory, size, MADV_HUGEPAGE);
+#endif
+    std::memset(memory, 0, size);
+    return memory;
+}
+
+struct Free {
+    void operator()(char* memory) const { std::free(memory); }
+};
+typedef std::unique_ptr<char, Free> Memory;
+
+struct Buffer {
+    int32_t width, format;
+    int64_t row_bytes, capacity;
+    Memory memory;
+
+    bool reserve(int64_t n) {
+        if (n <= capacity) return true;
+        memory.reset();
+        capacity = 0;
+        memory.reset(allocate(size_t((n + SLACK_ROWS) * row_bytes)));
+        if (!memory) return false;
+        capacity = n;
+        return true;
+    }
+    Rows rows() const { return {memory.get(), row_bytes, format}; }
+};
+
+static int32_t number_bytes(int32_t format) { return format == TRANSOM_F32 ? 4 : 2; }
+
+} // namespace transom
+
+using namespace transom;
+
+struct TransomPlan {
+    int32_t format;
+    std::vector<TransomOp> ops;
+    std::vector<Buffer> buffers;
+    Memory pages;
+    Cache cache;
+    int32_t n_layers;
+    // Of the step that runs.
+    std::vector<PageRun> runs;
+    std::vector<Look> looks;
+    std::vector<int32_t> places;
+    std::vector<Scratch> scratch;
+    std::unique_ptr<std::atomic<int64_t>[]> next; // of each op: the first piece of work that nobody has taken
+};
+
+namespace transom {
+
+// One op in one thread: pieces are taken one after the other by whoever is free, so that a thread that a busy
+// machine holds up does not hold up the step.
+class Worker {
+  public:
+    Worker(TransomPlan& plan, const TransomStep& step, int thread)
+        : plan_(plan), step_(step), thread_(thread) {}
+
+    template <class F> void run(size_t i) {
+        const TransomOp& op = plan_.ops[i];
+        next_ = &plan_.next[i];
+        switch (op.kind) {
+        case TRANSOM_EMBED: return embed<F>(op);
+        case TRANSOM_NORM: return norm(op);
+        case TRANSOM_PRODUCT: return product<F>(op);
+        case TRANSOM_HEADS: return heads<F>(op);
+        case TRANSOM_ATTEND: return attend<F>(op);
+        }
+    }
+
+  private:
+    template <class Work> void share(int64_t n, const Work& work) {
+        for (int64_t i; (i = next_->fetch_add(1, std::memory_order_relaxed)) < n;) work(i);
+    }
+
+    int64_t n_rows(const TransomOp& op) const { return op.wanted ? step_.n_wanted : step_.n_tokens; }
+
+    template <class F> void embed(const TransomOp& op) {
+        const Buffer& out = plan_.buffers[size_t(op.out)];
+        share(step_.n_tokens, [&](int64_t row) {
+            embed_row<F>(op, out.rows().at<float>(row), out.width, step_.tokens[row],
+                         plan_.places[size_t(row)]);
+        });
+    }
+
+    void norm(const TransomOp& op) {
+        const Buffer& in = plan_.buffers[size_t(op.in)];
+        const Rows out = plan_.buffers[size_t(op.out)].rows();
+        share(n_rows(op), [&](int64_t row) {
+            const int64_t token = op.wanted ? step_.wanted[row] : row;
+            const float* x = in.rows().at<float>(token);
+            norm_row(op, x, out, row, in.width);
+            if (!step_.streams || !op.layer) return;
+            std::copy(x, x + in.width,
+                      step_.streams + ((op.layer - 1) * int64_t(step_.n_tokens) + token) * in.width);
+        });
+    }
+
+    template <class F> void product(const TransomOp& op) {
+        const Rows in = plan_.buffers[size_t(op.in)].rows();
+        const Rows out = op.store == TRANSOM_LOGITS ? Rows{} : plan_.buffers[size_t(op.out)].rows();
+        const int64_t pairs = (op.matrix->n + PAIR - 1) / PAIR;
+        share(pairs, [&](int64_t pair) { product_pair<F>(op, in, out, step_.logits, n_rows(op), pair); });
+    }
+
+    Heads heads_of(const TransomOp& op, int32_t in, int32_t queries) const {
+        return {op,
+                step_,
+                plan_.cache,
+                step_.n_tokens,
+                plan_.buffers[size_t(in)].rows(),
+                plan_.buffers[size_t(queries)].memory.get()};
+    }
+
+    template <class F> void heads(const TransomOp& op) {
+        const Heads heads = heads_of(op, op.in, op.out);
+        Scratch& scratch = plan_.scratch[size_t(thread_)];
+        share(int64_t(plan_.runs.size()) * op.n_kv_heads, [&](int64_t i) {
+            store_heads<F>(heads, plan_.runs[size_t(i / op.n_kv_heads)], int(i % op.n_kv_heads), scratch);
+        });
+    }
+
+    template <class F> void attend(const TransomOp& op) {
+        const Heads heads = heads_of(op, op.in, op.in);
+        const Rows out = plan_.buffers[size_t(op.out)].rows();
+        Scratch& scratch = plan_.scratch[size_t(thread_)];
+        // The longest looks come last in a prompt: taken first, no thread is left alone with one at the end.
+        const int64_t n = int64_t(plan_.looks.size());
+        share(n * op.n_kv_heads, [&](int64_t i) {
+            Look look = plan_.looks[size_t(n - 1 - i / op.n_kv_heads)];
+            look.heads = &heads, look.head = int(i % op.n_kv_heads);
+            look_back<F>(look, out, step_.pages + look.span->first_page, scratch);
+        });
+    }
+
+    TransomPlan& plan_;
+    const TransomStep& step_;
+    int thread_;
+    std::atomic<int64_t>* next_ = nullptr;
+};
+
+// Where each token stands, which run of a page it belongs to, and which queries look back together.
+static void lay_out(TransomPlan& plan, const TransomStep& step) {
+    plan.runs.clear(), plan.looks.clear(), plan.places.clear();
+    int32_t per = 1;
+    for (const TransomOp& op : plan.ops)
+        if (op.kind == TRANSOM_ATTEND) per = op.n_heads / op.n_kv_heads;
+    int64_t token = 0;
+    for (int32_t s = 0; s < step.n_spans; s++) {
+        const TransomSpan& span = step.spans[s];
+        for (int32_t place = span.start, stop = span.start + span.n; place < stop;) {
+            const int32_t n = std::min(stop, (place / PAGE + 1) * PAGE) - place;
+            plan.runs.push_back(
+                {token + place - span.start, place, n, step.pages[span.first_page + place / PAGE]});
+            for (int32_t i = 0; i < n; i++) plan.places.push_back(place + i);
+            place += n;
+        }
+        for (int32_t first = 0; first < span.n * per; first += QUERY_ROWS)
+            plan.looks.push_back(
+                {nullptr, &span, token, 0, first, std::min(QUERY_ROWS, span.n * per - first)});
+        token += span.n;
+    }
+}
+
+static bool make_room(TransomPlan& plan, const TransomStep& step) {
+    const int64_t most = std::max(step.n_tokens, step.n_wanted);
+    for (Buffer& buffer : plan.buffers)
+        if (!buffer.reserve(most)) return false;
+    if (int(plan.scratch.size()) < step.n_threads) plan.scratch.resize(size_t(step.n_threads));
+    for (Scratch& scratch : plan.scratch) scratch.reserve(plan.cache.width);
+    for (size_t i = 0; i < plan.ops.size(); i++) plan.next[i].store(0, std::memory_order_relaxed);
+    return true;
+}
+
+static std::atomic<Threads*> the_threads{nullptr};
+
+// A child of fork has none of its parent's threads: it begins with its own.
+static Threads& threads() {
+    static const bool known = [] {
+        the_threads.store(new Threads);
+#if defined(__unix__) || defined(__APPLE__)
+        pthread_atfork(nullptr, nullptr, [] { the_threads.store(new Threads); });
+#endif
+        return true;
+    }();
+    (void)known;
+    return *the_threads.load();
+}
+
+template <class F> static void run_in(TransomPlan& plan, const TransomStep& step, int thread) {
+#if defined(TRANSOM_AMX)
+    amx::configure(amx::DEPTH);
+#endif
+    Worker worker(plan, step, thread);
+    for (size_t i = 0; i < plan.ops.size(); i++) {
+        worker.run<F>(i);
+        threads().barrier.wait();
+    }
+#if defined(TRANSOM_AMX)
+    amx::release();
+#endif
+}
+
+template <class F> static char* pack(int64_t n, int64_t k, const void* numbers, const TransomMatrix& m) {
+    typedef typename F::number number;
+    char* panels = allocate(size_t(m.bytes()));
+    if (!panels) return nullptr;
+    const number* from = static_cast<const number*>(numbers);
+    number* to = reinterpret_cast<number*>(panels);
+    for (int64_t row = 0; row < n; row++)
+        for (int64_t i = 0; i < k; i++) {
+            const int64_t vector = row / LANES * m.groups + i / F::group;
+            to[(vector * LANES + row % LANES) * F::group + i % F::group] = from[row * k + i];
+        }
+    return panels;
+}
+
+} // namespace transom
+
+extern "C" {
+
+int32_t transom_abi(void) { return TRANSOM_ABI; }
+
+const char* transom_level(void) {
+#if defined(TRANSOM_AMX)
+    return "amx";
+#elif defined(TRANSOM_AVX512)
+    return "avx512";
+#else
+    return "scalar";
+#endif
+}
+
+int32_t transom_prepare(void) {
+#if defined(TRANSOM_AMX)
+    const long request = 0x1023 /* ARCH_REQ_XCOMP_PERM */, tiles = 18 /* XFEATURE_XTILEDATA */;
+    return syscall(SYS_arch_prctl, request, tiles) == 0 ? 0 : errno;
+#else
+    return 0;
+#endif
+}
+
+TransomMatrix* transom_pack(int32_t format, int64_t n, int64_t k, const void* numbers) {
+    TransomMatrix* m = new (std::nothrow) TransomMatrix;
+    if (!m) return nullptr;
+    const int64_t group = format == TRANSOM_F32 ? F32::group : Bf16::group;
+    m->format = format, m->n = n, m->k = k;
+    m->n_panels = round_up(n, PAIR) / LANES;
+    m->groups = round_up(k, DEPTH_UNIT) / group;
+    m->panels = format == TRANSOM_F32 ? pack<F32>(n, k, numbers, *m) : pack<Bf16>(n, k, numbers, *m);
+    if (m->panels) return m;
+    delete m;
+    return nullptr;
+}
+
+void transom_matrix_free(TransomMatrix* m) {
+    if (m) std::free(m->panels);
+    delete m;
+}
+
+int64_t transom_matrix_bytes(const TransomMatrix* m) { return m->bytes(); }
+
+TransomPlan* transom_plan(int32_t format, const TransomOp* ops, int32_t n_ops, const int32_t* widths,
+                          const int32_t* formats, int32_t n_buffers, int32_t n_layers, int32_t n_kv_heads,
+                          int32_t head_dim, int64_t n_pages) try {
+    auto plan = std::make_unique<TransomPlan>();
+    plan->format = format, plan->n_layers = n_layers;
+    plan->ops.assign(ops, ops + n_ops);
+    for (int32_t i = 0; i < n_buffers; i++) {
+        const int64_t row_bytes = round_up(widths[i], DEPTH_UNIT) * number_bytes(formats[i]);
+        plan->buffers.push_back({widths[i], formats[i], row_bytes, 0, nullptr});
+    }
+    plan->next.reset(new std::atomic<int64_t>[size_t(n_ops)]);
+    Cache& cache = plan->cache;
+    cache.n_pages = n_pages, cache.n_heads = n_kv_heads, cache.width = round_up(head_dim, DEPTH_UNIT);
+    cache.number_bytes = number_bytes(format);
+    // Not touched here: a page takes memory when it is first written, which also fills it with zeros.
+    const size_t bytes = size_t(n_layers * n_pages * cache.layer_bytes() + 64) / 64 * 64;
+    plan->pages.reset(static_cast<char*>(std::aligned_alloc(64, bytes)));
+    cache.data = plan->pages.get();
+    return cache.data ? plan.release() : nullptr;
+} catch (const std::bad_alloc&) {
+    return nullptr;
+}
+
+void transom_plan_free(TransomPlan* plan) { delete plan; }
+
+void transom_copy_page(TransomPlan* plan, int32_t from, int32_t to) {
+    for (int32_t layer = 0; layer < plan->n_layers; layer++)
+        std::memcpy(plan->cache.at(layer, to, 0, 0), plan->cache.at(layer, from, 0, 0),
+                    size_t(plan->cache.layer_bytes()));
+}
+
+int32_t transom_run(TransomPlan* plan, const TransomStep* step) try {
+    static std::mutex turn; // a plan's buffers, and the cores, are one caller's at a time
+    std::lock_guard<std::mutex> mine(turn);
+    if (!make_room(*plan, *step)) return -1;
+    lay_out(*plan, *step);
+    threads().run(step->n_threads, [&](int thread) {
+        plan->format == TRANSOM_BF16 ? run_in<Bf16>(*plan, *step, thread) : run_in<F32>(*plan, *step, thread);
+    });
+    return 0;
+} catch (const std::exception&) { // no memory, or no thread to be had
+    return -1;
+}
+
+void* transom_buffer(TransomPlan* plan, int32_t buffer, int32_t n_rows, int64_t* row_bytes) {
+    Buffer& found = plan->buffers[size_t(buffer)];
+    if (!found.reserve(n_rows)) return nullptr;
+    *row_bytes = found.row_bytes;
+    return found.memory.get();
+}
+
+void* transom_page(TransomPlan* plan, int32_t layer, int32_t page, int32_t head, int32_t side) {
+    return plan->cache.at(layer, page, head, side);
+}
+}

@@ -1,0 +1,109 @@
+// The C ABI between transom.native (Python, ctypes) and the kernels. Every level is one shared library with
+// exactly these functions. Whoever changes a struct or a meaning here raises TRANSOM_ABI and
+// transom/native/abi.py.
+#pragma once
+#include <cstdint>
+
+#define TRANSOM_ABI 1
+
+extern "C" {
+
+enum TransomFormat : int32_t { TRANSOM_F32 = 0, TRANSOM_BF16 = 1 };
+
+enum TransomKind : int32_t {
+    TRANSOM_EMBED = 0,   // tokens -> residual stream
+    TRANSOM_NORM = 1,    // RMS or layer norm: residual stream -> what a product reads
+    TRANSOM_PRODUCT = 2, // a packed matrix, its bias, and what is fused behind it
+    TRANSOM_HEADS = 3,   // queries, keys, values: norm, rotation, keys and values into their pages
+    TRANSOM_ATTEND = 4,  // queries look back in the pages of their row
+};
+
+// What a product does with its sums.
+enum TransomStore : int32_t {
+    TRANSOM_WRITE = 0, // out = act(sum + bias), in the format of out
+    TRANSOM_ADD = 1,   // out += sum + bias: a branch of the residual stream
+    TRANSOM_GATE = 2,  // panels alternate gate, up: out = act(gate) * up
+    TRANSOM_LOGITS = 3 // float32 to the caller's own memory, row after row, nothing behind the last column
+};
+
+enum TransomActivation : int32_t {
+    TRANSOM_NONE = 0,
+    TRANSOM_SILU = 1,
+    TRANSOM_GELU = 2,
+    TRANSOM_GELU_TANH = 3,
+    TRANSOM_RELU = 4,
+    TRANSOM_RELU2 = 5
+};
+
+typedef struct TransomMatrix TransomMatrix;
+typedef struct TransomPlan TransomPlan;
+
+// One op of a plan. Fields that a kind does not name are 0. Buffers are numbered as `transom_plan` was given
+// them.
+typedef struct {
+    int32_t kind;
+    int32_t in, out;    // buffers
+    int32_t wanted;     // 1: of the rows whose logits are wanted only (NORM gathers them; PRODUCT goes on)
+    int32_t store;      // PRODUCT
+    int32_t activation; // PRODUCT
+    int32_t layer;      // HEADS, ATTEND: whose keys and values; NORM: 1 + which piece of `streams` it reads
+    int32_t n_heads, n_kv_heads, head_dim, window; // HEADS, ATTEND; window 0: all that came before
+    int32_t whole_norm;                            // HEADS: norm of all heads of a token together
+    int32_t layer_norm;                            // NORM: mean and bias too
+    int32_t position_offset;     // EMBED: rows left free at the beginning of the table of positions
+    float eps;                   // NORM, HEADS
+    float scale;                 // EMBED, NORM: factor of what comes out; ATTEND: factor of the scores
+    const TransomMatrix* matrix; // PRODUCT
+    const void* table;           // EMBED: (V, D) in the plan's format
+    const void* positions;       // EMBED: (max_len, D) in the plan's format, or null
+    const float* weight;         // NORM: (D,); HEADS: norm of queries (K,) or (H K,), or null
+    const float* bias;           // NORM: (D,) or null; HEADS: norm of keys; PRODUCT: (N,) or null
+} TransomOp;
+
+// One row's part of a step: n tokens from place `start` on, whose pages stand in `pages` from `first_page`
+// on.
+typedef struct {
+    int32_t start, n, first_page;
+} TransomSpan;
+
+// What one call of transom_run reads. All pointers are borrowed for the call.
+typedef struct {
+    int32_t n_tokens, n_spans, n_wanted, n_threads;
+    const int32_t* tokens;    // (n_tokens,), span after span
+    const TransomSpan* spans; // (n_spans,)
+    const int32_t* pages;     // of all spans
+    const int32_t* wanted;    // (n_wanted,): numbers of tokens
+    const float* cosines;     // (places, K/2), or null where nothing rotates
+    const float* sines;
+    float* logits;  // (n_wanted, V)
+    float* streams; // (n_layers + 1, n_tokens, D) what the layers and the head read, or null
+} TransomStep;
+
+int32_t transom_abi(void);
+// What this library was compiled for: "scalar", "avx512", "amx".
+const char* transom_level(void);
+// Ask the system for what the level needs of it (AMX: tiles); 0, or an errno.
+int32_t transom_prepare(void);
+// The best level that this CPU and system run: 0 scalar, 1 avx512 (BF16, VNNI), 2 amx. Of the scalar library.
+int32_t transom_cpu_level(void);
+
+// A copy of a row-major (n, k) matrix in panels; `format` is that of the numbers given and of the copy.
+TransomMatrix* transom_pack(int32_t format, int64_t n, int64_t k, const void* numbers);
+void transom_matrix_free(TransomMatrix*);
+int64_t transom_matrix_bytes(const TransomMatrix*);
+
+// A plan over buffers of the given widths and formats, with room for n_pages pages of keys and values.
+// Null where there is not the memory. Ops and what they point to must outlive the plan.
+TransomPlan* transom_plan(int32_t format, const TransomOp* ops, int32_t n_ops, const int32_t* widths,
+                          const int32_t* formats, int32_t n_buffers, int32_t n_layers, int32_t n_kv_heads,
+                          int32_t head_dim, int64_t n_pages);
+void transom_plan_free(TransomPlan*);
+// Copy page `from` to page `to` in all layers.
+void transom_copy_page(TransomPlan*, int32_t from, int32_t to);
+// Run all ops on a step; 0, or -1 where there is not the memory. Calls from several threads take turns.
+int32_t transom_run(TransomPlan*, const TransomStep*);
+// For tests: a buffer's rows after a run, or before one (room for n rows is made first), and bytes a row.
+void* transom_buffer(TransomPlan*, int32_t buffer, int32_t n_rows, int64_t* row_bytes);
+// For tests: where a page of keys (side 0) or values (side 1) of a layer's head lies.
+void* transom_page(TransomPlan*, int32_t layer, int32_t page, int32_t head, int32_t side);
+}
