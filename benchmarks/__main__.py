@@ -23,6 +23,7 @@ NAMES = (
     "multi30k",
     "classification",
     "embedding_quality",
+    "retrieval_quality",
     "look_speed",
     "page_speed",
     "reading",

@@ -97,7 +97,9 @@ class ServerSettings(Settings):
     allow_origin: Annotated[tuple[str, ...], Names] = ()
     """A site whose pages may ask this server (CORS), such as `https://notes.example`; repeat for several."""
     api_key_file: Path | None = None
-    """A file with one key per line (or set TRANSOM_API_KEY): every request then needs one of them."""
+    """A file with one key per line (or set TRANSOM_API_KEY): every request then needs one of them. Behind a
+    key may stand labels (`KEY hr,board`): of a knowledge base it sees documents without a label, and those
+    that have one of its own."""
     generate_key: Flag = False
     """Make a key and print it once."""
     i_know_this_is_public: Flag = False
@@ -105,6 +107,8 @@ class ServerSettings(Settings):
     adapter: Annotated[tuple[str, ...], Names] = ()
     """NAME=FOLDER: an adapter (LoRA) over the model that is served, which clients call MODEL:NAME; repeat for
     several, which then work in one batch; over one of several models, MODEL:NAME=FOLDER."""
+    index: Annotated[tuple[str, ...], Names] = ()
+    """A knowledge base (transom index) to answer from, FOLDER or NAME=FOLDER; repeat for several."""
     chat_template: str | None = None
     """`plain`, `chatml` or a file, for models whose folder has none that can be read."""
     memory: Path | None = None

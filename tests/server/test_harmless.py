@@ -25,6 +25,7 @@ LEAST: dict[str, dict[str, Any]] = {
     "/classify": {"text": "a"},
     "/tokenize": {"text": "a"},
     "/detokenize": {"tokens": [1]},
+    "/ask": {"question": "a"},
     "/look": {"view": "tokens", "prompt": "a", "answer": [1]},
 }
 

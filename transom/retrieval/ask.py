@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import get_args
 
 from transom.errors import Refused, nearest
@@ -50,7 +51,6 @@ def ask(
     everything. threshold: in place of the index's own. Raises Refused for a question that is none, and with
     `fail` for an answer that is not supported.
     """
-    checked(question)
     if unsupported not in get_args(Unsupported):
         known = ", ".join(get_args(Unsupported))
         raise Refused(
@@ -58,110 +58,111 @@ def ask(
         )
     if generate and writer is None:
         raise Refused("an answer in other words needs a model that writes it: --model MODEL")
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise Refused(f"threshold is {threshold}; a probability lies between 0 and 1")
-    judge = judge_of(base)
-    limit = judge.threshold if threshold is None else threshold
-    promise = judge.promise if threshold is None else ""
-    hits = base.search(question, POOL, labels=labels)
-    ranked = rank(judge, candidates(base, question, hits))
-    best = ranked[0][0] if ranked else 0.0
-    stages = [_search_stage(hits), _sentence_stage(ranked, limit)]
-    looked = tuple(hits[:READ])
+    looked = Inquiry(base, question, labels=labels, threshold=threshold)
+    if looked.silence or writer is None or not (generate or not writer.is_small):
+        return looked.quoted(writer)
+    text, read = writer.answer(question, looked.passages)
+    return looked.checked(text, read, unsupported, writer)
 
-    def silent(reason: str) -> Answer:
-        return Answer(question, (), best, limit, looked, reason, promise, stages)
 
-    if not ranked:
-        return silent(
-            "no passage has anything of the question" if not hits else "no passage has a sentence to quote"
+class Inquiry:
+    """A question on its way: what was found for it, and whether that suffices."""
+
+    def __init__(
+        self, base: KnowledgeBase, question: str, *, labels: Labels = None, threshold: float | None = None
+    ) -> None:
+        """Search, and judge; arguments as of `ask`."""
+        checked(question)
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise Refused(f"threshold is {threshold}; a probability lies between 0 and 1")
+        judge = judge_of(base)
+        self.question = question
+        self.threshold = judge.threshold if threshold is None else threshold
+        self.promise = judge.promise if threshold is None else ""
+        self.hits = base.search(question, POOL, labels=labels)
+        self.ranked = rank(judge, candidates(base, question, self.hits))
+        self.best = self.ranked[0][0] if self.ranked else 0.0
+        self.stages = [_search_stage(self.hits), _sentence_stage(self.ranked, self.threshold)]
+        self.passages = [hit.passage for hit in self.hits[:SOURCES]]
+        """Those that a model reads."""
+
+    @property
+    def silence(self) -> str:
+        """Why nothing is to be said; "" where something is."""
+        if not self.ranked:
+            what = "passage has a sentence to quote" if self.hits else "passage has anything of the question"
+            return f"no {what}"
+        if self.best < self.threshold:
+            says = f"the best sentence answers with a probability of {self.best:.2f}"
+            return f"{says}; below {self.threshold:.2f} nothing is said"
+        return ""
+
+    def quoted(self, writer: Writer | None = None) -> Answer:
+        """Sentences of the documents as they stand: the best, and those that come near to it."""
+        if self.silence:
+            return self._answer([], self.silence)
+        chosen: list[Candidate] = []
+        for confidence, one in self.ranked:
+            if confidence < NEARLY * self.best or len(chosen) == MOST_SENTENCES:
+                break
+            if one.text not in [other.text for other in chosen]:
+                chosen.append(one)
+        said = []
+        for one in chosen:
+            passage = one.hit.passage
+            loo = writer and writer.loss_without(self.question, self.passages, passage, one.text)
+            citation = Citation(passage.document, one.start, one.end, one.text, 1.0, loo, passage.page)
+            said.append(Sentence(one.text, (citation,)))
+        return self._answer(said)
+
+    def checked(
+        self, text: str, read: Sequence[Passage], unsupported: Unsupported, writer: Writer | None = None
+    ) -> Answer:
+        """A model's own sentences, each with the passages that carry it. Raises Refused as `ask` does."""
+        self.stages.append(Stage("written by the model", [(text, "")]))
+        if SILENT.rstrip(".").lower() in text.lower() or not text.strip():
+            return self._answer([], "the model found no answer in the passages")
+        rare = weights(text, [one.text for one in read])
+        said, rows = [], []
+        for start, end in sentences(text):
+            words = _CITED.sub("", text[start:end]).strip()
+            if not words:
+                continue
+            named = [int(number) - 1 for number in _CITED.findall(text[start:end])]
+            found = [best_quote(words, one, rare) for one in read]
+            most = max(range(len(read)), key=lambda at: found[at].support)
+            named = [at for at in named if at < len(read) and found[at].support >= SUPPORT] or [most]
+            citations = []
+            for at in dict.fromkeys(named):
+                if found[at].support >= SUPPORT:
+                    loo = writer and writer.loss_without(self.question, read, read[at], words)
+                    citations.append(replace(found[at], loo=loo))
+            short = f"carried by none: the best has {found[most].support:.2f} of it, {SUPPORT:.2f} is needed"
+            carried = f"carried by {', '.join(one.place for one in citations)}"
+            rows.append((words, carried if citations else short))
+            said.append(Sentence(words, tuple(citations)))
+        self.stages.append(Stage("checked against the passages", rows))
+        bare = [one for one in said if not one.supported]
+        if bare and unsupported == "fail":
+            raise Refused(
+                f"no passage carries what the model wrote: {' '.join(bare[0].text.split())[:200]!r};"
+                " --unsupported mark shows it, drop leaves it out"
+            )
+        if unsupported == "drop":
+            said = [one for one in said if one.supported]
+        return self._answer(said, "" if said else "no passage carries what the model wrote")
+
+    def _answer(self, said: Sequence[Sentence], reason: str = "") -> Answer:
+        looked = tuple(self.hits[:READ])
+        return Answer(
+            self.question, tuple(said), self.best, self.threshold, looked, reason, self.promise, self.stages
         )
-    if best < limit:
-        return silent(
-            f"the best sentence answers with a probability of {best:.2f}; below {limit:.2f} nothing is said"
-        )
-    if writer is not None and (generate or not writer.is_small):
-        said = _written(writer, question, [hit.passage for hit in hits[:SOURCES]], stages)
-        if not said:
-            return silent("the model found no answer in the passages")
-    else:
-        said = _quoted(ranked, writer, question, [hit.passage for hit in hits[:SOURCES]])
-    bare = [one for one in said if not one.supported]
-    if bare and unsupported == "fail":
-        raise Refused("no passage carries what the model wrote:"
-                      f" {' '.join(bare[0].text.split())[:200]!r}; --unsupported mark"
-                      " shows it, drop leaves it out")  # fmt: skip
-    if unsupported == "drop":
-        said = [one for one in said if one.supported]
-        if not said:
-            return silent("no passage carries what the model wrote")
-    return Answer(question, tuple(said), best, limit, looked, "", promise, stages)
 
 
 def rank(judge: Judge, found: Sequence[Candidate]) -> list[tuple[float, Candidate]]:
     """Candidates with their confidence, the best first."""
     scored = [(judge.confidence(one.features), one) for one in found]
     return sorted(scored, key=lambda pair: -pair[0])
-
-
-def _quoted(
-    ranked: Sequence[tuple[float, Candidate]],
-    writer: Writer | None,
-    question: str,
-    passages: Sequence[Passage],
-) -> list[Sentence]:
-    """Sentences of the documents as they stand: the best, and those that come near to it."""
-    best = ranked[0][0]
-    chosen: list[Candidate] = []
-    for confidence, one in ranked:
-        if confidence < NEARLY * best or len(chosen) == MOST_SENTENCES:
-            break
-        if one.text not in [other.text for other in chosen]:
-            chosen.append(one)
-    said = []
-    for one in chosen:
-        loo = (
-            writer.loss_without(question, passages, one.hit.passage, one.text) if writer is not None else None
-        )
-        citation = Citation(
-            one.hit.passage.document, one.start, one.end, one.text, 1.0, loo, one.hit.passage.page
-        )
-        said.append(Sentence(one.text, (citation,)))
-    return said
-
-
-def _written(
-    writer: Writer, question: str, passages: Sequence[Passage], stages: list[Stage]
-) -> list[Sentence]:
-    """A model's own sentences, each with the passages that carry it; none where it says that it found
-    none.
-    """
-    text, read = writer.answer(question, passages)
-    stages.append(Stage("written by the model", [(text, "")]))
-    if SILENT.rstrip(".").lower() in text.lower():
-        return []
-    asked = weights(text, [one.text for one in read])
-    said, rows = [], []
-    for start, end in sentences(text):
-        words = _CITED.sub("", text[start:end]).strip()
-        if not words:
-            continue
-        named = [int(number) - 1 for number in _CITED.findall(text[start:end])]
-        found = [best_quote(words, one, asked) for one in read]
-        carrying = [at for at in named if at < len(read) and found[at].support >= SUPPORT]
-        if not carrying:
-            at = max(range(len(read)), key=lambda place: found[place].support)
-            carrying = [at] if found[at].support >= SUPPORT else []
-        citations = []
-        for at in dict.fromkeys(carrying):
-            loo = writer.loss_without(question, read, read[at], words)
-            citations.append(Citation(**{**vars(found[at]), "loo": loo}))
-        best = max(one.support for one in found)
-        rows.append((words, f"carried by {', '.join(one.place for one in citations)}" if citations else
-                     f"carried by none: the best has {best:.2f} of it, {SUPPORT:.2f} is needed"))  # fmt: skip
-        said.append(Sentence(words, tuple(citations)))
-    stages.append(Stage("checked against the passages", rows))
-    return said
 
 
 def best_quote(sentence: str, passage: Passage, rare: dict[str, float]) -> Citation:

@@ -21,12 +21,13 @@ from transom.server_settings import ServerSettings
 from . import memory as memory_routes
 from . import openapi, static, status
 from .chat import chat
-from .chat_schema import ChatBody, ResponseBody, TokenizeBody
+from .chat_schema import AskBody, ChatBody, ResponseBody, TokenizeBody
 from .completions import completions
 from .endpoint import Endpoint
 from .errors import ApiError
 from .guard import Guard
 from .keys import Keys
+from .knowledge import ask, open_knowledge
 from .look import look
 from .look_schema import LookBody
 from .models import ServedModel
@@ -47,6 +48,7 @@ POSTS = {
     "/classify": (ClassifyBody, ("classify",), classify),
     "/tokenize": (TokenizeBody, (), tokenize),
     "/detokenize": (DetokenizeBody, (), detokenize),
+    "/ask": (AskBody, (), ask),
     "/look": (LookBody, (*WRITES, "translate"), look),
 }
 """Path -> the body it takes, the kinds of model that answer there, and who answers."""
@@ -58,7 +60,7 @@ class App:
     def __init__(
         self, models: Mapping[str, ServedModel], settings: ServerSettings, keys: Keys, memory: Any = None
     ) -> None:
-        self.state = State(models, settings, memory)
+        self.state = State(models, settings, memory, open_knowledge(settings), keys.labels)
         page, doors = static.files(), []
         routes: list[BaseRoute] = [
             Route(path, Endpoint(self.state, body, tasks, handler), methods=["POST"])

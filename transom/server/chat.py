@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from transom.inference.request import Request
@@ -9,6 +10,7 @@ from transom.inference.request import Request
 from .chat_schema import ChatBody, for_template
 from .completions import FINGERPRINT
 from .endpoint import DONE, Answer, Call, Frames, frame
+from .knowledge import grounded
 from .logprobs import chat_entries
 from .output_parser import OutputParser, ParsedOutput, parsed
 from .prompts import for_chat, grammar_for, parser_of, plain_tools
@@ -18,6 +20,8 @@ from .streaming import Part, Step, all_parts, n_values, prompt_tokens, stream_st
 async def chat(call: Call) -> Answer:
     """Return the assistant's message, whole or as a stream."""
     asked: ChatBody = call.asked
+    if asked.grounding is not None:
+        return await grounded(call, partial(_object, call))
     requests = await call.text_work(_requests, call)
     n_prompt = prompt_tokens(requests, asked.n)
     if asked.stream:

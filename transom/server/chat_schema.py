@@ -130,6 +130,29 @@ TemplateVariables = dict[str, bool | str | None]
 """What a request tells the chat template besides its messages (`chat_template.VARIABLES`)."""
 
 
+class Grounding(Strict):
+    """How a question is answered from a knowledge base."""
+
+    knowledge_base: Name | None = None
+    """Which one; may be left out where one is served."""
+    generate: bool = False
+    """Whether a small model too answers in its own words."""
+    unsupported: Literal["mark", "drop", "fail"] = "mark"
+    """What becomes of a sentence that no passage carries."""
+    threshold: Annotated[float, Field(ge=0, le=1)] | None = None
+    """The confidence below which nothing is said, in place of the knowledge base's own."""
+
+
+class AskBody(Grounding, Body):
+    """`POST /ask`."""
+
+    without_model: ClassVar[bool] = True
+    question: Annotated[str, Field(min_length=1)]
+    explain: bool = False
+    """Whether every stage is told."""
+    chat_template_kwargs: TemplateVariables = {}
+
+
 class ChatBody(Sampling):
     """`POST /v1/chat/completions`."""
 
@@ -153,9 +176,22 @@ class ChatBody(Sampling):
     chat_template_kwargs: TemplateVariables = {}
     separate_reasoning: bool = True
     """Whether reasoning is told apart from the content, or stands in it between its markers."""
+    knowledge_base: Name | Grounding | None = None
+    """Answer the last message from this knowledge base, with citations as annotations."""
+
+    @property
+    def grounding(self) -> Grounding | None:
+        """The same in full."""
+        named = self.knowledge_base
+        return Grounding(knowledge_base=named) if isinstance(named, str) else named
 
     def check(self, limits: LimitSettings) -> None:
         super().check(limits)
+        if self.knowledge_base is not None:
+            unfit = {"n": self.n > 1, "tools": self.tools, "response_format": self.response_format,
+                     "logprobs": self.logprobs}  # fmt: skip
+            if odd := [name for name, given in unfit.items() if given]:
+                raise ApiError(400, f"{odd[0]} does not go with knowledge_base; leave one out", param=odd[0])
         _check_choice(self.tool_choice, self.tools)
         if not self.messages:
             raise ApiError(400, "messages: the list is empty", param="messages")

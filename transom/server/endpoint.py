@@ -67,7 +67,9 @@ class Endpoint:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         asked, left_out = await read_body(self.body, scope, receive, self.state)
-        call = Call(asked, self.state.find(asked.model, self.tasks), self.state, scope["transom.tenant"])
+        alone = self.body.without_model and asked.model is None
+        served: Any = None if alone else self.state.find(asked.model, self.tasks)
+        call = Call(asked, served, self.state, scope["transom.tenant"])
         headers = {"x-request-id": call.id}
         if left_out:
             headers["x-transom-ignored"] = ascii(", ".join(left_out))[1:-1][:500]

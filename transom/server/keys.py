@@ -12,6 +12,7 @@ import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from transom.data.lines import split_lines
 from transom.errors import Refused
@@ -19,13 +20,19 @@ from transom.server_settings import ServerSettings
 
 VARIABLE = "TRANSOM_API_KEY"
 SHORTEST = 16
+TENANT = 16
+"""Digits of the digest that name a tenant."""
+NONE: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
 
 class Keys:
     """The keys that open this server; none at all means that it is open to whoever can reach it."""
 
-    def __init__(self, keys: tuple[str, ...] = ()) -> None:
+    def __init__(self, keys: tuple[str, ...] = (), labels: Mapping[str, tuple[str, ...]] = NONE) -> None:
+        """labels: of those keys that have some (--api-key-file)."""
         self._digests = tuple(map(_digest, keys))
+        self.labels = {_digest(key).hex()[:TENANT]: own for key, own in labels.items()}
+        """What each tenant may see of documents with labels."""
 
     def __bool__(self) -> bool:
         return bool(self._digests)
@@ -37,7 +44,7 @@ class Keys:
         found, digest = None, hashlib.sha256(given or b"").digest()
         for own in self._digests:  # all of them, so that the time says nothing about which
             if hmac.compare_digest(own, digest) and given is not None:
-                found = own.hex()[:16]
+                found = own.hex()[:TENANT]
         return found
 
 
@@ -49,8 +56,10 @@ def read_keys(settings: ServerSettings, environment: Mapping[str, str] = os.envi
     """The keys of these settings, and one that was made just now ('' when none was). Raises Refused for a
     key that is too short, for a file that cannot be read, and for a public server without a key."""
     keys = [key for key in [environment.get(VARIABLE, "")] if key]
+    labels: dict[str, tuple[str, ...]] = {}
     if settings.api_key_file is not None:
-        keys += _from_file(settings.api_key_file)
+        labels = _from_file(settings.api_key_file)
+        keys += labels
     made = f"sk-transom-{secrets.token_urlsafe(24)}" if settings.generate_key else ""
     keys += [made] * bool(made)
     for key in keys:
@@ -64,16 +73,22 @@ def read_keys(settings: ServerSettings, environment: Mapping[str, str] = os.envi
             f"--host {settings.host} lets other machines in, and no key is set; add --generate-key, set"
             f" {VARIABLE}, name an --api-key-file, or say --i-know-this-is-public"
         )
-    return Keys(tuple(keys)), made
+    return Keys(tuple(keys), labels), made
 
 
-def _from_file(file: Path) -> list[str]:
+def _from_file(file: Path) -> dict[str, tuple[str, ...]]:
+    """The keys of a file, each with its labels."""
     try:
         lines = split_lines(file.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "not UTF-8 text"
         raise Refused(f"--api-key-file {file}: {why.lower()}") from None
-    keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    said = [line.split() for line in lines if line.strip() and not line.startswith("#")]
+    if odd := [number for number, words in enumerate(said, 1) if len(words) > 2]:
+        raise Refused(
+            f"--api-key-file {file}: key {odd[0]} has more behind it than its labels; write KEY label,label"
+        )
+    keys = {words[0]: tuple(label for label in "".join(words[1:]).split(",") if label) for words in said}
     if not keys:
         raise Refused(f"--api-key-file {file}: there is no key in it; write one per line")
     return keys

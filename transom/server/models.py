@@ -119,7 +119,7 @@ class ServedModel:
 
 def serve_folders(folders: Sequence[str], settings: ServerSettings) -> dict[str, ServedModel]:
     """Load each folder or hub id and make it ready; raises Refused for one without a job or its own name."""
-    if not folders:
+    if not folders and not settings.index:
         raise Refused("name at least one model folder: transom serve runs/NAME/model")
     models: dict[str, ServedModel] = {}
     adapters = adapters_of([name_of(given) for given in folders], settings.adapter)

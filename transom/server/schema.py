@@ -107,6 +107,9 @@ class Body(Strict):
     also: ClassVar[dict[str, str]] = {}
     """What a field may be called too, and its name."""
 
+    without_model: ClassVar[bool] = False
+    """Whether it can be answered without a model where none is named."""
+
     model: Name | None = None
     """Which of the models; may be left out where one is served."""
 

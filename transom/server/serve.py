@@ -24,6 +24,7 @@ from transom.server_settings import ServerSettings
 
 from .app import App
 from .keys import read_keys
+from .knowledge import told
 from .memory import MemoryStore
 from .models import ServedModel, serve_folders
 from .protocol import FLOOD, protocol
@@ -45,7 +46,14 @@ def serve(folders: Sequence[str], settings: ServerSettings, tell: Callable[[Anno
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         page = f"{url}/#memory={memory.token}" if memory and not keys else f"{url}/"
         server.when_up = lambda: tell(
-            Announcement(url, page, list(models.values()), made, not keys and not settings.loopback)
+            Announcement(
+                url,
+                page,
+                list(models.values()),
+                made,
+                not keys and not settings.loopback,
+                told(server.app.state.knowledge, bool(keys)),
+            )  # fmt: skip
         )
         gc.collect()
         gc.freeze()  # else what is loaded is gone through whenever a large body is parsed, for 0.1 s
@@ -95,6 +103,8 @@ class Announcement:
     """The key that was made just now, which is never shown again."""
     public: bool
     """Whether other machines may ask without a key."""
+    knowledge: Sequence[str] = ()
+    """Lines about the knowledge bases."""
 
     def __str__(self) -> str:
         lines = [f"{one.name}: {one.task}; {in_words(one.model.model)}" for one in self.models]
@@ -106,6 +116,7 @@ class Announcement:
             for model in self.models
             if model.task == "generate"
         ]
+        lines += self.knowledge
         lines += [f"API key, shown this once: {self.made_key}"] * bool(self.made_key)
         lines += ["warning: whoever reaches this address can use these models"] * self.public
         if "#" in self.page:

@@ -6,12 +6,14 @@ Read next: fair_semaphore, models, endpoint.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from transom.errors import nearest
+from transom.retrieval.search import KnowledgeBase
 from transom.server_settings import ServerSettings
 
 from .errors import ApiError
@@ -32,9 +34,17 @@ class State:
     """One server: made once, looked at by every request."""
 
     def __init__(
-        self, models: Mapping[str, ServedModel], settings: ServerSettings, memory: Any = None
+        self,
+        models: Mapping[str, ServedModel],
+        settings: ServerSettings,
+        memory: Any = None,
+        knowledge: Mapping[str, KnowledgeBase] = MappingProxyType({}),
+        labels: Mapping[str, Collection[str]] = MappingProxyType({}),
     ) -> None:
-        """memory: from the name of an API key to what is remembered for it; None where nothing is."""
+        """memory: from the name of an API key to what is remembered for it; None where nothing is. knowledge:
+        what is answered from, by name. labels: what each tenant may see of it besides what everybody may.
+        """
+        self.knowledge, self.labels = dict(knowledge), labels
         self.models, self.settings, self.memory = dict(models), settings, memory
         self.metrics = Metrics(self.models)
         self.stopping = False
