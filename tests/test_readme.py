@@ -24,6 +24,7 @@ STAY = ("serve", "chat")
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUIDE = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+RECIPES = (ROOT / "docs" / "fine-tuning.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str, page: str = README) -> list[str]:
@@ -37,7 +38,7 @@ def commands(page: str = README) -> list[list[str]]:
     return [line[line.index("transom") :] for line in lines if "transom" in line]
 
 
-@pytest.mark.parametrize("command", commands() + commands(GUIDE), ids=" ".join)
+@pytest.mark.parametrize("command", commands() + commands(GUIDE) + commands(RECIPES), ids=" ".join)
 def test_every_command_is_one_that_transom_knows(command: list[str]) -> None:
     app.parse_args(spelled_out(command[1:]), exit_on_error=False, print_error=False)
 

@@ -169,9 +169,9 @@ class DataSettings(Settings):
     """How conversations are written: `chatml`, `turns` or a file [default: the model folder's own; where it
     has none, chatml for a model that knows its two tokens, else turns]."""
     too_long: Literal["cut", "drop"] | None = None
-    """What to do with labelled texts and conversations that are longer than the model reads: cut their ends
-    off or leave them out, which is counted and said [default: leave them out, and refuse the data where they
-    are more than 1%]."""
+    """What to do with labelled texts, conversations and texts to embed that are longer than the model reads:
+    cut their ends off or leave them out, which is counted and said [default: leave them out, and refuse the
+    data where they are more than 1%]."""
     cache: Path | None = None
     """Folder for the prepared tokens [default: inside the run's folder]."""
 

@@ -36,9 +36,7 @@ FIRST = {
 }  # fmt: skip
 """Verb -> the flags of its help; of a verb that is not here, all."""
 FIRST["plan"] = FIRST["train"]
-FIRST["finetune"] = (
-    "--method", "--data.source", "--data.map", "--data.too-long", "--epochs", "--out", "--json",
-)  # fmt: skip
+FIRST["finetune"] = ("--method", "--data.map", "--data.too-long", "--epochs", "--out", "--json")
 FIRST["compare"] = ("--by", "--equal", "--budget", "--tokens", "--out", "--data.source", "--task",
                     "--model.size", "--json")  # fmt: skip
 
@@ -56,9 +54,13 @@ EXAMPLES = {
         ("transom plan notes/ --budget 1h", "what that would take"),
     ),
     "finetune": (
-        ("transom finetune MODEL --data chats.jsonl", "chats, prompts with answers"),
-        ("transom finetune MODEL --data qa.csv --map prompt=Question", "by the name of a column"),
-        ("transom finetune MODEL --data tickets.csv", "a text and its class in a row"),
+        ("transom finetune MODEL --data chats.jsonl", "answers: chats, prompts and completions"),
+        ("transom finetune MODEL --data qa.zip --map prompt=Ask", "the same, by the name of a column"),
+        ("transom finetune MODEL --data pairs.jsonl", "which answer is better: chosen, rejected"),
+        ("transom finetune MODEL --data tickets.csv", "classes: a text and its label in a row"),
+        ("transom finetune MODEL --data a.en --data.target a.de", "translation: two sides of each line"),
+        ("transom finetune MODEL --data faq.csv --task embed", "search: a text and its partner"),
+        ("transom finetune MODEL --data notes/", "running text"),
     ),
     "data": (
         ("transom data check chats.jsonl MODEL", "two examples, what is learned of them, what is wrong"),
@@ -119,6 +121,7 @@ GLOSSARY = "What a word means: docs/glossary.md."
 
 VERBS_ELSEWHERE = {
     "sft": "that is transom finetune MODEL --data DATA",
+    "lora": "that is transom finetune MODEL --data DATA --method lora",
     "fit": "that is transom train DATA",
     "resume": "that is transom train --out runs/NAME --resume",
     "predict": "that is transom classify, translate or generate, by what the model was trained for",
@@ -136,7 +139,7 @@ VERBS_ELSEWHERE = {
     "help": "that is transom --help, or transom VERB --help",
 }
 SAME = {
-    "sft": ("fine-tune", "tune", "lora"),
+    "sft": ("fine-tune", "tune"),
     "resume": ("continue",),
     "predict": ("infer", "inference"),
     "complete": ("completion", "sample", "write"),

@@ -21,8 +21,8 @@ from transom.evaluation.recall import find_partners
 LABELS = ("grass", "sea", "sky")
 ENCODER: dict[str, Any] = dict(tokenizer=ENCODED, vocab_size=ENCODED.vocab_size, kind="encoder",
                                position="learned", n_kv_heads=4)  # fmt: skip
-CLASSIFIER = ENCODER | dict(head="classify", labels=LABELS, tie_embeddings=False)
-EMBEDDER = ENCODER | dict(head="embed", pooling="mean", normalize=True, tie_embeddings=False)
+CLASSIFIER: dict[str, Any] = ENCODER | dict(head="classify", labels=LABELS, tie_embeddings=False)
+EMBEDDER: dict[str, Any] = ENCODER | dict(head="embed", pooling="mean", normalize=True, tie_embeddings=False)
 TRANSLATOR: dict[str, Any] = dict(
     tokenizer=train_tokenizer("bytes", iter(["any text"]), 258, frame="target"), kind="encoder-decoder",
     n_encoder_layers=1, n_layers=1, start_id=257, norm="layer", position="sinusoidal", n_kv_heads=4,
@@ -117,7 +117,7 @@ class Planted:
 
     vectors: dict[str, list[float]]
 
-    def embed(self, texts: list[str]) -> np.ndarray:
+    def embed(self, texts: list[str], *, cut: bool = False) -> np.ndarray:
         return np.array([self.vectors[text] for text in texts], np.float32)
 
 

@@ -211,3 +211,20 @@ def finish(data: Path, base: Path, run: Path, *more: str) -> None:
         here.setattr(against, "WRITTEN", 8)
         here.setattr(answers, "MAX_TOKENS", 12)
         assert door.run(words) == 0
+
+
+def test_texts_to_embed_that_are_too_long_are_cut_for_both(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = write_model(tmp_path / "base", **KINDS["embedder"])
+    data, run = tmp_path / "pairs.tsv", tmp_path / "run"
+    texts = [f"the ship {i} went over a wide sea" + " and on" * (i % 30) for i in range(60)]
+    data.write_text("source\ttarget\n" + "".join(f"{i} {text}\t{text}\n" for i, text in enumerate(texts)))
+    words = ["train", str(data), "--task", "embed", "--model.weights", str(base), "--steps", "2"]
+    assert door.run([*words, "--out", str(tmp_path / "refused")]) == 2
+    assert "are longer: set --model.max-len" in (said := capsys.readouterr().err)
+    assert "(--data.too-long cut or drop)" in said
+    finish(data, base, run, "--task", "embed", "--data.too-long", "cut", "--data.val-fraction", "0.4")
+    told = json.loads((run / "before_after.json").read_text())
+    assert told["measures"][0]["name"] == "recall@1" and told["measures"][0]["n"] > 15
+    assert "are cut there" in capsys.readouterr().err

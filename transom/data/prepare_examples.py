@@ -512,12 +512,13 @@ class _Writing:
         if n_over <= MAX_SKIPPED * total or self.making.too_long == "drop":
             return
         has = " and ".join(f"{n:,} {side}" for side, n in zip(self.sides, lengths.tolist(), strict=True))
+        may_cut = train.talks is not None or self.making.framed == "text"
         enough = int(np.sort(longest)[total - 1 - int(MAX_SKIPPED * total)])
         raise Refused(
             f"{first}: {has} tokens, the limit is {max_len:,}; {n_over:,} of "
             f"{counted(total, self.report.noun)} ({100 * n_over / total:.1f}%, at most 1% may) are longer: "
             f"set --model.max-len to {enough:,}, or shorten them"
-            + (" (--data.too-long cut or drop)" if train.talks is not None or train.has_classes else "")
+            + (" (--data.too-long cut or drop)" if may_cut else "")
         )
 
 

@@ -335,7 +335,8 @@ def _reference_loss(pair: Sequence[Translator], pairs: Sequence[Pair]) -> list[M
 def partners_of_both(both: Both) -> Comparison:
     """Compare embedders on pairs of texts that belong together."""
     pairs, name = examples("embed", both.origins, both.test, both.test_target)
-    now, before = (find_partners(loaded, pairs) for loaded in both.pair)
+    cut = both.origins[0].settings.data.too_long == "cut"
+    now, before = (find_partners(loaded, pairs, cut=cut) for loaded in both.pair)
     same = np.array_equal(now.ranks, before.ranks)
 
     def nearest(found: Found, i: int) -> str:

@@ -141,6 +141,6 @@ class TfidfEmbedder:
         counts = HashingVectorizer(n_features=self.width, alternate_sign=False, norm=None)  # type: ignore[arg-type]
         self._features = make_pipeline(counts, TfidfTransformer(sublinear_tf=True)).fit(texts)
 
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Vectors (N, width) of length 1, or 0 of a text without a word."""
+    def embed(self, texts: Sequence[str], *, cut: bool = False) -> NDArray[np.float32]:
+        """Vectors (N, width) of length 1, or 0 of a text without a word; none is too long, whatever `cut`."""
         return self._features.transform(texts).toarray().astype(np.float32)

@@ -34,11 +34,13 @@ class Found:
         return self.ranks == 1
 
 
-def find_partners(embedder: Embedder, pairs: Sequence[Pair]) -> Found:
-    """Look for the second text of every pair among those of all pairs. Raises Refused for too long texts."""
-    one, other = (
-        np.asarray(embedder.embed(list(side))) for side in zip(*[pair[:2] for pair in pairs], strict=True)
-    )
+def find_partners(embedder: Embedder, pairs: Sequence[Pair], *, cut: bool = False) -> Found:
+    """Look for the second text of every pair among those of all pairs.
+
+    cut: texts that are too long lose their ends; else they raise Refused.
+    """
+    sides = zip(*[pair[:2] for pair in pairs], strict=True)
+    one, other = (np.asarray(embedder.embed(list(side), cut=cut)) for side in sides)
     one, other = (
         side / np.maximum(np.linalg.norm(side, axis=1, keepdims=True), 1e-12) for side in (one, other)
     )

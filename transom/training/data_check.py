@@ -111,7 +111,7 @@ def check_data(settings: TrainSettings) -> DataCheck:
         limit = settings.model.max_len or NO_LIMIT
         settings = settings.with_({"data.tokenizer": "bytes", "model.max_len": limit})
     way = preparation(settings.task, settings)
-    may_cut = way.train.talks is not None or way.train.has_classes
+    may_cut = "too_long" in TASK_FACTS[settings.task].data
     way = dataclasses.replace(way, too_long=way.too_long or ("cut" if may_cut else "drop"))
     with tempfile.TemporaryDirectory() as folder:
         made = way.once(Path(folder))

@@ -209,7 +209,7 @@ TASK_FACTS: dict[str, TaskFacts] = {
         head=dict(head="embed", pooling="mean", normalize=True),
         tokens=8192,
         example_set="dates",
-        data=PAIRS,
+        data=(*PAIRS, "too_long"),
         card=CardWords(
             "A text embedder",
             "sentence-similarity",
