@@ -15,6 +15,7 @@ NAMES = (
     "small_data",
     "big_file",
     "engine_speed",
+    "gguf_parity",
     "adapter_speed",
     "generation_speed",
     "translation_speed",

@@ -127,14 +127,18 @@ def test_two_ranks_learn_the_adapter_that_one_does(tiny: Tiny, tmp_path: Path, k
         torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_two_ranks_bring_together_what_one_does(tiny: Tiny, tmp_path: Path, kind: str) -> None:
-    """Every pair of a step is a negative, on whichever rank; odd steps leave the ranks unequal shares."""
+@pytest.mark.parametrize(("kind", "sides"), [("ddp", 2), ("fsdp", 2), ("ddp", 3)])
+def test_two_ranks_bring_together_what_one_does(tiny: Tiny, tmp_path: Path, kind: str, sides: int) -> None:
+    """Every pair of a step is a negative, on whichever rank, and those of triples are everyone's; odd steps
+    leave the ranks unequal shares.
+    """
     source = tmp_path / "pairs.tsv"
     rows = [
-        f"{'abcdefgh'[n % 8] * (3 + n % 5)} {n}\t{n} {'stuvwxyz'[n % 8] * (2 + n % 7)}" for n in range(90)
+        [f"{'abcdefgh'[n % 8] * (3 + n % 5)} {n}", f"{n} {'stuvwxyz'[n % 8] * (2 + n % 7)}", f"{n + 1} st"]
+        for n in range(90)
     ]
-    source.write_text("source\ttarget\n" + "\n".join(rows) + "\n")
+    names = ["source", "target"] if sides == 2 else ["anchor", "positive", "negative"]
+    source.write_text("".join("\t".join(row[:sides]) + "\n" for row in [names, *rows]))
     settings = dict(data__source=str(source), data__cache=None, task="embed", steps=6, batch__tokens=300,
                     data__tokenizer="chars", batch__micro=3, eval_every=3)  # fmt: skip
     alone = train(tiny(**settings))

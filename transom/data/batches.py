@@ -129,7 +129,9 @@ class LabelBatch(Rows):
 
 @dataclass(frozen=True)
 class TextPairBatch(Rows):
-    """Texts, each with another that belongs to it. Shapes: B pairs, L and M tokens; n_targets is B."""
+    """Texts, each with another that belongs to it, and of triples with one that does not. Shapes: B pairs,
+    L, M and N tokens; n_targets is B.
+    """
 
     positions: ClassVar[None] = None
     """Every row begins at position 0."""
@@ -142,9 +144,13 @@ class TextPairBatch(Rows):
     other_documents: torch.Tensor | None
     """(B, M) int32, or None when no row is padded."""
     texts: torch.Tensor
-    """(B, 2) int64: a number for each text, equal where texts are."""
+    """(B, 2), of triples (B, 3) int64: a number for each text, equal where texts are."""
     ids: torch.Tensor
     """(B,) int64: which pairs these are."""
+    negative_tokens: torch.Tensor | None = None
+    """(B, N) int64: of triples the text that does not belong to each."""
+    negative_documents: torch.Tensor | None = None
+    """(B, N) int32, or None when no row is padded."""
 
 
 @dataclass(frozen=True)

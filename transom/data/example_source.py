@@ -18,13 +18,13 @@ from transom.data.issues import Issues, Policy
 from transom.data.rows import HubRows, RowFile
 from transom.data.textfile import SkippedFile
 
-Example = TypeVar("Example", bound=tuple[str, str, str])
-"""Pair, Labelled or Conversation: two texts, and their place as file:line."""
+Example = TypeVar("Example", bound=tuple[str, ...])
+"""Pair, Triple, Labelled or Conversation: two texts or three, and last their place as file:line."""
 
 
-def hashed_bytes(example: tuple[str, str, str]) -> bytes:
-    """Return what the hash of a set of examples takes of each: both texts, and not their place."""
-    return f"{example[0]}\0{example[1]}\0".encode()
+def hashed_bytes(example: tuple[str, ...]) -> bytes:
+    """Return what the hash of a set of examples takes of each: its texts, and not their place."""
+    return "".join(f"{text}\0" for text in example[:-1]).encode()
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class ExampleSource(Generic[Example]):
     def noun(self) -> str:
         """What an example is called."""
         one = "conversation" if self.talks is not None else "text"
-        return one if len(self.sides) == 1 else "pair"
+        return (one, "pair", "triple")[len(self.sides) - 1]
 
     def identity(self, example: Example) -> list[str]:
         """The texts that tell an example from others."""

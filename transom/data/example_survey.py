@@ -98,8 +98,9 @@ def survey_examples(
     for source in sources:
         issues, before = Issues(), len(characters)
         for example in source.examples(issues):
-            one, other, where = example
-            if found := n_controls(one) + n_controls(other):
+            *said, where = example
+            other = example[1]
+            if found := sum(map(n_controls, said)):
                 controls, first_control = controls + found, first_control or where
             whole.update(hashed_bytes(example))
             for side, text in zip(hashes, train.identity(example), strict=True):

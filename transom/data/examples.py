@@ -42,6 +42,13 @@ class PairRows:
     """Up to and with the end token."""
     n_bytes: Numbers
     """(n,) UTF-8 bytes of every target."""
+    negative: Ragged | None = None
+    """Of triples the texts that do not belong to the sources, though they may seem to."""
+
+    @property
+    def sides(self) -> list[Ragged]:
+        """The texts of each pair or triple, side by side."""
+        return [self.source, self.target, *([] if self.negative is None else [self.negative])]
 
     def __len__(self) -> int:
         return len(self.source)
@@ -203,19 +210,20 @@ class Classification(Order[LabelBatch]):
 
 
 class Embedding(Order[TextPairBatch]):
-    """Batches of texts that belong together; `tokens_per_batch` counts both sides."""
+    """Batches of texts that belong together, or of triples; `tokens_per_batch` counts all sides."""
 
     def __init__(
         self, pairs: PairRows, tokens_per_batch: int, seed: int = 0, *, pad_id: int, least_rows: int = 1
     ) -> None:
         self.pairs, self.pad_id = pairs, pad_id
-        self.texts = text_numbers(pairs.source, pairs.target)
-        lengths = np.stack([pairs.source.lengths, pairs.target.lengths], axis=1)
+        self.texts = text_numbers(*pairs.sides)
+        lengths = np.stack([side.lengths for side in pairs.sides], axis=1)
         super().__init__(Bucketed(lengths, tokens_per_batch, seed, least_rows))
 
     def take(self, rows: Numbers) -> TextPairBatch:
-        one, other = (side.padded(rows, self.pad_id) for side in (self.pairs.source, self.pairs.target))
-        return TextPairBatch(*_tensors(*one, *other, self.texts[rows], rows))
+        one, other, *negative = (side.padded(rows, self.pad_id) for side in self.pairs.sides)
+        arrays = [*one, *other, self.texts[rows], rows, *(negative[0] if negative else ())]
+        return TextPairBatch(*_tensors(*arrays))
 
     def eval_rows(self, tokens: int) -> list[Numbers]:
         """All pairs once, as near as can be `MEASURED_PAIRS` in each batch: how hard it is to find a partner

@@ -56,6 +56,10 @@ FORMATS = (
         "triples", "embed", ("anchor", "positive", "negative"),
         {"anchor": "a cat", "positive": "a kitten", "negative": "a car"},
     ),
+    Format(
+        "triples", "embed", ("anchor", "positive", "negatives"),
+        {"anchor": "a cat", "positive": "a kitten", "negatives": ["a car", "a cap"]},
+    ),
     Format("contrastive pairs", "embed", ("anchor", "positive"), {"anchor": "a cat", "positive": "a kitten"}),
     Format(
         "Alpaca", "sft", ("instruction", "output"),

@@ -210,7 +210,7 @@ class Preparation(Generic[Example]):
             elif self.train.has_classes:
                 rows.append(LabelledRows(sides[0], beside[0]))
             else:
-                rows.append(PairRows(sides[0], sides[1], beside[0]))
+                rows.append(PairRows(sides[0], sides[1], beside[0], *sides[2:]))
             numbers.append(beside[1])
         one, other = record["shown"]
         return PreparedExamples(

@@ -52,7 +52,7 @@ def guess_task(
         return "translate", "dates in words and the ISO dates they mean"
     if source.partition(":")[0] == STDLIB_LABELS:
         return "classify", "docstrings of the standard library and their subjects"
-    file = _rows_there(source)
+    file = rows_there(source)
     if file is None:
         return "lm", "running text"
     with contextlib.suppress(Refused, SkippedFile):
@@ -67,7 +67,7 @@ def guess_task(
     return task or ("lm", f"{file.where} has neither two sides of a pair nor a text with its label")
 
 
-def _rows_there(source: str) -> RowFile | HubRows | None:
+def rows_there(source: str) -> RowFile | HubRows | None:
     """The rows of a source that may have some; standard input is read for it, and once only."""
     if source == "-":
         return spooled_input(ahead=True)
@@ -135,7 +135,7 @@ def text_field_of_input() -> str | None:
 
 def _first_of(source: str) -> list[Row]:
     """The first rows of a source that has some."""
-    file = _rows_there(source)
+    file = rows_there(source)
     if isinstance(file, RowFile) and file.kind in RECORDS:
         with contextlib.suppress(Refused, SkippedFile):
             return [row for _, row in first_rows(file, "skip")]

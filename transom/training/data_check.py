@@ -239,7 +239,13 @@ def _examples(settings: TrainSettings, made: PreparedExamples[Any]) -> list[list
     if source.talks is None:
         first = itertools.islice(source.examples(), SHOWN)
         return [
-            _shortened([Stretch("context", f"{example[0]}\n"), Stretch("learned", str(example[1]))])
+            _shortened(
+                [
+                    Stretch("context", f"{example[0]}\n"),
+                    Stretch("learned", str(example[1])),
+                    *(Stretch("context", f"\nnot: {negative}") for negative in example[2:-1]),
+                ]
+            )  # fmt: skip
             for example in first
         ]
     template = preparation(settings.task, settings).template

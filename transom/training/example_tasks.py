@@ -25,6 +25,7 @@ from ..data.pairs import open_pairs
 from ..data.preferences import open_preferences
 from ..data.prepare_examples import Preparation, PreparedExamples
 from ..data.tokenizer import Tokenizer, tokenizer_named
+from ..data.triples import CONTRASTIVE, TRIPLES, contrast_columns, open_triples
 from ..errors import Refused
 from ..model.build import Model, build
 from ..model.config import SIZES, ModelConfig
@@ -178,10 +179,24 @@ def _pairs(data: DataSettings) -> tuple[Any, Any]:
     return train, open_pairs(data.validation, data.validation_target, fields=fields, on_error=data.on_error)
 
 
+def _contrasts(data: DataSettings) -> tuple[Any, Any]:
+    """Triples where there is a column of negatives, else pairs."""
+    given = {name: column for name, column in named_fields(data.map).items() if name in CONTRASTIVE}
+    sides = {"anchor": data.field, "positive": data.target_field}
+    given = {**{name: column for name, column in sides.items() if column is not None}, **given}
+    if data.target is not None or not (kind := contrast_columns(data.source, given)):
+        return _pairs(data)
+    if kind.kind.name != TRIPLES:
+        columns = {"field": kind.columns["anchor"], "target_field": kind.columns["positive"]}
+        return _pairs(data.with_(columns))
+    triples = partial(open_triples, fields=given, on_error=data.on_error)
+    return triples(data.source), None if data.validation is None else triples(data.validation)
+
+
 SOURCES: dict[str, Callable[[DataSettings], tuple[Any, Any]]] = {
     "translate": _pairs,
     "classify": _labelled,
-    "embed": _pairs,
+    "embed": _contrasts,
     "sft": partial(_talks, open_conversations),
     "preference": partial(_talks, open_preferences),
 }
@@ -219,7 +234,7 @@ def longest(settings: TrainSettings) -> int:
 def _tokens_of_step(settings: TrainSettings, learned: PairRows | LabelledRows) -> int:
     """Tokens of a step: of so many examples, where these are counted, else as asked for, else by rule."""
     if (n_texts := texts_of_step(settings, len(learned))) is not None:
-        sides = [learned.text] if isinstance(learned, LabelledRows) else [learned.source, learned.target]
+        sides = [learned.text] if isinstance(learned, LabelledRows) else learned.sides
         return max(1, round(n_texts * sum(float(side.lengths.mean()) for side in sides)))
     tokens = settings.batch.tokens or TASK_FACTS[settings.task].tokens
     assert tokens is not None, f"{settings.task} is not learned from examples"
@@ -282,8 +297,8 @@ def class_weights(counts: np.ndarray, asked: str) -> tuple[torch.Tensor | None, 
 def chance(pairs: Embedding) -> float:
     """Nats per pair of guessing evenly among all that may be the partner, in the batches to measure with."""
     candidates = [~objectives.no_negatives(batch.texts) for batch in pairs.eval_batches(0)]
-    both = torch.cat([allowed.sum(side).double().log() for allowed in candidates for side in (0, 1)])
-    return float(both.mean())
+    ways = [counts for may in candidates for counts in (may.sum(1), may[:, : len(may)].sum(0))]
+    return float(torch.cat(ways).double().log().mean())
 
 
 def class_baselines(counts: np.ndarray, held_out: np.ndarray) -> dict[str, float]:

@@ -68,7 +68,8 @@ class Classification(nn.Module):
 class Contrast(nn.Module):
     """Bring the two texts of a pair near each other and away from all others of a step: forward(batch) ->
     the sum of -log p(own partner), in nats, both ways (van den Oord et al. 2018; in-batch negatives as
-    Henderson et al. 2017).
+    Henderson et al. 2017). The negatives of triples are what the first texts of a whole step must be told
+    from besides (hard negatives, Karpukhin et al. 2020).
 
     Its loss is of all rows of a step at once, so it is `joint`: a step in pieces first makes vectors, then
     asks `pulls` for their gradients over all pieces and ranks, then sends each piece's through the model
@@ -82,28 +83,29 @@ class Contrast(nn.Module):
         self.model, self.dtype, self.scale = model, dtype, scale
 
     def forward(self, batch: Any, pull: Tensor | None = None, *, only_vectors: bool = False) -> Tensor:
-        """Return the loss of this batch alone; its vectors (B, 2, D); or, by `pull` (B, 2, D), what has that
-        gradient in the vectors.
+        """Return the loss of this batch alone; its vectors (B, S, D) of S sides; or, by `pull` (B, S, D),
+        what has that gradient in the vectors.
         """
-        one = self._vectors(batch.tokens, batch.documents)
-        other = self._vectors(batch.other_tokens, batch.other_documents)
-        vectors = torch.stack([one, other], dim=1)
+        sides = [(batch.tokens, batch.documents), (batch.other_tokens, batch.other_documents)]
+        if batch.negative_tokens is not None:
+            sides.append((batch.negative_tokens, batch.negative_documents))
+        vectors = torch.stack([self._vectors(*side) for side in sides], dim=1)
         if only_vectors:
             return vectors
         return self.loss(vectors, batch.texts) if pull is None else (vectors * pull).sum()
 
     def loss(self, vectors: Tensor, texts: Tensor) -> Tensor:
-        """Return the loss of pairs by their vectors (B, 2, D) and the numbers of their texts (B, 2): equal
-        texts have equal numbers, and are nobody's negatives.
+        """Return the loss of pairs or triples by their vectors (B, S, D) and the numbers of their texts (B,
+        S): equal texts have equal numbers, and are nobody's negatives.
         """
-        one, other = vectors.unbind(1)
-        scores = (self.scale * one @ other.T).masked_fill(no_negatives(texts), -torch.inf)
+        one, *others = vectors.unbind(1)
+        scores = (self.scale * one @ torch.cat(others).T).masked_fill(no_negatives(texts), -torch.inf)
         own = torch.arange(len(scores), device=scores.device)
         return (F.cross_entropy(scores, own, reduction="sum")
-                + F.cross_entropy(scores.T, own, reduction="sum")) / 2  # fmt: skip
+                + F.cross_entropy(scores[:, : len(own)].T, own, reduction="sum")) / 2  # fmt: skip
 
     def pulls(self, vectors: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss of all pairs of a step, and its gradient in their vectors (B, 2, D)."""
+        """Return the loss of all pairs of a step, and its gradient in their vectors (B, S, D)."""
         with torch.enable_grad():
             vectors = vectors.detach().requires_grad_()
             loss = self.loss(vectors, texts)
@@ -177,8 +179,11 @@ class Preference(nn.Module):
 
 def no_negatives(texts: Tensor) -> Tensor:
     """(B, B) whether text j of the other side must not count as a negative of pair i: it is that pair's own
-    text, or belongs to a text equal to one of it.
+    text, or belongs to a text equal to one of it. Of triples (B, 2 B), the negatives last: one that is a text
+    of pair i.
     """
-    one, other = texts.unbind(1)
+    one, other, *negatives = texts.unbind(1)
     same = (one[:, None] == one) | (other[:, None] == other) | (one[:, None] == other)
-    return same & ~torch.eye(len(texts), dtype=torch.bool, device=texts.device)
+    same &= ~torch.eye(len(texts), dtype=torch.bool, device=texts.device)
+    hard = [(one[:, None] == negative) | (other[:, None] == negative) for negative in negatives]
+    return torch.cat([same, *hard], dim=1)
