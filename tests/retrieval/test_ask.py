@@ -23,7 +23,10 @@ from transom.retrieval.search import KnowledgeBase
 from transom.retrieval.store import Passage
 from transom.retrieval.writer import Writer
 
-LEAVE = "# Leave\r\n\r\nEmployees get 25 days of leave. They are booked in the portal.\r\n"
+LEAVE = (
+    "# Leave\r\n\r\nEmployees get 25 days of leave. They are booked in the portal.\r\n"
+    "\r\n## Parental leave\r\n\r\nTwo years.\r\n"
+)
 BOILER = "The boiler stands in the cellar. It is serviced by Meyer & Söhne every March."
 
 
@@ -45,6 +48,11 @@ def test_an_answer_has_its_place(base: KnowledgeBase) -> None:
     assert citation.document == "docs/leave.md" and LEAVE[citation.start : citation.end] == citation.quote
     assert citation.support == 1.0 and citation.loo is None and "docs/leave.md" in str(found)
     assert json.loads(json.dumps(found.to_dict()))["sentences"][0]["citations"][0]["quote"] == found.text
+
+
+def test_a_sentence_is_read_with_its_heading(base: KnowledgeBase) -> None:
+    found = ask(base, "How long is the parental leave?")
+    assert found.text == "Two years." and found.sentences[0].citations[0].quote == "Two years."
 
 
 def test_what_the_documents_do_not_say(base: KnowledgeBase) -> None:

@@ -160,6 +160,8 @@ def test_mistakes_are_one_line(folder: Path, tmp_path: Path) -> None:
     empty.mkdir()
     with pytest.raises(Refused, match="nothing: there is no document in it"):
         index([empty], kb)
+    with pytest.raises(Refused, match="--out is the folder of the documents"):
+        index([folder], folder)
     with pytest.raises(Refused, match="no such file or folder"):
         index([tmp_path / "dox"], kb)
     with pytest.raises(Refused, match="no such knowledge base"):

@@ -171,7 +171,8 @@ def choose(
     fewest = math.ceil(math.log(1 - CONFIDENCE) / math.log(1 - max_error))
     if not len(test):
         raise Refused("there is one labelled question; calibrating takes hundreds")
-    first = min(1.0, 1.3 * fewest / len(test))  # below, even no error at all would prove nothing
+    # With half as many answers even no error at all would prove nothing; the first may not fail by chance.
+    first = min(1.0, 2 * fewest / len(test))
     shares = np.linspace(first, 1.0, LEVELS if first < 1 else 1)
     thresholds = np.unique(np.quantile(place, 1 - shares))[::-1]
     kept = strictest = None

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .chunks import is_heading, sentences
+from .chunks import BETWEEN, is_heading, sentences
 from .search import STOP, WORD, Hit, KnowledgeBase
 
 READ = 8
 """Passages whose sentences are looked at."""
-FEWEST = 12
+FEWEST = 4
 """Characters of a sentence that can answer."""
 MOST = 1200
 _NUMBER_WANTED = re.compile(
@@ -27,6 +27,8 @@ _NUMBER_WANTED = re.compile(
 )
 _ENDINGS = ("ations", "ation", "ingly", "ings", "ing", "edly", "ies", "ers", "ed", "er", "es", "ly", "s", "e")
 
+_MEASURED = re.compile(r"\bhow (?:long|old|far|often|high|tall|large|big|wide|deep|fast|heavy)\b", re.I)
+"""Asks for a measure, whose word stands in few answers."""
 FEATURES = (
     "words of the sentence",
     "words of the passage",
@@ -71,27 +73,36 @@ def weights(text: str, among: Sequence[str]) -> dict[str, float]:
 
 
 def candidates(base: KnowledgeBase, question: str, hits: Sequence[Hit]) -> list[Candidate]:
-    """The sentences of the best passages, in the order of these."""
-    asked = weights(question, [hit.passage.text for hit in hits])
+    """The sentences of the best passages, in the order of these.
+
+    A sentence is read with the heading that it stands under in its passage: `Two years.` answers how long
+    parental leave is where that is what stands above it.
+    """
+    asked = weights(_MEASURED.sub(" ", question), [hit.passage.text for hit in hits])
     found: list[tuple[Hit, int, int, str, float]] = []
+    read: list[str] = []
     for hit in hits[:READ]:
         passage = hit.passage
         whole = coverage(asked, f"{passage.title} {passage.section} {passage.text}")
+        heading = passage.section.rpartition(BETWEEN)[2] + "\n"
         for start, end in sentences(passage.text):
             text = passage.text[start:end]
-            if FEWEST <= len(text) <= MOST and not is_heading(text):
+            if is_heading(text):
+                heading = text.lstrip("# ") + "\n"
+            elif FEWEST <= len(text) <= MOST:
+                read.append(heading + text)
                 found.append((hit, passage.start + start, passage.start + end, text, whole))
     if not found:
         return []
     cosines = np.zeros(len(found))
     if base.encoder is not None:
-        vectors = base.vectors([question, *(one[3] for one in found)])
+        vectors = base.vectors([question, *read])
         cosines = vectors[1:] @ vectors[0]
     wants_number = _NUMBER_WANTED.search(question) is not None
     made = []
-    for (hit, start, end, text, whole), cosine in zip(found, cosines, strict=True):
+    for (hit, start, end, text, whole), under, cosine in zip(found, read, cosines, strict=True):
         number = float(wants_number and any(letter.isdigit() for letter in text))
-        features = [coverage(asked, text), whole, cosine, number]
+        features = [coverage(asked, under), whole, cosine, number]
         made.append(Candidate(hit, start, end, text, np.array(features, np.float64)))
     return made
 

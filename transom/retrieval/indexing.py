@@ -144,6 +144,10 @@ def _found(sources: Sequence[str | Path], out: Path) -> tuple[list[Found], list[
     found: dict[str, Found] = {}
     outcomes: list[Outcome] = []
     for source in sources:
+        if Path(source).absolute() == out.absolute():
+            raise Refused(
+                f"{source}: --out is the folder of the documents; name another folder for the index"
+            )
         files, left_out = find_files(source)
         outcomes += left_out
         for one in files:
