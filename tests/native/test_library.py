@@ -89,3 +89,53 @@ def test_nothing_outside_of_what_was_allocated_is_touched(tmp_path: Path) -> Non
         cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+
+
+REGIONS = """
+#include "threads.h"
+#include <cstdio>
+
+// Regions of 40 ops of 7 pieces: every op reads what all pieces of the one before wrote.
+int main() {
+    auto& threads = *new transom::Threads; // as in the library: never ended
+    for (int n = 1; n <= 4; n++)
+        for (int region = 0; region < 300; region++) {
+            long rows[41][7] = {};
+            transom::Pieces ops[40];
+            for (auto& op : ops) op.reset();
+            threads.run(n, [&](int) {
+                for (int i = 0; i < 40; i++)
+                    ops[i].share(7, [&](int64_t piece) {
+                        long sum = 1;
+                        for (long x : rows[i]) sum = (sum + x) % 1000003;
+                        rows[i + 1][piece] = sum + piece;
+                    });
+            });
+            long expected[7] = {};
+            for (int i = 0; i < 40; i++) {
+                long sum = 1;
+                for (long x : expected) sum = (sum + x) % 1000003;
+                for (long piece = 0; piece < 7; piece++) expected[piece] = sum + piece;
+            }
+            for (int piece = 0; piece < 7; piece++)
+                if (rows[40][piece] != expected[piece]) return std::puts("a piece was lost"), 1;
+        }
+}
+"""
+
+
+@needs_compiler
+@pytest.mark.heavy
+@pytest.mark.parametrize("flags", [["-O2"], ["-O1", "-g", "-fsanitize=thread", "-Wno-tsan"]])
+def test_threads_share_pieces_without_a_race(tmp_path: Path, flags: list[str]) -> None:
+    (tmp_path / "regions.cpp").write_text(REGIONS)
+    assert COMPILER is not None
+    paths = [f"-I{building.SOURCE}", "regions.cpp", "-o", "regions"]
+    command = [COMPILER, "-std=c++20", "-pthread", *flags, *paths]
+    compiled = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    if compiled.returncode and "tsan" in compiled.stderr:
+        pytest.skip("the compiler has no ThreadSanitizer")
+    assert compiled.returncode == 0, compiled.stderr
+    environment = {**os.environ, "TSAN_OPTIONS": "report_thread_leaks=0"}
+    ran = subprocess.run([tmp_path / "regions"], env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr[-3000:]

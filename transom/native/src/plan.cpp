@@ -72,7 +72,7 @@ struct TransomPlan {
     std::vector<Look> looks;
     std::vector<int32_t> places;
     std::vector<Scratch> scratch;
-    std::unique_ptr<std::atomic<int64_t>[]> next; // of each op: the first piece of work that nobody has taken
+    std::unique_ptr<Pieces[]> pieces; // of each op
 };
 
 namespace transom {
@@ -86,7 +86,7 @@ class Worker {
 
     template <class F> void run(size_t i) {
         const TransomOp& op = plan_.ops[i];
-        next_ = &plan_.next[i];
+        pieces_ = &plan_.pieces[i];
         switch (op.kind) {
         case TRANSOM_EMBED: return embed<F>(op);
         case TRANSOM_NORM: return norm(op);
@@ -97,9 +97,7 @@ class Worker {
     }
 
   private:
-    template <class Work> void share(int64_t n, const Work& work) {
-        for (int64_t i; (i = next_->fetch_add(1, std::memory_order_relaxed)) < n;) work(i);
-    }
+    template <class Work> void share(int64_t n, const Work& work) { pieces_->share(n, work); }
 
     int64_t n_rows(const TransomOp& op) const { return op.wanted ? step_.n_wanted : step_.n_tokens; }
 
@@ -164,7 +162,7 @@ class Worker {
     TransomPlan& plan_;
     const TransomStep& step_;
     int thread_;
-    std::atomic<int64_t>* next_ = nullptr;
+    Pieces* pieces_ = nullptr;
 };
 
 // Where each token stands, which run of a page it belongs to, and which queries look back together.
@@ -196,7 +194,7 @@ static bool make_room(TransomPlan& plan, const TransomStep& step) {
         if (!buffer.reserve(most)) return false;
     if (int(plan.scratch.size()) < step.n_threads) plan.scratch.resize(size_t(step.n_threads));
     for (Scratch& scratch : plan.scratch) scratch.reserve(plan.cache.width);
-    for (size_t i = 0; i < plan.ops.size(); i++) plan.next[i].store(0, std::memory_order_relaxed);
+    for (size_t i = 0; i < plan.ops.size(); i++) plan.pieces[i].reset();
     return true;
 }
 
@@ -220,10 +218,7 @@ template <class F> static void run_in(TransomPlan& plan, const TransomStep& step
     amx::configure(amx::DEPTH);
 #endif
     Worker worker(plan, step, thread);
-    for (size_t i = 0; i < plan.ops.size(); i++) {
-        worker.run<F>(i);
-        threads().barrier.wait();
-    }
+    for (size_t i = 0; i < plan.ops.size(); i++) worker.run<F>(i);
 #if defined(TRANSOM_AMX)
     amx::release();
 #endif
@@ -298,7 +293,7 @@ TransomPlan* transom_plan(int32_t format, const TransomOp* ops, int32_t n_ops, c
         const int64_t row_bytes = round_up(widths[i], DEPTH_UNIT) * number_bytes(formats[i]);
         plan->buffers.push_back({widths[i], formats[i], row_bytes, 0, nullptr});
     }
-    plan->next.reset(new std::atomic<int64_t>[size_t(n_ops)]);
+    plan->pieces.reset(new Pieces[size_t(n_ops)]);
     Cache& cache = plan->cache;
     cache.n_pages = n_pages, cache.n_heads = n_kv_heads, cache.width = round_up(head_dim, DEPTH_UNIT);
     cache.number_bytes = number_bytes(format);

@@ -1,9 +1,9 @@
 // The threads of one process: whoever calls `run` works with them, they wait for it, one region at a time.
 //
-// A region is a whole step, some 200 ops with a barrier behind each, so waiting is by spinning: waking a
-// thread takes as long as an op. The spin is bounded, then the thread sleeps (a futex): a core that another
-// program needs is not burnt, and a step beside a busy program is slow by that program's share, not by its
-// time slices.
+// A region is a whole step, some 200 ops, each cut into pieces that threads take (`Pieces`). Nobody waits for
+// a thread, only for pieces: one that a busy machine does not let run holds nothing up until it holds a
+// piece. Waiting is by spinning, since waking a thread takes as long as an op. The spin is bounded, then the
+// thread sleeps (a futex): a core that another program needs is not burnt.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -36,50 +36,48 @@ static inline void wait_for_change(const std::atomic<uint32_t>& value, uint32_t 
     while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
 }
 
-class Barrier {
+// The pieces of one op.
+class alignas(64) Pieces {
   public:
-    void reset(int n) { size_ = n, left_.store(n, std::memory_order_relaxed); }
+    void reset() { next_.store(0, std::memory_order_relaxed), done_.store(0, std::memory_order_relaxed); }
 
-    void wait() {
-        if (size_ == 1) return;
-        uint32_t round = round_.load(std::memory_order_acquire);
-        if (left_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
-            left_.store(size_, std::memory_order_relaxed);
-            round_.fetch_add(1, std::memory_order_acq_rel);
-            round_.notify_all();
-        } else {
-            wait_for_change(round_, round);
-        }
+    // Do pieces 0 .. n - 1 with whoever else calls this; returns when all are done.
+    template <class Work> void share(int64_t n, const Work& work) {
+        uint32_t mine = 0;
+        for (int64_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < n; mine++) work(i);
+        if (mine && done_.fetch_add(mine, std::memory_order_acq_rel) + mine == n) done_.notify_all();
+        for (uint32_t done; (done = done_.load(std::memory_order_acquire)) != n;)
+            wait_for_change(done_, done);
     }
 
   private:
-    int size_ = 1;
-    alignas(64) std::atomic<int> left_{1};
-    alignas(64) std::atomic<uint32_t> round_{0};
+    std::atomic<int64_t> next_{0};
+    std::atomic<uint32_t> done_{0};
 };
 
 // Made once and never ended: at the end of the process they sleep, and the system takes them.
 class Threads {
   public:
-    // Call work(thread) in n threads, 0 being the caller's own; returns when all have returned.
+    // Call work(thread) in up to n threads, 0 being the caller's own, which must do all that no other does;
+    // returns when nobody is in it any more.
     template <class Work> void run(int n, const Work& work) {
         std::lock_guard<std::mutex> turn(turn_);
         grow(n - 1);
         call_ = [](const void* w, int thread) { (*static_cast<const Work*>(w))(thread); };
         work_ = &work;
         n_ = n;
-        barrier.reset(n);
-        left_.store(uint32_t(workers_.size()), std::memory_order_relaxed);
+        inside_.store(OPEN, std::memory_order_release);
         start_.fetch_add(1, std::memory_order_acq_rel);
         start_.notify_all();
         work(0);
-        for (uint32_t left; (left = left_.load(std::memory_order_acquire)) != 0;)
-            wait_for_change(left_, left);
+        inside_.fetch_and(~OPEN, std::memory_order_acq_rel); // who has not come by now need not come
+        for (uint32_t inside; (inside = inside_.load(std::memory_order_acquire)) != 0;)
+            wait_for_change(inside_, inside);
     }
 
-    Barrier barrier;
-
   private:
+    static constexpr uint32_t OPEN = 1u << 31;
+
     void grow(int n) {
         while (int(workers_.size()) < n) {
             int thread = int(workers_.size()) + 1;
@@ -91,10 +89,18 @@ class Threads {
         for (;;) {
             wait_for_change(start_, seen);
             seen = start_.load(std::memory_order_acquire);
+            if (!enter()) continue;
             if (thread < n_) call_(work_, thread);
-            left_.fetch_sub(1, std::memory_order_acq_rel);
-            left_.notify_one();
+            inside_.fetch_sub(1, std::memory_order_acq_rel);
+            inside_.notify_all();
         }
+    }
+
+    bool enter() {
+        uint32_t inside = inside_.load(std::memory_order_acquire);
+        while (inside & OPEN)
+            if (inside_.compare_exchange_weak(inside, inside + 1, std::memory_order_acq_rel)) return true;
+        return false;
     }
 
     std::mutex turn_;
@@ -103,7 +109,8 @@ class Threads {
     const void* work_ = nullptr;
     int n_ = 1;
     alignas(64) std::atomic<uint32_t> start_{0};
-    alignas(64) std::atomic<uint32_t> left_{0};
+    alignas(64) std::atomic<uint32_t> inside_{
+        0}; // how many workers are in the region, and whether more may come
 };
 
 } // namespace transom
