@@ -150,3 +150,9 @@ def test_public_sets_are_taken_as_they_lie() -> None:
     assert sum(1 for _ in asked) == 1000
     clauses = open_labelled(str(SHARED / "cuad_clauses" / "legalbench_CUAD_test.tar.gz"))
     assert {one.label for one in clauses} == {"Yes", "No"}
+
+
+def test_two_columns_of_one_name_are_refused_in_an_archive_too(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "twins.zip", {"a.csv": b"text,text\n1,2\n"})
+    with pytest.raises(Refused, match="twins.zip!a.csv:1: 2 columns are named 'text'; rename one"):
+        read(path)

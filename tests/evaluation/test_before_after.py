@@ -228,3 +228,38 @@ def test_texts_to_embed_that_are_too_long_are_cut_for_both(
     told = json.loads((run / "before_after.json").read_text())
     assert told["measures"][0]["name"] == "recall@1" and told["measures"][0]["n"] > 15
     assert "are cut there" in capsys.readouterr().err
+
+
+def test_what_cannot_be_is_refused_before_anything_is_learned(
+    tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, same = str(tuned.parent / "base"), tmp_path / "same.jsonl"
+    data = str(tuned.parent / "talks.jsonl")
+    row = {"prompt": "Which?", "chosen": "this", "rejected": "this"}
+    same.write_text("".join(json.dumps({**row, "prompt": f"Which {i}?"}) + "\n" for i in range(40)))
+    for words, says in (
+        ([data, "--general", str(tmp_path / "gone.txt")], "gone.txt: no such file or folder"),
+        ([data, "--map", "prompt=promt"], "no column is named 'promt' (--map); did you mean 'prompt'?"),
+        ([str(same)], "no pair is left to learn from: 40 whose two answers are equal say nothing"),
+    ):
+        asked = ["finetune", base, "--data", *words, "--out", str(tmp_path / "run"), "--steps", "1"]
+        assert door.run(asked) == 2
+        assert says in capsys.readouterr().err and not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_disk_that_is_full_at_the_end_loses_no_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What scores and compares cannot be written: the run has ended well, and says where its model is."""
+    base, data = write_model(tmp_path / "base", **ENCODER), tmp_path / "classes.tsv"
+    rows = [f"the {('grass is green', 'sea is salt')[i % 2]} {i}\t{LABELS[i % 2]}\n" for i in range(60)]
+    data.write_text("text\tlabel\n" + "".join(rows))
+
+    def full(*_: object, **__: object) -> None:
+        raise Refused("report.html: cannot be written (No space left on device)")
+
+    monkeypatch.setattr("transom.evaluation.examine.write_whole", full)
+    monkeypatch.setattr("transom.evaluation.before_after.write_page", full)
+    finish(data, base, tmp_path / "run")
+    said = capsys.readouterr()
+    assert "No space left on device" in said.err and f"model: {tmp_path / 'run' / 'model'}" in said.out

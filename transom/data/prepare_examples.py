@@ -497,6 +497,9 @@ class _Writing:
         report.n_train, report.n_held_out = map(len, self.numbers)
         if not (report.n_train and report.n_held_out):
             what = "hold out" if report.n_train else "learn from"
+            if not report.first_over_long:
+                why = f": {report.notes[-1]}" if report.notes else ""
+                raise Refused(f"{report.name}: no {report.noun} is left to {what}{why}; give others")
             raise Refused(
                 f"{report.name}: every {report.noun} to {what} is longer than {max_len:,} tokens, first at "
                 f"{report.first_over_long}; raise --model.max-len, or shorten them"

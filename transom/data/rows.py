@@ -119,6 +119,7 @@ def _named_rows(path: Path, where: str, issues: Issues) -> Iterator[dict[str, An
         if isinstance(row, dict):
             yield row
         elif header is None:
+            refuse_twins(row, row, where)
             header = row
         else:
             yield dict(zip(header, row, strict=True))

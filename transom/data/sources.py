@@ -272,7 +272,7 @@ def _from_folder(root: Path, name: str, field: str | None, policy: Policy) -> So
         if field is not None:
             reason = None if is_records else "files without fields"
         elif is_records:
-            reason = "data files (name --data.field to read their records)"
+            reason = "data files (name one of them, or --data.field to read the text of their records)"
         elif path.is_symlink() and not path.exists():
             reason = "broken links"
         elif not path.is_file() or not os.access(path, os.R_OK):

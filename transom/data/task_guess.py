@@ -30,7 +30,7 @@ from transom.data.sources import open_rows, spooled_input
 from transom.data.stdlib_labels import STDLIB_LABELS
 from transom.data.tables import TABLES
 from transom.data.textfile import SkippedFile
-from transom.errors import Refused
+from transom.errors import Refused, nearest
 
 Task = Literal["lm", "translate", "classify", "sft", "embed", "preference"]
 FEW = 10
@@ -65,6 +65,18 @@ def guess_task(
     with contextlib.suppress(Refused, SkippedFile):
         task = _file_task(file)
     return task or ("lm", f"{file.where} has neither two sides of a pair nor a text with its label")
+
+
+def unmapped(source: str, fields: Mapping[str, str]) -> str:
+    """Say which column that a person named a file does not have; "" where it has all, or is not rows."""
+    rows = _first_of(source)
+    names = [str(name) for name in rows[0]] if rows else []
+    known = [name.strip().lower() for name in names]
+    missing = [column for column in fields.values() if known and column.lower() not in known]
+    if not missing:
+        return ""
+    has = nearest(missing[0], names) or f"; it has {', '.join(printable(name)[:40] for name in names[:12])}"
+    return f"{printable(source)}: no column is named '{printable(missing[0])}' (--map){has}"
 
 
 def rows_there(source: str) -> RowFile | HubRows | None:

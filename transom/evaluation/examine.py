@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -151,7 +152,11 @@ def examined(run: Run) -> Run | ExaminedRun:
     data = origin_of(run.folder).settings.data
     if "-" in (data.source, data.target, data.validation):
         return run
-    return ExaminedRun(run, examine(run.folder))
+    try:
+        return ExaminedRun(run, examine(run.folder))
+    except Refused as refused:  # the run itself has ended well
+        print(f"not scored beside something cheap: {refused}", file=sys.stderr)
+        return run
 
 
 def headline_scores(folder: Path) -> dict[str, float]:

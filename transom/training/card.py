@@ -99,9 +99,11 @@ def _purpose(card: dict[str, str | None]) -> str:
 
 
 def _licence(licence: str | None, begun_from: str | None) -> str:
-    of_data = f"The licence of the data: {_sentence(licence)}" if licence else "The data has its own licence."
-    also = " So have the weights that it began as." if begun_from else ""
-    return f"{of_data}{also} Look at it before you publish this model."
+    named = (
+        f"The licence of the data: {_sentence(licence)}" if licence else "The data has a licence of its own."
+    )
+    also = " So do the weights that it began as have theirs." if begun_from else ""
+    return f"{named}{also} Look before you publish this model."
 
 
 def _sentence(text: str | None) -> str:

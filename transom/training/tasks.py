@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from ..data.formats import ELSEWHERE, named_fields
 from ..data.sources import open_source
-from ..data.task_guess import commands_for, guess_task, text_field_of_input
+from ..data.task_guess import commands_for, guess_task, text_field_of_input, unmapped
 from ..errors import Refused
 from ..settings import LIMITS, PreferenceSettings, TrainSettings
 from .architecture import member
@@ -56,6 +56,8 @@ def choose_task(settings: TrainSettings, report: Report) -> TrainSettings:
         settings = settings.with_({"task": task})
     elif settings.task == "auto":
         task, why = guess_task(data.source, data.target, columns)
+        if task == "lm" and (says := unmapped(data.source, columns)):
+            raise Refused(says)
         if task == "embed" and data.field is None:  # contrastive pairs: their first two columns
             settings = settings.with_({
                 "data.field": columns.get("anchor", "anchor"),
