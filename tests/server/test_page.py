@@ -180,7 +180,7 @@ def say(page: Any, text: str) -> Any:
 
 
 def finished(page: Any) -> None:
-    page.wait_for_selector("#panel-chat:not([data-writing])")
+    page.wait_for_selector("#panel-chat:not([data-writing]):not([data-saving])")
 
 
 def stored(page: Any, name: str) -> Any:

@@ -189,6 +189,7 @@ def test_an_answer_goes_on_while_another_conversation_is_open(visit: Visit):
     page.get_by_role("button", name="New conversation").click()
     assert page.locator(".message").count() == 0
     page.get_by_role("button", name="A long one", exact=True).click()
+    page.locator(".message.assistant").wait_for()
     finished(page)
     assert len(kept(page)["messages"][1]["tokens"]) == 600
 
@@ -408,6 +409,7 @@ def test_no_barrier_is_found_by_axe(visit: Visit):
         "complete": lambda: page.get_by_role("tab", name="Complete").click(),
         "translate": lambda: page.get_by_role("tab", name="Translate").click(),
         "classify": lambda: page.get_by_role("tab", name="Classify").click(),
+        "compare": lambda: page.get_by_role("tab", name="Compare").click(),
         "look": lambda: (page.get_by_role("tab", name="Chat").click(),
                          page.get_by_role("button", name="Look inside").first.click(),
                          page.locator("#insight .pane").first.wait_for()),

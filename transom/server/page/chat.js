@@ -192,7 +192,8 @@ export class Chat {
 
   /** Keep a conversation, one saving after the other. */
   keep(conversation = this.conversation) {
-    this.saving = this.saving.then(async () => {
+    this.panel.setAttribute("data-saving", "");
+    const saving = this.saving.then(async () => {
       if (!conversation.messages.length) return this.list();
       try {
         const parted = await database.save(conversation);
@@ -206,7 +207,9 @@ export class Chat {
       }
       return this.list();
     });
-    return this.saving;
+    this.saving = saving.finally(() => this.saving === last && this.panel.removeAttribute("data-saving"));
+    const last = this.saving;
+    return last;
   }
 
   // Messages

@@ -1,6 +1,6 @@
 // Compare: two models side by side on one prompt, each taking the likeliest token, and the first one where they part.
 
-import { announce, count, growing, h, percent, showError, visible } from "./dom.js";
+import { SHORTCUT, announce, count, growing, h, percent, showError, visible } from "./dom.js";
 import { CHAT, COMPLETION, ending, stream } from "./answer.js";
 import { roomFor } from "./context.js";
 import * as store from "./store.js";
@@ -35,7 +35,7 @@ export class Compare {
     this.models = models;
     this.writing = null;
     this.prompt = h("textarea", {
-      class: "writing compare-prompt", rows: 3, id: "compare-prompt", placeholder: "What shall both be asked?",
+      class: "writing compare-prompt", rows: 3, id: "compare-prompt", dir: "auto", placeholder: "What shall both be asked?",
       oninput: () => (store.write("draft.compare", this.prompt.value), this.ready()),
       onkeydown: (event) => {
         if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) (event.preventDefault(), this.pressed());
@@ -56,7 +56,7 @@ export class Compare {
       h("form", { class: "desk wide", onsubmit: (event) => (event.preventDefault(), this.pressed()) },
         h("label", { class: "desk-label", for: "compare-prompt" }, "Prompt"),
         h("div", { class: "sheet tall" }, this.prompt),
-        h("div", { class: "desk-foot" }, this.button, h("span", { class: "quiet only-wide" }, "Ctrl + Enter"),
+        h("div", { class: "desk-foot" }, this.button, h("span", { class: "quiet only-wide" }, SHORTCUT),
           h("span", { class: "quiet" }, "Each takes the likeliest token; where two are nearly as likely, rounding may choose.")),
         this.verdict, h("div", { class: "pair" }, this.sides.map(({ node }) => node))));
     const base = models.find((model) => models.some(({ parent }) => parent === model.id)) ?? models[0];

@@ -43,6 +43,20 @@ export function turn(conversation, message, step) {
   from.chosen = conversation.messages.indexOf(other);
 }
 
+/**
+ * Take into `own` what another tab kept of the same conversation, where own goes on from all of that; false where
+ * both said something in the same place. An answer that was still being written is as long as the longer one.
+ */
+export function merge(own, kept) {
+  const same = (one, other) =>
+    one && one.role === other.role && one.parent === other.parent && (one.text.startsWith(other.text) || other.text.startsWith(one.text));
+  if (!kept.messages.every((message, i) => same(own.messages[i], message))) return false;
+  kept.messages.forEach((message, i) => {
+    if (message.text.length >= own.messages[i].text.length) Object.assign(own.messages[i], message, { chosen: own.messages[i].chosen });
+  });
+  return true;
+}
+
 /** What it is called: as somebody named it, else how it begins. */
 export function titled(conversation) {
   if (conversation.named) return conversation.title;

@@ -4,7 +4,7 @@
 // saves the others hear of. A conversation that another tab has changed since is never written over: what this tab
 // has becomes a conversation of its own. Without a database all of it lasts until the tab is closed.
 
-import { fresh, fromList, titled } from "./conversation.js";
+import { fresh, fromList, merge, titled } from "./conversation.js";
 import * as store from "./store.js";
 
 const TABLES = ["whole", "heads", "words"];
@@ -68,17 +68,19 @@ export const load = async (id) => (await within("readonly", (table) => table("wh
 export const everything = () => within("readonly", (table) => table("whole").all());
 
 /**
- * Keep a conversation. Where another tab has saved it since it was loaded, it is kept beside that one, under a new
- * id and a name that says so, and the result is true. Throws where the browser has no room.
+ * Keep a conversation. Where another tab has said something else in the same place since it was loaded, it is kept
+ * beside that one, under a new id and a name that says so, and the result is true. Throws where there is no room.
  */
 export async function save(conversation) {
   let parted = false;
   const saved = { ...conversation, updated: Date.now(), title: titled(conversation) };
   await within("readwrite", async (table) => {
     const kept = await table("heads").get(saved.id);
-    parted = kept !== undefined && kept.revision !== conversation.revision;
+    const behind = kept !== undefined && kept.revision !== conversation.revision;
+    parted = behind && !merge(saved, await table("whole").get(saved.id));
+    if (behind) saved.revision = kept.revision;
     if (parted) Object.assign(saved, { id: fresh().id, title: `${saved.title} (from another tab)`, named: true });
-    saved.revision = conversation.revision + 1;
+    saved.revision += 1;
     await put(table, saved);
   });
   const { id, title, named, updated, revision } = saved;

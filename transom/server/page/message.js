@@ -54,7 +54,8 @@ export function said(chat, message, place) {
     h("h2", { class: "who" }, "You"),
     h("div", { class: "body" },
       h("div", { class: "plain", dir: "auto" }, text),
-      facts?.length && h("p", { class: "quiet facts-used" }, `${count(facts.length, "remembered fact")} went along: `, facts.map((fact, i) => [i ? " · " : "", used(chat, message, fact)])),
+      facts?.length && h("p", { class: "quiet facts-used" }, `${count(facts.length, "remembered fact")} went along: `, facts.map((fact, i) => [i ? " · " : "", used(chat, message, fact)]),
+        waits || place === chat.messages.length - 2 ? [" ", action("Not this time", () => without(chat, message, place), { title: "Answer again without them" })] : ""),
       kept && h("p", { class: "quiet" }, "Kept in memory. ", action("Undo", (event) => takeBack(chat, message, event.target.parentNode))),
       notKept && h("p", { class: "quiet" }, `Not kept in memory: ${notKept}.`),
       h("div", { class: "actions" },
@@ -62,6 +63,13 @@ export function said(chat, message, place) {
         action("Copy", (event) => copy(text, event.target)),
         action("Edit", () => chat.edit(place), { "data-act": "edit" }),
         waits && action("Answer", () => chat.answer(place)))));
+}
+
+/** Answer a message again without what was remembered. */
+function without(chat, message, place) {
+  delete message.note;
+  delete message.facts;
+  return chat.answer(place);
 }
 
 /** A fact that went along, with the way to forget it for good. */

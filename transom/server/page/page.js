@@ -18,8 +18,8 @@ import { Translate } from "./translate.js";
 
 // A tab, the models it works with, and what to serve where there is none.
 const TABS = {
-  chat: { make: Chat, takes: (model) => model.chat, needs: "a model with a chat template" },
-  complete: { make: Complete, takes: (model) => ["generate", "chat"].includes(model.task), needs: "a model that writes" },
+  chat: { make: Chat, samples: true, takes: (model) => model.chat, needs: "a model with a chat template" },
+  complete: { make: Complete, samples: true, takes: (model) => ["generate", "chat"].includes(model.task), needs: "a model that writes" },
   translate: { make: Translate, takes: (model) => model.task === "translate", needs: "a model that translates" },
   classify: { make: Classify, takes: (model) => model.task === "classify", needs: "a classifier" },
   compare: {
@@ -66,9 +66,11 @@ function openTab(name, focus = false) {
     tab.tabIndex = here ? 0 : -1;
     $(tab.getAttribute("aria-controls")).hidden = !here;
     if (here && focus) tab.focus();
+    if (here) tab.scrollIntoView({ block: "nearest", inline: "nearest" });
   }
   if (document.body.dataset.tab !== name) $("insight").look?.close(); // what it shows belongs to the other tab
   document.body.dataset.tab = name;
+  $("settings-open").hidden = !TABS[name].samples; // the others have all of theirs in sight
   store.write("tab", name);
   fillModels(name);
   for (const area of document.querySelectorAll("textarea")) area.dispatchEvent(new Event("fit"));

@@ -16,9 +16,9 @@ export function drawer(dialog, title, ...children) {
 }
 
 const NUMBERS = [
-  { name: "temperature", label: "Temperature", min: 0, max: 2, step: 0.05, slider: true, empty: "the model's",
+  { name: "temperature", label: "Temperature", min: 0, max: 2, step: 0.05, slider: true, empty: "auto",
     hint: "0 always takes the likeliest token; higher is freer. Empty: as the model's folder says, else 0.7 in a chat, 1 elsewhere." },
-  { name: "topP", label: "Top-p", min: 0.05, max: 1, step: 0.05, slider: true, empty: "the model's",
+  { name: "topP", label: "Top-p", min: 0.05, max: 1, step: 0.05, slider: true, empty: "auto",
     hint: "Draw only from the likeliest tokens that make up this share. Empty: as the model's folder says, else 0.9 in a chat where no temperature is set, else 1." },
   { name: "maxTokens", label: "Longest answer", unit: "tokens", min: 1, max: 1000000, step: 1, empty: "automatic",
     hint: "Automatic: until it ends by itself, at most 2,048 or what the model still reads." },
