@@ -108,7 +108,7 @@ def test_help_for_train_is_in_sections_in_reading_order(helped: Callable[..., st
     shown = helped("train", "--help-all")
     titles = [line.split("─ ")[1].split(" ─")[0] for line in shown.splitlines() if line.startswith("╭─")]
     assert titles == ["Arguments", "Parameters", "Run", "Data", "Model", "Batch", "Optimizer", "LoRA",
-                      "Preference"]  # fmt: skip
+                      "Preference", "Model card"]  # fmt: skip
 
 
 def test_version() -> None:
