@@ -2,12 +2,14 @@
 
 Of the shape of SmolLM2-135M (30 layers, 576 wide, 9 and 3 heads, 49,152 tokens, tied): tokens/s of decoding
 at batch 1, 8 and 32 and of reading a prompt of 512, each with its share of what the machine can do; and the
-time to the first token of 16 chats that share 1,000 tokens, with and without reuse of prefixes.
+time to the first token of 16 chats that share 1,000 tokens, with and without reuse of prefixes. Where native
+kernels run, the same by PyTorch stands beside them.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
@@ -24,6 +26,7 @@ from transom.data.tokenizer import train_tokenizer
 from transom.hardware import Hardware, keep_memory
 from transom.inference.engine import Engine, EngineSettings
 from transom.inference.generator import Generator
+from transom.inference.native_runner import available
 from transom.model.config import ModelConfig
 from transom.model.transformer import Transformer
 from transom.sampling_params import SamplingParams
@@ -44,14 +47,20 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser("engine_speed", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tiny", action="store_true", help="a toy model: only to see that all runs")
+    parser.add_argument("--busy", action="store_true", help="others are at work: one thread, processor time")
     asked = parser.parse_args(arguments)
     keep_memory()
+    clock = time.process_time if asked.busy else time.perf_counter
+    if asked.busy:
+        torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = Transformer(TINY if asked.tiny else SMOL).to(torch.bfloat16)
         save_model(folder, model, train_tokenizer("bytes", iter(["text"]), 258))
         generator = transom.load(folder, dtype="bfloat16")
         peers: dict[str, Write] = {"transformers": of_transformers(folder), "Transom": of_transom(generator)}
+        if available(generator.model)[0] is not None:
+            peers["Transom by PyTorch"] = of_transom(generator, "0")
         missing = llama_cpp_peer.missing()
         if not missing:
             peers["llama.cpp"] = llama_cpp_peer.writer(folder, max(BATCHES))
@@ -59,13 +68,16 @@ def main(arguments: list[str]) -> None:
                  f" {asked.rounds} rounds" + (f"; llama.cpp: {missing}" if missing else "")]  # fmt: skip
         figures: dict[str, Any] = {}
         for batch in BATCHES:
-            _decoding(peers, generator, batch, asked.rounds, lines, figures)
-        _prefill(peers, generator, asked.rounds, lines, figures)
+            _decoding(peers, generator, batch, asked.rounds, clock, lines, figures)
+        _prefill(peers, generator, asked.rounds, clock, lines, figures)
         _first_tokens(generator, asked.rounds, lines, figures)
     tell("engine speed", lines, figures)
 
 
-def of_transom(generator: Generator) -> Write:
+def of_transom(generator: Generator, native: str | None = None) -> Write:
+    """native: what TRANSOM_NATIVE is while its engine is made; None: as it is."""
+    before = os.environ.get("TRANSOM_NATIVE")
+
     def write(prompts: list[list[int]], new: int) -> list[list[int]]:
         requests = [generator.request(prompt, _greedy(new))[0] for prompt in prompts]
         for request in requests:
@@ -74,7 +86,12 @@ def of_transom(generator: Generator) -> Write:
             engine.step()
         return [request.tokens for request in requests]
 
+    if native is not None:
+        os.environ["TRANSOM_NATIVE"] = native
     engine = generator.engine(EngineSettings(), reuse=False)  # a prompt of an earlier round is read again
+    if native is not None:
+        os.environ.pop("TRANSOM_NATIVE")
+        os.environ.update({} if before is None else {"TRANSOM_NATIVE": before})
     return write
 
 
@@ -107,23 +124,31 @@ def _decoding(
     generator: Generator,
     batch: int,
     rounds: int,
+    clock: Callable[[], float],
     lines: list[str],
     figures: dict[str, Any],
 ) -> None:
     """Tokens a second of all rows together, the reading of their short prompts included."""
     prompts = _prompts(batch, PROMPT, generator.model.config.vocab_size)
-    seconds = in_turns({who: lambda write=write: write(prompts, NEW) for who, write in peers.items()}, rounds)
+    writes = {who: lambda write=write: write(prompts, NEW) for who, write in peers.items()}
+    seconds = in_turns(writes, rounds, clock=clock)
     rates = {who: batch * NEW / statistics.median(taken) for who, taken in seconds.items()}
     limit = batch / _least_seconds(generator, batch, 1, PROMPT + NEW // 2)
     _report(f"decoding, batch {batch}", "tokens/s", rates, seconds, limit, lines, figures)
 
 
 def _prefill(
-    peers: dict[str, Write], generator: Generator, rounds: int, lines: list[str], figures: dict[str, Any]
+    peers: dict[str, Write],
+    generator: Generator,
+    rounds: int,
+    clock: Callable[[], float],
+    lines: list[str],
+    figures: dict[str, Any],
 ) -> None:
     """Tokens a second of one long prompt, its first new token included."""
     prompts = _prompts(1, LONG, generator.model.config.vocab_size)
-    seconds = in_turns({who: lambda write=write: write(prompts, 1) for who, write in peers.items()}, rounds)
+    writes = {who: lambda write=write: write(prompts, 1) for who, write in peers.items()}
+    seconds = in_turns(writes, rounds, clock=clock)
     rates = {who: LONG / statistics.median(taken) for who, taken in seconds.items()}
     limit = LONG / _least_seconds(generator, 1, LONG, LONG // 2)
     _report(f"prefill of {LONG}", "tokens/s", rates, seconds, limit, lines, figures)
