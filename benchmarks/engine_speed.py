@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> None:
         folder = Path(name)
         model = Transformer(TINY if asked.tiny else SMOL).to(torch.bfloat16)
         save_model(folder, model, train_tokenizer("bytes", iter(["text"]), 258))
-        generator = transom.load(folder, dtype="bfloat16")
+        generator = transom.load(folder, Generator, dtype="bfloat16")
         peers: dict[str, Write] = {"transformers": of_transformers(folder), "Transom": of_transom(generator)}
         if available(generator.model)[0] is not None:
             peers["Transom by PyTorch"] = of_transom(generator, "0")
@@ -100,7 +100,7 @@ def _greedy(new: int) -> SamplingParams:
 
 
 def of_transformers(folder: Path) -> Write:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
 
     def write(prompts: list[list[int]], new: int) -> list[list[int]]:
         tokens = torch.tensor(prompts)

@@ -13,8 +13,12 @@ from torch import Tensor
 from tests.inference.test_runner import CONFIG, Key, Play, moves
 from tests.native.kernels import levels, library
 from tests.scale import scaled
-from transom.inference.native_runner import NativeRunner, available, runner_for
+from transom.data.tokenizer import train_tokenizer
+from transom.inference.generator import Generator
+from transom.inference.native_runner import NativeRunner, WatchedRunner, available, runner_for
 from transom.inference.runner import Chunk, TorchRunner
+from transom.insight.hooks import Edit, edited
+from transom.insight.look import look
 from transom.model.build import Model, build
 from transom.model.config import Experts, RopeScaling
 
@@ -224,3 +228,28 @@ def test_plans_that_end_give_their_memory_back() -> None:
                 resident.append(int(file.read().split()[1]))
         del runner
     assert resident[1] - resident[0] < 500  # pages of 4 KB: 39 models of some 150 KB each would be 1,500
+
+
+def test_whoever_looks_sees_what_is_computed() -> None:
+    if len(LEVELS) == 1:
+        pytest.skip("no level here that would be chosen")
+    tokenizer = train_tokenizer("bytes", iter(["any text"]), 258)
+    gpt = Generator(build(CONFIG.with_(vocab_size=tokenizer.vocab_size), 0).eval(), tokenizer)
+    model = gpt.model
+
+    def text() -> list[int]:
+        return gpt.generate([1, 2, 3], max_tokens=9, temperature=0, ignore_eos=True).tokens
+
+    def runner() -> type:
+        assert gpt._local._made is not None
+        return type(gpt._local._made.runner)
+
+    before = text()
+    assert runner() is NativeRunner
+    with look(model) as seen:
+        assert text() == before and runner() is WatchedRunner
+    assert len(seen.calls) == 9 * CONFIG.n_layers
+    assert text() == before and runner() is NativeRunner
+    with edited([Edit(model.get_submodule("layers.0"), "out", lambda x: -3 * x)]):
+        assert text() != before
+    assert text() == before and runner() is NativeRunner

@@ -36,8 +36,8 @@ class NativeRunner(BlockRunner):
 
     @property
     def stale(self) -> bool:
-        """Whether the model's weights have changed since what it holds was made of them."""
-        return version_of(self._model) != self._version
+        """Whether the model's weights have changed since what it holds was made, or somebody looks now."""
+        return version_of(self._model) != self._version or watched(self._model)
 
     def _renew(self) -> None:
         self._version = version_of(self._model)
@@ -74,6 +74,23 @@ class NativeRunner(BlockRunner):
         return torch.cat(parts, dim=1)
 
 
+class WatchedRunner(TorchRunner):
+    """PyTorch in the kernels' place while somebody looks."""
+
+    @property
+    def stale(self) -> bool:
+        """Whether the model's weights have changed since, or nobody looks any more."""
+        return super().stale or not watched(self._packing.model)
+
+
+def watched(model: Model) -> bool:
+    """Whether somebody looks at what PyTorch computes in this thread, or changes what goes through a module:
+    native kernels would pass by `look`, hooks and edits.
+    """
+    hooked = any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
+    return hooked or torch._C._len_torch_function_stack() > 0
+
+
 def available(model: Model) -> tuple[Library | None, str]:
     """Return the kernels if they run this model here, and what is to be said of it, either way."""
     if model.embed.weight.device.type != "cpu":
@@ -101,8 +118,7 @@ def runner_for(
 ) -> NativeRunner | TorchRunner:  # fmt: skip
     """Return the fastest runner for a model; see `TorchRunner` for the settings."""
     library, _ = available(model)
-    if library is None or adapters:
-        return TorchRunner(
-            model, n_tokens=n_tokens, reuse=reuse, deterministic=deterministic, adapters=adapters
-        )
-    return NativeRunner(model, library, n_tokens=n_tokens, reuse=reuse)
+    if library is not None and not adapters and not watched(model):
+        return NativeRunner(model, library, n_tokens=n_tokens, reuse=reuse)
+    plain = TorchRunner if library is None or adapters else WatchedRunner
+    return plain(model, n_tokens=n_tokens, reuse=reuse, deterministic=deterministic, adapters=adapters)
