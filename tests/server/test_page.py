@@ -259,6 +259,7 @@ def test_a_chat_streams_a_token_is_branched_and_a_reload_keeps_it_all(visit: Vis
 
 def test_tokens_can_be_walked_by_keyboard_alone(visit: Visit):
     page = visit.page
+    store(page, settings=dict(maxTokens=40))
     say(page, "Hello")
     page.keyboard.press("Shift+Tab")
     for _ in range(10):

@@ -295,7 +295,7 @@ def forecast(
         reason=f"{choice.reason}; energy: {watts:.0f} W, {how}",
         rates=peak.in_words(settings.optim),
         enough=enough,
-        most=most if most is not None and passes > most else None,
+        most=most if most is not None and round(passes, 1) > most else None,  # whole steps are a little more
     )
 
 
