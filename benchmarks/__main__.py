@@ -25,6 +25,7 @@ NAMES = (
     "classification",
     "embedding_quality",
     "retrieval_quality",
+    "poisoned",
     "look_speed",
     "page_speed",
     "reading",
