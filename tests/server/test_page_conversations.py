@@ -411,6 +411,7 @@ def test_no_barrier_is_found_by_axe(visit: Visit):
         "translate": lambda: page.get_by_role("tab", name="Translate").click(),
         "classify": lambda: page.get_by_role("tab", name="Classify").click(),
         "compare": lambda: page.get_by_role("tab", name="Compare").click(),
+        "ask": lambda: page.get_by_role("tab", name="Ask").click(),
         "look": lambda: (page.get_by_role("tab", name="Chat").click(),
                          page.get_by_role("button", name="Look inside").first.click(),
                          page.locator("#insight .pane").first.wait_for()),

@@ -21,13 +21,13 @@ from transom.server_settings import ServerSettings
 from . import memory as memory_routes
 from . import openapi, static, status
 from .chat import chat
-from .chat_schema import AskBody, ChatBody, ResponseBody, TokenizeBody
+from .chat_schema import AskBody, ChatBody, PassageBody, ResponseBody, TokenizeBody
 from .completions import completions
 from .endpoint import Endpoint
 from .errors import ApiError
 from .guard import Guard
 from .keys import Keys
-from .knowledge import ask, open_knowledge
+from .knowledge import ask, open_knowledge, passage
 from .look import look
 from .look_schema import LookBody
 from .models import ServedModel
@@ -49,6 +49,7 @@ POSTS = {
     "/tokenize": (TokenizeBody, (), tokenize),
     "/detokenize": (DetokenizeBody, (), detokenize),
     "/ask": (AskBody, (), ask),
+    "/passage": (PassageBody, (), passage),
     "/look": (LookBody, (*WRITES, "translate"), look),
 }
 """Path -> the body it takes, the kinds of model that answer there, and who answers."""

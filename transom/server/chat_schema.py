@@ -153,6 +153,19 @@ class AskBody(Grounding, Body):
     chat_template_kwargs: TemplateVariables = {}
 
 
+class PassageBody(Body):
+    """`POST /passage`: a place in a document, and what stands around it."""
+
+    without_model: ClassVar[bool] = True
+    knowledge_base: Name | None = None
+    document: Annotated[str, Field(min_length=1, max_length=4096)]
+    start: Annotated[int, Field(ge=0)]
+    """Characters of the document's text, as a citation has them."""
+    end: Annotated[int, Field(ge=0)]
+    around: Annotated[int, Field(ge=0, le=20_000)] = 2_000
+    """Characters before and after it that are shown besides."""
+
+
 class ChatBody(Sampling):
     """`POST /v1/chat/completions`."""
 

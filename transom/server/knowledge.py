@@ -21,7 +21,7 @@ from transom.retrieval.search import KnowledgeBase
 from transom.retrieval.writer import ANSWER_TOKENS, SMALL, messages
 from transom.server_settings import ServerSettings
 
-from .chat_schema import AskBody, ChatBody, Grounding
+from .chat_schema import AskBody, ChatBody, Grounding, PassageBody
 from .endpoint import DONE, Answer, Call, Frames, frame
 from .errors import ApiError
 from .prompts import for_chat
@@ -54,6 +54,32 @@ async def ask(call: Call) -> Answer:
     told = {"object": "answer", "model": call.served.name if n_made else None, **shown.to_dict()}
     count = {"prompt_tokens": n_read, "completion_tokens": n_made, "total_tokens": n_read + n_made}
     return await call.whole(64 * len(answer.looked_at), lambda: {**told, "usage": count})
+
+
+async def passage(call: Call) -> Answer:
+    """Return a place in a document with what stands around it, where whoever asks may see the document."""
+    asked: PassageBody = call.asked
+    labels = call.state.labels.get(call.tenant, ())
+
+    def look() -> dict[str, Any]:
+        base = _current(call.state.knowledge, asked.knowledge_base)
+        document = base.store.document(asked.document, labels)
+        if document is None:
+            raise ApiError(404, f"{base.name} has no document {ascii(asked.document[:100])} that you may see",
+                           param="document", code="document_not_found")  # fmt: skip
+        text, start, end = document.text, asked.start, asked.end
+        if not start <= end <= len(text):
+            raise ApiError(400, f"start and end are {start:,} and {end:,}; the document has {len(text):,}"
+                           " characters", param="end")  # fmt: skip
+        return {
+            "object": "passage", "document": document.name, "title": document.title,
+            "n_characters": len(text), "start": start, "end": end,
+            "before": text[max(0, start - asked.around) : start],
+            "text": text[start:end], "after": text[end : end + asked.around],
+        }  # fmt: skip
+
+    found = await call.text_work(look)
+    return await call.whole(64, lambda: found)
 
 
 async def grounded(call: Call, made: Made) -> Answer:

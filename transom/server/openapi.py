@@ -27,7 +27,8 @@ ERROR = {
         }
     },
 }
-GETS = {"/health": False, "/metrics": True, "/v1/models": True, "/props": True, "/memory": True}
+GETS = {"/health": False, "/metrics": True, "/v1/models": True, "/knowledge": True, "/props": True,
+        "/memory": True}  # fmt: skip
 """Path -> whether it needs a key where there are any."""
 
 

@@ -37,6 +37,10 @@ def routes(state: State, guard: list[Guard]) -> list[Route]:
     async def models(request: Request) -> Response:
         return _json({"object": "list", "data": [model.to_dict() for model in state.models.values()]})
 
+    async def knowledge(request: Request) -> Response:
+        data = [{"id": name, "object": "knowledge_base"} for name in state.knowledge]
+        return _json({"object": "list", "data": data})
+
     async def model(request: Request) -> Response:
         return _json(state.find(request.path_params["name"]).to_dict())
 
@@ -49,6 +53,7 @@ def routes(state: State, guard: list[Guard]) -> list[Route]:
         Route("/metrics", metrics, methods=["GET"]),
         Route("/v1/models", models, methods=["GET"]),
         Route("/v1/models/{name:path}", model, methods=["GET"]),
+        Route("/knowledge", knowledge, methods=["GET"]),
         Route("/props", props, methods=["GET"]),
     ]
 

@@ -3,6 +3,7 @@
 // Read next: chat, tokens, answer, api.
 
 import { ApiError, onKeyWanted } from "./api.js";
+import { Ask } from "./ask.js";
 import { Chat } from "./chat.js";
 import { Classify } from "./classify.js";
 import { Compare, options } from "./compare.js";
@@ -10,7 +11,7 @@ import { Complete } from "./complete.js";
 import { $, action, copy, h, showError } from "./dom.js";
 import { memoryPanel } from "./memory.js";
 import { settingsDrawer, themeButton } from "./settings.js";
-import { findModels } from "./served.js";
+import { findModels, knowledgeBases } from "./served.js";
 import * as database from "./database.js";
 import { drawerOnPhones } from "./sidebar.js";
 import * as store from "./store.js";
@@ -19,6 +20,7 @@ import { Translate } from "./translate.js";
 // A tab, the models it works with, and what to serve where there is none.
 const TABS = {
   chat: { make: Chat, samples: true, takes: (model) => model.chat, needs: "a model with a chat template" },
+  ask: { make: Ask, takes: (model) => model.chat, served: () => knowledgeBases().length > 0, command: "transom serve --index kb" },
   complete: { make: Complete, samples: true, takes: (model) => ["generate", "chat"].includes(model.task), needs: "a model that writes" },
   translate: { make: Translate, takes: (model) => model.task === "translate", needs: "a model that translates" },
   classify: { make: Classify, takes: (model) => model.task === "classify", needs: "a classifier" },
@@ -29,6 +31,7 @@ const TABS = {
 };
 const HINTS = {
   chat: ["A model whose folder has no template can still chat in a plain transcript: add --chat-template plain.", "transom train --budget 3min"],
+  ask: ["An index is made of a folder of text, Markdown, HTML, PDF or DOCX files, or of a table:", "transom index handbook/ --out kb"],
   complete: ["Any decoder will do: GPT, Llama, Qwen, an LSTM.", "transom train --budget 3min"],
   translate: ["Any encoder-decoder will do: Marian, T5, or one trained here, for instance from dates in words to dates in numbers:", "transom train --task translate --budget 40s"],
   classify: ["Any encoder with classes will do: BERT, RoBERTa, or one trained here, from a table with a column of texts and one of labels:", "transom train TABLE.csv --task classify"],
@@ -114,9 +117,9 @@ function idle(name) {
   const [hint, makes] = HINTS[name];
   const command = (line) => h("div", { class: "command" }, h("pre", {}, h("code", {}, line)), action("Copy", (event) => copy(line, event.target)));
   return h("div", { class: "idle" },
-    h("h1", {}, name === "compare" ? "Nothing here to compare." : `No model here can ${name}.`),
-    h("p", {}, `Serve ${TABS[name].needs} beside ${models.map((model) => model.name).join(", ") || "others"}:`),
-    command(`transom serve ${models.length ? "FOLDER ANOTHER-FOLDER" : "FOLDER"}`),
+    h("h1", {}, { compare: "Nothing here to compare.", ask: "There are no documents here to ask." }[name] ?? `No model here can ${name}.`),
+    h("p", {}, name === "ask" ? "Serve an index of them, with models or without:" : `Serve ${TABS[name].needs} beside ${models.map((model) => model.name).join(", ") || "others"}:`),
+    command(TABS[name].command ?? `transom serve ${models.length ? "FOLDER ANOTHER-FOLDER" : "FOLDER"}`),
     h("p", { class: "quiet" }, hint), command(makes));
 }
 
@@ -141,11 +144,10 @@ async function start() {
     $("error").append(h("button", { class: "button", onclick: () => location.reload() }, "Try again"));
     return;
   }
-  for (const [name, { make: Room, takes, least = 1 }] of Object.entries(TABS)) {
+  for (const [name, { make: Room, takes, least = 1, served = () => models.filter(takes).length >= least }] of Object.entries(TABS)) {
     const fit = models.filter(takes);
-    const served = fit.length >= least;
-    $(`tab-${name}`).toggleAttribute("data-idle", !served);
-    if (served) rooms[name] = new Room($(`panel-${name}`), fit);
+    $(`tab-${name}`).toggleAttribute("data-idle", !served());
+    if (served()) rooms[name] = new Room($(`panel-${name}`), fit);
     else $(`panel-${name}`).append(idle(name));
   }
   const open = store.read("tab", null);

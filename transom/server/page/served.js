@@ -4,8 +4,14 @@ import { get } from "./api.js";
 
 let models = [];
 
+let bases = [];
+
+/** What can be asked: { id } of each knowledge base. */
+export const knowledgeBases = () => bases;
+
 export async function findModels() {
-  const { data } = await get("/v1/models");
+  const [{ data }, known] = await Promise.all([get("/v1/models"), get("/knowledge")]);
+  bases = known.data;
   models = data.map((model) => ({ ...model, name: model.id.split("/").at(-1) }));
   return models;
 }
