@@ -106,6 +106,7 @@ def test_a_plan_counts_what_learns(lora: Any) -> None:
         ({"model__weights": None}, "name one by --model.weights"),
         ({"lora__targets": "q_proj,c_attn"}, "'c_attn', .* it has down_proj, gate_proj, k_proj, .*`all`"),
         ({"lora__targets": "qproj"}, "did you mean 'q_proj'"),
+        ({"lora__targets": "q_proj", "lora__rank": 33}, "set at most 32, or --method full"),
         ({"method": "full"}, "add --method lora"),
     ],
 )

@@ -91,7 +91,7 @@ def pretrained_model(settings: TrainSettings, config: ModelConfig, seed: int) ->
 
 def with_adapters(model: Model, settings: TrainSettings, seed: int = 0) -> Model:
     """Wrap the linear layers that `lora` names and freeze all else but a new head, where that is the method;
-    the model. Raises `Refused` for a target that names no layer.
+    the model. Raises `Refused` for a target that names no layer, or a rank above that of every weight.
     """
     if settings.method != "lora":
         return model
@@ -107,6 +107,10 @@ def with_adapters(model: Model, settings: TrainSettings, seed: int = 0) -> Model
             raise Refused(f"lora.targets names '{target.strip()}', and the model has no linear layer of that "
                           f"name; {there}")  # fmt: skip
         chosen |= dict.fromkeys(found, lora)
+    full = max(min(layers[name].weight.shape) for name in chosen)
+    if asked.rank > full:
+        raise Refused(f"lora.rank is {asked.rank:,}, and lora.targets have at most {full:,} inputs or "
+                      f"outputs: more says no more; set at most {full:,}, or --method full")  # fmt: skip
     add_lora(model, {name: chosen[name] for name in layers if name in chosen}, seed)
     only_adapters_learn(model, besides="head" if has_new_head(settings, model.config) else "")
     return model
