@@ -67,6 +67,7 @@ ATTRIBUTES = {
     "class",
     "data-i",
     "data-doubt",
+    "data-align",
     "data-depth",
     "dir",
     "type",

@@ -182,7 +182,7 @@ def test_conversations_have_addresses_and_the_way_back_leads_through_them(visit:
 
 def test_an_answer_goes_on_while_another_conversation_is_open(visit: Visit):
     page = visit.page
-    store(page, settings=dict(maxTokens=600))
+    store(page, settings=dict(maxTokens=600, temperature=0))
     page.get_by_label("Message", exact=True).fill("A long one")
     page.keyboard.press("Enter")
     page.locator(".message.assistant .t").nth(5).wait_for()
@@ -298,10 +298,10 @@ def test_text_files_go_into_the_message(visit: Visit, tmp_path: Path):
     page = visit.page
     box = page.get_by_label("Message", exact=True)
     drop(page, "notes.md", list(b"one ``` two\n"))
-    sync_api.expect(box).to_have_value("notes.md:\n\n````\none ``` two\n````")
+    sync_api.expect(box).to_have_value("notes.md:\n\n````\none ``` two\n````\n\n")
     (tmp_path / "b.txt").write_text("three")
     page.get_by_label("Text files").set_input_files(tmp_path / "b.txt")
-    sync_api.expect(box).to_have_value(re.compile(r"````\n\nb\.txt:\n\n```\nthree\n```$"))
+    sync_api.expect(box).to_have_value(re.compile(r"````\n\nb\.txt:\n\n```\nthree\n```\n\n$"))
     drop(page, "picture.png", [0x89, 0x50, 0, 0xFF])
     page.get_by_role("alert").get_by_text("picture.png is not a text file").wait_for()
     drop(page, "big.txt", [65] * 400_001)

@@ -16,17 +16,14 @@ async function asText(file) {
   }
   if (text.includes("\0")) throw new Error(`${file.name} is not a text file in UTF-8, and a model here reads only text.`);
   const fence = "`".repeat(Math.max(3, ...[...text.matchAll(/`+/g)].map(([run]) => run.length + 1)));
-  return `${file.name}:\n\n${fence}\n${text.trimEnd()}\n${fence}`;
+  return `${file.name}:\n\n${fence}\n${text.trimEnd()}\n${fence}\n\n`;
 }
 
 async function take(files, insert) {
-  try {
-    const texts = await Promise.all([...files].map(asText));
-    showError("");
-    if (texts.length) insert(texts.join("\n\n"));
-  } catch (error) {
-    showError(error.message);
-  }
+  const read = await Promise.allSettled([...files].map(asText));
+  const texts = read.filter(({ status }) => status === "fulfilled").map(({ value }) => value);
+  if (texts.length) insert(texts.join(""));
+  showError(read.filter(({ status }) => status === "rejected").map(({ reason }) => reason.message).join(" "));
 }
 
 /** The button that attaches. */

@@ -41,7 +41,7 @@ export class Chat {
     this.thread = h("div", { class: "thread", role: "log", "aria-label": "Conversation", "aria-live": "off" });
     this.newest = h("button", { class: "newest icon-button", type: "button", "aria-label": "To the newest", title: "To the newest", hidden: true,
       onclick: () => this.bottom(true) }, icon("down"));
-    this.scroller = h("div", { class: "scroller", onscroll: () => (this.newest.hidden = this.atBottom()) }, this.thread);
+    this.scroller = h("div", { class: "scroller", onscroll: () => (this.newest.hidden = this.atBottom() || !this.conversation.messages.length) }, this.thread);
     this.input = h("textarea", {
       rows: 1, class: "say", dir: "auto", "aria-label": "Message", enterkeyhint: "send",
       onkeydown: (event) => this.key(event), oninput: () => this.drafted(),
@@ -59,7 +59,7 @@ export class Chat {
     // A keyboard that comes up, or a window made smaller, keeps the end in sight.
     let wasAtBottom = true;
     this.scroller.addEventListener("scroll", () => (wasAtBottom = this.atBottom()));
-    new ResizeObserver(() => wasAtBottom && this.bottom(true)).observe(this.scroller);
+    new ResizeObserver(() => wasAtBottom && this.conversation.messages.length && this.bottom(true)).observe(this.scroller);
     this.ready();
   }
 
@@ -93,10 +93,15 @@ export class Chat {
 
   // What is being typed: kept for each conversation.
 
+  /** The name of a draft; a conversation in which nothing was said is always the same new one. */
+  get draft() {
+    return this.conversation.messages.length ? this.conversation.id : "new";
+  }
+
   drafted() {
-    const { [this.conversation.id]: _, ...others } = store.read("drafts", {});
+    const { [this.draft]: _, ...others } = store.read("drafts", {});
     const kept = Object.entries(others).slice(-DRAFTS);
-    if (this.input.value) kept.push([this.conversation.id, this.input.value]);
+    if (this.input.value) kept.push([this.draft, this.input.value]);
     store.write("drafts", Object.fromEntries(kept));
     this.ready();
     this.recount();
@@ -156,14 +161,16 @@ export class Chat {
     store.write("open", conversation.id);
     const address = conversation.messages.length ? `#c=${conversation.id}` : location.pathname;
     if (visit) history.pushState(null, "", address);
-    this.input.value = store.read("drafts", {})[conversation.id] ?? "";
+    this.input.value = store.read("drafts", {})[this.draft] ?? "";
     this.fit();
     showError("");
     this.render();
     this.ready();
     this.list();
     this.recount();
-    this.bottom(true);
+    if (conversation.messages.length) this.bottom(true);
+    else this.scroller.scrollTop = 0;
+    this.newest.hidden = this.atBottom();
     if (matchMedia("(pointer: fine)").matches && !$("sidebar").contains(document.activeElement)) this.input.focus({ preventScroll: true });
   }
 
@@ -383,6 +390,7 @@ export class Chat {
       this.keep(conversation); // so that a reload in between loses no question
       const show = this.painter(conversation, place + 1, version);
       const changed = () => {
+        if (!version.tokens.length && !version.text) return; // it has begun to read
         const rate = came ? null : wait.came();
         if (rate) store.write(`reads.${model.id}`, rate);
         came = true;
@@ -433,6 +441,7 @@ export class Chat {
 
   bottom(always = false) {
     if (always || this.atBottom()) this.scroller.scrollTop = this.scroller.scrollHeight;
+    this.newest.hidden = this.atBottom();
   }
 
   /** Let the user say message `place` differently, where it stands. */

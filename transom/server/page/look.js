@@ -110,6 +110,7 @@ class Look {
     this.strip = new Tokens(tokens, skip, { onhover: (i) => this.show(i), onleave: () => this.show(this.here), onpick: (i) => this.select(i) });
     this.readout = h("div", { class: "look-readout", "aria-live": "polite" });
     this.chosen = h("div", { class: "look-chosen" });
+    this.outcome = h("section", { class: "look-outcome" });
     this.rest.replaceChildren(
       h("section", { class: "look-view" },
         h("h3", {}, "Tokens"),
@@ -117,6 +118,7 @@ class Look {
         say(this.first.caveat)),
       // In sight while the heads and the other views are gone through: all of them speak of these tokens.
       h("section", { class: "look-held" }, this.strip.node, this.readout, this.chosen),
+      this.outcome,
       this.first.n_heads ? this.headsView() : "",
       ...this.first.sides.map((side) => this.folded(side)));
   }
@@ -200,7 +202,8 @@ class Look {
       const off = this.kind === "self" && h("button", { class: "button", type: "button", onclick: () => this.ablate(layer, head, result) }, `Ablate head ${layer}.${head}`);
       this.chosen.replaceChildren(
         h("p", { class: "look-facts" }, h("strong", {}, `Layer ${layer}, head ${head}`), ` ${this.grid.describe(layer, head)}`),
-        ...[off, result].filter(Boolean));
+        ...[off].filter(Boolean));
+      this.outcome.replaceChildren(result);
       this.caveat.replaceChildren(h("p", { class: "quiet" }, rows.check), say(rows.caveat));
       this.show(this.here);
     });

@@ -52,9 +52,10 @@ export function blocks(text) {
       at = Math.min(at + 1, lines.length);
       found.push({ kind: "math", from: line.start, to: lines[at - 1].end });
     } else if (line.text.includes("|") && TABLE.test(lines[at + 1]?.text ?? "")) {
+      const aligned = cells(lines[at + 1]).map(({ from, to }) => text.slice(from, to)).map((mark) => (mark.endsWith(":") ? (mark.startsWith(":") ? "center" : "end") : null));
       const rows = [cells(line)];
       for (at += 2; at < lines.length && lines[at].text.includes("|"); at++) rows.push(cells(lines[at]));
-      found.push({ kind: "table", rows });
+      found.push({ kind: "table", rows, aligned });
     } else if ((match = HEADING.exec(line.text))) {
       found.push({ kind: "heading", level: match[1].length, from: line.start + match[0].length, to: line.end });
       at++;
@@ -134,7 +135,7 @@ export function blockNode(text, block, leaf) {
     }
     case "table": {
       const [head, ...rows] = block.rows;
-      const row = (cell, of) => h("tr", {}, head.map((_, i) => (of[i] ? inline(h(cell, { dir: "auto" }), of[i].from, of[i].to) : h(cell, {}))));
+      const row = (cell, of) => h("tr", {}, head.map((_, i) => (of[i] ? inline(h(cell, { dir: "auto", "data-align": block.aligned[i] }), of[i].from, of[i].to) : h(cell, {}))));
       return h("div", { class: "table", tabindex: "0", role: "group", "aria-label": "Table" },
         h("table", {}, h("thead", {}, row("th", head)), h("tbody", {}, rows.map((of) => row("td", of)))));
     }

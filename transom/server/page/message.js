@@ -43,7 +43,10 @@ export function systemText(chat) {
     if (conversation.messages.length) chat.keep();
     chat.recount();
   });
-  return h("details", { class: "system" }, h("summary", {}, "System text of this conversation"), area);
+  const name = () => (area.value.trim() ? `System text: ${area.value.trim().slice(0, 80)}` : "System text of this conversation");
+  const summary = h("summary", { dir: "auto" }, name());
+  area.addEventListener("input", () => (summary.textContent = name()));
+  return h("details", { class: "system" }, summary, area);
 }
 
 /** What the user said. */
@@ -81,7 +84,7 @@ function used(chat, message, fact) {
     message.facts = message.facts.map((one) => (one.id === fact.id ? fact.text : one));
     chat.keep();
   };
-  return h("span", {}, fact.text, " ", action("Forget", gone, { "aria-label": `Forget: ${fact.text}` }));
+  return h("span", {}, fact.text, " (", action("Forget", gone, { "aria-label": `Forget: ${fact.text}` }), ")");
 }
 
 async function takeBack(chat, message, line) {
@@ -117,6 +120,7 @@ export function waiting(find) {
     const seconds = Math.floor((performance.now() - began) / 1000);
     const line = find()?.querySelector?.(".waiting");
     if (!line || seconds < 1) return;
+    if (!line.textContent) requestAnimationFrame(() => line.scrollIntoView({ block: "nearest" }));
     const of = expected > seconds ? ` of about ${expected}` : "";
     line.textContent = reads ? `Reading ${count(reads, "token")} … ${seconds} s${of}` : `Counting what fits … ${seconds} s`;
   }, 200);

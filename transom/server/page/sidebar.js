@@ -1,6 +1,6 @@
 // The list of conversations: to search, rename, take out and bring in; on a narrow screen the drawer it lies in.
 
-import { $, action, announce, h, icon, later, save, showError } from "./dom.js";
+import { $, action, announce, count, h, icon, later, save, showError } from "./dom.js";
 import { asJson, asMarkdown, fresh, fromJson } from "./conversation.js";
 import * as database from "./database.js";
 
@@ -148,7 +148,7 @@ export class Sidebar {
       const read = fromJson(await file.text());
       await database.add(read);
       showError("");
-      announce(`${read.length} conversations were read in`);
+      announce(`${count(read.length, "conversation")} read in`);
       if (read.length) await this.chat.open(await database.load(read[0].id));
     } catch (error) {
       showError(`${file.name}: ${error.message}`);

@@ -213,6 +213,8 @@ function peek(anchor, token, onpick, warning, onclosed) {
     onclosed();
     anchor.closest(".written")?.focus({ preventScroll: true });
   };
+  if (innerWidth <= 720) anchor.scrollIntoView({ block: "start" }); // the sheet comes from below
+  panel.style.setProperty("--high", "none");
   panel.showPopover();
   beside(panel, anchor.getClientRects()[0] ?? anchor.getBoundingClientRect());
   panel.querySelector(".option:not([disabled])")?.focus({ preventScroll: true });
@@ -225,12 +227,13 @@ export function bar(p) {
   return node;
 }
 
-/** Under its token where there is room, else over it; a narrow screen has its own place for it. */
+/** Under its token or over it, where there is more room, and never on it; a narrow screen has its own place for it. */
 function beside(panel, box) {
+  const [under, over] = [innerHeight - box.bottom - 20, box.top - 20];
+  const below = under >= Math.min(panel.offsetHeight, over);
+  panel.style.setProperty("--high", `${Math.max(120, below ? under : over)}px`);
   const { offsetWidth: width, offsetHeight: height } = panel;
   const left = Math.max(12, Math.min(box.left - 16, innerWidth - width - 12));
-  const under = box.bottom + 8;
-  const top = under + height < innerHeight - 12 ? under : Math.max(12, box.top - height - 8);
   panel.style.setProperty("--x", `${left}px`);
-  panel.style.setProperty("--y", `${top}px`);
+  panel.style.setProperty("--y", `${below ? box.bottom + 8 : Math.max(12, box.top - height - 8)}px`);
 }
