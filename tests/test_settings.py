@@ -271,3 +271,13 @@ def test_the_command_line_asks_all_of_the_sampler(capsys: pytest.CaptureFixture[
     said = capsys.readouterr().out
     expected = set(SamplingParams.model_fields) - {"logit_bias"}  # a table of token ids is for programs
     assert {name for name in SamplingParams.model_fields if f"--{name.replace('_', '-')}" in said} == expected
+
+
+@pytest.mark.parametrize("given", [{"steps": True}, {"lora": {"rank": True}}, {"optim": {"lr": False}}])
+def test_true_is_no_number(given: dict[str, Any]):
+    with pytest.raises(Refused, match="is no number"):
+        load(TrainSettings, {"data": {"source": "x"}, **given})
+
+
+def test_true_is_a_switch():
+    assert load(TrainSettings, {"data": {"source": "x"}, "compile": True}).compile == "on"

@@ -112,6 +112,7 @@ TRAIN = {
     "good.txt --model.dim 100000000 --dtype float32": "this model would take 5,760,002,190.9 GB to train, one window of 32 tokens at a time (5,760,000,734.4 GB of it weights, gradients and optimizer), and N GB are free; choose a smaller --model.size, --model.dim or --model.max-len",
     "good.txt --device tpu": "device is 'tpu'; this machine has cpu",
     "good.txt --out tiny.txt": "tiny.txt is a file; --out names the folder of the run",
+    "good.txt --out tiny.txt/below": "tiny.txt is a file; --out names the folder of the run",
     "good.txt --out nowhere --resume": "nowhere holds no run to resume; leave out --resume to start one there",
     "good.txt --config unit.toml": "unit.toml:1: budget: '10 parsecs' has a unit that is not known; use s, min, h or d",
     "good.txt --config name.toml": "name.toml:2: 'optim.lrr' is not a setting; did you mean 'optim.lr'?",

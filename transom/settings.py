@@ -24,6 +24,7 @@ from pydantic import (
     Field,
     PlainSerializer,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -69,10 +70,25 @@ class Wording:
 # ------------------------------------------------------------------------------------------------- sections
 
 
+def _kinds(annotation: Any) -> set[Any]:
+    """The types that an annotation admits."""
+    inner = [one for one in get_args(annotation) if not isinstance(one, str)]
+    return {annotation} if not inner else set().union(*map(_kinds, inner))
+
+
 class Settings(BaseModel):
     """A record of settings: typed, frozen, documented field by field, with no room for an unknown name."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch(cls, value: Any, info: ValidationInfo) -> Any:
+        """Of a number, true is not 1: whoever wrote it meant another setting."""
+        kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
+        if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
+            raise ValueError(f"{str(value).lower()} is no number")
+        return value
 
     @field_validator("*", mode="before")
     @classmethod

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from transom.checkpoint.hub import minilm
 from transom.errors import Refused
+from transom.hardware import minilm
 from transom.retrieval.documents import MOST_BYTES
 from transom.retrieval.folder_store import FolderStore
 from transom.retrieval.indexing import index

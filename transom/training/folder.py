@@ -79,8 +79,9 @@ def choose_folder(out: Path | None, source: str, resume: bool) -> tuple[Path, bo
         if resume:
             raise Refused("resume needs to know which run: add --out runs/NAME")
         return _next_free(ROOT / name_of(source)), False
-    if out.exists() and not out.is_dir():
-        raise Refused(f"{out} is a file; --out names the folder of the run")
+    file = next((place for place in (out, *out.parents) if place.exists() and not place.is_dir()), None)
+    if file is not None:
+        raise Refused(f"{file} is a file; --out names the folder of the run")
     if RunFolder(out).holds_a_run and not resume:
         raise Refused(f"{out} holds a run already; go on with it by --resume, or choose another --out")
     if resume and not RunFolder(out).holds_a_run:
