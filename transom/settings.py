@@ -28,6 +28,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticKnownError
 
 from .errors import Refused, nearest
 from .units import Every, format_time, parse_count, parse_time
@@ -87,7 +88,7 @@ class Settings(BaseModel):
         """Of a number, true is not 1: whoever wrote it meant another setting."""
         kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
         if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
-            raise ValueError(f"{str(value).lower()} is no number")
+            raise PydanticKnownError("float_parsing" if float in kinds else "int_parsing")
         return value
 
     @field_validator("*", mode="before")

@@ -26,6 +26,7 @@ LEAST: dict[str, dict[str, Any]] = {
     "/tokenize": {"text": "a"},
     "/detokenize": {"tokens": [1]},
     "/ask": {"question": "a"},
+    "/passage": {"document": "a", "start": 0, "end": 0},
     "/look": {"view": "tokens", "prompt": "a", "answer": [1]},
 }
 

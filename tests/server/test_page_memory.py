@@ -10,7 +10,7 @@ import pytest
 
 from tests.chat.test_memory import TEN
 from tests.server.conftest import Running, serving
-from tests.server.test_page import CHROMIUM, Visit, browser, say, store
+from tests.server.test_page import CHROMIUM, Visit, browser, kept, say, store
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 __all__ = ["browser"]
@@ -34,10 +34,7 @@ def test_a_real_model_answers_as_without_and_recalls_what_it_is_asked(browser: A
     def asked(question: str) -> str:
         page.get_by_role("button", name="New conversation").click()
         say(page, question)
-        message = page.evaluate(
-            "JSON.parse(localStorage['transom.conversation.' + JSON.parse(localStorage['transom.open'])])"
-        )
-        return message["messages"][1]["versions"][0]["text"]
+        return kept(page)["messages"][1]["text"]
 
     with served.client(headers=served.own) as api:
 
