@@ -222,6 +222,11 @@ def test_short_forms() -> None:
     assert door.spelled_out(["train", "--model", "gpt", "--data=x", "--model.dim", "3"]) == [
         *("train", "--model.kind", "gpt", "--data.source=x", "--model.dim", "3")
     ]
+    for given in (
+        ["ask", "kb", "why?", "--model", "m"],
+        ["generate", "m", "--data=x"],
+    ):  # no settings of a run
+        assert door.spelled_out(given) == given
     for given in (["train", "-"], ["train", "--data", "-"], ["train", "--data.source", "-"]):
         assert door.spelled_out(given) == ["train", "--data.source=-"]
     assert door.spelled_out(["embed", "m", "--input", "-", "--json"]) == ["embed", "m", "--input=-", "--json"]

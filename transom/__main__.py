@@ -53,6 +53,12 @@ EXPERIMENTS = {
 }
 """The verbs of `transom lab`."""
 
+OF_RUNS = ("train", "finetune", "plan", "compare", "bench", "data")
+"""The verbs that take the settings of a run."""
+SHORT = {"--data": "--data.source", "--model": "--model.kind", "--optim": "--optim.name",
+         "--batch": "--batch.tokens", "--map": "--data.map"}  # fmt: skip
+"""What a bare section means among those."""
+
 OF_DATA = {"check": "What a run would learn from these data, and what is wrong with them."}
 """The verbs of `transom data`."""
 
@@ -108,13 +114,10 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def spelled_out(arguments: Sequence[str]) -> list[str]:
-    """The short forms in full: `--model gpt` is `--model.kind gpt`, `-` as data is `--data.source=-`, and a
-    `-` after a flag that takes a file belongs to it.
+    """The short forms of a run's settings in full: `--model gpt` is `--model.kind gpt`, `-` as data is
+    `--data.source=-`; and a `-` after a flag that takes a file belongs to it.
     """
-    short = {"--data": "--data.source", "--model": "--model.kind", "--optim": "--optim.name",
-             "--batch": "--batch.tokens", "--map": "--data.map"}  # fmt: skip
-    if arguments[:1] == ["ask"]:
-        del short["--model"]  # a folder there, no kind of model
+    short = SHORT if arguments and arguments[0] in OF_RUNS else {}  # elsewhere --model is a folder
     takes_data = bool(arguments) and arguments[0] in ("train", "plan", "finetune")
     words: list[str] = []
     for argument in arguments:

@@ -86,9 +86,10 @@ class Settings(BaseModel):
     @classmethod
     def _no_switch(cls, value: Any, info: ValidationInfo) -> Any:
         """Of a number, true is not 1: whoever wrote it meant another setting."""
-        kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
-        if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
-            raise PydanticKnownError("float_parsing" if float in kinds else "int_parsing")
+        if isinstance(value, bool):
+            kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
+            if kinds & {int, float} and bool not in kinds:
+                raise PydanticKnownError("float_parsing" if float in kinds else "int_parsing")
         return value
 
     @field_validator("*", mode="before")

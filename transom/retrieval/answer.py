@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .search import Hit
+from .store import place_of
 
 Unsupported = Literal["mark", "drop", "fail"]
 SILENT = "The documents do not say."
@@ -34,8 +35,7 @@ class Citation:
 
     @property
     def place(self) -> str:
-        page = f", page {self.page}" if self.page is not None else ""
-        return f"{self.document}{page} ({self.start}-{self.end})"
+        return place_of(self.document, self.start, self.end, self.page)
 
 
 @dataclass(frozen=True)

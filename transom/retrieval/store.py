@@ -76,6 +76,11 @@ class Changes:
         return sum(len(one.chunks) for _, documents in self.added for one in documents)
 
 
+def place_of(document: str, start: int, end: int, page: int | None) -> str:
+    """A place in a document, as a person writes it."""
+    return f"{document}{'' if page is None else f', page {page}'} ({start}-{end})"
+
+
 @dataclass(frozen=True)
 class Passage:
     """A chunk as it was found, with its place."""
@@ -92,9 +97,7 @@ class Passage:
 
     @property
     def place(self) -> str:
-        """Its place as a person writes it."""
-        page = f", page {self.page}" if self.page is not None else ""
-        return f"{self.document}{page} ({self.start}-{self.end})"
+        return place_of(self.document, self.start, self.end, self.page)
 
 
 @dataclass(frozen=True)
