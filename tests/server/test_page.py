@@ -254,7 +254,7 @@ def test_a_chat_streams_a_token_is_branched_and_a_reload_keeps_it_all(visit: Vis
     page.get_by_text("2 of 2").wait_for()
     page.get_by_role("button", name="The answer before").click()
     assert page.locator(".message.assistant .written").inner_text() == text
-    page.locator(".message.assistant .t").nth(20).click()
+    page.locator(".message.assistant .t").filter(visible=True).nth(20).click()
     assert peek.locator(".option.mine code").inner_text() == mine
 
 
@@ -287,7 +287,7 @@ def test_stop_keeps_what_was_written_and_it_can_go_on(visit: Visit):
     store(page, settings=dict(maxTokens=900))
     page.get_by_label("Message", exact=True).fill("Hi")
     page.keyboard.press("Enter")
-    page.locator(".message.assistant .t").nth(10).wait_for()
+    page.locator(".message.assistant .t").nth(10).wait_for(state="attached")
     page.get_by_role("button", name="Stop").click()
     finished(page)
     answer = page.locator(".message.assistant")
@@ -429,7 +429,7 @@ def test_complete(visit: Visit):
     page.get_by_role("button", name="Again").wait_for()
     text = page.locator("#panel-complete .out").inner_text()
     assert text.startswith("Once <i>") and "script" in text
-    page.locator("#panel-complete .out .t").nth(5).click()
+    page.locator("#panel-complete .out .t").filter(visible=True).nth(5).click()
     page.get_by_role("button", name="Continue from here").click()
     page.get_by_role("button", name="Again").wait_for()
     assert page.locator("#panel-complete .out").inner_text()[:13] == text[:13]
@@ -512,7 +512,7 @@ def test_hostile_texts_stay_text(visit: Visit):
             assert "noopener" in dict(attributes)["rel"]
     for tab in ("Complete", "Translate", "Classify", "Chat"):
         page.get_by_role("tab", name=tab).click()
-    page.locator(".t").first.click()
+    page.locator(".t").filter(visible=True).first.click()
     assert page.locator("#peek code").first.inner_text() == HOSTILE[0]
     page.wait_for_timeout(200)
 
@@ -584,7 +584,7 @@ def test_it_fits_a_phone_and_keeps_the_theme_that_was_chosen(browser: Any, serve
     for tab in ("Complete", "Translate", "Classify", "Chat"):
         page.get_by_role("tab", name=tab).click()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    page.locator(".t").nth(3).tap()
+    page.locator(".t").filter(visible=True).nth(3).tap()
     page.wait_for_timeout(50)
     box = page.locator("#peek").bounding_box()
     assert box["x"] == 0 and box["width"] == 390 and round(box["y"] + box["height"]) == 844

@@ -52,7 +52,7 @@ def requests_of(page: Any, path: str) -> list[dict[str, Any]]:
 
 def take_another(page: Any, answer: Any, nth: int = 5) -> None:
     """Continue an answer from one of its tokens with the likeliest other one."""
-    answer.locator(".t").nth(nth).click()
+    answer.locator(".t").filter(visible=True).nth(nth).click()
     page.locator("#peek .button.primary").click()
     finished(page)
 
@@ -89,11 +89,11 @@ def test_a_completion_too(visit: Visit):
     pick(page, "parrot")
     page.get_by_label("Beginning").fill("So: ")
     page.get_by_role("button", name="Complete", exact=True).click()
-    page.locator(".result .t").nth(20).wait_for()
+    page.locator(".result .t").nth(20).wait_for(state="attached")
     page.get_by_role("button", name="Again").wait_for()
     pick(page, "crow")
     bodies = requests_of(page, "/v1/completions")
-    page.locator(".result .t").nth(5).click()
+    page.locator(".result .t").filter(visible=True).nth(5).click()
     page.locator("#peek .button.primary").click()
     page.get_by_role("button", name="Again").wait_for()
     assert [body["model"] for body in bodies] == ["parrot"]
@@ -119,7 +119,7 @@ def test_what_a_model_wrote_that_is_not_served_now_is_not_gone_on_from(visit: Vi
         go_on.is_disabled()
         and go_on.get_attribute("title") == "Written by elsewhere, which is not served now."
     )
-    page.locator(".message.assistant .t").nth(3).click()
+    page.locator(".message.assistant .t").filter(visible=True).nth(3).click()
     assert page.locator("#peek .button.primary").count() == 0
 
 
@@ -185,7 +185,7 @@ def test_an_answer_goes_on_while_another_conversation_is_open(visit: Visit):
     store(page, settings=dict(maxTokens=600, temperature=0))
     page.get_by_label("Message", exact=True).fill("A long one")
     page.keyboard.press("Enter")
-    page.locator(".message.assistant .t").nth(5).wait_for()
+    page.locator(".message.assistant .t").nth(5).wait_for(state="attached")
     page.get_by_role("button", name="New conversation").click()
     assert page.locator(".message").count() == 0
     page.get_by_role("button", name="A long one", exact=True).click()
@@ -200,9 +200,9 @@ def test_a_reload_while_it_writes_loses_nothing_that_came(visit: Visit):
     store(page, settings=dict(maxTokens=900))
     page.get_by_label("Message", exact=True).fill("A long one")
     page.keyboard.press("Enter")
-    page.locator(".message.assistant .t").nth(40).wait_for()
+    page.locator(".message.assistant .t").nth(40).wait_for(state="attached")
     page.reload()
-    page.locator(".message.assistant .t").nth(39).wait_for()
+    page.locator(".message.assistant .t").nth(39).wait_for(state="attached")
     assert page.locator(".conversation").count() == 1
     page.get_by_role("button", name="Go on").wait_for()
 
@@ -406,7 +406,7 @@ def test_no_barrier_is_found_by_axe(visit: Visit):
     views: dict[str, Any] = {
         "chat": lambda: page.get_by_role("tab", name="Chat").click(),
         "settings": lambda: page.locator("#settings-open").click(),
-        "peek": lambda: page.locator(".t").nth(4).click(),
+        "peek": lambda: page.locator(".t").filter(visible=True).nth(4).click(),
         "complete": lambda: page.get_by_role("tab", name="Complete").click(),
         "translate": lambda: page.get_by_role("tab", name="Translate").click(),
         "classify": lambda: page.get_by_role("tab", name="Classify").click(),
