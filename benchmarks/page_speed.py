@@ -2,12 +2,14 @@
 
 The conversations are written into the browser's own database by the page's own code, each answer of 60
 tokens with 8 alternatives, as a real model's answer has them. A time is from the key or click to the second
-frame after the text stands on the page; the median of several, the worst beside it.
+frame after the text stands on the page; the median of several, the worst beside it. With --look FOLDER that
+model is asked something, and *Look inside* is opened; nothing is kept between two looks.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import statistics
 import subprocess
@@ -64,6 +66,21 @@ SEARCH = """async (query) => {
     return [performance.now() - began, found.size];
 }"""
 
+LOOK = """async () => {
+    const frame = () => new Promise((done) => requestAnimationFrame(done));
+    const button = [...document.querySelectorAll("button")].find((one) => one.textContent === "Look inside");
+    const began = performance.now();
+    button.click();
+    while (!document.querySelector("#insight .look-t")) await frame();
+    const tokens = performance.now() - began;
+    while (!document.querySelector("#insight .look-facts")) await frame();
+    await frame(); await frame();
+    const all = performance.now() - began;
+    document.querySelector("#insight [aria-label=Close]").click();
+    return [tokens, all, document.querySelectorAll(".message.assistant .t").length];
+}"""
+ASKED = "Why is the sky blue? Answer in one sentence."
+
 
 def main(arguments: list[str]) -> None:
     from playwright.sync_api import sync_playwright
@@ -73,10 +90,12 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--messages", type=int, default=50)
     parser.add_argument("--tokens", type=int, default=60, help="of each answer")
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--look", metavar="FOLDER", help="a real model to look into, instead of all that")
     asked = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as place, sync_playwright() as playwright:
         options = ["--port", "8127", "--no-memory", "--chat-template", "plain"]
-        command = [sys.executable, "-m", "transom", "serve", str(small_model(Path(place))), *options]
+        folder = asked.look or str(small_model(Path(place)))
+        command = [sys.executable, "-m", "transom", "serve", folder, *options]
         served = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:
             assert served.stdout is not None
@@ -87,7 +106,7 @@ def main(arguments: list[str]) -> None:
             )
             page: Any = browser.new_page()
             page.set_default_timeout(300_000)
-            figures = times(page, asked)
+            figures = looks(page, asked.rounds) if asked.look else times(page, asked)
             browser.close()
         finally:
             served.terminate()
@@ -97,6 +116,8 @@ def main(arguments: list[str]) -> None:
         for name, found in figures.items()
     ]
     size = f"{asked.conversations:,} conversations of {asked.messages} messages"
+    size = f"{Path(asked.look).name} to look into" if asked.look else size
+    size += f" (load average {os.getloadavg()[0]:.1f})"
     tell(f"the page with {size}", lines, {"figures": figures})
 
 
@@ -108,6 +129,24 @@ def small_model(place: Path) -> Path:
     )
     save_model(place, build(config, 0), tokenizer)
     return place
+
+
+def looks(page: Any, rounds: int) -> dict[str, list[float]]:
+    """Milliseconds until an answer's tokens stand in the panel, and its heads with the rows of one."""
+    page.goto("http://127.0.0.1:8127/")
+    page.wait_for_selector("html[data-ready]")
+    page.evaluate("localStorage.setItem('transom.settings', JSON.stringify({ temperature: 0 }))")
+    page.reload()
+    page.wait_for_selector("html[data-ready]")
+    page.get_by_label("Message", exact=True).fill(ASKED)
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Look inside").wait_for()
+    found: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        tokens, whole, n_tokens = page.evaluate(LOOK)
+        found.setdefault(f"the tokens of an answer of {n_tokens}", []).append(tokens)
+        found.setdefault("the whole panel", []).append(whole)
+    return found
 
 
 def times(page: Any, asked: argparse.Namespace) -> dict[str, list[float]]:

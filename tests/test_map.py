@@ -29,6 +29,14 @@ def test_paths_in_the_text_are_there() -> None:
         assert (ROOT / "transom" / name).is_file(), name
 
 
+def test_the_page_keeps_to_its_budget() -> None:
+    text = (ROOT / "docs" / "map.md").read_text(encoding="utf-8")
+    files = [path for path in (ROOT / "transom" / "server" / "page").iterdir() if path.is_file()]
+    n_lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files)
+    found = re.search(r"^\| the page \| ([\d,]+) \|$", text, re.M)
+    assert found and n_lines <= int(found[1].replace(",", "")), n_lines
+
+
 def test_rooms_keep_to_their_budgets() -> None:
     page = (ROOT / "docs" / "map.md").read_text(encoding="utf-8").partition("\n## Lines\n")[2]
     table = re.findall(r"^\| (?:`(\w+)/`|(the ground|all)) \| ([\d,]+) \|$", page.partition("\n## ")[0], re.M)

@@ -19,6 +19,7 @@ from transom.inference.native_runner import runner_for
 from transom.inference.runner import Chunk, TorchRunner
 from transom.insight.answer_score import logits_at
 from transom.insight.hooks import Edit, edited
+from transom.insight.lens import logit_lens
 from transom.insight.token_probabilities import token_probabilities
 from transom.model.build import Model, build
 from transom.model.config import Experts, ModelConfig
@@ -140,8 +141,9 @@ def test_what_the_kernels_served_is_read_again_as_served(
     assert served_and_replayed(smollm2, 3, 24, beside=2) <= AGREES
 
 
+@pytest.mark.parametrize("changes", [True, False])
 @torch.no_grad()
-def test_as_served_is_of_its_own_tokens_and_lets_changes_through(smollm2: Path) -> None:
+def test_as_served_is_of_its_own_tokens_and_lets_changes_through(smollm2: Path, changes: bool) -> None:
     if len(levels()) < 2:
         pytest.skip("no native kernels that would be chosen here")
     loaded = transom.load(smollm2, transom.Generator, dtype="bfloat16")
@@ -151,13 +153,20 @@ def test_as_served_is_of_its_own_tokens_and_lets_changes_through(smollm2: Path) 
     served = runner.run([Chunk(runner.open(tokens), len(tokens), len(tokens))])
     before = runner.free_tokens()
     assert float((plain[0] - served).abs().max()) > 0.02  # or there was nothing to put in place
-    with as_served(model, tokens, runner):
+    with as_served(model, tokens, runner, changes=changes):
         torch.testing.assert_close(logits_at(model, torch.tensor([tokens]))[0], served, rtol=0, atol=0.01)
         beginning = logits_at(model, torch.tensor([tokens[:5]]))[0]
         torch.testing.assert_close(beginning, served[:5], rtol=0, atol=0.01)
         assert torch.equal(logits_at(model, torch.tensor([tokens[::-1]])), other)
+        lens = logit_lens(model, tokens, positions=[-1], top=3)  # the last norm reads every layer afterwards
+        assert lens.logprob.shape == (31, 1, 3)
+        last = served[-1].double().log_softmax(-1).topk(3)
+        assert lens.top[-1, 0].tolist() == last.indices.tolist()
+        # The lens reads a state as the layer left it, which the model rounds to bfloat16 before its head.
+        torch.testing.assert_close(lens.logprob[-1, 0], last.values, rtol=0, atol=0.05)
         with edited([Edit(model.layers[3].attn, "out", torch.zeros_like)]):  # type: ignore[union-attr, index]
-            assert float((logits_at(model, torch.tensor([tokens]))[0] - served).abs().max()) > 0.5
+            moved = float((logits_at(model, torch.tensor([tokens]))[0] - served).abs().max())
+            assert moved > 0.5 if changes else moved < 0.01
     assert torch.equal(logits_at(model, torch.tensor([tokens])), plain) and runner.free_tokens() == before
 
 

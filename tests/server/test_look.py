@@ -63,13 +63,41 @@ def test_a_replay_that_differs_says_so(http: httpx.Client, chat: dict[str, Any])
     other = [max(-9999.0, value - 0.03) for value in chat["logprobs"]]
     replay = ask(http, {**chat, "logprobs": other}, "tokens")["replay"]
     assert replay["agrees"] is False and replay["drift"] == pytest.approx(0.03, abs=1e-3)
-    assert "differs from what was served" in replay["text"] and "0.02" in replay["text"]
+    assert "differs from what was served: 16 of 16 tokens" in replay["text"]
+    assert "by a factor of up to 1.03 (limit 1.02)" in replay["text"]
     unsaid = ask(http, {k: v for k, v in chat.items() if k != "logprobs"}, "tokens")["replay"]
     assert unsaid["agrees"] is None and "not compared" in unsaid["text"]
     changed = ask(
         http, {**chat, "messages": [dict(role="user", content="Something else entirely")]}, "tokens"
     )
     assert changed["replay"]["agrees"] is False
+
+
+def test_what_a_panel_shows_first_comes_of_one_pass_and_is_what_each_view_says(
+    http: httpx.Client, chat: dict[str, Any], translated: dict[str, Any]
+):
+    for body in (chat, translated):
+        found = ask(http, body, "opening")
+        heads, rows = found.pop("heads"), found.pop("attention")
+        tokens = ask(http, body, "tokens")
+        assert {**tokens, "view": "opening", "seconds": found["seconds"]} == found
+        apart = ask(http, body, "heads")
+        assert {name: apart[name] for name in heads} == heads
+        most = max(heads["heads"], key=lambda one: one["worth"])
+        assert (rows["layer"], rows["head"]) == (most["layer"], most["head"])
+        alone = ask(http, body, "attention", layer=rows["layer"], head=rows["head"])
+        assert {name: alone[name] for name in rows} == rows
+
+
+def test_of_a_long_answer_the_first_tokens_are_looked_at(
+    http: httpx.Client, folders: Any, chat: dict[str, Any]
+):
+    bound = ask(http, chat, "tokens")["n_prompt"] + len(chat["answer"])
+    longer = {**chat, "answer": [*chat["answer"], *[5] * 20], "logprobs": [*chat["logprobs"], *[-1.0] * 20]}
+    with serving(folders, "crow", limits={"look_tokens": bound}) as running, running.client() as client:
+        found = client.post("/look", json={**longer, "view": "opening"}).json()
+        assert (found["n_tokens"], found["n_left_out"]) == (bound, 20)
+        assert found["replay"]["agrees"] is True  # those that are left out are not compared
 
 
 def test_the_heads_their_rows_and_the_check_of_both(http: httpx.Client, chat: dict[str, Any]):
@@ -184,7 +212,7 @@ def test_what_is_out_of_bounds_is_refused_with_the_bound(http: httpx.Client, cha
 
 def test_a_look_is_bounded_in_tokens_and_needs_a_key_where_there_are_any(folders: Any):
     with serving(folders, "plain", keys=("a-key-for-this-test",), limits={"look_tokens": 12}) as running:
-        body = dict(view="tokens", prompt="The crow and the fox.", answer=[40] * 10)
+        body = dict(view="tokens", prompt="The crow and the fox. " * 3, answer=[40] * 10)
         with running.client() as client:
             assert client.post("/look", json=body).status_code == 401
             headers = {"authorization": "Bearer a-key-for-this-test"}

@@ -61,8 +61,8 @@ def test_an_answer_is_looked_into_a_head_ablated_and_the_lens_opened(visit: Visi
     panel = opened(page)
     page.remove_listener("response", weigh)
     assert sum(sizes) < 300_000
-    assert sum(url.endswith("/look") for url in visit.asked) == 3  # tokens, heads, one head's rows
-    assert re.search(r"Replayed \d+ tokens in .* It agrees", panel.inner_text())
+    assert sum(url.endswith("/look") for url in visit.asked) == 1  # of all that is shown first
+    assert re.search(r"once more, \d+ tokens in .* It agrees", panel.inner_text())
     assert HOSTILE in (panel.locator(".look-tokens").text_content() or "")
 
     tokens = panel.locator(".look-t:not(.told)")
@@ -71,7 +71,7 @@ def test_an_answer_is_looked_into_a_head_ablated_and_the_lens_opened(visit: Visi
     tokens.nth(1).hover()
     hovered = panel.locator(".look-readout").inner_text()
     assert hovered != before and re.search(r"rank \d+ · entropy [\d.]+ bits", hovered)
-    assert panel.locator(".look-t[data-lit]").count() > 0 and "weighs" in hovered
+    assert panel.locator(".look-t[data-lit]").count() > 0 and "takes from" in hovered
     panel.locator("h2").hover()
     assert panel.locator(".look-readout").inner_text() == before
 
@@ -99,6 +99,29 @@ def test_an_answer_is_looked_into_a_head_ablated_and_the_lens_opened(visit: Visi
     panel.get_by_text("rank correlation with exact removal").wait_for()
     assert all(text.startswith("Keep in mind") for text in panel.locator(".look-caveat").all_inner_texts())
     assert panel.locator(".look-caveat").count() >= 5
+
+
+def test_every_word_of_it_is_said_plainly_where_it_stands(visit: Visit):
+    page = visit.page
+    say(page, "Hello")
+    panel = opened(page)
+    panel.locator("summary").filter(has_text="What each layer would have said").click()
+    panel.locator("[data-view=lens] .look-table").wait_for()
+    for word, meaning in (
+        ("tokens", "A piece of text that the model reads and writes"),
+        ("head", "takes something from other tokens"),
+        (re.compile(r"rank \d+"), "1 was the model's first choice"),
+        (re.compile(r"entropy .* bits"), "as open as among"),
+        ("What is that?", "is replaced by its average"),
+    ):
+        panel.get_by_role("button", name=word, exact=True).first.click()
+        note = page.get_by_role("note").filter(visible=True)
+        sync_api.expect(note).to_contain_text(meaning)
+        assert note.evaluate("node => node.getBoundingClientRect().right <= innerWidth")
+        page.keyboard.press("Escape")
+        sync_api.expect(note).to_have_count(0)
+        assert panel.is_visible()  # only the meaning has closed
+    assert "reads one layer as if it were the last" in panel.locator("[data-view=lens]").inner_text()
 
 
 def test_the_panel_is_walked_by_keyboard_and_escape_gives_the_focus_back(visit: Visit):

@@ -114,11 +114,12 @@ def _lens_at(view: Numbers, after: str, words: Callable[[int], str]) -> Picture:
     n_layers, top = len(view["top"]), len(view["top"][0][0])
     names = ["before any", *map(str, range(n_layers - 1))]
     far = [row[0] for row in view["divergence"]]
+    farthest = max(far[1:], default=0.0) or 1.0  # what comes before any layer would dwarf all that they do
     rows, lines = [], []
     for layer in reversed(range(n_layers)):
         likeliest = zip(view["top"][layer][0], view["logprob"][layer][0], strict=True)
         cells = [Cell(visible(words(one)), percent(p := math.exp(value)), p) for one, value in likeliest]
-        rows.append((names[layer], [*cells, Cell(f"{far[layer]:.2f}", "", far[layer] / (max(far) or 1.0))]))
+        rows.append((names[layer], [*cells, Cell(f"{far[layer]:.2f}", "", min(1.0, far[layer] / farthest))]))
         said = "  ".join(f"{fitted(cell.text, 12)} {cell.note:>6}" for cell in cells)
         lines.append(f"  {names[layer]:>10}  {said}  {far[layer]:6.2f}")
     chart = Table(["after layer", "would say", *[""] * (top - 1), "nats from the end"], rows)

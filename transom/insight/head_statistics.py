@@ -29,6 +29,8 @@ FIGURES = {
     "duplicate": "weight of other places with the query's own token, over queries that have such",
 }
 """Every figure of a head, and what it says."""
+FAR = 4
+"""Tokens away from which on what a head uses is far."""
 TINY = 1e-30
 """Weights below take no part in the entropy; `torch.special.entr` is seven times as slow on a CPU."""
 OF_PLACES: tuple[str, ...] = ("distance", "previous", "duplicate")
@@ -83,6 +85,15 @@ class HeadGrid(View):
     def duplicate(self) -> Tensor:
         """Weight of other places with the query's own token."""
         return self.figure("duplicate")
+
+    @property
+    def worth(self) -> Tensor:
+        """How much a head moves, (n_layers, H): weight that is sharp, far, and neither on the first token nor
+        on the one before; between two texts, weight that is sharp.
+        """
+        if self.kind == "cross":
+            return self.peak
+        return self.peak * (1 - self.sink) * (1 - self.previous) * (self.distance / FAR).clamp(max=1)
 
     def ranked(self, by: str = "entropy", lowest: bool = False) -> list[tuple[int, int, float]]:
         """Heads as (layer, head, figure), sorted by one figure."""

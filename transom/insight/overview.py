@@ -202,7 +202,10 @@ def _heads(text: Text, seen: Seen, kind: str) -> Drawn:
     queries = text.words(text.source or () if kind == "encoder" else text.tokens)
     keys = text.words(text.source or ()) if kind == "cross" else None
     titles = []
-    for layer, head in _telling(numbers)[: DRAWN if kind == text.kinds[0] else 1]:
+    telling = grid.worth.flatten().argsort(descending=True, stable=True)
+    for place in telling[: DRAWN if kind == text.kinds[0] else 1].tolist():
+        at, head = divmod(place, grid.worth.shape[1])
+        layer = grid.layers[at]
         looked = seen.attention(layer, head, kind=kind)
         picture = attention_figures.attention(looked.to_dict(), queries, keys)
         titles.append(f"{picture.title}{where}")
@@ -212,22 +215,6 @@ def _heads(text: Text, seen: Seen, kind: str) -> Drawn:
     said = "\n".join([*(f"  {title}" for title in titles), drawn.brief]).rstrip()
     yield replace(drawn, title=f"{drawn.title}{where}", folded=True, brief=said,
                   finding=f"{drawn.finding} Among the sharpest: l{titles[0][1:]}.".strip()), grid  # fmt: skip
-
-
-def _telling(view: dict[str, Any]) -> list[tuple[int, int]]:
-    """Heads that weigh one thing much, and neither the first token nor the one before."""
-    figure = view["figures"]
-    places = [(at, head) for at in range(len(view["layers"])) for head in range(len(figure["peak"][at]))]
-
-    def worth(place: tuple[int, int]) -> float:
-        at, head = place
-        value = figure["peak"][at][head]
-        if view["kind"] != "cross":
-            value *= (1 - figure["sink"][at][head]) * (1 - figure["previous"][at][head])
-            value *= min(1.0, figure["distance"][at][head] / 4)
-        return -value
-
-    return [(view["layers"][at], head) for at, head in sorted(places, key=worth)]
 
 
 def _run(text: Text) -> None:

@@ -86,11 +86,14 @@ def token_probabilities(
 
 def _judge(logits: Tensor, said: Tensor, top: int) -> tuple[Tensor, ...]:
     """Scores (n, V) and the tokens (n,) that stand there."""
-    logs = logits.double().log_softmax(-1)
-    own = logs.gather(-1, said[:, None])
-    entropy = -(logs.exp() * logs.clamp(min=-1e4)).sum(-1)
-    best = logs.topk(min(top, logs.shape[-1]), dim=-1)
-    return own[:, 0], (logs > own).sum(-1), entropy, best.indices, best.values
+    own, best = logits.gather(-1, said[:, None]), logits.topk(min(top, logits.shape[-1]), dim=-1)
+    most = logits.amax(-1, keepdim=True).double()
+    below = (logits.double() - most).clamp_(min=-1e4)
+    shares = below.exp()  # once: of a large vocabulary nothing here takes longer
+    total = shares.sum(-1, keepdim=True)
+    entropy = total.log()[:, 0] - shares.mul_(below).sum(-1) / total[:, 0]
+    logs = most + total.log()
+    return (own - logs)[:, 0], (logits > own).sum(-1), entropy, best.indices, best.values - logs
 
 
 @torch.no_grad()

@@ -2,8 +2,9 @@
 
 Nothing is kept of an answer between two requests, and the path that writes answers carries no instrument: a
 view is a replay of prompt and answer, bounded in tokens, in the model's own thread between two steps, one at
-a time. What was likely when the answer was written is compared with the replay, and the client is told where
-the two differ. Read next: look_schema, insight/token_probabilities.
+a time; what a panel shows first comes of one pass. What was likely when the answer was written is compared
+with the replay, and the client is told where the two differ. Read next: look_schema,
+insight/token_probabilities.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -22,7 +23,8 @@ from torch import Tensor
 from transom.errors import Refused
 from transom.inference.as_served import as_served
 from transom.insight.ablation import ablate_head
-from transom.insight.attention_figures import checked, tiny
+from transom.insight.answer_score import device_of, hidden_of
+from transom.insight.attention_figures import checked
 from transom.insight.html import Picture, readable
 from transom.insight.look import Seen
 from transom.insight.look import look as look_at
@@ -41,7 +43,7 @@ from .schema import at_most
 from .state import LARGE
 
 AGREES = 0.02
-"""Nats by which a token's log-probability may differ from the one at generation."""
+"""Nats by which a token's log-probability may differ from the one at generation: its probability by 2%."""
 PANE = 24
 """Side of a head's thumbnail, in pixels."""
 KEYS = 16
@@ -60,6 +62,19 @@ class Replay:
     n_prompt: int
     source: list[int] | None
     asked: LookBody
+    n_left_out: int = 0
+    """Tokens at the end of the answer that are not looked at."""
+
+    def first(self, n: int) -> Replay:
+        """Return it with its first n tokens where those reach into an answer: what was served for each hangs
+        on none that comes later.
+        """
+        room, left_out = n - self.n_prompt, len(self.tokens) - n
+        if self.source is not None or room < 1 or left_out < 1:
+            return self
+        logprobs = self.asked.logprobs and self.asked.logprobs[:room]
+        asked = self.asked.model_copy(update={"logprobs": logprobs})
+        return replace(self, tokens=self.tokens[:n], asked=asked, n_left_out=left_out)
 
     @property
     def model(self) -> Any:
@@ -83,20 +98,22 @@ class Replay:
         read, target = self.tokens[:position], self.tokens[position]
         return Text(self.model, read, self.served.model.tokenizer, self.source, target)
 
+    @torch.no_grad()
     def run(self) -> None:
-        """Do the plain forward pass over all of it."""
-        token_probabilities(self.model, self.tokens, top=1, source=self.source)
+        """Do the pass that each token but the first came of."""
+        rows = partial(torch.tensor, device=device_of(self.model))
+        source = None if self.source is None else rows([self.source])
+        hidden_of(self.model, rows([self.tokens[:-1]]), source)
 
 
 async def look(call: Call) -> Answer:
     """Return one view of an answer."""
     worker, limits = call.served.worker, call.state.settings.limits
-    replay = await call.text_work(replay_of, call)
+    replay = (await call.text_work(replay_of, call)).first(limits.look_tokens)
     n_tokens = len(replay.tokens) + replay.offset
     at_most("prompt and answer together", n_tokens, limits.look_tokens, "tokens", "look_tokens")
-    call.state.metrics.tokens.labels(call.served.name, "read").inc(len(replay.tokens) + replay.offset)
-    view = VIEWS[call.asked.view]
-    found = await worker.between_steps(lambda: viewed(view, replay), call.tenant)
+    call.state.metrics.tokens.labels(call.served.name, "read").inc(n_tokens)
+    found = await worker.between_steps(lambda: viewed(replay), call.tenant)
     what = {"object": "look", "view": call.asked.view, "model": call.served.name}
     return await call.whole(LARGE, lambda: {**what, **_finite(found)})
 
@@ -123,11 +140,23 @@ def replay_of(call: Call) -> Replay:
 # Views: what is told of each, as plain values.
 
 
-def viewed(view: Callable[[Replay], dict[str, Any]], replay: Replay) -> dict[str, Any]:
-    """Return a view of the pass that was served; in the engine's thread."""
+def viewed(replay: Replay) -> dict[str, Any]:
+    """Return the view that is asked for, of the pass that was served; in the engine's thread."""
+    view = replay.asked.view
     runner = getattr(replay.served.worker.engine, "runner", None)  # of whole texts there is none
-    with as_served(replay.model, replay.tokens, runner):
-        return view(replay)
+    with as_served(replay.model, replay.tokens, runner, changes=view not in WATCHED):
+        return VIEWS[view](replay)
+
+
+def opening_view(replay: Replay) -> dict[str, Any]:
+    """What a panel shows first: the tokens, the heads, and the rows of the head that moves most; one pass."""
+    if not _kinds(replay):
+        return {**tokens_view(replay), "heads": None, "attention": None}
+    with look_at(replay.model) as seen:
+        tokens = tokens_view(replay)
+    heads = _heads(replay, seen)
+    most = max(heads["heads"], key=lambda one: one["worth"])
+    return {**tokens, "heads": heads, "attention": _rows(replay, seen, most["layer"], most["head"])}
 
 
 def tokens_view(replay: Replay) -> dict[str, Any]:
@@ -145,8 +174,8 @@ def tokens_view(replay: Replay) -> dict[str, Any]:
     return {
         "n_tokens": len(tokens), "n_prompt": replay.n_prompt + replay.offset, "n_source": replay.offset,
         "seconds": seconds, "replay": agreement(replay, found), "tokens": tokens, "caveat": found.caveat,
-        "n_layers": config.n_layers, "n_heads": 0 if config.cell else config.n_heads,
-        "kinds": _kinds(replay), "sides": _sides(replay),
+        "n_left_out": replay.n_left_out, "n_layers": config.n_layers,
+        "n_heads": 0 if config.cell else config.n_heads, "kinds": _kinds(replay), "sides": _sides(replay),
     }  # fmt: skip
 
 
@@ -191,19 +220,25 @@ def agreement(replay: Replay, found: TokenProbabilities) -> dict[str, Any]:
     """Return how far the replay is from what was served, in nats, and what that means, in words."""
     replayed, asked = found.logprob[replay.n_prompt - 1 :], replay.asked
     if asked.logprobs is not None:
-        drift = float((replayed - torch.tensor(asked.logprobs, dtype=torch.float64)).abs().max())
-        what = "no token differs from what was served by more than"
+        apart = (replayed - torch.tensor(asked.logprobs, dtype=torch.float64)).abs()
+        whose = "no token's probability is off by more than"
+        which = f"{int((apart > AGREES).sum())} of {len(apart)} tokens have another probability"
     elif asked.logprob is not None:
-        drift, what = abs(float(replayed.sum()) - asked.logprob), "the answer differs from what was served by"
+        apart = (replayed.sum() - asked.logprob).abs()
+        whose, which = "its probability is off by", "it has another probability"
     else:
         text = "How likely it was when it was written was not said, so it is not compared."
         return {"drift": None, "agrees": None, "limit": AGREES, "text": text}
+    drift = float(apart.max())
     agrees = drift <= AGREES
     if agrees:
-        text = f"It agrees: {what} {tiny(max(drift, 1e-9))} nats (limit {AGREES})."
+        share = f"{max(0.01, 100 * math.expm1(drift)):.2g} % of it"
+        text = f"It agrees with what was served: {whose} {share} (limit {100 * AGREES:g} %)."
     else:
-        text = (f"It differs from what was served by up to {drift:.2g} nats (limit {AGREES}): what is below"
-                " is true of this replay, not of the answer as it was written.")  # fmt: skip
+        factor = f"{math.exp(drift):.3g}" if drift < math.log(1000) else "more than a thousand"
+        text = (f"It differs from what was served: {which}, by a factor of up to {factor} (limit"
+                f" {1 + AGREES:g}). What is below is true of this replay, not of the answer as it was"
+                " written.")  # fmt: skip
     return {"drift": drift, "agrees": agrees, "limit": AGREES, "text": text}
 
 
@@ -227,11 +262,15 @@ def kind_of(replay: Replay) -> str:
 
 def heads_view(replay: Replay) -> dict[str, Any]:
     """Figures and a thumbnail of every head."""
+    kind_of(replay)  # where there are none, that is said before a pass
+    return _heads(replay, seen_of(replay))
+
+
+def _heads(replay: Replay, seen: Seen) -> dict[str, Any]:
     kind = kind_of(replay)
-    seen = seen_of(replay)
     grid = seen.heads(kind=kind)
     pixels = [_squared(seen.thumbnails(layer, PANE, kind=kind)) for layer in grid.layers]
-    figures = {name: values.tolist() for name, values in grid.figures.items()}
+    figures = {name: values.tolist() for name, values in {**grid.figures, "worth": grid.worth}.items()}
     n_heads = pixels[0].shape[0]
     heads = [
         {"layer": layer, "head": head, **{name: round(rows[at][head], 4) for name, rows in figures.items()}}
@@ -254,9 +293,14 @@ def _squared(small: Tensor) -> Tensor:
 
 def attention_view(replay: Replay) -> dict[str, Any]:
     """Return what one head weighs: the heaviest keys of every row."""
-    asked, kind = replay.asked, kind_of(replay)
+    kind_of(replay)
     layer = _layer(replay)
-    found = seen_of(replay, [layer]).attention(layer, asked.head, kind=kind)
+    return _rows(replay, seen_of(replay, [layer]), layer, replay.asked.head or 0)
+
+
+def _rows(replay: Replay, seen: Seen, layer: int, head: int) -> dict[str, Any]:
+    kind = kind_of(replay)
+    found = seen.attention(layer, head, kind=kind)
     queries = 0 if kind == "encoder" else replay.offset
     keys = replay.offset if kind == "self" else 0
     best = found.weights.topk(min(KEYS, found.weights.shape[1]), dim=-1)
@@ -267,7 +311,7 @@ def attention_view(replay: Replay) -> dict[str, Any]:
             pairs = [(k + keys, round(w, 4)) for k, w in zip(*_row(best, i), strict=True) if w >= 5e-4]
             rows[i + queries] = {"keys": [k for k, _ in pairs], "weights": [w for _, w in pairs]}
     return {
-        "layer": layer, "head": asked.head, "kind": kind, "rows": rows, "sink": keys, "error": found.error,
+        "layer": layer, "head": head, "kind": kind, "rows": rows, "sink": keys, "error": found.error,
         "caveat": found.caveat,
         "check": checked(found.error),
     }  # fmt: skip
@@ -295,7 +339,10 @@ def drawn(found: Iterable[tuple[Picture, View]]) -> dict[str, Any]:
     return {"pictures": [picture for picture, _ in pairs], "views": [view for _, view in pairs]}
 
 
+WATCHED = ("opening", "tokens", "heads", "attention", "lens")
+"""Views that change nothing of the pass that they look at."""
 VIEWS: dict[str, Callable[[Replay], dict[str, Any]]] = {
+    "opening": opening_view,
     "tokens": tokens_view,
     "heads": heads_view,
     "attention": attention_view,

@@ -21,6 +21,7 @@ Logprob = Annotated[float, Field(ge=-9999, le=0)]
 SERVED = {side.name: side for side in SIDES if side.served}
 """Views that insight draws as they are shown; in the others one walks about."""
 NEEDS = {
+    "opening": (),
     "tokens": (),
     "heads": (),
     "attention": ("layer", "head"),

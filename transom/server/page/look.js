@@ -1,11 +1,12 @@
 // A look inside: one answer replayed by the plain model, and what its layers and heads did. Loaded when it is opened.
 //
-// The server keeps nothing of an answer: what was asked and written goes along with every request, and each view is one more pass over it.
-// Token text only ever becomes text nodes. Read next: look_parts.js, server/look.py.
+// The server keeps nothing of an answer: what was asked and written goes along with every request. What stands here first comes of one pass over
+// it, each other view of one more. Token text only ever becomes text nodes. Read next: look_parts.js, terms.js, server/look.py.
 
 import { post } from "./api.js";
-import { $, announce, h, icon, later, percent, visible } from "./dom.js";
-import { Heads, Tokens, bits, drawn, say } from "./look_parts.js";
+import { $, announce, count, h, icon, later, percent, visible } from "./dom.js";
+import { Heads, Tokens, drawn, openness, say } from "./look_parts.js";
+import { MEANINGS, PLAINLY, term } from "./terms.js";
 
 const KINDS = { self: "among the words written", cross: "from the words written to the source", encoder: "within the source" };
 const FIRST = 160; // tokens of a long prompt that are shown at once, the last ones
@@ -39,7 +40,7 @@ class Look {
       this.state, this.rest);
     aside.hidden = false;
     aside.onkeydown = (event) => {
-      if (event.key !== "Escape") return;
+      if (event.key !== "Escape" || document.querySelector(":popover-open")) return;
       event.stopPropagation();
       this.close();
     };
@@ -57,9 +58,10 @@ class Look {
     this.answer.from?.focus?.();
   }
 
-  /** One view of the answer; asked for once. */
-  view(name, more = {}) {
+  /** One view of the answer; asked for once, unless it came with another one. */
+  view(name, more = {}, found = null) {
     const key = JSON.stringify([name, more]);
+    if (found) this.kept.set(key, found);
     if (!this.kept.has(key)) {
       const wanted = post("/look", { ...this.answer.asked, view: name, ...more }, this.gone.signal);
       this.kept.set(key, wanted);
@@ -81,7 +83,10 @@ class Look {
 
   async start() {
     await this.in(this.state, async () => {
-      this.first = await this.view("tokens");
+      const { heads, attention, ...tokens } = await this.view("opening");
+      this.first = tokens;
+      if (heads) this.view("heads", { kind: heads.kind }, heads);
+      if (attention) this.view("attention", { layer: attention.layer, head: attention.head, kind: attention.kind }, attention);
       this.agreement();
       this.build();
       this.select(this.telling());
@@ -98,9 +103,10 @@ class Look {
 
   /** What the replay was, and whether it is what was served. */
   agreement() {
-    const { n_tokens: n, seconds, replay } = this.first;
-    const read = `Replayed ${n.toLocaleString("en")} tokens in ${seconds < 1 ? `${Math.max(1, Math.round(1000 * seconds))} ms` : `${seconds.toFixed(1)} s`}.`;
-    this.state.replaceChildren(`${read} ${replay.text}`);
+    const { n_tokens: n, n_left_out: rest, seconds, replay } = this.first;
+    const took = seconds < 1 ? `${Math.max(1, Math.round(1000 * seconds))} ms` : `${seconds.toFixed(1)} s`;
+    const cut = rest ? ` The last ${count(rest, "token")} of the answer ${rest === 1 ? "is" : "are"} left out; a server started with a higher --limits.look-tokens reads them too.` : "";
+    this.state.replaceChildren(`The model read it once more, ${count(n, "token")} in ${took}. ${replay.text}${cut}`);
     this.state.toggleAttribute("data-differs", replay.agrees === false);
   }
 
@@ -114,7 +120,7 @@ class Look {
     this.rest.replaceChildren(
       h("section", { class: "look-view" },
         h("h3", {}, "Tokens"),
-        h("p", { class: "look-key" }, "The line under a token is its probability. ", this.first.n_heads ? "Light on a token is the weight that the chosen head gives it, seen from the marked one." : ""),
+        h("p", { class: "look-key" }, ...PLAINLY.tokens(), this.first.n_heads ? " The light shows from where the chosen head takes something for the marked token." : ""),
         say(this.first.caveat)),
       // In sight while the heads and the other views are gone through: all of them speak of these tokens.
       h("section", { class: "look-held" }, this.strip.node, this.readout, this.chosen),
@@ -126,7 +132,8 @@ class Look {
   /** A view that is asked for when it is opened, and again when another token is marked. */
   folded({ name, title, of }) {
     const place = h("div", { class: "look-body" });
-    const node = h("details", { class: "look-view", "data-view": name }, h("summary", {}, h("h3", {}, title)), place);
+    const plainly = PLAINLY[name] && h("p", { class: "look-key" }, ...PLAINLY[name]());
+    const node = h("details", { class: "look-view", "data-view": name }, h("summary", {}, h("h3", {}, title)), plainly, place);
     node.redraw = later(() => node.open && this.in(place, () => this.side(name, of, place)), 60);
     node.addEventListener("toggle", () => node.open && node.redraw());
     return node;
@@ -144,9 +151,9 @@ class Look {
     if (i === null || i === undefined) return;
     const token = this.first.tokens[i];
     const row = this.rows?.rows[i];
-    const facts = token.logprob === null ? "the first token: nothing was expected of it"
-      : `${percent(Math.exp(token.logprob))} · rank ${token.rank.toLocaleString("en")} · entropy ${bits(token.entropy)} before it`;
-    const lines = [h("p", {}, h("code", {}, visible(token.text)), h("span", {}, facts))];
+    const facts = token.logprob === null ? ["the first token: nothing was expected of it"]
+      : [`${percent(Math.exp(token.logprob))} · `, term(`rank ${token.rank.toLocaleString("en")}`, MEANINGS.rank), " · ", openness(token.entropy, "before it was written")];
+    const lines = [h("p", {}, h("code", {}, visible(token.text)), h("span", {}, ...facts))];
     if (token.top) lines.push(h("p", { class: "quiet" }, "Likeliest here: ", token.top.map((one) => [h("code", {}, visible(one.text)), ` ${percent(one.p)} `])));
     if (row) lines.push(this.keys(row, i));
     this.readout.replaceChildren(...lines);
@@ -158,9 +165,9 @@ class Look {
     const apart = this.sink(i);
     const others = row.keys.map((key, at) => [key, row.weights[at]]).filter(([key]) => key !== apart).slice(0, 4);
     const rest = apart === null ? -1 : row.keys.indexOf(apart);
-    return h("p", { class: "quiet" }, `Head ${this.rows.layer}.${this.rows.head} weighs `,
-      others.map(([key, weight]) => [h("code", {}, visible(this.first.tokens[key].text)), ` ${weight.toFixed(2)}  `]),
-      rest >= 0 ? h("span", { class: "look-sink" }, `first token ${row.weights[rest].toFixed(2)}, set apart`) : "");
+    return h("p", { class: "quiet" }, `Head ${this.rows.layer}.${this.rows.head} takes from `,
+      others.map(([key, weight]) => [h("code", {}, visible(this.first.tokens[key].text)), ` ${percent(weight)}  `]),
+      rest >= 0 ? h("span", { class: "look-sink" }, term("first token", MEANINGS.sink), ` ${percent(row.weights[rest])}`) : "");
   }
 
   /** The first token as a resting place, which stands apart; null where it is the text itself that is weighed. */
@@ -178,7 +185,7 @@ class Look {
     this.kind = kinds[0];
     const kind = kinds.length > 1 && h("label", { class: "look-order" }, "Attention ",
       h("select", { onchange: (event) => ((this.kind = event.target.value), this.heads()) }, kinds.map((name) => h("option", { value: name }, KINDS[name]))));
-    return h("section", { class: "look-view", "data-view": "heads" }, h("h3", {}, "Heads"), kind, this.headsPlace, this.caveat);
+    return h("section", { class: "look-view", "data-view": "heads" }, h("h3", {}, "Heads"), h("p", { class: "look-key" }, ...PLAINLY.heads(this.first)), kind, this.headsPlace, this.caveat);
   }
 
   heads() {
@@ -199,9 +206,10 @@ class Look {
       if (this.head.layer !== layer || this.head.head !== head) return; // another one was chosen meanwhile
       this.rows = rows;
       const result = h("div", { class: "look-result", "aria-live": "polite" });
-      const off = this.kind === "self" && h("button", { class: "button", type: "button", onclick: () => this.ablate(layer, head, result) }, `Ablate head ${layer}.${head}`);
+      const off = this.kind === "self" && h("p", {},
+        h("button", { class: "button", type: "button", onclick: () => this.ablate(layer, head, result) }, `Ablate head ${layer}.${head}`), " ", term("What is that?", MEANINGS.ablate));
       this.chosen.replaceChildren(
-        h("p", { class: "look-facts" }, h("strong", {}, `Layer ${layer}, head ${head}`), ` ${this.grid.describe(layer, head)}`),
+        h("p", { class: "look-facts" }, h("strong", {}, `Layer ${layer}, head ${head}`), " ", ...this.grid.describe(layer, head)),
         ...[off].filter(Boolean));
       this.outcome.replaceChildren(result);
       this.caveat.replaceChildren(h("p", { class: "quiet" }, rows.check), say(rows.caveat));

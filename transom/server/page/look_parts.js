@@ -1,11 +1,16 @@
 // The parts of a look that are drawn: the strip of tokens, and the heads as panes of a window.
 
 import { h, percent, visible } from "./dom.js";
+import { MEANINGS, term } from "./terms.js";
 
 const PANE = 24; // pixels of a thumbnail's side, as the server sends it
 const SINK = 0.5; // a head with more of its weight than this on the first token is set apart
 
-export const bits = (nats) => `${(nats / Math.LN2).toFixed(1)} bits`;
+const bits = (nats) => `${(nats / Math.LN2).toFixed(1)} bits`;
+
+/** An entropy in nats, with what this one means behind it. */
+export const openness = (nats, when) =>
+  term(`entropy ${bits(nats)}`, `How open the choice was ${when}: as open as among ${Math.exp(nats) < 10 ? Math.exp(nats).toFixed(1) : Math.round(Math.exp(nats)).toLocaleString("en")} things that are equally likely. 0 bits is certain, 1 bit is two alike, 2 bits are four.`);
 
 /** What a view does not show, behind a word. */
 export const say = (caveat) => h("details", { class: "look-caveat" }, h("summary", {}, "Keep in mind"), h("p", {}, `${caveat}.`));
@@ -103,11 +108,8 @@ export class Tokens {
 const FEW = 12; // heads that are shown first, where a model has many
 const MANY = 48;
 
-/** How much a head moves: weight that is sharp, far, and not on the first token or the one before. */
-const worth = ({ sink, previous = 0, peak, distance = 8 }) => (1 - sink) * (1 - previous) * peak * Math.min(1, distance / 8);
-
 const ORDERS = {
-  worth: { label: "those that move most", of: worth },
+  worth: { label: "those that move most", of: (one) => one.worth },
   place: { label: "layer and head", of: (one) => 1000 * one.layer - one.head },
   moved: { label: "weight off the first token", of: (one) => 1 - one.sink },
   previous: { label: "weight on the token before", of: (one) => one.previous },
@@ -138,19 +140,25 @@ export class Heads {
     this.across = across;
     this.all = figures.heads.map((one, place) => ({ ...one, place, pixels: bytes.subarray(place * size * size, (place + 1) * size * size), size }));
     this.caveat = caveat;
-    for (const one of this.all) this.panes.set(`${one.layer}.${one.head}`, this.pane(one));
     this.draw();
   }
 
+  /** The pane of a head; drawn when it is first shown. */
   pane(one) {
+    const name = `${one.layer}.${one.head}`;
+    if (!this.panes.has(name)) this.panes.set(name, this.drawn(one, name));
+    return this.panes.get(name);
+  }
+
+  drawn(one, name) {
     const canvas = h("canvas", { width: one.size, height: one.size, "aria-hidden": "true" });
     const context = canvas.getContext("2d");
     const image = context.createImageData(one.size, one.size);
     one.pixels.forEach((level, i) => image.data.set([224, 140, 8, level], 4 * i));
     context.putImageData(image, 0, 0);
     return h("button", {
-      type: "button", class: "pane", tabindex: "-1", "data-head": `${one.layer}.${one.head}`, "aria-pressed": "false",
-      "aria-label": `Layer ${one.layer}, head ${one.head}: ${this.facts(one)}`, title: `${one.layer}.${one.head}  ${this.facts(one)}`, onclick: () => this.onpick(one.layer, one.head),
+      type: "button", class: "pane", tabindex: "-1", "data-head": name, "aria-pressed": name === this.chosen,
+      "aria-label": `Layer ${one.layer}, head ${one.head}: ${told(one)}`, title: `${name}  ${told(one)}`, onclick: () => this.onpick(one.layer, one.head),
     }, canvas);
   }
 
@@ -161,7 +169,7 @@ export class Heads {
     const shown = value === "worth" ? sorted.slice(0, FEW) : sorted;
     const whole = h("button", { type: "button", class: "action", onclick: () => ((this.order.value = "place"), this.draw(), this.body.querySelector("[aria-pressed=true]")?.focus()) },
       `Show all ${this.all.length.toLocaleString("en")} heads in their places`);
-    const greyed = this.kind !== "cross" && shown.some((one) => this.rests(one)) && h("p", { class: "look-key" }, "Grey: at rest, with most of its weight on the first token.");
+    const greyed = this.kind !== "cross" && shown.some((one) => this.rests(one)) && h("p", { class: "look-key" }, "Grey: ", term("at rest", MEANINGS.sink), ", with most of its weight on the first token.");
     this.body.replaceChildren(...[this.window(shown), greyed, shown.length < this.all.length && whole, say(this.caveat)].filter(Boolean));
     this.stops();
   }
@@ -179,7 +187,7 @@ export class Heads {
     for (const one of list) {
       if (placed && one.layer !== layer) node.append(h("span", { class: "look-place", "aria-hidden": "true" }, one.layer));
       layer = one.layer;
-      const pane = this.panes.get(`${one.layer}.${one.head}`);
+      const pane = this.pane(one);
       pane.toggleAttribute("data-rests", this.rests(one));
       pane.style.gridColumn = placed ? one.head + 2 : "auto";
       node.append(pane);
@@ -190,12 +198,13 @@ export class Heads {
 
   /** The head to begin with: of those that move anything, the one that moves most. */
   first() {
-    const { layer, head } = this.all.toSorted((a, b) => worth(b) - worth(a))[0];
+    const { layer, head } = this.all.toSorted((a, b) => b.worth - a.worth)[0];
     return [layer, head];
   }
 
   mark(layer, head) {
-    for (const pane of this.panes.values()) pane.setAttribute("aria-pressed", pane.dataset.head === `${layer}.${head}`);
+    this.chosen = `${layer}.${head}`;
+    for (const pane of this.panes.values()) pane.setAttribute("aria-pressed", pane.dataset.head === this.chosen);
     this.stops();
   }
 
@@ -217,12 +226,17 @@ export class Heads {
   }
 
   describe(layer, head) {
-    return this.facts(this.all.find((one) => one.layer === layer && one.head === head));
+    const one = this.all.find((one) => one.layer === layer && one.head === head);
+    const [far, near] = places(one);
+    return [far, openness(one.entropy, "of where to take from"), ", ", term("first token", MEANINGS.sink), ` ${percent(one.sink)}${near}`];
   }
+}
 
-  facts({ entropy, distance, sink, previous }) {
-    const far = distance === undefined ? "" : `weighs ${distance.toFixed(1)} tokens away on average, `;
-    const near = previous === undefined ? "" : `, the token before ${percent(previous)}`;
-    return `${far}entropy ${bits(entropy)}, first token ${percent(sink)}${near}`;
-  }
+/** How far back a head takes from, and how much from the token before; empty between two texts. */
+const places = ({ distance, previous }) => [
+  distance === undefined ? "" : `takes from ${distance.toFixed(1)} tokens away on average, `, previous === undefined ? "" : `, the token before ${percent(previous)}`];
+
+function told(one) {
+  const [far, near] = places(one);
+  return `${far}entropy ${bits(one.entropy)}, first token ${percent(one.sink)}${near}`;
 }

@@ -228,7 +228,7 @@ export function bar(p) {
 }
 
 /** Under its token or over it, where there is more room, and never on it; a narrow screen has its own place for it. */
-function beside(panel, box) {
+export function beside(panel, box) {
   const [under, over] = [innerHeight - box.bottom - 20, box.top - 20];
   const below = under >= Math.min(panel.offsetHeight, over);
   panel.style.setProperty("--high", `${Math.max(120, below ? under : over)}px`);
