@@ -11,6 +11,7 @@ from transom.hardware import tune_libraries
 NAMES = (
     "training_speed",
     "finetune_speed",
+    "finetune_quality",
     "shakespeare",
     "small_data",
     "big_file",
