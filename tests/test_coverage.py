@@ -18,9 +18,22 @@ from scipy.stats import binom, multinomial
 
 from transom.evaluation.classification import f1_rows, macro_f1, telling
 from transom.evaluation.cost import speed
+from transom.evaluation.gate import MARGIN, competence
 from transom.evaluation.perplexity import nats_per_token, token_perplexity
 from transom.evaluation.translation import bleu_counts, bleu_of, chrf_counts, chrf_of
-from transom.intervals import Estimate, bootstrap, lead, paired_bootstrap, share, student
+from transom.intervals import (
+    Estimate,
+    bootstrap,
+    clustered,
+    corrected,
+    detectable,
+    holm,
+    lead,
+    paired_bootstrap,
+    share,
+    spread,
+    student,
+)
 
 WHOLE = 2000
 slow = pytest.mark.slow
@@ -253,3 +266,124 @@ def test_a_ratio_of_speeds_is_held(ratio: float, sets: int) -> None:
         found = speed([100] * 8, seconds, "tokens").difference
         held.append(holds(found, 100 * (ratio - 1)))
     assert within(np.mean(held), sets)
+
+
+# ------------------------------------------------------------------------------------------- clusters
+
+
+def sizes_of(rng: np.random.Generator, n_clusters: int, items: int) -> np.ndarray:
+    """The cluster of each item, of clusters of uneven sizes."""
+    return np.repeat(np.arange(n_clusters), 1 + rng.poisson(items - 1, n_clusters))
+
+
+@TIERS
+@pytest.mark.parametrize(
+    "n_clusters, items, p, alike",
+    [(12, 7, 0.5, 0.2), (20, 8, 0.1, 0.1), (50, 5, 0.03, 0.1), (200, 5, 0.03, 0.2), (60, 11, 0.2, 0.3)],
+)
+def test_a_share_of_items_in_clusters_is_held(
+    n_clusters: int, items: int, p: float, alike: float, sets: int
+) -> None:
+    rng, held = np.random.default_rng(0), 0
+    more = (1 - alike) / alike
+    for _ in range(sets):
+        which = sizes_of(rng, n_clusters, items)
+        shares = rng.beta(p * more, (1 - p) * more, n_clusters)
+        held += holds(clustered((rng.random(len(which)) < shares[which]).astype(float), which.tolist()), p)
+    assert within(held / sets, sets)
+
+
+@TIERS
+@pytest.mark.parametrize(
+    "n_clusters, items, won, lost, alike", [(40, 5, 0.06, 0.02, 0.1), (20, 7, 0.2, 0.2, 0.2)]
+)
+def test_a_paired_lead_of_items_in_clusters_is_held(
+    n_clusters: int, items: int, won: float, lost: float, alike: float, sets: int
+) -> None:
+    rng, held = np.random.default_rng(0), 0
+    more = (1 - alike) / alike
+    for _ in range(sets):
+        which = sizes_of(rng, n_clusters, items)
+        drawn = rng.dirichlet([won * more, lost * more, (1 - won - lost) * more], n_clusters)[which]
+        at = rng.random(len(which))
+        values = (at < drawn[:, 0]).astype(float) - ((at >= drawn[:, 0]) & (at < drawn[:, :2].sum(axis=1)))
+        held += holds(clustered(values, which.tolist()), won - lost)
+    assert within(held / sets, sets)
+
+
+@TIERS
+@pytest.mark.parametrize("n_clusters, items, alike", [(10, 7, 0.3), (20, 7, 0.3), (60, 5, 0.5)])
+def test_a_mean_of_items_in_clusters_is_held(n_clusters: int, items: int, alike: float, sets: int) -> None:
+    rng, held, alone = np.random.default_rng(0), 0, 0
+    for _ in range(sets):
+        which = sizes_of(rng, n_clusters, items)
+        values = rng.normal(0, math.sqrt(alike), n_clusters)[which]
+        values = values + rng.normal(0, math.sqrt(1 - alike), len(which))
+        held += holds(clustered(values, which.tolist()), 0.0)
+        alone += holds(student(values), 0.0)
+    assert within(held / sets, sets)
+    assert alone / sets < 0.85  # what calls every item its own would have said
+
+
+@TIERS
+@pytest.mark.parametrize(
+    "true, sensitivity, specificity, n, checked",
+    [(0.14, 0.78, 0.92, 400, 300), (0.05, 0.78, 0.92, 400, 300), (0.5, 0.7, 0.8, 300, 200),
+     (0.3, 0.9, 0.9, 100, 100), (0.02, 0.8, 0.95, 1000, 500)],
+)  # fmt: skip
+def test_a_share_that_an_erring_detector_counted_is_held_once_corrected(
+    true: float, sensitivity: float, specificity: float, n: int, checked: int, sets: int
+) -> None:
+    rng = np.random.default_rng(0)
+    seen = rng.binomial(n, true * sensitivity + (1 - true) * (1 - specificity), sets) / n
+    hits, passed = rng.binomial(checked, sensitivity, sets), rng.binomial(checked, specificity, sets)
+    found = [
+        corrected(flagged, n, (int(a), checked), (int(b), checked))
+        for flagged, a, b in zip(seen, hits, passed, strict=True)
+    ]
+    assert within(float(np.mean([holds(one, true) for one in found])), sets)
+    assert np.mean([holds(Estimate(v, share(v * n, n).low, share(v * n, n).high), true)
+                    for v in seen[:300]]) < 0.9  # fmt: skip
+
+
+@pytest.mark.parametrize("n_true", [6, 3])
+def test_holm_invents_a_difference_between_groups_in_at_most_5_of_100_reports(n_true: int) -> None:
+    """Six groups, of which three or none differ: how often one that does not is called different."""
+    rng, invented, found = np.random.default_rng(0), 0, 0
+    for _ in range(WHOLE):
+        effects = np.where(np.arange(6) < n_true, 0.0, 1.0)
+        spreads = [spread(rng.normal(effect, 1, 40), range(40)) for effect in effects]
+        p = [one.p_beyond(0.0) for one in spreads]
+        called = np.array([value <= level for value, level in zip(p, holm(p), strict=True)])
+        invented += called[:n_true].any()
+        found += called[n_true:].sum()
+        for one, level, yes in zip(spreads, holm(p), called, strict=True):
+            interval = one.estimate(level / 2)  # what is printed says the same as what is decided
+            assert (interval.low > 0 or interval.high < 0) == yes
+    assert invented / WHOLE < 0.06
+    assert n_true == 6 or found / WHOLE > 2.99
+
+
+@pytest.mark.parametrize("n", [40, 100, 300])
+def test_the_gate_lets_pass_about_one_of_forty_that_are_no_better_than_its_margin(n: int) -> None:
+    """Exactly: over all numbers of right answers."""
+    passes = [competence([True] * k + [False] * (n - k), range(n), 0.5).passed for k in range(n + 1)]
+    rate = {p: sum(binom.pmf(k, n, p) for k in range(n + 1) if passes[k]) for p in (0.5, 0.5 + MARGIN, 0.85)}
+    print(rate)  # noqa: T201
+    assert rate[0.5] < 0.01 and rate[0.5 + MARGIN] < 0.04 and rate[0.85] > 0.98
+
+
+def test_the_gate_keeps_to_that_where_questions_come_in_clusters() -> None:
+    rng, passed = np.random.default_rng(0), 0
+    for _ in range(WHOLE):
+        which = sizes_of(rng, 25, 6)
+        shares = rng.beta(0.55 * 4, 0.45 * 4, 25)[which]
+        passed += competence((rng.random(len(which)) < shares).tolist(), which.tolist(), 0.5).passed
+    assert passed / WHOLE < 0.04
+
+
+def test_the_smallest_detectable_effect_is_found_four_times_of_five() -> None:
+    rng = np.random.default_rng(0)
+    size = float(np.mean([detectable(student(rng.normal(0, 1, 100))) for _ in range(200)]))
+    found = [student(rng.normal(size, 1, 100)).low > 0 for _ in range(WHOLE)]
+    assert 0.77 < np.mean(found) < 0.83

@@ -14,7 +14,21 @@ from hypothesis import strategies as st
 from scipy.stats import binom, ttest_1samp
 
 from tests.scale import scaled
-from transom.intervals import Estimate, Rows, bootstrap, lead, paired_bootstrap, share, student, verdict
+from transom.intervals import (
+    Estimate,
+    Rows,
+    bootstrap,
+    clustered,
+    corrected,
+    detectable,
+    holm,
+    lead,
+    paired_bootstrap,
+    share,
+    spread,
+    student,
+    verdict,
+)
 
 
 def mean_of(sums: Rows) -> float:
@@ -146,3 +160,39 @@ def test_what_cannot_be_is_an_error() -> None:
             share(k, n)
     with pytest.raises(ValueError, match="same"):
         paired_bootstrap(np.zeros((3, 2)), np.zeros((4, 2)), mean_of)
+
+
+def test_clusters_of_one_are_no_clusters() -> None:
+    values = np.random.default_rng(0).normal(1, 2, 30)
+    found, plain = clustered(values, range(30)), student(values)
+    assert (found.low, found.high) == pytest.approx((plain.low, plain.high))
+    yes = np.arange(40) < 30
+    assert clustered(yes.astype(float), range(40)).low == pytest.approx(share(30, 40).low, abs=0.01)
+
+
+def test_items_told_twice_tell_no_more() -> None:
+    values = np.random.default_rng(1).normal(0, 1, 25)
+    once, twice = clustered(values, range(25)), clustered(np.tile(values, 2), list(range(25)) * 2)
+    assert (once.low, once.high) == pytest.approx((twice.low, twice.high))
+
+
+def test_of_few_clusters_there_is_no_interval_and_of_all_alike_one_that_is_not_certain() -> None:
+    assert not clustered(np.ones(90), [i % 9 for i in range(90)]).known
+    assert spread(np.ones(5), [0] * 5).p_beyond(0) == 1.0
+    none = clustered(np.zeros(60), [i % 20 for i in range(60)])
+    assert (none.low, none.high) == (0.0, share(0, 20).high)
+
+
+def test_a_detector_is_corrected_as_published() -> None:
+    """Rogan and Gladen's formula on the example that the report names: 18% flagged are 14.3%."""
+    found = corrected(0.18, 400, (390, 500), (460, 500))
+    assert found.value == pytest.approx((0.18 + 0.92 - 1) / (0.78 + 0.92 - 1))
+    assert found.low < found.value < found.high
+    assert math.isnan(corrected(0.5, 100, (55, 100), (50, 100)).value)  # no better than a coin
+    assert corrected(0.0, 100, (90, 100), (90, 100)).value == 0.0
+
+
+def test_holm_asks_the_surest_first() -> None:
+    assert holm([0.001, 0.5, 0.02]) == pytest.approx([0.05 / 3, 0.05, 0.05 / 2])
+    assert holm([0.9, 0.8]) == pytest.approx([0.025, 0.025])
+    assert detectable(Estimate(0.0, -1.96, 1.96)) == pytest.approx(2.80, abs=0.01)

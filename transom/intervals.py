@@ -3,21 +3,23 @@
 Each by the method that is right for its kind and size: a share by the binomial distribution (mid-P, Lancaster
 1961), a lead of one system over another on the same items by those items that tell the two apart (the sign
 test, McNemar 1947), a mean by Student's t, a score of sums by test sets drawn with replacement (Efron 1979;
-of two systems the same sets, Koehn 2004). Where there is too little for an interval, there is none. It stands
-on the ground: the lab and the evaluation both use it.
+of two systems the same sets, Koehn 2004). Items that belong together (sentences of one template) count as
+clusters; a share that an erring detector counted is corrected for its errors; several questions at once are
+asked by Holm's procedure. Where there is too little for an interval, there is none. It stands on the ground:
+the lab and the evaluation both use it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.special import bdtr, ndtr, stdtrit
+from scipy.special import betaincc, ndtr, ndtri, stdtr, stdtrit
 
 TAIL = 0.025
 """What lies beyond each end of a 95% interval."""
@@ -70,28 +72,34 @@ class Estimate:
         return f"{self.value:.1f} ({self.interval()})"
 
 
-def share(k: int, n: int) -> Estimate:
-    """The share of k hits in n tries: all shares under which as few or as many hits are not too rare."""
-    if not 0 <= k <= n or n < 1:
+def share(k: float, n: float, tail: float = TAIL) -> Estimate:
+    """The share of k hits in n tries: all shares under which as few or as many hits are not too rare.
+
+    Tries that count for less than one each may come to no whole number. tail: as TAIL.
+    """
+    if not 0 <= k <= n * (1 + 1e-12) or n <= 0:
         raise ValueError(f"{k} hits in {n} tries")
 
-    def below(p: float) -> float:
-        return (float(bdtr(k - 1, n, p) if k else 0.0) + float(bdtr(k, n, p))) / 2
+    k = min(k, n)
 
-    low = brentq(lambda p: 1 - below(p) - TAIL, 0.0, 1.0) if k > 0 else 0.0
-    high = brentq(lambda p: below(p) - TAIL, 0.0, 1.0) if k < n else 1.0
+    def below(p: float) -> float:
+        fewer = float(betaincc(k, n - k + 1, p)) if k > 0 else 0.0
+        return (fewer + (float(betaincc(k + 1, n - k, p)) if k < n else 1.0)) / 2
+
+    low = brentq(lambda p: 1 - below(p) - tail, 0.0, 1.0) if k > 0 else 0.0
+    high = brentq(lambda p: below(p) - tail, 0.0, 1.0) if k < n else 1.0
     return Estimate(k / n, float(low), float(high))  # type: ignore[arg-type]
 
 
-def lead(wins: int, losses: int, n: int) -> Estimate:
+def lead(wins: float, losses: float, n: float, tail: float = TAIL) -> Estimate:
     """Wins less losses as a share of n items, on the others of which nobody wins.
 
     Above 0 as a whole only where the sign test over wins and losses says so: that share of wins has an exact
     interval, the share of items that tell anything has one, and the two are put together (Zou 2009).
     """
     telling = wins + losses
-    some = share(telling, n)
-    won = share(wins, telling).times(2).plus(-1) if telling else Estimate(0.0, -1.0, 1.0)
+    some = share(telling, n, tail)
+    won = share(wins, telling, tail).times(2).plus(-1) if telling else Estimate(0.0, -1.0, 1.0)
 
     def low(of: Estimate) -> float:
         edge = some.low if of.low > 0 else some.high
@@ -138,6 +146,125 @@ def paired_bootstrap(
         raise ValueError(f"{a.shape} and {b.shape}; both systems must have answered the same items")
     width, both = a.shape[1], np.concatenate([a, b], axis=1)
     return bootstrap(both, lambda sums: score(sums[:width]) - score(sums[width:]), telling, draws, seed)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The mean of values in clusters, with what its interval is made of."""
+
+    mean: float
+    error: float
+    """Standard error; nan where there is one cluster alone."""
+    freedom: float
+    """Degrees of freedom of its t."""
+    n: int
+    n_clusters: int
+
+    def estimate(self, tail: float = TAIL) -> Estimate:
+        """The mean by Student's t; no interval of fewer than FEWEST clusters."""
+        if self.n_clusters < FEWEST or math.isnan(self.error):
+            return Estimate(self.mean)
+        half = -float(stdtrit(self.freedom, tail)) * self.error
+        return Estimate(self.mean, self.mean - half, self.mean + half)
+
+    def tries(self, values: Rows, tail: float = TAIL) -> float:
+        """How many independent values would tell as much as these; each cluster counts once where all are
+        equal.
+        """
+        if self.error == 0 or math.isnan(self.error):
+            return float(self.n_clusters)
+        wide = float(stdtrit(self.freedom, tail) / ndtri(tail)) ** 2
+        return max(1.0, min(float(self.n), float(np.var(values)) / (self.error**2 * wide)))
+
+    def p_beyond(self, tolerance: float) -> float:
+        """How rare so large a mean, either way, would be were the true one within `tolerance` of 0."""
+        beyond = abs(self.mean) - tolerance
+        if self.n_clusters < FEWEST or math.isnan(self.error):
+            return 1.0
+        if self.error == 0:
+            return 0.0 if beyond > 0 else 1.0
+        return float(min(1.0, (1 if tolerance else 2) * stdtr(self.freedom, -beyond / self.error)))
+
+
+def spread(values: Rows, clusters: Sequence[Hashable]) -> Spread:
+    """The mean of values (N,) of which those of one cluster (N,) may say much the same.
+
+    The error is that of the clusters' sums, each widened by its own weight, the degrees of freedom those of
+    their spread of sizes (Bell and McCaffrey 2002, CR2, for a mean alone).
+    """
+    if len(values) != len(clusters):
+        raise ValueError(f"{len(values)} values in {len(clusters)} clusters")
+    numbers: dict[Hashable, int] = {}
+    which = np.array([numbers.setdefault(one, len(numbers)) for one in clusters])
+    n, n_clusters, mean = len(values), len(numbers), float(np.mean(values))
+    if n_clusters < 2:
+        return Spread(mean, math.nan, math.nan, n, n_clusters)
+    weight = np.bincount(which) / n
+    residuals = np.bincount(which, values - mean) / n
+    variance = float((residuals**2 / (1 - weight)).sum())
+    # Of the sums of whole clusters: their covariance were all items independent, each divided as above.
+    root = np.sqrt(1 - weight)
+    cross = (np.diag(weight) - np.outer(weight, weight)) / np.outer(root, root)
+    freedom = float(np.trace(cross) ** 2 / (cross**2).sum())
+    return Spread(mean, math.sqrt(variance), freedom, n, n_clusters)
+
+
+def clustered(values: Rows, clusters: Sequence[Hashable], tail: float = TAIL) -> Estimate:
+    """The mean of values (N,) in clusters (N,), no interval of fewer than FEWEST clusters.
+
+    Of yes and no (1, 0) it is a share, of won, lost and neither (1, -1, 0) a lead, each of so many tries as
+    tell as much alone (Korn and Graubard 1998).
+    """
+    found = spread(values, clusters)
+    if not np.isin(values, (-1, 0, 1)).all() or found.n_clusters < FEWEST:
+        return found.estimate(tail)
+    tries, won, lost = found.tries(values, tail), float((values == 1).mean()), float((values == -1).mean())
+    exact = lead(won * tries, lost * tries, tries, tail) if lost else share(won * tries, tries, tail)
+    return Estimate(found.mean, exact.low, exact.high)
+
+
+def corrected(
+    flagged: float, tries: float, sensitivity: tuple[int, int], specificity: tuple[int, int]
+) -> Estimate:
+    """The true share behind the share that a detector flagged of so many tries, where it errs both ways.
+
+    sensitivity: of so many that are (second), so many it flags (first); specificity: of so many that are not,
+    so many it lets pass. The estimate is Rogan's and Gladen's (1978), the interval, in which the errors of
+    all three shares are, Lang's and Reiczigel's (2014); both are kept within 0 and 1. Without either where
+    the detector may be no better than a coin.
+    """
+    (hits, ill), (passed, well) = sensitivity, specificity
+    if share(hits, ill).low + share(passed, well).low <= 1:
+        return Estimate(math.nan)
+    z = -float(ndtri(TAIL))
+    sens, spec, seen = (hits + 1) / (ill + 2), (passed + 1) / (well + 2), (tries * flagged + z * z / 2)
+    seen /= tries + z * z
+    rate = (seen + spec - 1) / (sens + spec - 1)
+    of_ill, of_well = sens * (1 - sens) / (ill + 2), spec * (1 - spec) / (well + 2)
+    shift = 2 * z * z * (rate * of_ill - (1 - rate) * of_well)
+    inside = seen * (1 - seen) / (tries + z * z) + rate**2 * of_ill + (1 - rate) ** 2 * of_well
+    half = z * math.sqrt(inside) / (sens + spec - 1)
+    best = (flagged + passed / well - 1) / (hits / ill + passed / well - 1)
+    value, low, high = (min(1.0, max(0.0, one)) for one in (best, rate + shift - half, rate + shift + half))
+    return Estimate(value, low, high)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """For each of several questions the error that it may be asked at, so that 95 of 100 times none of those
+    whose answer is no is answered yes (Holm 1979): 0.05 over how many were still open, the surest first.
+    """
+    order, levels, open_ = np.argsort(p, kind="stable"), [0.0] * len(p), len(p)
+    for place in order.tolist():
+        levels[place] = 2 * TAIL / open_
+        if p[place] <= levels[place]:
+            open_ -= 1
+    return levels
+
+
+def detectable(found: Estimate) -> float:
+    """How large a difference is found 4 times of 5 by a test as wide as this interval."""
+    z = -float(ndtri(TAIL))
+    return (found.high - found.low) / 2 * (z + float(ndtri(0.8))) / z
 
 
 def verdict(difference: Estimate, baseline: str, unit: str) -> str:
