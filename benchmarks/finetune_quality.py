@@ -1,10 +1,10 @@
 """What fine-tuning changes, measured on held-out examples by commands that anybody can type.
 
 sets: SmolLM2-135M by LoRA on MedQuAD and on instructions of the Alpaca sample, and on two sets that should
-not help: the same instructions with shuffled answers of another domain, and with answers cut in half. The
-last three are held against the same held-out instructions. trl: the same model, data, rates and steps by
-Transom and by TRL's `SFTTrainer`, both adapters scored by `transformers` with PEFT. preferences: DPO on the
-demo pairs of LLaMA-Factory. encoders: MiniLM by LoRA beside all its weights, on two sets of labelled texts.
+not help: the same instructions with shuffled answers of another domain (others), and with answers cut in half
+(halves). The last three are held against the same held-out instructions. trl: the same model, data, rates and
+steps by Transom and by TRL's `SFTTrainer`, both adapters scored by `transformers` with PEFT. preferences: DPO
+on the demo pairs of LLaMA-Factory. encoders: MiniLM by LoRA beside all its weights, on two sets of labelled texts.
 scratch: MiniLM fine-tuned beside a net that begins with nothing, at equal compute, with the figure.
 """
 
@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -97,7 +97,7 @@ def turns(path: Path, found: Iterable[Turn]) -> Path:
     return path
 
 
-def four_sets(out: Path, steps: int) -> None:
+def four_sets(out: Path, steps: int, only: Sequence[str]) -> None:
     kept = instructions()
     test, train = turns(out / "held-out.jsonl", kept[:HELD_OUT]), kept[HELD_OUT:]
     answers = medical_answers()
@@ -107,12 +107,14 @@ def four_sets(out: Path, steps: int) -> None:
     common = ["--steps", steps, "--batch.texts", TEXTS, "--model.max-len", LENGTH, "--data.too-long", "cut"]
     ways: dict[str, tuple[Path, list[str | Path]]] = {
         "instructions": (turns(out / "whole.jsonl", train), ["--data.validation", test]),
-        "another domain's answers": (turns(out / "others.jsonl", others), ["--data.validation", test]),
-        "answers cut in half": (turns(out / "halves.jsonl", halves), ["--data.validation", test]),
+        "others": (turns(out / "others.jsonl", others), ["--data.validation", test]),
+        "halves": (turns(out / "halves.jsonl", halves), ["--data.validation", test]),
         "medquad": (MEDQUAD, []),
     }
     for name, (data, options) in ways.items():
-        found = finetune(out / name.replace(" ", "-").replace("'", ""), data, *common, *options)
+        if only and name not in only:
+            continue
+        found = finetune(out / name, data, *common, *options)
         tell(f"finetune_quality sets, {name}", lines_of(found), found | {"set": name, "examples": None})
 
 
@@ -297,12 +299,15 @@ def columns_without_head(path: Path) -> list[Turn]:
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="benchmarks finetune_quality", description=__doc__)
     parser.add_argument("part", choices=("sets", "trl", "preferences", "encoders", "scratch"))
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument(
+        "--only", nargs="+", choices=("instructions", "others", "halves", "medquad"), default=()
+    )
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/finetune_quality"))
     asked = parser.parse_args(arguments)
     parts: dict[str, Callable[[], None]] = {
-        "sets": lambda: four_sets(asked.out, asked.steps),
+        "sets": lambda: four_sets(asked.out, asked.steps, asked.only),
         "trl": lambda: beside_trl(asked.out, asked.steps, asked.seeds),
         "preferences": lambda: preferences(asked.out, asked.steps),
         "encoders": lambda: encoders(asked.out),
