@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tests.server.conftest import Running, serving
+from tests.server.models import translator
 from transom.checkpoint.huggingface import save_model
 from transom.data.tokenizer import train_tokenizer
 from transom.model.build import build
@@ -434,6 +435,52 @@ def test_complete(visit: Visit):
     page.get_by_role("button", name="Again").wait_for()
     assert page.locator("#panel-complete .out").inner_text()[:13] == text[:13]
     assert page.locator("#panel-complete .out").inner_text()[13] != text[13]
+
+
+def test_a_setting_that_is_left_alone_stands_where_the_model_has_it(visit: Visit):
+    page = visit.page
+    page.get_by_role("button", name="Settings").click()
+    slider = page.get_by_role("slider", name="Temperature")
+    assert slider.input_value() == "0.7"
+    assert slider.get_attribute("aria-valuetext") == "automatic, 0.7"
+    assert page.locator("#set-temperature").get_attribute("placeholder") == "auto: 0.7"
+    slider.fill("0.3")
+    assert page.locator("#set-temperature").input_value() == "0.3"
+    assert slider.get_attribute("data-auto") is None and slider.get_attribute("aria-valuetext") is None
+    page.get_by_role("button", name="Back to the defaults").click()
+    assert slider.input_value() == "0.7" and slider.get_attribute("data-auto") == ""
+
+
+def test_a_translator_of_dates_offers_a_text_of_the_kind_it_learned_from(browser: Any, tmp_path: Path):
+    folder = translator(tmp_path / "run" / "model")
+    ledger = {"data": {"source": "dates", "example": "abc <b>"}}
+    (tmp_path / "run" / "ledger.json").write_text(json.dumps(ledger))
+    with serving({"moses": folder}, "moses") as running:
+        visit = Visit(browser, running.url)
+        page = visit.open()
+        page.get_by_role("button", name="abc <b>").click()
+        page.locator(".target .line").first.wait_for()
+        assert page.get_by_label("Text to translate").input_value() == "abc <b>"
+        visit.check()
+        visit.context.close()
+
+
+def test_the_address_of_a_memory_outlives_the_server(browser: Any, folders: dict[str, Path], tmp_path: Path):
+    memory = tmp_path / "own" / "memory.sqlite"
+    tokens = []
+    for n in range(3):
+        if n == 2:  # others may read it: it is not kept
+            (tmp_path / "own" / "memory.sqlite.token").chmod(0o644)
+        with serving(folders, "crow", memory=memory) as running:
+            tokens.append(running.app.state.memory.token)
+            visit = Visit(browser, running.url)
+            page = visit.open(f"{running.url}/#memory={tokens[0]}")
+            page.get_by_role("button", name="Memory").click()
+            said = "ends in #memory=" if n == 2 else "0 facts kept"
+            page.locator("#memory").get_by_text(said).wait_for()
+            visit.context.close()
+    assert tokens[0] == tokens[1] != tokens[2]
+    assert (tmp_path / "own" / "memory.sqlite.token").read_text() == tokens[0]
 
 
 def test_translate(visit: Visit):

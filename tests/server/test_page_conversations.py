@@ -84,7 +84,7 @@ def test_another_token_is_gone_on_from_by_the_model_that_wrote_it(visit: Visit):
 
 def test_a_completion_too(visit: Visit):
     page = visit.page
-    store(page, settings=dict(maxTokens=30))
+    store(page, settings=dict(maxTokens=30, temperature=0))  # drawn bytes may be parts of letters
     page.get_by_role("tab", name="Complete").click()
     pick(page, "parrot")
     page.get_by_label("Beginning").fill("So: ")
@@ -158,6 +158,36 @@ def test_two_tabs_on_one_conversation_keep_both(visit: Visit):
     assert all(len(texts) == 4 for texts in said)
     alerts = [tab.get_by_role("alert").locator("visible=true").all_inner_texts() for tab in (page, other)]
     assert any("changed in another tab" in " ".join(lines) for lines in alerts)
+    titles = page.locator(".conversation").all_inner_texts()
+    copied = r"Of [AB] at once \(another tab’s way on from “First of A”\)"
+    assert "First of A" in titles and any(re.fullmatch(copied, title) for title in titles)
+    other.close()
+
+
+def test_a_frame_that_comes_late_keeps_nothing_that_another_tab_has_gone_on_from(visit: Visit):
+    page = visit.page
+    store(page, settings=dict(maxTokens=8))
+    page.evaluate(
+        """() => {
+            const draw = requestAnimationFrame;
+            window.held = [];
+            window.requestAnimationFrame = (work) => (window.held ? window.held.push(work) : draw(work));
+        }"""
+    )
+    say(page, "First of A")
+    other = visit.context.new_page()
+    other.goto(page.url)
+    other.locator(".message.assistant").wait_for()
+    say(other, "Second, of B")
+    page.get_by_text("Second, of B", exact=True).first.wait_for()
+    since = page.evaluate("performance.now()")
+    page.wait_for_function("since => performance.now() > since + 1100", arg=since)  # time to keep it again
+    page.evaluate(
+        "() => { const works = window.held; window.held = null; works.forEach((work) => work(0)); }"
+    )
+    finished(page)
+    whole = "async () => (await (await import('/page/database.js')).everything()).map(one => one.title)"
+    assert page.evaluate(whole) == ["First of A"]
     other.close()
 
 
@@ -183,6 +213,12 @@ def test_conversations_have_addresses_and_the_way_back_leads_through_them(visit:
 def test_an_answer_goes_on_while_another_conversation_is_open(visit: Visit):
     page = visit.page
     store(page, settings=dict(maxTokens=600, temperature=0))
+    page.evaluate(
+        """() => new MutationObserver(() => {
+            window.written ||= Boolean(document.querySelector("#conversations .pen:not([hidden])"));
+        }).observe(document.querySelector("#conversations"),
+            { subtree: true, childList: true, attributes: true })"""
+    )
     page.get_by_label("Message", exact=True).fill("A long one")
     page.keyboard.press("Enter")
     page.locator(".message.assistant .t").nth(5).wait_for(state="attached")
@@ -193,6 +229,23 @@ def test_an_answer_goes_on_while_another_conversation_is_open(visit: Visit):
     finished(page)
     answer = kept(page)["messages"][1]
     assert (len(answer["tokens"]), answer["finish"]) == (600, "length")
+    assert page.evaluate("window.written")  # and the list said so
+    sync_api.expect(page.get_by_role("img", name="An answer is being written")).to_have_count(0)
+
+
+def test_another_tab_says_that_an_answer_is_being_written_here(visit: Visit):
+    page = visit.page
+    store(page, settings=dict(maxTokens=8))
+    say(page, "Hello")
+    id = kept(page)["id"]
+    other = visit.context.new_page()
+    other.goto(page.url)
+    other.locator(".message.assistant").wait_for()
+    for writing, n in ((True, 1), (False, 0)):
+        page.evaluate("async ([id, on]) => (await import('/page/database.js')).tell(id, on)", [id, writing])
+        pen = other.get_by_role("img", name="An answer is being written")
+        sync_api.expect(pen).to_have_count(n)
+    other.close()
 
 
 def test_a_reload_while_it_writes_loses_nothing_that_came(visit: Visit):
@@ -233,7 +286,7 @@ def test_a_conversation_is_renamed_searched_exported_and_imported(visit: Visit, 
     page.get_by_role("button", name="More about: Birds").click()
     page.get_by_role("menuitem", name="Delete").click()
     page.get_by_role("button", name="Delete", exact=True).click()
-    sync_api.expect(page.locator(".conversation")).to_have_count(0)
+    sync_api.expect(page.locator(".conversation, .message")).to_have_count(0)
     page.get_by_label("A file of conversations").set_input_files(exported["json"])
     page.locator(".message.assistant").wait_for()
     back = kept(page)
@@ -528,10 +581,13 @@ def test_at_four_times_the_size_the_conversation_can_still_be_read(browser: Any,
     page = visit.open()
     store(page, settings=dict(maxTokens=40))
     say(page, "Hello")
-    assert page.evaluate("document.documentElement.scrollWidth") <= 320
-    page.locator(".message.user").scroll_into_view_if_needed()
-    box = page.locator(".message.user").bounding_box()
-    composer = page.locator(".composer").bounding_box()
-    assert box and composer and box["y"] >= 0 and composer["height"] < 100 and box["y"] + 20 < composer["y"]
+    for height in (256, 200):
+        page.set_viewport_size({"width": 320, "height": height})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 320
+        page.locator(".message.user").scroll_into_view_if_needed()
+        box = page.locator(".message.user").bounding_box()
+        composer = page.locator(".composer").bounding_box()
+        assert box and composer and box["y"] >= 0 and box["y"] + 20 < composer["y"]
+        assert composer["height"] <= height / 3.5  # the rest is for what is read
     visit.check()
     visit.context.close()

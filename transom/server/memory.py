@@ -1,16 +1,20 @@
 """`/memory`: what a person asked to be remembered, to see, edit, forget and switch off.
 
 One file is one person's. With API keys each key has its own, named after its digest; without, it is the
-owner's, and only the page that was opened by the address which `serve` printed may ask: that carries a token
-of this start, where others on the machine reach no more than the models. Read next: transom.chat.memory.
+owner's, and only the page that was opened by the address which `serve` printed may ask: that carries a
+token, kept beside the file, where others on the machine reach no more than the models. Read next:
+transom.chat.memory.
 """
 
 from __future__ import annotations
 
 import hmac
 import logging
+import os
+import re
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,11 +59,12 @@ class MemoryStore:
     """The memory of whoever asks."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.token = path.expanduser().absolute(), secrets.token_urlsafe(24)
+        self.path = path.expanduser().absolute()
+        self.token = token_of(self.path)
         self._open: dict[str, Memory] = {}
 
     def check(self, tenant: str, headers: list[tuple[bytes, bytes]]) -> None:
-        """Raise ApiError 403 for whoever has neither an API key nor the token of this start."""
+        """Raise ApiError 403 for whoever has neither an API key nor the token of the address."""
         given = dict(headers).get(TOKEN, b"")
         if not tenant and not hmac.compare_digest(given, self.token.encode()):
             raise ApiError(403, "this memory is for the page of whoever started the server: open it by the"
@@ -74,6 +79,26 @@ class MemoryStore:
             )
             self._open[tenant] = Memory(path)
         return self._open[tenant]
+
+
+def token_of(path: Path) -> str:
+    """Return the token of a memory's address: kept beside it, so that the address outlives the server.
+
+    Whoever can read that file can read the memory too. Where others can, or none can be kept, there is a new
+    one with every start.
+    """
+    file, new = path.with_name(f"{path.name}.token"), secrets.token_urlsafe(24)
+    with suppress(OSError, ValueError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            suppress(FileExistsError),
+            os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as made,
+        ):
+            made.write(new)
+        found = file.read_text(encoding="ascii")
+        if file.stat().st_mode & 0o077 == 0 and re.fullmatch(r"[\w-]{32}", found):
+            return found
+    return new
 
 
 Work = Callable[[Memory, Any, int], Any]

@@ -18,6 +18,7 @@ from ..checkpoint.hub import resolve
 from ..checkpoint.huggingface import load_config
 from ..data.chat_template import ChatTemplate, template_to_learn
 from ..data.conversations import open_conversations
+from ..data.dates import DATES
 from ..data.examples import Classification, Embedding, LabelledRows, Order, PairRows, Translation
 from ..data.formats import named_fields
 from ..data.labelled import open_labelled
@@ -74,6 +75,7 @@ def translate_task(settings: TrainSettings, folder: RunFolder, world: World, rep
     asked = settings.optim.label_smoothing
     smoothing = SMOOTHING if asked is None else asked
     source, target = made.shown
+    own = {"example": source} if settings.data.source == DATES else {}  # nobody's text, so it may be served
     return Task(
         name=settings.task, unit="target token", config=config, tokenizer=tokenizer, data_hash=made.data_hash,
         feed=learned, eval_set=eval_set(held_out), build=first,
@@ -85,7 +87,8 @@ def translate_task(settings: TrainSettings, folder: RunFolder, world: World, rep
                 *translated(model, tokenizer=tokenizer, source=source), target
             ),
         ),
-        facts=facts_of(made), generation={"num_beams": 4, "max_length": config.max_len},
+        facts=facts_of(made) | own,
+        generation={"num_beams": 4, "max_length": config.max_len},
     )  # fmt: skip
 
 

@@ -26,14 +26,15 @@ export class Chat {
     this.panel = panel;
     this.model = null;
     this.writings = new Map(); // the conversations that are being answered, each with its AbortController
+    this.elsewhere = new Set(); // the ids of those that other tabs write answers in
     this.first = 0; // the first message that the model still reads
     this.conversation = fresh();
     this.recount = later(() => this.count(), 350);
     this.saving = Promise.resolve();
     this.build();
-    addEventListener("pagehide", () => this.writing && database.rescue(this.conversation)); // with what has come
+    addEventListener("pagehide", () => this.leave());
     addEventListener("popstate", () => this.openNamed());
-    database.onChange((id) => this.changed(id));
+    database.onChange((id, writing) => this.changed(id, writing));
     store.onSettings((name) => ["system", "maxTokens"].includes(name) && this.recount());
   }
 
@@ -67,6 +68,17 @@ export class Chat {
     return path(this.conversation);
   }
 
+  /** Whether an answer is being written in a conversation, here or in another tab. */
+  isWritten(id) {
+    return this.elsewhere.has(id) || [...this.writings.keys()].some((one) => one.id === id);
+  }
+
+  /** The page is being left: what has come of an answer is kept, and nobody writes it any more. */
+  leave() {
+    if (this.writing) database.rescue(this.conversation);
+    for (const { id } of this.writings.keys()) database.tell(id);
+  }
+
   /** The AbortController of the answer that is being written here. */
   get writing() {
     return this.writings.get(this.conversation) ?? null;
@@ -89,6 +101,7 @@ export class Chat {
     this.button.classList.toggle("stopping", busy);
     this.input.placeholder = this.model ? `Say something to ${this.model.name}` : "";
     this.panel.toggleAttribute("data-writing", busy);
+    this.sidebar.mark();
   }
 
   // What is being typed: kept for each conversation.
@@ -179,8 +192,10 @@ export class Chat {
     return this.sidebar.show(this.conversation.id);
   }
 
-  /** Another tab kept or removed something. */
-  async changed(id) {
+  /** Another tab kept or removed something, or writes it. */
+  async changed(id, writing) {
+    if (writing) this.elsewhere.add(id);
+    else this.elsewhere.delete(id);
     this.list();
     const { conversation } = this;
     if (id !== conversation.id || this.writing) return;
@@ -203,7 +218,7 @@ export class Chat {
     const saving = this.saving.then(async () => {
       if (!conversation.messages.length) return this.list();
       try {
-        const parted = await database.save(conversation);
+        const parted = await database.save(conversation, this.writings.has(conversation));
         if (parted) showError("This conversation was changed in another tab. What was said here is kept as a conversation of its own.");
       } catch (error) {
         showError(`This browser cannot keep the conversation (${error.message}). Export it, or delete others to make room.`);
@@ -422,11 +437,12 @@ export class Chat {
       wanted = true;
       requestAnimationFrame(() => {
         wanted = false;
+        if (!this.writings.has(conversation)) return; // it was kept when it ended, and another tab may have gone on from it
         if (performance.now() - kept > SAVED_EVERY) {
           kept = performance.now();
           this.keep(conversation);
         }
-        if (this.conversation !== conversation || !this.writings.has(conversation)) return;
+        if (this.conversation !== conversation) return;
         const follow = this.atBottom();
         this.node(place)?.written.update(version.text, version.tokens);
         if (follow) this.bottom();

@@ -57,11 +57,20 @@ export function merge(own, kept) {
   return true;
 }
 
+/** What is kept beside `kept`, since both went on from the same place: its name begins with what was said here alone. */
+export function apart(own, kept) {
+  const here = own.messages.filter((message, i) => message.text !== kept.messages[i]?.text);
+  const { text } = here.find(({ role }) => role === "user") ?? here[0] ?? own.messages[0];
+  return `${oneLine(text).slice(0, 40)} (another tab’s way on from “${titled(own)}”)`;
+}
+
+const oneLine = (text) => text.replace(/\s+/g, " ").trim();
+
 /** What it is called: as somebody named it, else how it begins. */
 export function titled(conversation) {
   if (conversation.named) return conversation.title;
   const said = path(conversation).find((message) => message.role === "user");
-  return (said ? said.text : "New conversation").replace(/\s+/g, " ").trim().slice(0, 60);
+  return oneLine(said ? said.text : "New conversation").slice(0, 60);
 }
 
 // Files

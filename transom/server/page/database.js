@@ -4,7 +4,7 @@
 // saves the others hear of. A conversation that another tab has changed since is never written over: what this tab
 // has becomes a conversation of its own. Without a database all of it lasts until the tab is closed.
 
-import { fresh, fromList, merge, titled } from "./conversation.js";
+import { apart, fresh, fromList, merge, titled } from "./conversation.js";
 import * as store from "./store.js";
 
 const TABLES = ["whole", "heads", "words"];
@@ -69,23 +69,25 @@ export const everything = () => within("readonly", (table) => table("whole").all
 
 /**
  * Keep a conversation. Where another tab has said something else in the same place since it was loaded, it is kept
- * beside that one, under a new id and a name that says so, and the result is true. Throws where there is no room.
+ * beside that one, under a new id and a name that says so, and the result is true. `writing`: whether it is being
+ * answered, for other tabs to show. Throws where there is no room.
  */
-export async function save(conversation) {
+export async function save(conversation, writing = false) {
   let parted = false;
   const saved = { ...conversation, updated: Date.now(), title: titled(conversation) };
   await within("readwrite", async (table) => {
     const kept = await table("heads").get(saved.id);
     const behind = kept !== undefined && kept.revision !== conversation.revision;
-    parted = behind && !merge(saved, await table("whole").get(saved.id));
+    const theirs = behind && (await table("whole").get(saved.id));
+    parted = behind && !merge(saved, theirs);
     if (behind) saved.revision = kept.revision;
-    if (parted) Object.assign(saved, { id: fresh().id, title: `${saved.title} (from another tab)`, named: true });
+    if (parted) Object.assign(saved, { id: fresh().id, title: apart(saved, theirs), named: true });
     saved.revision += 1;
     await put(table, saved);
   });
   const { id, title, named, updated, revision } = saved;
   Object.assign(conversation, { id, title, named, updated, revision });
-  tell(id);
+  tell(id, writing);
   return parted;
 }
 
@@ -123,13 +125,13 @@ export async function search(query) {
   return found;
 }
 
-const tell = (id) => channel?.postMessage({ id });
+export const tell = (id, writing = false) => channel?.postMessage({ id, writing });
 
-/** Hear what other tabs keep or remove: the id of a conversation, or null for many. */
+/** Hear what other tabs keep or remove: the id of a conversation, or null for many, and whether it is being answered there. */
 export function onChange(hear) {
   channel?.addEventListener("message", ({ data }) => {
     words = null;
-    hear(data.id);
+    hear(data.id, data.writing);
   });
 }
 

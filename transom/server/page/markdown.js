@@ -1,4 +1,5 @@
-// A small part of Markdown, as nodes: headings, lists, tables, quotes, code, rules, emphasis, links; math as it is written.
+// A small part of Markdown, as nodes: headings, lists, tables, quotes, code, rules, emphasis, links; math as it is written,
+// since drawn as MathML a command of several tokens would be one sign, or a mere place, and a token none.
 //
 // Every piece of text keeps its place in the source (start, end), so that the tokens it was written in stay
 // clickable. There is no raw HTML, an image is a link to it, and a link leads to http(s) only. Whatever is none of this

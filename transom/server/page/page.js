@@ -10,7 +10,7 @@ import { Compare, options } from "./compare.js";
 import { Complete } from "./complete.js";
 import { $, action, copy, h, showError } from "./dom.js";
 import { memoryPanel } from "./memory.js";
-import { settingsDrawer, themeButton } from "./settings.js";
+import { settingsDrawer, themeButton, usualOf } from "./settings.js";
 import { findModels, knowledgeBases } from "./served.js";
 import * as database from "./database.js";
 import { drawerOnPhones } from "./sidebar.js";
@@ -102,14 +102,19 @@ function fillModels(tab) {
   const last = store.read(`model.${tab}`, null);
   const chosen = fit.find((model) => model.id === last) ?? fit[0] ?? null;
   if (chosen) picker.value = chosen.id;
-  rooms[tab]?.use(chosen);
+  use(tab, chosen);
+}
+
+function use(tab, model) {
+  rooms[tab]?.use(model);
+  usualOf(model && (tab === "chat" || model.task !== "chat") ? model.sampling : {}); // a chat model's are those of chats
 }
 
 function pickModel() {
   const tab = document.body.dataset.tab;
   const id = $("model").value;
   store.write(`model.${tab}`, id);
-  rooms[tab]?.use(models.find((model) => model.id === id) ?? null);
+  use(tab, models.find((model) => model.id === id) ?? null);
 }
 
 /** What a tab says where nothing that is served can do its work. */

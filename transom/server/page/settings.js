@@ -26,6 +26,15 @@ const NUMBERS = [
     hint: "The same seed and settings write the same text again." },
 ];
 
+let usual = {}; // by name, what holds for the model that is used where nothing is set; empty where that is not known
+const fields = [];
+
+/** Another model is used: what is set to nothing stands where that one's folder has it. */
+export function usualOf({ temperature, top_p: topP } = {}) {
+  usual = { temperature, topP };
+  for (const show of fields) show();
+}
+
 function numberField({ name, label, unit, min, max, step, slider, empty, hint }) {
   const id = `set-${name}`;
   const input = h("input", {
@@ -43,8 +52,15 @@ function numberField({ name, label, unit, min, max, step, slider, empty, hint })
   const wrong = h("p", { class: "hint wrong", role: "alert", hidden: true }, `From ${min.toLocaleString("en")} to ${max.toLocaleString("en")}${step === 1 ? ", whole" : ""}; it stays as it was.`);
   const show = () => {
     if (document.activeElement !== input) input.value = settings[name] ?? "";
-    if (range) range.value = settings[name] ?? 1;
+    if (!range) return;
+    const auto = settings[name] === null;
+    range.value = settings[name] ?? usual[name] ?? 1;
+    range.toggleAttribute("data-auto", auto);
+    if (auto) range.setAttribute("aria-valuetext", `automatic${usual[name] === undefined ? "" : `, ${usual[name]}`}`);
+    else range.removeAttribute("aria-valuetext");
+    input.placeholder = usual[name] === undefined ? empty : `${empty}: ${usual[name]}`;
   };
+  fields.push(show);
   onSettings((changed) => changed === name && show());
   show();
   return h("div", { class: "field" },

@@ -45,11 +45,14 @@ export class Sidebar {
     if (had) this.rowOf(had)?.querySelector("button").focus();
   }
 
-  /** Another one of the same list is open. */
+  /** Another one of the same list is open, or being answered. */
   mark() {
-    for (const button of this.list.querySelectorAll(".conversation"))
-      if (button.parentNode.dataset.id === this.openId) button.setAttribute("aria-current", "true");
+    for (const button of this.list.querySelectorAll(".conversation")) {
+      const { id } = button.parentNode.dataset;
+      if (id === this.openId) button.setAttribute("aria-current", "true");
       else button.removeAttribute("aria-current");
+      button.nextElementSibling.hidden = !this.chat.isWritten(id);
+    }
   }
 
   rowOf(id) {
@@ -62,6 +65,7 @@ export class Sidebar {
         class: "conversation", dir: "auto", "aria-current": id === this.openId ? "true" : null, title: `${title}\n${new Date(updated).toLocaleString("en")}`,
         onclick: async () => this.chat.open((await this.chat.found(id)) ?? fresh()), ondblclick: () => this.rename(id, title),
       }, title || "New conversation"),
+      h("span", { class: "pen", role: "img", "aria-label": "An answer is being written", title: "An answer is being written", hidden: !this.chat.isWritten(id) }),
       h("button", { class: "icon-button", "aria-label": `More about: ${title}`, title: "More", "aria-haspopup": "menu", onclick: (event) => this.menu(event.currentTarget, id, title) }, icon("more")));
   }
 

@@ -1,6 +1,6 @@
 // Translate: source and target side by side, line by line.
 
-import { post } from "./api.js";
+import { get, post } from "./api.js";
 import { SHORTCUT, action, announce, copy, count, growing, h, showError } from "./dom.js";
 import { lookInside } from "./answer.js";
 import * as store from "./store.js";
@@ -51,6 +51,21 @@ export class Translate {
     const beam = store.settings.beam ?? model?.beam;
     for (const input of this.widths) input.checked = Number(input.value) === beam;
     this.ready();
+    if (model && !this.last) this.example(model);
+  }
+
+  /** Offer a text of the kind that the model learned from, where its run has written one down. */
+  async example(model) {
+    const { run } = await get(`/props?model=${encodeURIComponent(model.id)}`);
+    const text = run?.data?.example;
+    if (typeof text !== "string" || this.last || this.model !== model) return;
+    const take = () => {
+      this.source.value = text;
+      this.source.dispatchEvent(new Event("input"));
+      this.pressed();
+    };
+    this.target.replaceChildren(
+      h("p", { class: "quiet" }, "The translation comes here. A text of the kind that it learned from:"), action(text, take, { class: "button", dir: "auto" }));
   }
 
   ready() {
