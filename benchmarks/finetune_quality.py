@@ -4,8 +4,8 @@ sets: SmolLM2-135M by LoRA on MedQuAD and on instructions of the Alpaca sample, 
 not help: the same instructions with shuffled answers of another domain (others), and with answers cut in half
 (halves). The last three are held against the same held-out instructions. trl: the same model, data, rates and
 steps by Transom and by TRL's `SFTTrainer`, both adapters scored by `transformers` with PEFT. preferences: DPO
-on the demo pairs of LLaMA-Factory. encoders: MiniLM by LoRA beside all its weights, on two sets of labelled texts.
-scratch: MiniLM fine-tuned beside a net that begins with nothing, at equal compute, with the figure.
+on the demo pairs of LLaMA-Factory. encoders: MiniLM by LoRA beside all its weights, on two sets of labelled
+texts. scratch: MiniLM fine-tuned beside a net that begins with nothing, at equal compute, with the figure.
 """
 
 from __future__ import annotations
