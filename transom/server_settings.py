@@ -108,7 +108,8 @@ class ServerSettings(Settings):
     """NAME=FOLDER: an adapter (LoRA) over the model that is served, which clients call MODEL:NAME; repeat for
     several, which then work in one batch; over one of several models, MODEL:NAME=FOLDER."""
     index: Annotated[tuple[str, ...], Names] = ()
-    """A knowledge base (transom index) to answer from, FOLDER or NAME=FOLDER; repeat for several."""
+    """A knowledge base (transom index) to answer from, FOLDER or NAME=FOLDER, or the address of one in
+    PostgreSQL; repeat for several."""
     chat_template: str | None = None
     """`plain`, `chatml` or a file, for models whose folder has none that can be read."""
     memory: Path | None = None

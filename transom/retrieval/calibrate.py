@@ -9,7 +9,6 @@ Read next: judge, ask.
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import re
@@ -21,16 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta
 
-from transom.checkpoint.folder import replace_file
 from transom.data.issues import Issues
 from transom.data.rows import RowFile, readable_file
 from transom.errors import Refused, nearest
 
 from .ask import POOL, rank
 from .evidence import candidates
-from .folder_store import CALIBRATION, writing
 from .judge import judge_of
+from .places import shown, writing
 from .search import KnowledgeBase, checked
+from .store import Changes
 
 CONFIDENCE = 0.95
 PLACING = 0.2
@@ -67,7 +66,7 @@ class Promise:
 class Calibration:
     """What calibrating an index came to."""
 
-    path: Path
+    path: str
     max_error: float
     n: int
     """Questions that thresholds were tried on."""
@@ -115,7 +114,7 @@ class Calibration:
     def to_dict(self) -> dict[str, Any]:
         kept = None if self.kept is None else vars(self.kept)
         return {
-            "path": str(self.path),
+            "path": self.path,
             "max_error": self.max_error,
             "n": self.n,
             "kept": kept,
@@ -147,7 +146,7 @@ def calibrate(
     random.Random(seed).shuffle(rows)
     scores, right = zip(*(_judged(base, row) for row in rows), strict=True)
     found = choose(np.array(scores), np.array(right), max_error)
-    calibration = Calibration(Path(path), max_error, *found)
+    calibration = Calibration(shown(path), max_error, *found)
     if calibration.kept is not None:
         kept = {
             "threshold": calibration.kept.threshold,
@@ -155,7 +154,7 @@ def calibrate(
             **vars(calibration.kept),
         }
         with writing(path):
-            replace_file(path, CALIBRATION, json.dumps(kept, indent=1))
+            base.current().store.write(Changes(calibration=kept))
     return calibration
 
 

@@ -22,26 +22,28 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from transom.checkpoint.folder import commit, recover, sweep, verify
+from transom.checkpoint.folder import commit, recover, replace_file, sweep, verify
 from transom.checkpoint.manifest import MANIFEST
 from transom.checkpoint.strict_json import read_json
 from transom.errors import Refused, nearest_path
 
+from .chunks import Chunk
 from .store import Changes, Document, File, Hits, Indexed, Labels, Passage, Stats
 from .vectors import FILE, Vectors, write_vectors
+from .words import TOKENIZE
 
 INDEX, DATABASE, CALIBRATION = "index.json", "documents.sqlite", "calibration.json"
 VERSION = 1
 TRIES = 50
 """To open a folder that is being replaced at this very moment."""
-SCHEMA = """
+SCHEMA = f"""
 CREATE TABLE files (name TEXT PRIMARY KEY, root TEXT NOT NULL, sha256 TEXT NOT NULL); CREATE TABLE documents
 (id INTEGER PRIMARY KEY, name TEXT UNIQUE NOT NULL, file TEXT NOT NULL, kind TEXT NOT NULL, title TEXT NOT
 NULL, text TEXT NOT NULL); CREATE INDEX documents_by_file ON documents (file); CREATE TABLE labels (document
 INTEGER NOT NULL, label TEXT NOT NULL, PRIMARY KEY (document, label)) WITHOUT ROWID; CREATE TABLE chunks (id
 INTEGER PRIMARY KEY, document INTEGER NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, section TEXT
 NOT NULL); CREATE INDEX chunks_by_document ON chunks (document); CREATE VIRTUAL TABLE words USING
-fts5(section, text, tokenize='porter unicode61 remove_diacritics 2');
+fts5(section, text, tokenize='{TOKENIZE}');
 """
 SEEN = (
     "(NOT EXISTS (SELECT 1 FROM labels WHERE labels.document = {0}) OR EXISTS"
@@ -69,12 +71,15 @@ class FolderStore:
         return cls(path)
 
     @property
+    def place(self) -> str:
+        return str(self.path)
+
+    @property
     def info(self) -> Mapping[str, Any]:
         return self._info
 
     @property
     def is_current(self) -> bool:
-        """Whether no newer generation has taken its place."""
         try:
             return _generation(self.path) == self._generation
         except Refused:
@@ -82,16 +87,32 @@ class FolderStore:
 
     @property
     def calibration(self) -> dict[str, Any] | None:
-        """What `transom calibrate` found for it."""
-        return read_json(self.path / CALIBRATION) if (self.path / CALIBRATION).exists() else None
+        return self._calibration
 
     def files(self) -> dict[str, File]:
         rows = self._all(
             "SELECT files.name, root, sha256, count(chunks.id) FROM files LEFT JOIN documents ON file ="
-            " files.name"
-            " LEFT JOIN chunks ON chunks.document = documents.id GROUP BY files.name"
+            " files.name LEFT JOIN chunks ON chunks.document = documents.id GROUP BY files.name ORDER BY"
+            " min(documents.id)"
         )
         return {row[0]: File(*row) for row in rows}
+
+    def indexed(self, file: str) -> list[Indexed]:
+        found = []
+        for (name,) in self._all("SELECT name FROM documents WHERE file = ? ORDER BY id", file):
+            document = self.document(name)
+            assert document is not None
+            rows = self._all(
+                "SELECT chunks.id, first, last, section FROM chunks JOIN documents ON documents.id = document"
+                " WHERE name = ? ORDER BY chunks.id",
+                name,
+            )
+            vectors = None
+            if self._vectors is not None:
+                places = np.searchsorted(self._ids, [row[0] for row in rows])
+                vectors = self._vectors.rows[places].astype(np.float32)
+            found.append(Indexed(document, [Chunk(*row[1:]) for row in rows], vectors))
+        return found
 
     def write(self, changes: Changes) -> None:
         """Make changes, all or none. Raises Refused where the disk is full, or the folder is no longer
@@ -99,6 +120,15 @@ class FolderStore:
         """
         if not self.is_current:
             raise Refused(f"{self.path}: another process wrote to it meanwhile; run this again")
+        if changes.calibration is not None:
+            replace_file(self.path, CALIBRATION, json.dumps(dict(changes.calibration), indent=1))
+        if changes.removed or changes.added:
+            self._write_files(changes)
+        self.close()
+        self._open()
+
+    def _write_files(self, changes: Changes) -> None:
+        """Make the next generation, and put it in place of this one."""
         dim = (self._info["embedder"] or {}).get("dim")
         with commit(self.path) as new:
             shutil.copyfile(self.path / DATABASE, new / DATABASE)
@@ -118,8 +148,6 @@ class FolderStore:
                 rows = np.searchsorted(self._ids, kept)
                 write_vectors(new, self._blocks(rows, changes), n, dim)
             _write_info(new, self._info["embedder"])
-        self.close()
-        self._open()
 
     def lexical(self, words: Sequence[str], k: int, labels: Labels = None) -> Hits:
         if not words:
@@ -174,6 +202,7 @@ class FolderStore:
         own = self._all("SELECT label FROM labels WHERE document = ? ORDER BY label", rows[0][0])
         return Document(*rows[0][1:], labels=tuple(label for (label,) in own))
 
+    @property
     def stats(self) -> Stats:
         n_documents = self._all("SELECT count(*) FROM documents")[0][0]
         labels = dict(self._all("SELECT label, count(*) FROM labels GROUP BY label ORDER BY label"))
@@ -202,6 +231,8 @@ class FolderStore:
     def _open_files(self) -> None:
         verify(self.path)
         self._info = _info_of(self.path)
+        kept = self.path / CALIBRATION
+        self._calibration = read_json(kept) if kept.exists() else None
         # Immutable: no lock is taken and nothing is written, however many read.
         uri = f"{(self.path / DATABASE).absolute().as_uri()}?immutable=1"
         self._database = sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None)

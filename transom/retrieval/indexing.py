@@ -19,7 +19,7 @@ from transom.errors import Refused
 from .chunks import Chunk, chunks
 from .documents import Found, Outcome, Unreadable, find_files, fingerprint, read_file
 from .embedding import TextEncoder, embedded_text, for_index
-from .folder_store import INDEX, FolderStore, writing
+from .places import create_store, exists, open_store, shown, writing
 from .store import Changes, Document, File, Indexed, Store
 
 EVERY, COSTS = 30.0, 5.0
@@ -39,7 +39,7 @@ Cut = list[tuple[Document, list[Chunk]]]
 class IndexReport:
     """What became of every file, and what the index holds now."""
 
-    path: Path
+    path: str
     outcomes: list[Outcome] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     n_documents: int = 0
@@ -81,7 +81,7 @@ class IndexReport:
     def to_dict(self) -> dict[str, Any]:
         files = [vars(one) for one in self.outcomes]
         return {
-            "path": str(self.path),
+            "path": self.path,
             "n_documents": self.n_documents,
             "n_chunks": self.n_chunks,
             "n_bytes": self.n_bytes,
@@ -115,22 +115,20 @@ def index(
     for label in labels:
         if not label or not label.isprintable() or "," in label or " " in label:
             raise Refused(f"--label {label!r}: a label is a word without spaces and commas")
-    path, began = Path(out), time.perf_counter()
-    found, outcomes = _found(sources, path)
-    with writing(path):
-        new = not (path / INDEX).is_file()
-        store = None if new else FolderStore(path)
-        encoder = for_index(
-            store.info["embedder"] if store else None, embedder, str(path), new=new, device=device
-        )
+    path, began = shown(out), time.perf_counter()
+    found, outcomes = _found(sources, Path(out))
+    with writing(out):
+        new = not exists(out)
+        store = None if new else open_store(out)
+        encoder = for_index(store.info["embedder"] if store else None, embedder, path, new=new, device=device)
         if store is None:
             _refuse_nothing(found, outcomes, sources)
-            store = FolderStore.create(path, encoder.facts if encoder else None)
+            store = create_store(out, encoder.facts if encoder else None)
         report = IndexReport(path, outcomes, embedder=encoder.facts["name"] if encoder else None)
         _update(
             store, encoder, found, f"{text_field or ''} {sorted(labels)}", text_field, labels, report, tell
         )
-        stats = store.stats()
+        stats = store.stats
         store.close()
     report.n_documents, report.n_chunks, report.n_bytes = stats.n_documents, stats.n_chunks, stats.n_bytes
     report.seconds = time.perf_counter() - began

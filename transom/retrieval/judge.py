@@ -8,9 +8,7 @@ threshold is 0.5 until `transom calibrate` finds the index's own. Read next: cal
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -41,7 +39,7 @@ WORDS_ALONE = Judge((7.23, 1.76, 0.0, 0.27), -5.21)
 def judge_of(base: KnowledgeBase) -> Judge:
     """The judge of an index, with its own threshold where it was calibrated."""
     usual = WITH_VECTORS if base.encoder is not None else WORDS_ALONE
-    found: Mapping[str, Any] | None = getattr(base.store, "calibration", None)
+    found = base.store.calibration
     if found is None:
         return usual
     return Judge(usual.weights, usual.bias, float(found["threshold"]), str(found["promise"]))

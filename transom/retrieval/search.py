@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from transom.errors import Refused
 
 from .embedding import TextEncoder, for_index
-from .folder_store import FolderStore
+from .places import name_of, open_store, shown
 from .store import Hits, Labels, Passage, Store
 
 POOL = 200
@@ -77,21 +77,24 @@ class KnowledgeBase:
     def open(
         cls, path: str | Path, *, embedder: str | None = None, device: str | None = None
     ) -> KnowledgeBase:
-        """Open an index on this machine. embedder: another place of the encoder that it was made with.
+        """Open an index: a folder, or the address of a database. embedder: another place of the encoder that
+        it was made with.
 
         Raises Refused for what is no index, is damaged, or was made with another encoder.
         """
-        store = FolderStore(path)
-        encoder = for_index(store.info["embedder"], embedder, str(path), new=False, device=device)
-        return cls(store, encoder, Path(path).name)
+        store = open_store(path)
+        encoder = for_index(store.info["embedder"], embedder, shown(path), new=False, device=device)
+        return cls(store, encoder, name_of(path))
 
     def current(self) -> KnowledgeBase:
-        """The same, or what has taken its place on disk meanwhile, with the same encoder."""
-        if not isinstance(self.store, FolderStore) or self.store.is_current:
+        """The same, or what has taken its place meanwhile, with the same encoder."""
+        if self.store.is_current:
             return self
-        newer = FolderStore(self.store.path)
+        newer = open_store(self.store.place)
         if newer.info["embedder"] != self.store.info["embedder"]:
-            raise Refused(f"{self.store.path}: was made anew with another encoder; start again to use it")
+            raise Refused(
+                f"{shown(self.store.place)}: was made anew with another encoder; start again to use it"
+            )
         return KnowledgeBase(newer, self.encoder, self.name)
 
     def search(

@@ -1,8 +1,8 @@
 """What a store of documents is, for one machine or many: eight methods, and the records that pass through.
 
 The one idea: text and offsets stay in the store, so a citation never depends on what searched for it; ids
-are the store's own and mean nothing elsewhere. `write` is all or nothing, and a reader sees one generation.
-Read next: folder_store, search.
+are the store's own and mean nothing elsewhere. `write` is all or nothing, and what was opened shows one
+generation. Read next: places, folder_store, postgres_store, search.
 """
 
 from __future__ import annotations
@@ -70,6 +70,8 @@ class Changes:
 
     removed: list[str] = field(default_factory=list)
     added: list[tuple[File, list[Indexed]]] = field(default_factory=list)
+    calibration: Mapping[str, Any] | None = None
+    """A threshold with what it promises, instead of the one that is kept."""
 
     @property
     def n_chunks(self) -> int:
@@ -113,19 +115,41 @@ class Stats:
 
 
 class Store(Protocol):
-    """Documents with their chunks, searched by words and by vectors."""
+    """Documents with their chunks, searched by words and by vectors: one generation of them."""
+
+    @property
+    def place(self) -> str:
+        """Where it is, as `places.open_store` takes it."""
+        ...
 
     @property
     def info(self) -> Mapping[str, Any]:
         """What it was made with: `embedder` (its name, hash and size, or None)."""
         ...
 
+    @property
+    def stats(self) -> Stats: ...
+
+    @property
+    def calibration(self) -> Mapping[str, Any] | None:
+        """What `transom calibrate` found for it."""
+        ...
+
+    @property
+    def is_current(self) -> bool:
+        """Whether no newer generation has taken its place."""
+        ...
+
     def files(self) -> Mapping[str, File]:
-        """The files that it holds, by name."""
+        """The files that it holds, by name, in the order in which they came."""
+        ...
+
+    def indexed(self, file: str) -> list[Indexed]:
+        """The documents of a file, as `write` takes them."""
         ...
 
     def write(self, changes: Changes) -> None:
-        """Make changes, all or none; what is read afterwards has them."""
+        """Make changes, all or none, and go on with the generation that has them."""
         ...
 
     def lexical(self, words: Sequence[str], k: int, labels: Labels = None) -> Hits:
@@ -143,7 +167,5 @@ class Store(Protocol):
     def document(self, name: str, labels: Labels = None) -> Document | None:
         """A document, where there is one that may be seen."""
         ...
-
-    def stats(self) -> Stats: ...
 
     def close(self) -> None: ...

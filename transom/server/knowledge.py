@@ -17,6 +17,7 @@ from transom.errors import Refused, nearest
 from transom.retrieval.answer import Answer as Answered
 from transom.retrieval.answer import Explained
 from transom.retrieval.ask import Inquiry
+from transom.retrieval.places import shown
 from transom.retrieval.search import KnowledgeBase
 from transom.retrieval.writer import ANSWER_TOKENS, SMALL, messages
 from transom.server_settings import ServerSettings
@@ -37,11 +38,12 @@ def open_knowledge(settings: ServerSettings) -> dict[str, KnowledgeBase]:
     """
     found: dict[str, KnowledgeBase] = {}
     for said in settings.index:
-        name, equals, folder = said.partition("=")
-        base = KnowledgeBase.open(folder if equals else said, device=settings.device)
-        name = name if equals else base.name
+        named = re.fullmatch(r"([\w.-]+)=(.+)", said)
+        place = named[2] if named else said
+        base = KnowledgeBase.open(place, device=settings.device)
+        name = named[1] if named else base.name
         if not re.fullmatch(r"[\w.-]+", name) or name in found:
-            raise Refused(f"--index {said}: give each a name of its own: NAME=FOLDER")
+            raise Refused(f"--index {shown(place)}: give each a name of its own: NAME=FOLDER")
         base.name, found[name] = name, base
     return found
 
@@ -198,7 +200,7 @@ def told(known: Mapping[str, KnowledgeBase], keys: bool) -> list[str]:
     """What an operator is told of the knowledge bases at the start."""
     lines = []
     for name, base in known.items():
-        stats = base.store.stats()
+        stats = base.store.stats
         lines.append(f"{name}: knowledge base; {stats.n_documents:,} documents, {stats.n_chunks:,} chunks")
         if stats.labels and not keys:
             n = sum(stats.labels.values())

@@ -1,0 +1,39 @@
+"""Texts as the words that they are looked up by: stems, as SQLite's full-text search has them.
+
+What keeps no SQLite file asks the same tokenizer for its words, so every store finds the same by them.
+Read next: postgres_store.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+
+TOKENIZE = "porter unicode61 remove_diacritics 2"
+"""Of FTS5: letters and digits in lower case without accents, then Porter's stems of English."""
+APART = 1 << 24
+"""Between the words of a heading and those of the text, so that no phrase runs across."""
+
+Places = dict[str, list[int]]
+"""Where each stem stands."""
+
+
+def stems(texts: Sequence[tuple[str, str]]) -> list[Places]:
+    """The stems of pairs of a heading and a text, each with its places."""
+    database = sqlite3.connect(":memory:")
+    database.execute(f"CREATE VIRTUAL TABLE words USING fts5(section, text, tokenize='{TOKENIZE}')")
+    database.execute("CREATE VIRTUAL TABLE found USING fts5vocab(words, instance)")
+    database.executemany("INSERT INTO words (rowid, section, text) VALUES (?, ?, ?)",
+                         ((row, *pair) for row, pair in enumerate(texts)))  # fmt: skip
+    made: list[Places] = [{} for _ in texts]
+    for row, stem, column, at in database.execute('SELECT doc, term, col, "offset" FROM found'):
+        made[row].setdefault(stem, []).append(at + APART * (column == "text"))
+    database.close()
+    return made
+
+
+def phrases(words: Sequence[str]) -> list[list[str]]:
+    """Each word as the stems that it is, most often one; words without any are left out."""
+    each = ([stem for _, stem in sorted((at, stem) for stem, places in found.items() for at in places)]
+            for found in stems([("", word) for word in words]))  # fmt: skip
+    return [phrase for phrase in each if phrase]
