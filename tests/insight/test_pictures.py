@@ -25,6 +25,7 @@ from transom.errors import Refused
 from transom.insight import attention_figures, figures
 from transom.insight.ablation import ablate, ablate_head
 from transom.insight.attribution import attribute
+from transom.insight.charts import Table
 from transom.insight.gradients import gradient_flow, token_gradients
 from transom.insight.html import Markup, Picture, document, readable, tag, visible
 from transom.insight.lens import logit_lens
@@ -386,3 +387,12 @@ def test_every_view_shows_itself_in_a_notebook_without_script(tokenizer: Any):
         assert len(bundle["text/html"]) < 200_000 and "keep in mind" in bundle["text/plain"]
     named = token_probabilities(model, tokens).picture(tokenizer)
     assert "p" in Parts(named.body).text and named.save
+
+
+def test_what_comes_before_any_layer_flattens_no_layer_of_the_lens():
+    one = [[[7]]] * 3
+    view = {"positions": [0], "top": one, "logprob": [[[-1.0]]] * 3, "caveat": "",
+            "divergence": [[132.0], [4.0], [1.0]]}  # fmt: skip
+    chart = figures.lens(view, ["a"], str).chart
+    assert isinstance(chart, Table)
+    assert [cells[-1].share for _, cells in chart.rows] == [0.25, 1.0, 1.0]
