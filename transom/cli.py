@@ -61,10 +61,6 @@ Rows = Annotated[
     Parameter(help="Write the rows there with their answers in columns besides (.csv, .tsv, .jsonl)."),
 ]
 Cut = Annotated[Switched, Parameter(help="Leave out the end of texts that are longer than the model reads.")]
-General = Annotated[
-    str | None,
-    Parameter(help="A text that tells what pretrained weights forget [default: prose of Python's library]."),
-]
 SERVER, SAMPLING = ServerSettings(), SamplingParams()
 
 
@@ -74,7 +70,6 @@ def train(
     *,
     flags: Flags = TrainSettings(),
     config: Config = None,
-    general: General = None,
     json: Json = False,
 ) -> int:
     """Train a model.
@@ -84,7 +79,7 @@ def train(
     data
         What to learn from: a file, a folder, `hf:NAME` or `-`; nothing for the Python standard library.
     """
-    return _trained(_settings(data, flags, config), general, json)
+    return _trained(_settings(data, flags, config), json)
 
 
 def finetune(
@@ -93,7 +88,6 @@ def finetune(
     *,
     flags: Flags = TrainSettings(),
     config: Config = None,
-    general: General = None,
     json: Json = False,
 ) -> int:
     """Teach a model your data.
@@ -108,7 +102,7 @@ def finetune(
         raise Refused(f"name what {model} is to learn: transom finetune {model} --data FILE")
     if settings.model.weights not in (None, model):
         raise Refused(f"the model is named twice: {model} and --model.weights {settings.model.weights}")
-    return _trained(settings.with_({"model.weights": model, "recipe": "evidence"}), general, json)
+    return _trained(settings.with_({"model.weights": model, "recipe": "evidence"}), json)
 
 
 def compare(
@@ -744,7 +738,7 @@ def doctor(*, device: str = "auto", json: Json = False) -> int:
     return 0 if report.can_train else 1
 
 
-def _trained(settings: TrainSettings, general: str | None, json: bool) -> int:
+def _trained(settings: TrainSettings, json: bool) -> int:
     """Train, and show how it went and what it changed; the exit code."""
     from .data.sources import open_source
     from .evaluation.before_after import tuned
@@ -752,12 +746,12 @@ def _trained(settings: TrainSettings, general: str | None, json: bool) -> int:
     from .evaluation.likelihood import Progress
     from .training.loop import train as run_training
 
-    if general is not None:
-        open_source(general)  # refuses before anything is learned
+    if settings.general is not None:
+        open_source(settings.general)  # refuses before anything is learned
     with _answer(json) as show:
         run = run_training(settings)
         if os.environ.get("RANK", "0") == "0":
-            show(tuned(examined(run), general, Progress(sys.stderr)))
+            show(tuned(examined(run), Progress(sys.stderr)))
     return INTERRUPTED if run.interrupted else 0
 
 
@@ -774,7 +768,7 @@ def data_check(
     model
         The model that is to learn it, whose tokens, chat template and length are then taken.
     strict
-        End with exit code 1 where there is a finding, for CI.
+        For CI: end with exit code 1 for any finding, not only for one that would stop a run.
     """
     settings = _settings(path, flags, config)
     if model is not None:
@@ -784,7 +778,7 @@ def data_check(
     with _answer(json) as show:
         check = check_data(settings)
         show(check)
-    return 1 if strict and check.findings else 0
+    return 1 if check.stops or (strict and check.findings) else 0
 
 
 class Answer(Protocol):

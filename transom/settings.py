@@ -402,6 +402,8 @@ class TrainSettings(Settings):
     """Measure on held-out text this often [default: about ten times in a run]."""
     sample_every: Annotated[Interval | None, Parameter(show_default=False)] = None
     """Let the model write this often [default: with every measurement]."""
+    general: str | None = None
+    """A text that tells at the end what pretrained weights forgot [default: prose of Python's library]."""
     prompt: str | None = None
     """What the samples go on from; "" writes none [default: the first words of a text that is held out]."""
     sample_tokens: Size = 48
@@ -455,6 +457,7 @@ FREE_ON_RESUME = frozenset(
         "keep",
         "eval_every",
         "sample_every",
+        "general",
         "prompt",
         "sample_tokens",
         "device",

@@ -64,7 +64,7 @@ EXAMPLES = {
     ),
     "data": (
         ("transom data check chats.jsonl MODEL", "two examples, what is learned of them, what is wrong"),
-        ("transom data check chats.jsonl MODEL --strict", "exit code 1 for a finding, for CI"),
+        ("transom data check chats.jsonl MODEL --strict", "exit code 1 for any finding, for CI"),
     ),
     "compare": (("transom compare decoder lstm --budget 2min", ""),),
     "generate": (

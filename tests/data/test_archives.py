@@ -67,6 +67,38 @@ def test_a_table_in_an_archive_teaches_classes(tmp_path: Path) -> None:
     assert len(found) == 30 and found[1].label == "No" and found[1].text == "clause 1 of a contract"
 
 
+@pytest.mark.parametrize("name", ["clauses.tar.gz", "clauses.zip", "clauses.tar"])
+def test_a_member_or_a_folder_of_members_can_be_named(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def table(kind: str) -> bytes:
+        rows = "".join(f"{i}\t{('Yes', 'No')[i % 2]}\t{kind} {i} of it\n" for i in range(30))
+        return f"index\tanswer\ttext\n{rows}".encode()
+
+    members = {f"./tasks/{kind}/{part}.tsv": table(f"{kind} {part}")
+               for kind in ("Audit Rights", "Cap") for part in ("train", "test")}  # fmt: skip
+    path = (zipped if name.endswith("zip") else tar)(tmp_path / name, members)
+    columns = {"text_field": "text", "label_field": "answer"}
+    one = list(open_labelled(f"{path}/tasks/Audit Rights/test.tsv", **columns))
+    assert len(one) == 30 and all(item.text.startswith("Audit Rights test ") for item in one)
+    assert one[0].where == f"{path}!tasks/Audit Rights/test.tsv:1"
+    folder = list(open_labelled(f"{path}/tasks/Cap", **columns))
+    assert len(folder) == 60 and all(item.text.startswith("Cap ") for item in folder)
+    whole = list(open_labelled(str(path), **columns))
+    assert len(whole) == 120
+    sources = [open_labelled(f"{path}{at}", **columns) for at in ("", "/tasks/Cap", "/tasks/Audit Rights")]
+    assert len({source.fingerprint() for source in sources}) == 3
+    for asked, says in (
+        ("tasks/Cap/tset.tsv", "'tasks/Cap/tset.tsv' in this archive; did you mean 'tasks/Cap/test.tsv'?"),
+        ("nothing", "'nothing' in this archive; it holds tasks/Audit Rights/train.tsv, "),
+    ):  # fmt: skip
+        assert (
+            door.run(["data", "check", f"{path}/{asked}", "--map", "text=text", "--map", "label=answer"]) == 2
+        )
+        assert f"{path}: there is no {says}" in capsys.readouterr().err
+    assert door.run(["data", "check", f"{path}/tasks/Cap/test.tsv", "--map", "label=answer"]) == 0
+
+
 def test_no_name_and_no_link_of_an_archive_reaches_a_file(tmp_path: Path) -> None:
     row = b'{"prompt": "a", "completion": "b"}\n'
     names = ["../../up.jsonl", "/tmp/absolute.jsonl", "a\0b.jsonl".replace("\0", "\x01"), "x" * 90 + ".jsonl"]

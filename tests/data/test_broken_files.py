@@ -50,7 +50,7 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {
     ),
     "list.jsonl": (
         QA + '["Hi", "Hello."]\n',
-        ':2: the record is a list, not an object such as {"text": "..."} (or --data.on-error skip)',
+        ':2: the record is a list, not an object; write {"prompt": "What is 2 + 2?", "completion": "4"} (or --data.on-error skip)',
     ),
     "tab.jsonl": (
         QA + '{"prompt": "a\tb", "completion": "c"}\n',
@@ -124,7 +124,7 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {
     ),
     "lost.jsonl": (
         OK + '{"message": [{"role": "user", "content": "Hi"}]}\n',
-        ':2: \'messages\' is missing; write {"messages": [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "4"}]} (or --data.on-error skip)',
+        ':2: \'messages\' is missing; did you mean \'message\'?; write {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "4"}]} (or --data.on-error skip)',
     ),
     "plain.jsonl": (
         OK + '{"messages": ["Hi", "Hello."]}\n',
@@ -160,6 +160,78 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {
         OK
         + '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": [{"type": "image_url", "image_url": "a.png"}]}]}\n',
         ':2: messages[1].content[0] is of type \'image_url\'; this model reads parts of type \'text\' only; write {"messages": [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "4"}]} (or --data.on-error skip)',
+    ),
+    "breaks_off.jsonl": (
+        OK + '{"messages": [\n',
+        ':2: not a JSON object on one line (Expecting value at column 15); write {"messages": [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "4"}]} (or --data.on-error skip)',
+    ),
+    "half_said.jsonl": (
+        OK + '{"messages": [{"role": "user", "content": "Hi"}\n',
+        ':2: not a JSON object on one line (Expecting \',\' delimiter at column 48); write {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "4"}]} (or --data.on-error skip)',
+    ),
+    "half_role.jsonl": (
+        OK + '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assis\n',
+        ':2: not a JSON object on one line (Unterminated string starting at at column 59); write {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "..."}]} (or --data.on-error skip)',
+    ),
+    "roles.jsonl": (
+        OK + '{"messages": [{"role": 1, "content": "Hi"}, {"role": 2, "content": "Ho"}]}\n',
+        ':2: messages[0].role is 1; it is one of system, developer, user, assistant, tool; write {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]} (or --data.on-error skip)',
+    ),
+    "no_parts.jsonl": (
+        OK + '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": []}]}\n',
+        ':2: messages[1].content holds no text; write {"messages": [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "4"}]} (or --data.on-error skip)',
+    ),
+    "mixed.jsonl": (
+        OK + QA,
+        ':2: \'messages\' is missing, for the row holds prompt and completion; write {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]} (or --data.on-error skip)',
+    ),
+    "mixed_too.jsonl": (
+        QA + OK,
+        ':2: \'prompt\' is missing, for the row holds messages; write {"prompt": "Hi", "completion": "Hello."} (or --data.on-error skip)',
+    ),
+    "misspelt.jsonl": (
+        QA + '{"prompt": "Hi", "completoin": "Ho"}\n',
+        ':2: \'completion\' is missing; did you mean \'completoin\'?; write {"prompt": "Hi", "completion": "Ho"} (or --data.on-error skip)',
+    ),
+    "lacks_both.jsonl": (
+        QA + '{"x": "Hi"}\n',
+        ':2: \'prompt\' is missing; write {"prompt": "What is 2 + 2?", "completion": "4"} (or --data.on-error skip)',
+    ),
+    "long.jsonl": (
+        OK
+        + '{"messages": ['
+        + (
+            '{"role": "user", "content": "'
+            + "word " * 100
+            + '"}, {"role": "system", "content": "Be kind."}, '
+        )
+        * 3
+        + '{"role": "assistant", "content": 5}]}\n',
+        ':2: messages[6].content is a number, not text; write {"messages": [{"role": "user", "content": "word word word word word word word word word word word word…"}, {"role": "system", "content": "Be kind."}, {"role": "assistant", "content": "5"}]} (or --data.on-error skip)',
+    ),
+    "pretty.jsonl": (
+        '{\n "prompt": "Hi",\n "completion": "Hello."\n}\n',
+        ":1: not a JSON object on one line (Expecting property name enclosed in double quotes at column 2); if objects go over several lines, write each on one: jq -c . FILE > lines.jsonl (or --data.on-error skip)",
+    ),
+    "returns.jsonl": (
+        (QA + QA).replace("\n", "\r").encode(),
+        ":1: not a JSON object on one line (Extra data at column 42); its lines end in CR alone; write LF instead (tr '\\r' '\\n') (or --data.on-error skip)",
+    ),
+    "wide.jsonl": (
+        QA.encode("utf-16-le"),
+        ":1: byte 0: this is UTF-16LE, not UTF-8; convert it with `iconv -f utf-16le -t utf-8` (or --data.on-error skip)",
+    ),
+    "wrapped.json": (
+        '{\n "version": 1,\n "train": [\n' + QA + "]}\n",
+        """: one object, whose 'train' holds the rows; write each on a line: jq -c '.["train"][]' FILE > rows.jsonl""",
+    ),
+    "wanted.jsonl": (
+        '{"prompt": "Hi", "completion": "Go away.", "label": false}\n',
+        ":1: 'label' says which answers are wanted (KTO), which nothing here learns, and the others would be learned too; keep the rows where it is true, without this column: jq -c 'select(.label) | del(.label)' FILE > wanted.jsonl, or give pairs of chosen and rejected",
+    ),
+    "semicolons.csv": (
+        "prompt;completion\nHi;Hello, you.\nHi;\n",
+        ":3: 'completion' is empty; write Hi;4 (or --data.on-error skip)",
     ),
     "wide.csv": (
         CSV + "Hi,Hello, you.\n",
@@ -200,7 +272,7 @@ def test_one_line_says_what_is_wrong_where_and_how_it_would_be_right(
     path = written(name, content)
     with pytest.raises(Refused) as caught:
         list(open_conversations(str(path)))
-    assert str(caught.value) == f"{path}{says}"
+    assert str(caught.value) == f"{path}{says.replace('FILE', str(path))}"
 
     # The line that it shows, in the place of the last one, makes the file one that can be read.
     shown = re.search(r"write (?:lines such as )?([\[{\"H].*?)(?: \(or --data\.on-error.*)?$", says)
@@ -215,3 +287,10 @@ def test_there_are_thirty_of_them() -> None:
     assert len(BROKEN) >= 30
     with_a_line = [says for _, says in BROKEN.values() if "write " in says]
     assert len(with_a_line) >= 28
+
+
+def test_an_array_is_read_whatever_its_file_is_called(written: Callable[[str, bytes | str], Path]) -> None:
+    for name, content in {
+        "lines.jsonl": f"[\n{QA.strip()},\n{QA.strip()}\n]\n", "line.jsonl": f"[{QA.strip()}, {QA.strip()}]",
+    }.items():  # fmt: skip
+        assert len(list(open_conversations(str(written(name, content))))) == 2

@@ -14,7 +14,7 @@ import pytest
 from transom.data.labelled import open_labelled
 from transom.data.pairs import open_pairs
 from transom.data.sources import open_source
-from transom.data.task_guess import guess_task, text_field_of_input
+from transom.data.task_guess import guess_task, refuse_hidden_rows, text_field_of_input, unmapped
 from transom.errors import Refused
 
 Written = Callable[[str, bytes | str], Path]
@@ -47,6 +47,25 @@ CLASSES = "".join(f"the dog number {n}\t{'good' if n % 2 else 'bad'}\n" for n in
 def test_guesses(written: Written, name: str, content: str | bytes, task: str, says: str) -> None:
     guess, why = guess_task(str(written(name, content)))
     assert guess == task and says in why
+
+
+def test_rows_whose_name_says_that_they_are_text_are_not_learned_with_their_brackets(tmp_path: Path) -> None:
+    rows, prose = tmp_path / "chats.txt", tmp_path / "prose.txt"
+    rows.write_text('{"prompt": "Hi", "completion": "Ho"}\n' * 9)
+    prose.write_text("[Enter two lords]\n{sic} A play, in five acts, by nobody\n" * 9)
+    with pytest.raises(Refused, match="chats.txt: it holds JSON, .* call it NAME.jsonl"):
+        refuse_hidden_rows(str(rows))
+    refuse_hidden_rows(str(prose))
+
+
+def test_a_field_that_is_mapped_and_its_fellow_that_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "qa.jsonl"
+    path.write_text('{"q": "Hi", "a": "Ho"}\n' * 9)
+    says = unmapped(str(path), {"prompt": "q"})
+    assert (
+        says
+        == f"{path}: prompt and completion takes completion besides: add --map completion=COLUMN; it has q, a"
+    )
 
 
 def test_without_a_look(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,18 @@ def test_the_card_has_one_line_of_it_and_the_folder_is_whole(tuned: Path) -> Non
     before_after(tuned, general=str(tuned.parent / "general.txt"))
     verify(tuned / "model")
     assert (tuned / "model" / "README.md").read_text().count(HEADING) == 1
+
+
+def test_what_was_forgotten_is_told_by_the_same_text_after_a_resume(tuned: Path, tmp_path: Path) -> None:
+    again = tmp_path / "run"
+    shutil.copytree(tuned, again)
+    for name in ("before_after.json", "report.html"):
+        (again / name).unlink()
+    assert door.run(["train", "--out", str(again), "--resume"]) == 0
+    for one, other in zip(*(json.loads((at / "before_after.json").read_text())["measures"]
+                            for at in (tuned, again)), strict=True):  # fmt: skip
+        if one["name"].startswith("general text"):
+            assert one["before"] == other["before"] and one["n"] == other["n"]
 
 
 def test_answers_are_scored_alone_too(tuned: Path) -> None:

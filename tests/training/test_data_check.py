@@ -87,6 +87,10 @@ def test_the_exit_code_is_for_ci(tmp_path: Path, capsys: pytest.CaptureFixture[s
     capsys.readouterr()
     assert run(["data", "check", str(bad), "--strict", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["copies"] == 1
+    long = written(tmp_path / "long.jsonl", [*qa(30), {"prompt": "Tell all.", "completion": "word " * 900}])
+    assert run(["data", "check", str(long), "--model.max-len", "64", "--json"]) == 1  # as a run would stop
+    assert json.loads(capsys.readouterr().out)["stops"] is True
+    assert run(["data", "check", str(long), "--model.max-len", "64", "--data.too-long", "cut"]) == 0
     assert run(["data", "check", str(broken)]) == 2
     assert run(["data", "chek", str(broken)]) == 2
     assert "did you mean 'check'?" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from transom.checkpoint.folder import commit
 from transom.checkpoint.huggingface import load_model, save_model
 from transom.data.tokenizer import Tokenizer
 from transom.errors import Refused
+from transom.settings import TrainSettings, load
 from transom.training.forecast import plan
 from transom.training.loop import train
+from transom.training.report import Report
+from transom.training.tasks import choose_task
 
 from .conftest import Tiny, until
 
@@ -118,8 +122,15 @@ def test_what_cannot_hold_is_refused_in_a_line(lora: Any, changes: dict[str, Any
 def test_an_adapter_is_gone_on_from_in_full_but_not_by_another(lora: Any) -> None:
     first = train(lora(optim__lr=0.01))
     out = str(first.folder) + "-more"
-    with pytest.raises(Refused, match="an adapter itself"):
+    merge = f"transom export {first.folder} --to hf --out run-merged"
+    with pytest.raises(Refused, match=f"an adapter itself.* merge it first \\({re.escape(merge)}\\)"):
         train(lora(model__weights=str(first.folder), out=out))
+    asked = lora(model__weights=str(first.folder), out=out, recipe="evidence", **FULL)
+    notes: list[str] = []
+    with Report(True, lambda event: notes.append(str(event.get("text")))) as report:
+        given = {name: value for name, value in asked.given().items() if name != "method"}
+        assert choose_task(load(TrainSettings, given), report).method == "full"
+    assert f"to learn by LoRA, merge it first: {merge}" in "\n".join(notes)
     more = train(lora(model__weights=str(first.folder), steps=1, out=out, **FULL))
     assert (more.model_folder / "config.json").exists()
     merged = load_model(first.model_folder)

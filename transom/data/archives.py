@@ -24,7 +24,7 @@ from xml.etree import ElementTree
 from transom.data.documents import printable
 from transom.data.issues import Issues
 from transom.data.textfile import SkippedFile, skip_record
-from transom.errors import Refused
+from transom.errors import Refused, nearest
 
 ARCHIVES = (".tar", ".tgz", ".zip")
 """By extension, that of .tar.gz being .tar."""
@@ -36,17 +36,36 @@ PIECE = 1 << 20
 Reads = Callable[[Path, str], Iterator[dict[str, Any]]]
 
 
-def archive_rows(path: Path, where: str, issues: Issues, read: Reads) -> Iterator[tuple[int, dict[str, Any]]]:
+def in_archive(path: Path) -> tuple[Path, str]:
+    """The archive that a path leads into, and what of it is meant: `a.tar.gz/b/c.tsv` is `b/c.tsv` of
+    `a.tar.gz`; the path itself and "" where it leads into none.
+    """
+    for archive in path.parents:
+        kind = archive.with_suffix("").suffix if archive.suffix.lower() == ".gz" else archive.suffix
+        if kind.lower() in ARCHIVES and archive.is_file():
+            return archive, path.relative_to(archive).as_posix()
+    return path, ""
+
+
+def archive_rows(
+    path: Path, where: str, issues: Issues, read: Reads, within: str = ""
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (number, row) of all members, in the order of the archive; numbers count its rows from 1.
 
-    read: the rows of a member, by the file it lies in and its printable name. Raises Refused.
+    read: the rows of a member, by the file it lies in and its printable name. within: the member, or the
+    folder of members, that alone is read. Raises Refused.
     """
-    number, n_members, spelled = 0, 0, dict[str, str]()
+    number, n_members, spelled, passed = 0, 0, dict[str, str](), list[str]()
+    where = where.removesuffix(f"!{printable(within)}")
     with tempfile.TemporaryDirectory(prefix="transom-member-") as folder:
         try:
             for name, copy in _members(path, where):
                 kind = Path(name).suffix.lower()
                 if kind not in MEMBERS or Path(name).name.startswith("."):
+                    continue
+                place = name.removeprefix("./")
+                if within and place != within and not place.startswith(f"{within}/"):
+                    passed.append(printable(place))
                     continue
                 n_members += 1
                 member, called = Path(folder) / f"member{kind}", f"{where}!{printable(name)}"
@@ -64,6 +83,9 @@ def archive_rows(path: Path, where: str, issues: Issues, read: Reads) -> Iterato
             raise Refused(f"{where}: not a whole archive that can be read ({says}); make it again") from None
         except OSError as error:
             raise Refused(f"{where}: cannot be unpacked ({error.strerror or error})") from None
+    if not n_members and passed:
+        has = nearest(within, passed) or f"; it holds {', '.join(passed[:4])}" + ", ..." * (len(passed) > 4)
+        raise Refused(f"{where}: there is no '{printable(within)}' in this archive{has}")
     if not n_members:
         raise Refused(f"{where}: no file in this archive holds rows; it takes {', '.join(MEMBERS)}")
 

@@ -8,22 +8,25 @@ prepare_examples.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 from transom.data.answer_rows import Talk
 from transom.data.columns import MISSING
 from transom.data.documents import printable
 from transom.data.example_source import ExampleSource
-from transom.data.formats import FORMATS, Columns, Format, as_line, format_of
+from transom.data.formats import FORMATS, Columns, Format, Found, as_line, find_format, format_of
 from transom.data.issues import Issues, as_policy
 from transom.data.messages import ROLES, checked_messages
-from transom.data.rows import HubRows, Row, RowFile, first_rows, text_value, type_name
+from transom.data.rows import JSON, HubRows, Row, RowFile, first_rows, text_value, type_name
 from transom.data.sources import open_rows
-from transom.data.tables import TABLES
+from transom.data.tables import TABLES, layout_of
 from transom.data.textfile import skip_record
 from transom.errors import Refused, nearest
 
@@ -82,15 +85,36 @@ def opened(
     """Open rows in a format that teaches a task. Raises Refused where they are in none."""
     policy = as_policy(on_error)
     file = open_rows(source, "give JSON lines, a JSON array, CSV or Parquet with conversations")
-    found = format_of(file, fields, policy)
+    try:
+        first_rows(file, "skip")
+        found = format_of(file, fields)  # a broken row is met again where it is known what it should hold
+    except Refused:
+        found = format_of(file, fields, policy)
     if found is None or found.kind.task != task:
         line, first = first_rows(file, policy)[0]
         raise Refused(f"{file.where}:{line}: {_unknown(first, fields, task)}")
+    _refuse_unwanted(file, found)
     return ConversationSource(
         file.where, reader(file, found.kind, found.columns, found.header), (file,), sides,
         (found.kind.name, found.columns), policy, notes=(str(found), *file.notes()), known_by=(1,),
         talks=talks,
     )  # fmt: skip
+
+
+JUDGED = ("label", "kto_tag")
+"""Columns that say whether an answer is wanted (KTO)."""
+
+
+def _refuse_unwanted(file: RowFile | HubRows, found: Found) -> None:
+    """Raise Refused where a column says that some answers are not wanted: all of them would be learned."""
+    for name, value in found.first.items():
+        if name.lower() in JUDGED and str(value).lower() in ("true", "false"):
+            kept = f": jq -c 'select(.{name}) | del(.{name})' {shlex.quote(file.where)} > wanted.jsonl"
+            raise Refused(
+                f"{file.where}:{found.line}: '{name}' says which answers are wanted (KTO), which nothing "
+                "here learns, and the others would be learned too; keep the rows where it is true, without "
+                f"this column{kept if file.kind in JSON[:2] else ''}, or give pairs of chosen and rejected"
+            )
 
 
 def talks_of(example: Conversation) -> tuple[Talk, ...]:
@@ -122,6 +146,15 @@ def _unknown(first: Row, given: Columns, task: str) -> str:
     )
 
 
+MENDINGS = 64
+"""Faults of one row that are put right to show it as it would be taken."""
+
+
+def _as_it_is(text: Any, _place: str) -> str:
+    """A text of a row that is shown, not kept."""
+    return str(text)
+
+
 class Fault(Exception):
     """What is wrong with a row: the kind, in words, and the row as it would be right."""
 
@@ -140,30 +173,89 @@ class ConversationReader:
 
     def __call__(self, issues: Issues) -> Iterator[Conversation]:
         where = self.file.where
+        issues.meant = self.meant
         rows = self.file.rows(issues, list(self.columns.values()))
         if self.header is not None:
             next(rows, None)
         for number, (line, row) in enumerate(rows, start=1):
             named = row if isinstance(row, dict) else dict(zip(self.header or (), row, strict=True))
+            values = self._values(named)
             try:
-                values = {
-                    field: named.get(column) for field, column in self.columns.items() if column in named
-                }
                 talk, clean = self.talk(values, partial(text_value, where=where, line=line, issues=issues))
             except Fault as fault:
                 item = f"item {number}: " if self.file.kind == ".json" else ""  # many may share a line
-                says = f"{item}{fault.says}; write {self._line(fault.mended)}"
-                skip_record(issues, fault.kind, where, line, says)
+                says, meant = self._meant(named, fault)
+                skip_record(issues, fault.kind, where, line, f"{item}{says}; write {self._line(meant)}")
                 continue
             if clean:
                 issues.n_records += 1
                 yield Conversation(json.dumps(talk, ensure_ascii=False), opening_of(talk), f"{where}:{line}")
 
+    def _values(self, named: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of a row, of its values by column."""
+        return {field: named[column] for field, column in self.columns.items() if column in named}
+
+    def _meant(self, named: Mapping[str, Any], fault: Fault) -> tuple[str, Mapping[str, Any]]:
+        """What is wrong with a row, and the row as it was meant: with a column that is misspelt, in another
+        format of this task, or as the fault says.
+        """
+        lost = [column for field, column in self.columns.items() if field in self.kind.needs]
+        unknown = [name for name in named if name not in self.columns.values()]
+        for column in (column for column in lost if column not in named):
+            if close := nearest(column, unknown):
+                name = close.partition("'")[2].partition("'")[0]
+                mended = {column: named[name], **{key: one for key, one in named.items() if key != name}}
+                return f"{fault.says}{close}", self.right(self._values(mended))
+        other = find_format(list(named), {}) if not any(column in named for column in lost) else None
+        if other is not None and other[0].task == self.kind.task == "sft":
+            reader = ConversationReader(self.file, *other, None)
+            with contextlib.suppress(Fault):
+                row = self.written(reader.talk(reader._values(named), _as_it_is)[0]["messages"])
+                return f"{fault.says}, for the row holds {other[0].name}", self.right(row)
+        return fault.says, self.right(fault.mended)
+
+    def written(self, messages: list[Message]) -> dict[str, Any]:
+        """Messages as a row of this format. Raises Fault where that has no room for all of them."""
+        field = self.kind.needs[0]
+        if field == "messages":
+            return {field: messages}
+        if field == "conversations":
+            names = {"user": "human", "assistant": "gpt"}
+            said = [{"from": names.get(m["role"], m["role"]), "value": m["content"]} for m in messages]
+            return {field: said}
+        texts = {one["role"]: one["content"] for one in messages}
+        if len(texts) < len(messages) or not {"user", "assistant"} <= texts.keys() <= {*ROLES[:4]}:
+            raise Fault("messages that are none", "it has more messages than two", self.kind.example)
+        sides = dict(zip(self.kind.needs, (texts["user"], texts["assistant"]), strict=True))
+        return {**sides, **({"system": texts["system"]} if "system" in texts else {})}
+
+    def meant(self, value: Any) -> str:
+        """A record as a line that is right: one that was broken, or was no object at all."""
+        row = self._values(value) if isinstance(value, dict) else self.kind.example
+        return self._line(self.right(row))
+
+    def right(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A row, mended until it can be learned from; the format's example where that leads nowhere."""
+        for _ in range(MENDINGS):
+            try:
+                self.talk(copy.deepcopy(dict(values)), _as_it_is)
+                return values
+            except Fault as fault:
+                values = fault.mended
+        return self.kind.example
+
     def _line(self, mended: Mapping[str, Any]) -> str:
         """A row as a line of this file would have it."""
         row = {self.columns.get(field, field): value for field, value in mended.items()}
-        separator = TABLES.get(self.file.kind, "\t")
-        return as_line(row, self.header, separator)
+        return as_line(row, self.header, self._separator)
+
+    @cached_property
+    def _separator(self) -> str:
+        """What stands between the cells of a table."""
+        file = self.file
+        if isinstance(file, RowFile) and file.kind in TABLES:
+            return layout_of(file.path, file.kind, file.where).separator
+        return "\t"
 
     def talk(self, values: dict[str, Any], clean: Clean) -> tuple[dict[str, Any], bool]:
         """The conversation of a row, and whether its texts may be kept. Raises Fault."""
@@ -188,10 +280,8 @@ class ConversationReader:
             value = values.get(field, MISSING)
             if value in (MISSING, None, "", []):
                 says = "is missing" if value is MISSING else "is null" if value is None else "is empty"
-                raise Fault(
-                    "records without the field", f"'{self.columns[field]}' {says}",
-                    {**values, field: self.kind.example[field]},
-                )  # fmt: skip
+                mended = {**values, field: self.kind.example[field]}
+                raise Fault("records without the field", f"'{self.columns[field]}' {says}", mended)
 
     def cleaned(self, messages: list[Message], place: Place, clean: Clean) -> tuple[list[Message], bool]:
         """Messages as templates take them, texts trimmed, and whether these may be kept. Raises Fault."""
@@ -202,9 +292,17 @@ class ConversationReader:
                 kept = clean(text, place(message["role"], number))
                 ok, message["content"] = ok and kept is not None, trimmed(kept or "")
         try:
-            return _checked(messages), ok
+            checked = _checked(messages)
         except Refused as refused:
             raise Fault("messages that are none", str(refused), self.kind.example) from None
+        for number, one in enumerate(checked):  # a list of parts may hold no text
+            spoken = (
+                one["content"].strip() or one.get("tool_calls") or one["role"] not in ("user", "assistant")
+            )
+            if ok and not spoken:
+                says = f"{place(one['role'], number)} holds no text"
+                raise Fault("empty messages", says, self.kind.example)
+        return checked, ok
 
     def _place(self, role: str, number: int) -> str:
         """The name of the key that a message stands in."""

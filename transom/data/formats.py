@@ -170,6 +170,21 @@ def find_format(names: Sequence[str], given: Columns) -> tuple[Format, dict[str,
     return None
 
 
+def lacking(names: Sequence[str], given: Columns) -> str:
+    """Which columns have to be named besides those that a person named; "" where no format has these."""
+    known = [name.strip().lower() for name in names]
+    least: tuple[int, str] | None = None
+    for one in FORMATS:
+        more = [
+            field for field in one.needs if field not in given
+            and not {field, *ALSO.get(field, ())} & {*known}
+        ]  # fmt: skip
+        if given.keys() <= {*one.fields} and more and (least is None or len(more) < least[0]):
+            maps = " ".join(f"--map {field}=COLUMN" for field in more)
+            least = len(more), f"{one.name} takes {' and '.join(more)} besides: add {maps}"
+    return least[1] if least else ""
+
+
 def as_line(row: Mapping[str, Any], table: Sequence[str] | None = None, separator: str = ",") -> str:
     """A row as a line of a file that would be right, its texts shortened; `table`: the names of a header."""
     if table is None:

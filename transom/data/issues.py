@@ -8,8 +8,9 @@ has no meaning. Read next: textfile, records.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from transom.data.documents import printable
 from transom.errors import Refused, nearest
@@ -64,6 +65,8 @@ class Issues:
     """Sentences about choices that were made for the reader."""
     settable: bool = True
     """Whether the policy is a setting that a person can change here."""
+    meant: Callable[[Any], str] | None = None
+    """How a record would be written by whoever knows what these hold: a broken one, or one that is none."""
 
     def fault(
         self, kind: str, where: str, line: int, says: str, *, mendable: bool = False, times: int = 1

@@ -9,6 +9,7 @@ import ast
 import itertools
 import json
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,6 +22,9 @@ from transom.errors import Refused
 _START = re.compile(r"\s*[\[{]\s*")
 _KEYED = re.compile(r'\s*\{\s*("(?:[^"\\]|\\.)*")\s*:\s*\{')
 _SQUAD = re.compile(r'\s*\{\s*(?:"version"\s*:\s*"[^"]*"\s*,\s*)?"data"\s*:\s*\[\s*\{[^{]*"paragraphs"\s*:')
+_WRAPPED = re.compile(
+    r'\s*\{(?:\s*"[^"\\]*"\s*:\s*(?:"[^"\\]*"|[\w.+-]+)\s*,){0,20}\s*"([^"\\]+)"\s*:\s*\[\s*\{'
+)
 _COLON = re.compile(r"\s*:\s*")
 _BETWEEN_ITEMS = re.compile(r"\s*,?\s*")
 _SPARE_COMMA = re.compile(r",\s*(?=[}\]])")
@@ -30,9 +34,20 @@ SHOWN_CHARACTERS, LONGEST_LINE = 60, 400
 """Of a text, and of a whole line, that a refusal shows."""
 
 
-def begins_an_array(path: Path, where: str) -> bool:
-    """Whether a JSON file is one array; any other is read as JSON lines."""
-    return head_of(path, where).lstrip().startswith(b"[")
+def begins_an_array(path: Path, where: str, *, lines: bool = False) -> bool:
+    """Whether a JSON file is one array; any other is read as JSON lines.
+
+    lines: its name says that it holds lines, so one that is whole by itself is a record, but for a list of
+    objects.
+    """
+    head = head_of(path, where).lstrip()
+    if not head.startswith(b"[") or not lines:
+        return head.startswith(b"[")
+    try:
+        first = json.loads(head.partition(b"\n")[0])
+    except (ValueError, RecursionError):
+        return True
+    return all(isinstance(one, dict) for one in first) and bool(first)
 
 
 def begins_keyed(path: Path, where: str) -> bool:
@@ -50,6 +65,24 @@ def begins_keyed(path: Path, where: str) -> bool:
 def begins_squad(path: Path, where: str) -> bool:
     """Whether a JSON file is SQuAD's: {"data": [{"paragraphs": [{"context": ..., "qas": [...]}]}]}."""
     return _SQUAD.match(head_of(path, where).decode("utf-8", "ignore")) is not None
+
+
+def refuse_wrapped(path: Path, where: str) -> None:
+    """Raise Refused where a JSON file is one object over many lines with the rows in a list inside of it."""
+    head = head_of(path, where).decode("utf-8", "ignore")
+    found = _WRAPPED.match(head)
+    if found is None:
+        return
+    try:
+        json.loads(head.lstrip().partition("\n")[0])
+    except (ValueError, RecursionError):
+        raise Refused(wrapped(where, found[1])) from None
+
+
+def wrapped(where: str, name: str) -> str:
+    """What to say of rows that are a list inside of one object."""
+    command = f"jq -c {shlex.quote(f'.[{json.dumps(name)}][]')} {shlex.quote(where)} > rows.jsonl"
+    return f"{where}: one object, whose '{printable(name)}' holds the rows; write each on a line: {command}"
 
 
 def squad_rows(stream: BinaryIO, where: str, issues: Issues) -> Iterator[tuple[int, Any]]:
@@ -79,10 +112,21 @@ def json_rows(stream: BinaryIO, where: str, issues: Issues) -> Iterator[tuple[in
         try:
             yield line, json.loads(text.rstrip("\r\n"))
         except (ValueError, RecursionError) as error:
-            mended = mended_json(text)
-            fix = "" if mended is None else f"; write {json_line(mended)}"
-            says = f"not a JSON object on one line ({json_fault(error)}){fix}"
+            says = f"not a JSON object on one line ({json_fault(error)}){_fix(text, where, issues)}"
             skip_record(issues, "broken JSON", where, line, says)
+
+
+def _fix(text: str, where: str, issues: Issues) -> str:
+    """What to do about a line that is no JSON, where that can be told."""
+    if "\r" in text.strip():
+        return "; its lines end in CR alone; write LF instead (tr '\\r' '\\n')"
+    if text.strip() in ("{", "[", "[{"):
+        one_each = f"jq -c . {shlex.quote(where)} > lines.jsonl"
+        return f"; if objects go over several lines, write each on one: {one_each}"
+    mended = mended_json(text)
+    if mended is None or not (mended or issues.meant):
+        return ""
+    return f"; write {json_line(mended) if issues.meant is None else issues.meant(mended)}"
 
 
 def mended_json(text: str) -> dict[str, Any] | list[Any] | None:
@@ -112,18 +156,23 @@ def mended_json(text: str) -> dict[str, Any] | list[Any] | None:
 
 
 def json_line(value: Any) -> str:
-    """A value as a line of JSON for a person to read: its texts, lists and all of it shortened."""
-    line = json.dumps(shortened(value), ensure_ascii=False)
-    return printable(line if len(line) <= LONGEST_LINE else line[:LONGEST_LINE] + "…")
+    """A value as a line of JSON for a person to read: its texts, lists and all of it shortened, and whole
+    JSON as long as texts can give way.
+    """
+    lines = (json.dumps(shortened(value, most), ensure_ascii=False) for most in (SHOWN_CHARACTERS, 20, 8))
+    line = next((line for line in lines if len(line) <= LONGEST_LINE), "")
+    return printable(line or f"{json.dumps(shortened(value, 8), ensure_ascii=False)[:LONGEST_LINE]}…")
 
 
-def shortened(value: Any) -> Any:
-    """A value whose texts and lists are short enough to be shown."""
+def shortened(value: Any, most: int = SHOWN_CHARACTERS) -> Any:
+    """A value whose texts and lists are short enough to be shown; of a list its first two and its last."""
     if isinstance(value, str):
-        return value if len(value) <= SHOWN_CHARACTERS else value[: SHOWN_CHARACTERS - 1] + "…"
+        return value if len(value) <= most else value[: most - 1] + "…"
     if isinstance(value, Mapping):
-        return {key: shortened(one) for key, one in value.items()}
-    return [shortened(one) for one in value[:3]] if isinstance(value, list) else value
+        return {key: shortened(one, most) for key, one in value.items()}
+    if not isinstance(value, list):
+        return value
+    return [shortened(one, most) for one in (value if len(value) < 4 else [*value[:2], value[-1]])]
 
 
 def json_fault(error: Exception) -> str:

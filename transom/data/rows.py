@@ -19,7 +19,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from transom.data.archives import ARCHIVES, archive_rows
+from transom.data.archives import ARCHIVES, archive_rows, in_archive
 from transom.data.documents import printable
 from transom.data.issues import Issues, Policy
 from transom.data.json_rows import (
@@ -28,6 +28,7 @@ from transom.data.json_rows import (
     begins_keyed,
     begins_squad,
     json_rows,
+    refuse_wrapped,
     squad_rows,
 )
 from transom.data.tables import TABLES, layout_of, table_rows
@@ -81,26 +82,31 @@ def readable_file(path: Path, instead: str) -> str:
     return name
 
 
-def rows_of(path: Path, where: str, issues: Issues, fields: Sequence[str] = ()) -> Iterator[tuple[int, Row]]:
+def rows_of(
+    path: Path, where: str, issues: Issues, fields: Sequence[str] = (), within: str = ""
+) -> Iterator[tuple[int, Row]]:
     """Yield (line, row) of a file: objects of JSON or Parquet, else a table's cells (tabs, but for .csv).
 
-    `fields` are those that matter, where they are known: of Parquet only these are read.
+    `fields` are those that matter, where they are known: of Parquet only these are read. within: of an
+    archive, the member or the folder of members that is read.
     """
     kind = file_kind(path)
     if kind == PARQUET:
         yield from _parquet_rows(path, where, issues, fields)
         return
     if kind in ARCHIVES:
-        yield from archive_rows(path, where, issues, partial(_named_rows, issues=issues))
+        yield from archive_rows(path, where, issues, partial(_named_rows, issues=issues), within)
         return
     if kind not in JSON:
         layout = layout_of(path, kind, where)
         with opened(path, where) as stream:
             yield from table_rows(stream, where, layout, issues)
         return
-    is_array = kind == ".json" and begins_an_array(path, where)
+    is_array = begins_an_array(path, where, lines=kind != ".json")
     is_keyed = kind == ".json" and not is_array and begins_keyed(path, where)
     is_squad = kind == ".json" and not is_array and begins_squad(path, where)
+    if kind == ".json" and not (is_array or is_keyed or is_squad):
+        refuse_wrapped(path, where)
     with opened(path, where) as stream:
         records = partial(array_items, keyed=is_keyed) if is_array or is_keyed else json_rows
         records = squad_rows if is_squad else records
@@ -108,7 +114,10 @@ def rows_of(path: Path, where: str, issues: Issues, fields: Sequence[str] = ()) 
             if isinstance(value, dict):
                 yield line, value
             else:
-                says = f'the record is {type_name(value)}, not an object such as {{"text": "..."}}'
+                such_as = (
+                    ' such as {"text": "..."}' if issues.meant is None else f"; write {issues.meant(value)}"
+                )
+                says = f"the record is {type_name(value)}, not an object{such_as}"
                 skip_record(issues, "records that are no object", where, line, says)
 
 
@@ -175,6 +184,17 @@ class RowFile:
     """Its printable name."""
     content: str = field(default="", compare=False)
     """SHA-256 of its bytes, where that is known already."""
+    within: str = ""
+    """Of an archive the member, or the folder of members, that is meant; "" for all."""
+
+    @classmethod
+    def named(cls, path: Path, instead: str) -> RowFile:
+        """The file of a path, which may lead into an archive. Raises Refused for none that can be read;
+        `instead` is the fix.
+        """
+        file, within = in_archive(path)
+        where = readable_file(file, instead)
+        return cls(file, f"{where}!{printable(within)}" if within else where, within=within)
 
     @property
     def kind(self) -> str:
@@ -189,7 +209,7 @@ class RowFile:
 
     def rows(self, issues: Issues, fields: Sequence[str] = ()) -> Iterator[tuple[int, Row]]:
         """Yield (line, row), see rows_of."""
-        return rows_of(self.path, self.where, issues, fields)
+        return rows_of(self.path, self.where, issues, fields, self.within)
 
     def lines(self, issues: Issues) -> Iterator[tuple[int, str]]:
         """Yield (line, text without its line end), blank ones too."""
@@ -202,7 +222,7 @@ class RowFile:
 
     def fingerprint(self) -> str:
         """Hash the bytes of the file: once, while its size and time stay."""
-        return self.content or _hashed(self, self.state)
+        return f"{self.content or _hashed(self, self.state)}{self.within and '!'}{self.within}"
 
 
 @dataclass(frozen=True, eq=False)

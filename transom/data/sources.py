@@ -31,7 +31,7 @@ from transom.data.documents import Document, divided, in_parts, printable
 from transom.data.issues import Issues, Policy, as_policy
 from transom.data.lines import STANDARD_INPUT, standard_input
 from transom.data.records import json_lines, record_file
-from transom.data.rows import PARQUET, RECORDS, HubRows, RowFile, file_kind, readable_file
+from transom.data.rows import PARQUET, RECORDS, HubRows, RowFile, file_kind
 from transom.data.samples import STDLIB, stdlib_files
 from transom.data.tables import separator_of
 from transom.data.textfile import SkippedFile, head_of, opened, read_text
@@ -126,7 +126,7 @@ class Source:
             if isinstance(file, HubRows):
                 facts: object = file.fingerprint()
             else:
-                facts = file.content or (str(file.path.absolute()), *file.state)
+                facts = file.content or (str(file.path.absolute()), file.within, *file.state)
             digest.update(repr(facts).encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
 
@@ -184,7 +184,7 @@ def open_rows(spec: str, instead: str) -> RowFile | HubRows:
         return spooled_input()
     if spec.startswith("hf:"):
         return HubRows(printable(spec), _hub_data(spec))
-    return RowFile(Path(spec), readable_file(Path(spec), instead))
+    return RowFile.named(Path(spec), instead)
 
 
 _AHEAD: weakref.WeakKeyDictionary[Any, RowFile] = weakref.WeakKeyDictionary()
@@ -205,14 +205,14 @@ def spooled_input(*, ahead: bool = False) -> RowFile:
             while chunk := stream.read(1 << 20):
                 digest.update(chunk)
                 spool.write(chunk)
-        file = RowFile(path.rename(path.with_suffix(_looks_like(path))), STANDARD_INPUT, digest.hexdigest())
+        file = RowFile(path.rename(path.with_suffix(looks_like(path))), STANDARD_INPUT, digest.hexdigest())
         weakref.finalize(file, shutil.rmtree, folder, ignore_errors=True)
     if ahead:
         _AHEAD[stdin] = file
     return file
 
 
-def _looks_like(path: Path) -> str:
+def looks_like(path: Path) -> str:
     """The extension of a file whose first lines look like rows, or "" for running text."""
     head = head_of(path, STANDARD_INPUT, _SNIFFED_BYTES)
     if head.startswith(b"PAR1"):
@@ -249,12 +249,12 @@ def _hub_data(name: str) -> Any:
 def _from_path(path: Path, field: str | None, policy: Policy) -> Source:
     if os.path.isdir(path):  # which no name is too long for
         return _from_folder(path, printable(path), field, policy)
-    name = readable_file(path, "give text, JSONL, CSV or Parquet")
-    kind = file_kind(path)
+    file = RowFile.named(path, "give text, JSONL, CSV or Parquet")
+    name, kind = file.where, file.kind
     if kind in _NOT_TEXT and kind not in RECORDS:
         raise Refused(f"{name}: not a text file; give text, JSONL, CSV or Parquet")
     reader = record_file if kind in RECORDS else text_file
-    return Source(name, [Entry(RowFile(path, name), reader)], field, policy)
+    return Source(name, [Entry(file, reader)], field, policy)
 
 
 def _from_folder(root: Path, name: str, field: str | None, policy: Policy) -> Source:

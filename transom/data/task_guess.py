@@ -13,10 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from transom.data.archives import in_archive
 from transom.data.columns import SIDES, Columns, value_at
 from transom.data.dates import DATES
 from transom.data.documents import printable
-from transom.data.formats import format_of
+from transom.data.formats import format_of, lacking
 from transom.data.labelled import (
     is_fasttext,
     label_columns,
@@ -25,8 +26,8 @@ from transom.data.labelled import (
     text_columns,
 )
 from transom.data.pairs import UNNAMED, pair_columns
-from transom.data.rows import RECORDS, HubRows, Row, RowFile, first_rows
-from transom.data.sources import open_rows, spooled_input
+from transom.data.rows import JSON, RECORDS, HubRows, Row, RowFile, first_rows
+from transom.data.sources import looks_like, open_rows, spooled_input
 from transom.data.stdlib_labels import STDLIB_LABELS
 from transom.data.tables import TABLES
 from transom.data.textfile import SkippedFile
@@ -68,14 +69,18 @@ def guess_task(
 
 
 def unmapped(source: str, fields: Mapping[str, str]) -> str:
-    """Say which column that a person named a file does not have; "" where it has all, or is not rows."""
+    """Say which column that a person named a file does not have, or which is still to be named; "" where
+    nothing is missing, or there are no rows.
+    """
     rows = _first_of(source)
     names = [str(name) for name in rows[0]] if rows else []
     known = [name.strip().lower() for name in names]
     missing = [column for column in fields.values() if known and column.lower() not in known]
+    it_has = f"; it has {', '.join(printable(name)[:40] for name in names[:12])}"
     if not missing:
-        return ""
-    has = nearest(missing[0], names) or f"; it has {', '.join(printable(name)[:40] for name in names[:12])}"
+        more = lacking(names, fields) if known and fields else ""
+        return f"{printable(source)}: {more}{it_has}" if more else ""
+    has = nearest(missing[0], names) or it_has
     return f"{printable(source)}: no column is named '{printable(missing[0])}' (--map){has}"
 
 
@@ -87,7 +92,13 @@ def rows_there(source: str) -> RowFile | HubRows | None:
         with contextlib.suppress(Refused):  # whoever learns from it says why
             return open_rows(source, "")
         return None
-    return RowFile(Path(source), printable(source)) if os.path.isfile(source) else None
+    return RowFile.named(Path(source), "") if os.path.isfile(in_archive(Path(source))[0]) else None
+
+
+def holds_rows(source: str) -> bool:
+    """Whether a source is a file of rows by its name."""
+    file = rows_there(source) if source != "-" else None
+    return file is not None and file.kind in RECORDS
 
 
 def _file_task(file: RowFile) -> tuple[Task, str] | None:
@@ -126,6 +137,20 @@ def commands_for(source: str) -> list[tuple[str, str]]:
     if len(prose) == 2:
         return [("pairs", f"{learn} translate --data.field {prose[0]} --data.target-field {prose[1]}")]
     return []
+
+
+def refuse_hidden_rows(source: str) -> None:
+    """Raise Refused for a file of JSON objects whose name says that it is text, and for what an archive does
+    not hold.
+    """
+    file = rows_there(source) if source != "-" else None
+    if not isinstance(file, RowFile):
+        return
+    if file.within:
+        first_rows(file, "skip")
+    if file.kind not in RECORDS and (kind := looks_like(file.path)) in JSON:
+        raise Refused(f"{file.where}: it holds JSON, which as text would be learned with its brackets; call "
+                      f"it NAME{kind} to learn its fields, or add --task lm")  # fmt: skip
 
 
 def text_field_of_input() -> str | None:

@@ -65,7 +65,8 @@ def head_of(path: Path, where: str, size: int = CHUNK_BYTES) -> bytes:
 
 def without_mark(head: bytes, where: str, issues: Issues) -> bytes:
     """Drop the byte-order mark of UTF-8 from the first bytes of a file; refuse those of UTF-16 and UTF-32."""
-    for mark, name in _FOREIGN_MARKS:
+    wide = _without_a_mark(head)
+    for mark, name in (*_FOREIGN_MARKS, *(((b"", wide),) if wide else ())):
         if head.startswith(mark):
             mend = f"convert it with `iconv -f {name.lower()} -t utf-8`"
             issues.n_skipped_files += 1
@@ -75,6 +76,14 @@ def without_mark(head: bytes, where: str, issues: Issues) -> bytes:
         issues.n_bom += 1
         return head[len(codecs.BOM_UTF8) :]
     return head
+
+
+def _without_a_mark(head: bytes) -> str:
+    """UTF-16LE or UTF-16BE where every other byte of a beginning is NUL, as of Latin letters there; or ""."""
+    nul = [head[at:256:2].count(0) for at in (0, 1)]
+    if len(head) < 16 or min(nul) > 4 or max(nul) < 0.3 * len(head[:256]):
+        return ""
+    return "UTF-16LE" if nul[1] > nul[0] else "UTF-16BE"
 
 
 def read_text(stream: BinaryIO, where: str, issues: Issues) -> Iterator[str]:

@@ -54,8 +54,9 @@ def before_after(
     """Hold the model of a run against the pretrained weights that it began with, and write the report.
 
     test: examples instead of those that the run held out. general: a text for what was forgotten, by default
-    what Python's library says of itself. cheap: the model beside something cheap, where that is known,
-    for weights that could not do this before. Raises Refused, for a run that began with nothing too.
+    the run's own, else what Python's library says of itself. cheap: the model beside something cheap, where
+    that is known, for weights that could not do this before. Raises Refused, for a run that began with
+    nothing too.
     """
     origin = origin_of(run)
     weights = origin.settings.model.weights
@@ -66,7 +67,7 @@ def before_after(
     if _could_before(origin):
         both = Both.load(run, weights, test=test, limit=HELD_OUT, watch=watch)
         found = replace(both.compare(), sides=("before", "after"))
-        measures = [*_general(both, general), *_speed(both, found)]
+        measures = [*_general(both, general or origin.settings.general), *_speed(both, found)]
         found = found.with_(*measures, size(*(one.weights for one in both.origins)))
     else:
         found = cheap or _beside_cheap(origin, test)
@@ -95,15 +96,13 @@ class TunedRun:
         return {**self.run.to_dict(), "before_after": self.found.to_dict()}
 
 
-def tuned(
-    ended: Run | ExaminedRun, general: str | None = None, watch: Watch | None = None
-) -> Run | ExaminedRun | TunedRun:
+def tuned(ended: Run | ExaminedRun, watch: Watch | None = None) -> Run | ExaminedRun | TunedRun:
     """Hold a run that has ended against what it began as, or against something cheap."""
     run, cheap = (ended.run, ended.report.beside) if isinstance(ended, ExaminedRun) else (ended, None)
     if run.interrupted or origin_of(run.folder).settings.model.weights is None:
         return ended
     try:
-        found = before_after(run.folder, general=general, watch=watch, cheap=cheap)
+        found = before_after(run.folder, watch=watch, cheap=cheap)
         return TunedRun(ended, found, run.folder)
     except Refused as refused:  # the run itself has ended well
         print(f"not held against what it began as: {refused}", file=sys.stderr)

@@ -68,12 +68,14 @@ class DataCheck:
     personal: PersonalData
     findings: list[str] = field(default_factory=list)
     """What a person should look at, a sentence each."""
+    stops: bool = False
+    """Whether a run would stop for one of them."""
     coloured: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
-            "task": self.task, "findings": self.findings, **self.facts,
+            "task": self.task, "findings": self.findings, "stops": self.stops, **self.facts,
             "personal": self.personal.counts,
             "examples": [[part._asdict() for part in example] for example in self.examples],
         }  # fmt: skip
@@ -121,6 +123,7 @@ def check_data(settings: TrainSettings) -> DataCheck:
             _examples(settings, made), found.personal, coloured=_has_colour(),
         )  # fmt: skip
         check.findings += [*_of_report(settings, made), *found.findings(made.report.noun)]
+        check.stops = _stops(settings, made)
         check.says += f"\ncopies     {found.copies(made.report.noun)}"
     return check
 
@@ -141,7 +144,7 @@ def _check_text(settings: TrainSettings) -> DataCheck:
     if report.faults:
         findings.insert(0, "bad text: " + ", ".join(report.faults))
     return DataCheck(
-        settings.task, str(report), report.to_dict(), shown, personal, findings, _has_colour()
+        settings.task, str(report), report.to_dict(), shown, personal, findings, coloured=_has_colour()
     )  # fmt: skip
 
 
@@ -207,13 +210,20 @@ def _personal(personal: PersonalData) -> list[str]:
     return [f"personal data: {personal}; a model may repeat it word for word"] if personal.counts else []
 
 
+def _stops(settings: TrainSettings, made: PreparedExamples[Any]) -> bool:
+    """Whether a run would stop for so many examples that are too long."""
+    report = made.report
+    n_long = max(report.n_cut, report.n_over_long)
+    return not settings.data.too_long and n_long > MAX_SKIPPED * (report.n_train + report.n_held_out)
+
+
 def _of_report(settings: TrainSettings, made: PreparedExamples[Any]) -> Iterator[str]:
     """What preparing found."""
     report = made.report
     n = report.n_train + report.n_held_out
     if report.n_cut:
         share = report.n_cut / n
-        chosen = "" if settings.data.too_long or share <= MAX_SKIPPED else (
+        chosen = "" if not _stops(settings, made) else (
             "; a run stops until --data.too-long cut or drop, or --model.max-len, says what is to be done"
         )  # fmt: skip
         yield (

@@ -5,10 +5,11 @@ of it learns: all, or adapters beside its linear layers (LoRA).
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from ..checkpoint.adapter import is_adapter, texts_of
-from ..checkpoint.hub import resolve
+from ..checkpoint.hub import name_of, resolve
 from ..checkpoint.huggingface import load_config, load_model
 from ..checkpoint.manifest import fingerprint
 from ..data.gguf_file import is_gguf
@@ -148,12 +149,22 @@ def base_hash(settings: TrainSettings) -> str:
     return fingerprint(resolve(settings.model.weights))
 
 
+def is_on_adapter(settings: TrainSettings) -> bool:
+    """Whether the pretrained weights are an adapter."""
+    return settings.model.weights is not None and is_adapter(resolve(settings.model.weights))
+
+
+def merge_command(settings: TrainSettings) -> str:
+    """Return what makes a model of its own of the adapter that the weights are."""
+    weights = settings.model.weights or ""
+    return f"transom export {quote(weights)} --to hf --out {quote(name_of(resolve(weights)) + '-merged')}"
+
+
 def adapters_suit(settings: TrainSettings) -> bool:
     """Whether the pretrained weights are those of a Transformer that writes, and no adapter themselves."""
-    folder = resolve(settings.model.weights) if settings.model.weights else None
-    if folder is None or is_adapter(folder):
+    if not settings.model.weights or is_on_adapter(settings):
         return False
-    config, _ = load_config(folder)
+    config, _ = load_config(resolve(settings.model.weights))
     return config.kind == "decoder" and config.cell is None and config.head == "tokens"
 
 
@@ -168,10 +179,10 @@ def refuse_method(settings: TrainSettings) -> None:
             "method is lora, which goes on from a model that is there; name one by --model.weights, or train "
             "all weights (--method full)"
         )
-    folder = resolve(settings.model.weights)
-    if is_adapter(folder):
+    if is_on_adapter(settings):
         raise Refused(
             f"model.weights {settings.model.weights} is an adapter itself, and an adapter of an adapter is "
-            "read by no other tool; merge it first, or train all weights (--method full)"
+            f"read by no other tool; merge it first ({merge_command(settings)}), or train all weights "
+            "(--method full)"
         )
-    with_adapters(without_storage(load_config(folder)[0]), settings)
+    with_adapters(without_storage(load_config(resolve(settings.model.weights))[0]), settings)

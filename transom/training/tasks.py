@@ -10,7 +10,14 @@ from collections.abc import Callable
 
 from ..data.formats import ELSEWHERE, named_fields
 from ..data.sources import open_source
-from ..data.task_guess import commands_for, guess_task, text_field_of_input, unmapped
+from ..data.task_guess import (
+    commands_for,
+    guess_task,
+    holds_rows,
+    refuse_hidden_rows,
+    text_field_of_input,
+    unmapped,
+)
 from ..errors import Refused
 from ..settings import LIMITS, PreferenceSettings, TrainSettings
 from .architecture import member
@@ -19,7 +26,7 @@ from .example_tasks import classify_task, embed_task, translate_task
 from .folder import RunFolder
 from .parallelism import World
 from .preference_task import preference_task
-from .pretrained import adapters_suit, refuse_method, refuse_rates
+from .pretrained import adapters_suit, is_on_adapter, merge_command, refuse_method, refuse_rates
 from .report import Report
 from .task import Task
 from .task_facts import TASK_FACTS
@@ -56,8 +63,14 @@ def choose_task(settings: TrainSettings, report: Report) -> TrainSettings:
         settings = settings.with_({"task": task})
     elif settings.task == "auto":
         task, why = guess_task(data.source, data.target, columns)
+        if task == "lm" and holds_rows(data.source):  # what a person named says what is meant
+            named_for = {"classify": data.label, "translate": data.target_field}
+            meant = [(one, column) for one, column in named_for.items() if column is not None]
+            task, why = (meant[0][0], f"its column {meant[0][1]} is named") if meant else (task, why)
         if task == "lm" and (says := unmapped(data.source, columns)):
             raise Refused(says)
+        if task == "lm":
+            refuse_hidden_rows(data.source)
         if task == "embed" and data.field is None:  # contrastive pairs: their first two columns
             settings = settings.with_({
                 "data.field": columns.get("anchor", "anchor"),
@@ -96,10 +109,14 @@ def choose_task(settings: TrainSettings, report: Report) -> TrainSettings:
         settings = settings.with_({"budget": DEFAULT_BUDGET})
     if not settings.model.weights:
         member(settings.model, settings.task)
+    weights = settings.model.weights
     if settings.recipe == "evidence" and "method" not in settings.given() and adapters_suit(settings):
         settings = settings.with_({"method": "lora"})
         report("note", text=f"method: LoRA of rank {settings.lora.rank} beside the weights of "
-               f"{settings.model.weights}; --method full learns all of them")  # fmt: skip
+               f"{weights}; --method full learns all of them")  # fmt: skip
+    elif settings.recipe == "evidence" and "method" not in settings.given() and is_on_adapter(settings):
+        report("note", text=f"method: all weights, for {weights} is an adapter itself; to learn by LoRA, "
+               f"merge it first: {merge_command(settings)}")  # fmt: skip
     refuse_method(settings)
     return settings
 
