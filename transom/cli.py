@@ -22,6 +22,7 @@ from .output import for_terminal, unused, writable
 from .sampling_params import SamplingParams
 from .server_settings import ServerSettings
 from .settings import TrainSettings, load
+from .usage import in_words_of_a_test
 
 VERB_OF = {
     "Generator": "use transom generate",
@@ -555,6 +556,7 @@ def evaluate(
     test_target: str | None = None,
     train: str | None = None,
     train_target: str | None = None,
+    map: Annotated[tuple[str, ...], Parameter(name="--map", consume_multiple=False)] = (),
     beam: int = 4,
     limit: int | None = None,
     json: Json = False,
@@ -573,6 +575,9 @@ def evaluate(
         What the baselines learn from [default: what the run learned from].
     train_target
         The other side of `train`, for pairs in two files.
+    map
+        FIELD=COLUMN: which column of `test` holds a field (`--map prompt=Question`, `--map text=Body`);
+        repeat for several [default: as the run that made the model has them].
     beam
         Beams of a translation.
     limit
@@ -582,9 +587,12 @@ def evaluate(
     from .evaluation.likelihood import Progress
 
     with _answer(json) as show:
-        asked: dict[str, Any] = dict(test=test, test_target=test_target, train=train,
+        asked: dict[str, Any] = dict(test=test, test_target=test_target, train=train, columns=map,
                                      train_target=train_target, beam=beam, limit=limit)  # fmt: skip
-        show(run_evaluation(model, against=against, watch=Progress(sys.stderr), **asked))
+        try:
+            show(run_evaluation(model, against=against, watch=Progress(sys.stderr), **asked))
+        except Refused as refused:
+            raise Refused(in_words_of_a_test(str(refused)), code=refused.code) from None
 
 
 def export(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -207,6 +208,15 @@ def unknown_flag(name: str, known: list[str]) -> str:
     if leaf := leaves.get(spelled.removeprefix("--").rpartition(".")[2]):
         return f"unknown option: {name}; did you mean '{leaf}'?"
     return f"unknown option: {name}{nearest(spelled, known) or '; --help-all lists every one'}"
+
+
+def in_words_of_a_test(message: str) -> str:
+    """A refusal of data in the flags of a verb that has `--map`, and none of those of a run."""
+    field = "source" if "--data.target-field" in message else "text"
+    for flag, meant in {"target-field": "target", "field": field, "label": "label"}.items():
+        pattern = rf"--data\.{flag}(?: (?!and\b|names\b)([\w'.-]+)(?=[ ;)]|$))?(?![\w-])"
+        message = re.sub(pattern, lambda one, meant=meant: f"--map {meant}={one[1] or 'COLUMN'}", message)
+    return re.sub(r" \(or --data\.on-error [^)]*\)$", "", message)
 
 
 def epilogue(verb: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,30 @@ def test_models_that_spell_differently_are_compared_by_the_byte(
     found = transom.evaluate(one, against=other, test=tests["decoder"])
     assert [measure.name for measure in found.measures] == ["bits per byte"]
     assert "compared by the byte" in str(found)
+
+
+def test_columns_of_a_test_are_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of the run where the test has them, those that --map names, or those that are told by name."""
+    folder = write_model(tmp_path / "model", max_len=128)
+    run = tmp_path / "run"
+    (run / "model").parent.mkdir()
+    shutil.copytree(folder, run / "model")
+    (run / "settings.toml").write_text('task = "sft"\n[data]\nmap = ["prompt=Q", "completion=A"]\n')
+    for name, asked, answered in (("own", "Q", "A"), ("usual", "prompt", "completion"), ("other", "x", "y")):
+        rows = [{asked: f"What is {i}?", answered: f"It is {i}."} for i in range(12)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def scored(name: str, *more: str) -> int:
+        test = str(tmp_path / f"{name}.jsonl")
+        return door.run(["evaluate", str(run), "--against", str(run), "--test", test, *more])
+
+    assert scored("own") == scored("usual") == 0
+    assert scored("other", "--map", "prompt=x", "--map", "completion=y") == 0
+    assert capsys.readouterr().out.count("nats per answer token") >= 3
+    assert scored("other") == 2
+    assert "which field holds the text? The record has x, y: set --map text=COLUMN" in capsys.readouterr().err
+    assert scored("other", "--map", "prompt=x") == 2
+    assert "add --map completion=COLUMN; it has x, y" in capsys.readouterr().err
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path: Path, tests: dict[str, str]) -> None:

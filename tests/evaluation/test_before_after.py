@@ -108,6 +108,20 @@ def test_a_run_that_began_with_nothing_has_nothing_to_be_held_against(tmp_path: 
         before_after(folder)
 
 
+def test_a_page_turns_nothing_and_runs_nothing_of_the_data(tmp_path: Path) -> None:
+    same = Estimate(1.0, 1.0, 1.0)
+    said = (
+        "<script>alert(1)</script>\u202emoc.live \x1b[31m\x00\r\u2028 שלום 👩\u200d👧 a\tb\nc\u00a0d "
+        + "W" * 10_000
+    )
+    one = Example("x:1", said, said, said, said, 1.0)
+    found = Comparison("sft", "m", "o", "t", (Measure("accuracy", "points", same, same, same, 9),), (one,))
+    page = write_page(tmp_path / "page.html", found).read_text()
+    assert "<script" not in page and not set("\u202e\x1b\x00\u2028") & set(page)
+    shown = "\\u202emoc.live \\x1b[31m\\x00\\x0d\\u2028 שלום 👩\u200d👧 a\tb\nc\u00a0d W"
+    assert page.count(shown) == 4 and page.count('<p dir="auto">') == 4
+
+
 def test_a_page_of_many_examples_shows_the_worst_and_some_of_the_best(tmp_path: Path) -> None:
     same = Estimate(1.0, 1.0, 1.0)
     measures = (Measure("accuracy", "points", same, same, Estimate(-1.0, -2.0, -0.5), 90),)

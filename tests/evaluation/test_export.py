@@ -187,6 +187,26 @@ def test_an_embedder_goes_to_sentence_transformers(tmp_path: Path) -> None:
     assert np.abs(np.array(ours.embed(texts)) - theirs).max() < 1e-5
 
 
+def test_a_classifier_by_the_mean_goes_to_sentence_transformers(tmp_path: Path) -> None:
+    library = pytest.importorskip("sentence_transformers")
+    tokenizer = train_tokenizer("bytes", iter([""]), 259, frame="text")
+    parts = dict(kind="encoder", head="classify", pooling="mean", labels=("ham", "spam", "tea"), norm="layer")
+    parts |= dict(norm_position="after", gated=False, activation="gelu", position="learned", segments=2)
+    parts |= dict(qkv_bias=True, out_bias=True, ffn_bias=True, embed_norm=True, n_kv_heads=4)
+    folder = folder_of(tmp_path / "model", tokenizer, **parts)
+    with pytest.raises(Refused, match="--to sentence-transformers writes it, or --model.pooling first"):
+        export(folder, "hf", out=tmp_path / "hf")
+    made = export(folder, "sentence-transformers", out=tmp_path / "st")
+    theirs = library.SentenceTransformer(str(made.path), device="cpu")
+    texts = ["a cat", "another one that is longer"]
+    scores = torch.tensor(theirs.encode(texts)).softmax(-1)
+    ours: Any = transom.load(folder, dtype="float32")
+    named = [theirs[0].auto_model.config.id2label[i] for i in range(3)]
+    for text, row in zip(texts, scores, strict=True):
+        wanted = ours.classify([text])[0].probabilities
+        assert max(abs(wanted[label] - float(p)) for label, p in zip(named, row, strict=True)) < 1e-5
+
+
 def test_what_cannot_be_exported_so_is_one_line(bpe: Tokenizer, small: Path, tmp_path: Path) -> None:
     chars = train_tokenizer("chars", iter([CODE]), 500)
     of = {

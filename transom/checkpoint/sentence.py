@@ -7,16 +7,21 @@ Source: `base/model.py` and `modules/pooling.py` of sentence-transformers 2 to 6
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from torch import Tensor
 
 from transom.data.in_folder import inside
 from transom.errors import Refused
 from transom.model.config import ModelConfig
 
 from .config_keys import ConfigKeys
+from .config_labels import write_labels
 from .strict_json import read_json, write_json
+from .tensors import load_tensors, save_tensors
 
 MODULES, PROMPTS = "modules.json", "config_sentence_transformers.json"
 LIMITS = ("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")
@@ -133,3 +138,40 @@ def write_sentence(folder: Path, config: ModelConfig, max_tokens: int | None = N
     write_json(folder / LIMITS[0][0], {"max_seq_length": limit, "do_lower_case": False})
     prompts = {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"}
     write_json(folder / PROMPTS, prompts)
+
+
+def write_classes(folder: Path, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
+    """Put the head of a classifier behind the encoder of a folder that `write_sentence` wrote: the vector of
+    a text then holds the scores of its classes, whose names stand in config.json.
+
+    weights: of the head, by our names.
+    """
+    steps = read_json(folder / MODULES, list)
+    for place, activation in (("head.dense", "activation.Tanh"), ("head.out", "linear.Identity")):
+        path = f"{len(steps)}_Dense"
+        (folder / path).mkdir()
+        save_tensors(folder / path / "model.safetensors", {
+            f"linear.{leaf}": weights[f"{place}.{leaf}"] for leaf in ("weight", "bias")
+        })  # fmt: skip
+        n_out, n_in = weights[f"{place}.weight"].shape
+        write_json(folder / path / "config.json", {
+            "in_features": n_in, "out_features": n_out, "bias": True,
+            "activation_function": f"torch.nn.modules.{activation}",
+        })  # fmt: skip
+        steps.append({"idx": len(steps), "name": str(len(steps)), "path": path,
+                      "type": "sentence_transformers.models.Dense"})  # fmt: skip
+    (folder / MODULES).unlink()
+    write_json(folder / MODULES, steps)
+    described = read_json(folder / "config.json")
+    (folder / "config.json").unlink()
+    write_json(folder / "config.json", described | write_labels(config))
+
+
+def read_classes(folder: Path) -> dict[str, Tensor]:
+    """The weights that `write_classes` wrote, by our names."""
+    found: dict[str, Tensor] = {}
+    paths = [step["path"] for step in read_json(folder / MODULES, list)[2:]]
+    for place, path in zip(("head.dense", "head.out"), paths, strict=True):
+        tensors = load_tensors(folder / path / "model.safetensors")
+        found |= {f"{place}.{name.removeprefix('linear.')}": tensor for name, tensor in tensors.items()}
+    return found

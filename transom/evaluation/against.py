@@ -64,6 +64,8 @@ class Both:
     test: str | None = None
     """None: what the run of the first, else of the other, held out."""
     test_target: str | None = None
+    columns: Sequence[str] = ()
+    """FIELD=COLUMN of the test, where they are not those of the first one's run."""
     beam: int = 4
     limit: int | None = None
     """About so many characters of running text, of conversations or of pairs to translate, spread evenly."""
@@ -80,7 +82,7 @@ class Both:
         origins = (origin_of(model), origin_of(other))
         now, before = (load(origin.weights) for origin in origins)
         if type(now) is not type(before):
-            kinds = f"{model} holds a {type(now).__name__} and {other} a {type(before).__name__}"
+            kinds = f"{model} holds {_a(now)} and {other} {_a(before)}"
             raise Refused(f"{kinds}; two models of one kind can be compared")
         return cls((now, before), origins, (str(model), str(other)), **asked)
 
@@ -92,7 +94,7 @@ class Both:
 
 def answers_of_both(both: Both) -> Comparison:
     """Compare language models on the answers of conversations, given and written anew."""
-    found, name = examples("chat", both.origins, both.test)
+    found, name = examples("chat", both.origins, both.test, None, both.columns)
     asked, pair = within(exchanges(found), both.limit), answerers(both.pair)
     others = [one.other for one in asked if one.other is not None]
     sides = [[one.talk for one in asked], *[others] * bool(others)]
@@ -171,9 +173,9 @@ def _written(one: Completion) -> str:
 
 def texts_of_both(both: Both) -> Comparison:
     """Compare language models on a text, or on conversations where those are what there is."""
-    if isinstance(both.pair[0], Generator) and asks(both.origins, both.test):
+    if isinstance(both.pair[0], Generator) and asks(both.origins, both.test, both.columns):
         return answers_of_both(both)
-    documents, name = texts(both.origins, both.test)
+    documents, name = texts(both.origins, both.test, both.columns)
     found = passages(documents, both.limit)
     now, before = (score_text(loaded, found, watch=both.watch) for loaded in both.pair)
     bits = now.rows[:, 0] / now.rows[:, 2] / math.log(2)
@@ -220,7 +222,7 @@ def _same_tokens(now: TextScore, before: TextScore) -> tuple[str, ...]:
 
 def classes_of_both(both: Both) -> Comparison:
     """Compare classifiers on labelled texts."""
-    labelled, name = examples("classify", both.origins, both.test)
+    labelled, name = examples("classify", both.origins, both.test, None, both.columns)
     labels = list(both.pair[0].labels)
     for loaded, called in zip(both.pair, both.names, strict=True):
         if unknown := {item.label for item in labelled} - set(loaded.labels):
@@ -269,7 +271,7 @@ def compare_classes(
 
 def translations_of_both(both: Both) -> Comparison:
     """Compare translators on pairs."""
-    pairs, name = examples("translate", both.origins, both.test, both.test_target)
+    pairs, name = examples("translate", both.origins, both.test, both.test_target, both.columns)
     pairs = evenly(pairs, sum(len(pair.source) + len(pair.target) for pair in pairs), both.limit)
     sources, wanted = [item.source for item in pairs], [item.target for item in pairs]
     found = [loaded.translate(sources, beam=both.beam) for loaded in both.pair]
@@ -334,7 +336,7 @@ def _reference_loss(pair: Sequence[Translator], pairs: Sequence[Pair]) -> list[M
 
 def partners_of_both(both: Both) -> Comparison:
     """Compare embedders on pairs of texts that belong together."""
-    pairs, name = examples("embed", both.origins, both.test, both.test_target)
+    pairs, name = examples("embed", both.origins, both.test, both.test_target, both.columns)
     cut = both.origins[0].settings.data.too_long == "cut"
     now, before = (find_partners(loaded, pairs, cut=cut) for loaded in both.pair)
     same = np.array_equal(now.ranks, before.ranks)
@@ -356,6 +358,12 @@ def partners_of_both(both: Both) -> Comparison:
     ])  # fmt: skip
     note = f"each text is looked for among the {len(pairs):,} second texts of the test set"
     return Comparison("embed", *both.names, name, measures, compared, (note,))
+
+
+def _a(loaded: Any) -> str:
+    """What a model is, with its article."""
+    name = type(loaded).__name__
+    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
 
 
 def _named(labels: Sequence[str], row: NDArray[np.float64]) -> str:

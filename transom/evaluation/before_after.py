@@ -124,7 +124,7 @@ def _beside_cheap(origin: Origin, test: str | None) -> Comparison:
 
     loaded = load(origin.weights)
     if isinstance(loaded, Embedder):
-        learned, _ = examples_of("embed", origin, origin.settings)
+        learned, _ = examples_of("embed", origin)
         cheap = TfidfEmbedder([text for pair in learned for text in pair[:2]])
         name = str(origin.run)
         return partners_of_both(Both((loaded, cheap), (origin, origin), (name, cheap.name), test=test))

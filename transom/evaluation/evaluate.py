@@ -6,6 +6,7 @@ whom they find; two models of one kind are compared example by example. Read nex
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import overload
 
@@ -29,6 +30,7 @@ def evaluate(
     against: str | Path,
     test: str | None = None,
     test_target: str | None = None,
+    columns: Sequence[str] = (),
     beam: int = 4,
     limit: int | None = None,
     watch: Watch | None = None,
@@ -42,6 +44,7 @@ def evaluate(
     test_target: str | None = None,
     train: str | None = None,
     train_target: str | None = None,
+    columns: Sequence[str] = (),
     beam: int = 4,
     limit: int | None = None,
     watch: Watch | None = None,
@@ -54,6 +57,7 @@ def evaluate(
     test_target: str | None = None,
     train: str | None = None,
     train_target: str | None = None,
+    columns: Sequence[str] = (),
     beam: int = 4,
     limit: int | None = None,
     watch: Watch | None = None,
@@ -61,15 +65,17 @@ def evaluate(
     """Score a model: a run's folder, a model folder or a hub id; against another one, or by itself.
 
     test: the examples or the text; by default what its run held out. train: what the baselines of a
-    translator or classifier learn from. beam: of translations. limit: about so many characters of a text,
+    translator or classifier learn from. columns: FIELD=COLUMN, which columns of the test hold its fields,
+    where they are not those of the run. beam: of translations. limit: about so many characters of a text,
     spread evenly, instead of all. watch: is told how many tokens of how many are read. Raises Refused.
     """
     if against is not None:
         if train is not None:
             raise Refused("a model is held against another one or against baselines; leave out --train")
         both = Both.load(
-            model, against, test=test, test_target=test_target, beam=beam, limit=limit, watch=watch
-        )
+            model, against, test=test, test_target=test_target, columns=columns, beam=beam, limit=limit,
+            watch=watch,
+        )  # fmt: skip
         return both.compare()
     origin = origin_of(model)
     config, _ = load_config(origin.weights)
@@ -77,12 +83,14 @@ def evaluate(
         raise Refused(f"{model} is an embedder: hold it against another one (--against FOLDER --test PAIRS)")
     if config.head == "classify" or config.kind == "encoder-decoder":
         return examine(
-            model, train=train, train_target=train_target, test=test, test_target=test_target, beam=beam
-        )
+            model, train=train, train_target=train_target, test=test, test_target=test_target,
+            columns=columns, beam=beam,
+        )  # fmt: skip
     from ..inference.load import load
 
     loaded = reader(load(origin.weights), model)
-    if isinstance(loaded, Generator) and asks((origin,), test):
-        return score_answers(loaded, *examples("chat", (origin,), test), model=str(model), watch=watch)
-    documents, name = texts((origin,), test)
+    if isinstance(loaded, Generator) and asks((origin,), test, columns):
+        return score_answers(loaded, *examples("chat", (origin,), test, None, columns), model=str(model),
+                             watch=watch)  # fmt: skip
+    documents, name = texts((origin,), test, columns)
     return score_text(loaded, passages(documents, limit), model=str(model), test=name, watch=watch)

@@ -34,7 +34,7 @@ from .baselines import TfidfLogistic, TranslationMemory, copy_source, majority
 from .classification import ClassScore, f1_rows, indices, macro_f1, score_classes, telling
 from .paired import Comparison
 from .report import LEAST, Difference, Report, Rival, cut
-from .test_set import examples_of, origin_of
+from .test_set import examples_of, named_test, origin_of
 from .translation import TranslationScore, bleu_counts, bleu_of, exactly, score_translations
 
 EXAMINED = ("translate", "classify")
@@ -69,6 +69,7 @@ def examine(
     train_target: str | None = None,
     test: str | None = None,
     test_target: str | None = None,
+    columns: Sequence[str] = (),
     beam: int = 4,
 ) -> Report:
     """Examine the translator or classifier in a run's folder or a model folder.
@@ -90,14 +91,14 @@ def examine(
             "the same: name it with --train"
         )
     loaded: Any = load_model(str(weights))
-    measured = settings.with_({"data.validation": test, "data.validation_target": test_target})
     verb = next((verb for verb in EXAMINED if hasattr(loaded, verb)), None)
     if verb is None:
         raise Refused(
             f"{folder} holds neither a translator nor a classifier; transom evaluate scores a language "
             "model on a text, and an embedder --against another"
         )
-    examples = examples_of(verb if run is None else settings.task, origin, measured)
+    named = None if test is None else named_test(settings, test, test_target, columns)
+    examples = examples_of(verb if run is None else settings.task, origin, named)
     if verb == "translate":
         report = examine_translator(loaded, *examples, beam=beam)
     else:

@@ -17,11 +17,13 @@ from typing import Any
 import torch
 
 from ..checkpoint.adapter import is_adapter
+from ..checkpoint.families import family_for
 from ..checkpoint.folder import commit
 from ..checkpoint.generation import load_generation
 from ..checkpoint.gguf_writer import DTYPES, save_gguf
 from ..checkpoint.hub import name_of, resolve
-from ..checkpoint.huggingface import load_config, save_model
+from ..checkpoint.huggingface import empty_model, load_config, save_model
+from ..checkpoint.sentence import read_classes, write_classes
 from ..data.documents import Document
 from ..data.gguf_file import SUFFIX
 from ..data.modelfile import PARAMETERS, modelfile, scaffold_of
@@ -31,6 +33,7 @@ from ..errors import Refused
 from ..inference.generator import Generator
 from ..inference.load import load
 from ..intervals import Estimate, paired_bootstrap
+from ..model.config import ModelConfig
 from ..output import unused, whole_file
 from ..training.run import task_of
 from ..training.task_facts import TASK_FACTS
@@ -50,6 +53,23 @@ CHARACTERS = 16_000
 """Of the text on which losses are compared."""
 BOUNDS = {"f32": 1e-3, "f16": 0.01, "bf16": 0.03, "q8_0": 0.03, "q4_0": 1.0}
 """Nats per token that a format may cost; more is a mistake of ours, not rounding."""
+CLASSES_CARD = """---
+library_name: sentence-transformers
+pipeline_tag: text-classification
+tags: [transom]
+---
+# A classifier of texts
+
+The vector of a text holds the scores of its classes, the highest being the likeliest:
+
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("THIS_FOLDER")
+labels = model[0].auto_model.config.id2label
+print([labels[int(scores.argmax())] for scores in model.encode(["A text", "and another"])])
+```
+"""
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 4, 16, 64
 
 
@@ -156,6 +176,7 @@ def _check(folder: Path, to: str, dtype: str) -> None:
     if to not in TARGETS or dtype not in DTYPES:
         raise Refused(f"--to is one of {', '.join(TARGETS)}; --dtype one of {', '.join(DTYPES)}")
     config, _ = load_config(folder)
+    fits = family_for(config) is not None
     kind = config.cell or (config.kind if config.kind != "encoder" else f"encoder that can {config.head}")
     if to in ("gguf", "ollama"):
         if config.cell is not None or config.kind != "decoder":
@@ -165,8 +186,25 @@ def _check(folder: Path, to: str, dtype: str) -> None:
         raise Refused(f"{folder}: this {kind} stays in Transom's own format; transformers has no such model")
     if dtype not in FOLDER_DTYPES:
         raise Refused(f"--dtype {dtype} is for GGUF; a folder holds {', '.join(FOLDER_DTYPES)}")
-    if to == "sentence-transformers" and config.head != "embed":
+    if config.kind == "encoder" and config.head == "classify" and not fits:  # by the mean of all positions
+        fits = family_for(_without_classes(config)) is not None
+        if to == "hf" and fits:
+            raise Refused(
+                f"{folder}: transformers tells classes by the first position of a text, and this {kind} by "
+                "the mean of all; --to sentence-transformers writes it, or --model.pooling first when it is "
+                "fine-tuned makes one that --to hf writes"
+            )
+    if not fits:
+        raise Refused(f"{folder}: this {kind} stays in Transom's own format; no other tool has its parts")
+    if to == "sentence-transformers" and (
+        config.kind != "encoder" or config.head not in ("embed", "classify")
+    ):
         raise Refused(f"{folder}: this {kind} makes no vectors; --to hf writes it")
+
+
+def _without_classes(config: ModelConfig) -> ModelConfig:
+    """The encoder of a classifier, with the vector that its classes are told by."""
+    return config.with_(head="embed", labels=(), normalize=False)
 
 
 def _passages(model: str | Path, test: str | None) -> tuple[list[Passage], str]:
@@ -244,6 +282,8 @@ class _Source:
     def folder_of(self, temporary: Path, path: Path) -> Exported:
         """Write and prove a folder as the hub has them."""
         model, cast = self.loaded.model, FOLDER_DTYPES[self.dtype]
+        if self.to == "sentence-transformers" and model.config.head == "classify":
+            return self.scores_of(temporary, path)
         weights = {name: weight.to(cast) for name, weight in model.state_dict().items()}
         writes = isinstance(self.loaded, Generator) or hasattr(self.loaded, "translate")
         card = self.folder / "README.md"
@@ -258,6 +298,24 @@ class _Source:
         loss = self._loss(back) if isinstance(back, Generator) else None
         size = sum(one.stat().st_size for one in temporary.rglob("*") if one.is_file())
         return self._exported(path, size, proof, loss, None, [])
+
+    def scores_of(self, temporary: Path, path: Path) -> Exported:
+        """Write and prove a folder whose vectors are the scores of a classifier's classes."""
+        model, cast = self.loaded.model, FOLDER_DTYPES[self.dtype]
+        weights = {name: weight.to(cast) for name, weight in model.state_dict().items()}
+        head = {name: weight for name, weight in weights.items() if name.startswith("head.")}
+        body = {name: weight for name, weight in weights.items() if name not in head}
+        bare = empty_model(_without_classes(model.config), temporary)
+        save_model(temporary, bare, self.loaded.tokenizer, card=CLASSES_CARD, weights=body)
+        back: Any = load(temporary, dtype="float32", device="cpu")
+        proof = self._proof(back, exact=True, weights=body)
+        write_classes(temporary, model.config, head)
+        kept = read_classes(temporary)
+        if kept.keys() != head.keys() or any(not torch.equal(kept[name], head[name]) for name in head):
+            raise Refused(f"{self.name} was not written: its classes are others when they are read back")
+        size = sum(one.stat().st_size for one in temporary.rglob("*") if one.is_file())
+        note = "a text's vector holds the scores of its classes, named by id2label in config.json"
+        return self._exported(path, size, proof, None, None, [note])
 
     def _exported(
         self, path: Path, n_bytes: int, proof: str, loss: Loss | None, agreement: Agreement | None,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..insight.html import Markup, Picture, tag, write
+from ..insight.html import Markup, Picture, lines, tag, write
 from .paired import BETTER, HARMED, Comparison, Example, Measure
 
 EXAMPLES, LONGEST = 24, 1500
@@ -100,8 +100,8 @@ def _examples(title: str, found: Comparison, examples: Sequence[Example]) -> Pic
 
 def _example(found: Comparison, one: Example) -> Markup:
     asked = [part for name, text in (("asked", one.asked), ("wanted", one.wanted)) if text
-             for part in (tag("h3", name), tag("p", _cut(text)))]  # fmt: skip
-    sides = [tag("div", tag("h3", name), tag("p", _cut(text) or "(nothing)"))
+             for part in (tag("h3", name), tag("p", _cut(text), dir="auto"))]  # fmt: skip
+    sides = [tag("div", tag("h3", name), tag("p", _cut(text) or "(nothing)", dir="auto"))
              for name, text in zip(found.sides, (one.before, one.after), strict=True)]  # fmt: skip
     moved = "worse" if one.gain < 0 else "better"
     top = tag("div", tag("span", one.where), tag("span", moved), class_="top")
@@ -109,4 +109,4 @@ def _example(found: Comparison, one: Example) -> Markup:
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= LONGEST else text[:LONGEST] + " …"
+    return lines(text if len(text) <= LONGEST else text[:LONGEST] + " …")

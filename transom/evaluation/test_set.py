@@ -13,9 +13,9 @@ from typing import Any
 
 from ..checkpoint.hub import resolve
 from ..data.documents import Document
-from ..data.formats import named_fields
+from ..data.formats import ELSEWHERE, named_fields
 from ..data.sources import open_source
-from ..data.task_guess import guess_task
+from ..data.task_guess import guess_task, unmapped
 from ..errors import Refused
 from ..settings import TrainSettings, load
 from ..training.example_tasks import preparation, sources_of
@@ -45,8 +45,29 @@ def origin_of(folder: str | Path) -> Origin:
     return Origin(load(TrainSettings, file=run / "settings.toml" if run else None), run, weights)
 
 
-def examples_of(task: str, origin: Origin, measured: TrainSettings) -> tuple[list[Any], list[Any]]:
-    """Return the examples that a run learned from, and those to measure with, as `measured` names them.
+def named_test(
+    settings: TrainSettings, test: str, target: str | None = None, columns: Sequence[str] = ()
+) -> TrainSettings:
+    """Return the settings of a run with a test that a person named as its data. Raises Refused.
+
+    columns: FIELD=COLUMN of the test; by default as the run has them, where the test has such columns.
+    """
+    data, fields = settings.data, named_fields(columns)
+    own = {**named_fields(data.map), "text": data.field, "target": data.target_field, "label": data.label}
+    own = {field: column for field, column in own.items() if column is not None and not column.isdigit()}
+    changes: dict[str, Any] = {"data.source": test, "data.target": target, "data.validation": None,
+                               "data.validation_target": None}  # fmt: skip
+    if fields or unmapped(test, own):
+        changes |= {f"data.{name}": None for name in ELSEWHERE.values()} | {"data.map": tuple(columns)}
+        changes |= {
+            f"data.{ELSEWHERE[field]}": column for field, column in fields.items() if field in ELSEWHERE
+        }
+    return settings.with_(changes)
+
+
+def examples_of(task: str, origin: Origin, test: TrainSettings | None = None) -> tuple[list[Any], list[Any]]:
+    """Return the examples that a run learned from, and those to measure with: what it held out, or what
+    `test` has as its data (see named_test).
 
     What the run prepared says which they are; where that is gone, they are prepared anew. Raises Refused.
     """
@@ -57,44 +78,49 @@ def examples_of(task: str, origin: Origin, measured: TrainSettings) -> tuple[lis
             f"{run} learned from standard input, which is gone; name a file with the same rows by --train"
         )
     if data.validation == "-":
-        if measured.data.validation is None:
+        if test is None:
             raise Refused(f"{run} was measured on standard input, which is gone; name a file by --test")
-        settings = measured
+        settings = settings.with_({"data.validation": None})
     folder = data.cache or (None if run is None else RunFolder(run).data)
     way = preparation(task, settings)
     made = way.found(folder) or dataclasses.replace(way, tokenizer=origin.weights).once(folder)
-    named = sources_of(task, measured)[1]
+    named = sources_of(task, settings)[1] if test is None else sources_of(task, test)[0]
     return made.train_examples, made.held_out_examples if named is None else list(named)
 
 
 def examples(
-    verb: str, origins: Sequence[Origin], test: str | None, test_target: str | None = None
+    verb: str,
+    origins: Sequence[Origin],
+    test: str | None,
+    test_target: str | None = None,
+    columns: Sequence[str] = (),
 ) -> tuple[list[Any], str]:
     """Return the examples to score models by the verb of their models (`classify`), and their name.
 
     Without `test` they are what the run of the first model that learned to do so held out. Raises Refused.
     """
-    first = origins[0].settings
     if test is not None:
-        named = first.with_({"data.source": test, "data.target": test_target, "data.validation": None,
-                             "data.validation_target": None})  # fmt: skip
+        named = named_test(origins[0].settings, test, test_target, columns)
         tasks = (task for task, facts in TASK_FACTS.items() if facts.verb == verb)
-        task = (asks(origins, test) if verb == "chat" else None) or next(tasks)
+        task = (asks(origins, test, columns) if verb == "chat" else None) or next(tasks)
         return list(sources_of(task, named)[0]), test
     for origin in origins:
         if origin.run is not None and TASK_FACTS[task := task_of(origin.run)].verb == verb:
-            held_out = examples_of(task, origin, origin.settings)[1]
+            held_out = examples_of(task, origin)[1]
             data = origin.settings.data
             return held_out, data.validation or f"{data.source} (held out)"
     raise Refused(f"{origins[0].weights} lies in no run that held examples out; name some by --test FILE")
 
 
-def asks(origins: Sequence[Origin], test: str | None) -> str | None:
+def asks(origins: Sequence[Origin], test: str | None, columns: Sequence[str] = ()) -> str | None:
     """The task of what language models are scored on, where that are conversations or pairs of answers; None
     for running text.
     """
     if test is not None:
-        tasks = [guess_task(test, None, named_fields(origins[0].settings.data.map))[0]]
+        fields = named_fields(named_test(origins[0].settings, test, columns=columns).data.map)
+        tasks = [guess_task(test, None, fields)[0]]
+        if tasks == ["lm"] and (says := unmapped(test, fields)):
+            raise Refused(says)
     else:
         tasks = [task_of(origin.run) for origin in origins if origin.run is not None]
     return next((task for task in tasks if TASK_FACTS[task].verb == "chat"), None)
@@ -106,10 +132,12 @@ def evenly(items: Sequence[Any], total: int, limit: int | None) -> list[Any]:
     return [items[i * len(items) // n] for i in range(n)]
 
 
-def texts(origins: Sequence[Origin], test: str | None) -> tuple[Iterator[Document], str]:
+def texts(
+    origins: Sequence[Origin], test: str | None, columns: Sequence[str] = ()
+) -> tuple[Iterator[Document], str]:
     """Return the text to score language models on, and its name; as `examples` chooses. Raises Refused."""
-    data = origins[0].settings.data
     if test is not None:
+        data = named_test(origins[0].settings, test, columns=columns).data
         return open_source(test, field=data.field, on_error=data.on_error).documents(), test
     for origin in origins:
         if origin.run is not None and TASK_FACTS[task_of(origin.run)].running:

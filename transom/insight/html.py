@@ -23,6 +23,10 @@ SEEN = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"}
 """White space as the served page shows it."""
 
 
+LAID_OUT = "\n\t\u200c\u200d"
+"""Characters that lay a text out, and turn nothing."""
+
+
 class Markup(str):
     """Text that is HTML or SVG already."""
 
@@ -67,6 +71,14 @@ def visible(text: str) -> str:
     """A token's text with its spaces to be seen, and nothing that could steer a terminal or turn the text."""
     shown = "".join(SEEN.get(c) or (c if c.isprintable() and not _turns(c) else _escaped(c)) for c in text)
     return shown or "∅"
+
+
+def lines(text: str) -> str:
+    """A text of several lines, with nothing that could steer a terminal or turn the text; joined emoji and
+    letters stay whole.
+    """
+    return "".join(c if c in LAID_OUT or c.isprintable() or unicodedata.category(c) == "Zs" else _escaped(c)
+                   for c in text)  # fmt: skip
 
 
 def quoted(text: str) -> str:

@@ -13,6 +13,10 @@ from typing import Any
 from .task_facts import TASK_FACTS
 
 WITH_TRANSOM_ONLY = "This model's parts fit no Hugging Face family: only Transom reads the folder."
+WITH_SCORES = (
+    "`transom export THIS_FOLDER --to sentence-transformers` writes one whose vectors are the scores\n"
+    "of the classes, for sentence-transformers."
+)
 ADAPTER = """```python
 from peft import PeftModel
 
@@ -34,6 +38,9 @@ def model_card(ledger: dict[str, Any]) -> str:
             f" by\nLoRA of rank {method['rank']}: this folder holds the {method['learned']:,} parameters "
             "that were learned, and goes on that model"
         )
+    alone = WITH_TRANSOM_ONLY
+    if ledger["task"] == "classify" and ledger["begun_from"]:
+        alone = f"{alone}\n{WITH_SCORES}"
     active = model["active_parameters"]
     used = f" ({active:,} of them active for a token)" if active < model["parameters"] else ""
     table = "\n".join(f"| {name} | {nats:.4f} |" for name, nats in result["references"].items())
@@ -86,7 +93,7 @@ learned from.
 {words.use}
 ```
 
-{elsewhere if ledger["format"] else WITH_TRANSOM_ONLY}
+{elsewhere if ledger["format"] else alone}
 """
 
 
