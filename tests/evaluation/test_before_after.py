@@ -290,3 +290,15 @@ def test_a_disk_that_is_full_at_the_end_loses_no_run(
     finish(data, base, tmp_path / "run")
     said = capsys.readouterr()
     assert "No space left on device" in said.err and f"model: {tmp_path / 'run' / 'model'}" in said.out
+    assert "what it changed is not written down" in said.err
+    assert "verdict: " in said.out and "report: " not in said.out  # what it changed is told all the same
+
+
+@pytest.mark.parametrize("out", ["/proc/transom", "x" * 300])
+def test_a_place_where_nothing_can_be_written_is_refused_in_a_line(
+    out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.txt").write_text("some text\n" * 50)
+    assert door.run(["train", str(tmp_path / "a.txt"), "--out", out, "--steps", "1"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "no run can be written there" in said and "another --out" in said

@@ -157,6 +157,10 @@ def _refuse_dropped(
     parts |= {} if thought else {"content": message.get("content")}
     for field, text in parts.items():
         if text and not _has(answer, text):
+            if field != "content":  # none of ours has a place for it
+                fix = (
+                    "leave it out of the data, or name a file that has a place for it by --data.chat-template"
+                )
             raise Refused(f"{name} leaves out the {field} of messages[{at}]; {printable(fix)}")
 
 

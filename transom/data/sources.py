@@ -212,9 +212,9 @@ def spooled_input(*, ahead: bool = False) -> RowFile:
     return file
 
 
-def looks_like(path: Path) -> str:
+def looks_like(path: Path, where: str = STANDARD_INPUT) -> str:
     """The extension of a file whose first lines look like rows, or "" for running text."""
-    head = head_of(path, STANDARD_INPUT, _SNIFFED_BYTES)
+    head = head_of(path, where, _SNIFFED_BYTES)
     if head.startswith(b"PAR1"):
         return ".parquet"
     text = head.decode("utf-8", "ignore")

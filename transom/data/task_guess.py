@@ -148,7 +148,7 @@ def refuse_hidden_rows(source: str) -> None:
         return
     if file.within:
         first_rows(file, "skip")
-    if file.kind not in RECORDS and (kind := looks_like(file.path)) in JSON:
+    if file.kind not in RECORDS and (kind := looks_like(file.path, file.where)) in JSON:
         raise Refused(f"{file.where}: it holds JSON, which as text would be learned with its brackets; call "
                       f"it NAME{kind} to learn its fields, or add --task lm")  # fmt: skip
 

@@ -58,6 +58,15 @@ def before_after(
     that is known, for weights that could not do this before. Raises Refused, for a run that began with
     nothing too.
     """
+    found = _compared(run, general, test, watch, cheap)
+    _write_down(run, found)
+    return found
+
+
+def _compared(
+    run: str | Path, general: str | None, test: str | None, watch: Watch | None, cheap: Comparison | None
+) -> Comparison:
+    """The model of a run beside what it began as. Raises Refused."""
     origin = origin_of(run)
     weights = origin.settings.model.weights
     if origin.run is None or weights is None:
@@ -76,20 +85,28 @@ def before_after(
             f"from the same: {found.against}"
         )
         found = replace(found.beside("cheap", "the model"), model=str(run), notes=(told, *found.notes))
+    return found
+
+
+def _write_down(run: str | Path, found: Comparison) -> None:
+    """Write the report into a run's folder, and its table into the model's card. Raises Refused."""
+    origin = origin_of(run)
+    assert origin.run is not None
     write_page(origin.run / REPORT, found)
     write_whole(origin.run / NUMBERS, json.dumps(found.to_dict(), indent=1) + "\n")
     _note_in_card(origin.weights, found)
-    return found
 
 
 class TunedRun:
     """A run with what it changed in the model that it began as. It prints itself."""
 
-    def __init__(self, run: Run | ExaminedRun, found: Comparison, folder: Path) -> None:
-        self.run, self.found, self.report = run, found, folder / REPORT
+    def __init__(self, run: Run | ExaminedRun, found: Comparison, report: Path | None) -> None:
+        """report: where that is written, None where it could not be."""
+        self.run, self.found, self.report = run, found, report
 
     def __str__(self) -> str:
-        return f"{self.run.outcome}\n\n{self.found}\nreport: {self.report}\n\n{self.run.ending}"
+        report = "" if self.report is None else f"\nreport: {self.report}"
+        return f"{self.run.outcome}\n\n{self.found}{report}\n\n{self.run.ending}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -102,11 +119,16 @@ def tuned(ended: Run | ExaminedRun, watch: Watch | None = None) -> Run | Examine
     if run.interrupted or origin_of(run.folder).settings.model.weights is None:
         return ended
     try:
-        found = before_after(run.folder, watch=watch, cheap=cheap)
-        return TunedRun(ended, found, run.folder)
+        found = _compared(run.folder, None, None, watch, cheap)
     except Refused as refused:  # the run itself has ended well
         print(f"not held against what it began as: {refused}", file=sys.stderr)
         return ended
+    try:
+        _write_down(run.folder, found)
+    except Refused as refused:  # what was found is shown all the same
+        print(f"what it changed is not written down: {refused}", file=sys.stderr)
+        return TunedRun(ended, found, None)
+    return TunedRun(ended, found, run.folder / REPORT)
 
 
 def _could_before(origin: Origin) -> bool:

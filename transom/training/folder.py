@@ -57,8 +57,14 @@ def open_folder(settings: TrainSettings, world: World, stack: ExitStack) -> tupl
     """Return the run's folder, locked by rank 0 until `stack` closes, and whether to resume what is in it."""
 
     def choose() -> list[str | bool]:
-        path, resuming = choose_folder(settings.out, settings.data.source, settings.resume)
-        stack.enter_context(lock.Lock(path))
+        try:
+            path, resuming = choose_folder(settings.out, settings.data.source, settings.resume)
+            stack.enter_context(lock.Lock(path))
+        except OSError as error:
+            place, why = settings.out or ROOT, (error.strerror or str(error)).lower()
+            raise Refused(
+                f"{str(place)[:200]}: no run can be written there ({why}); choose another --out"
+            ) from None
         stack.callback(RunFolder(path).leave_nothing)
         return [str(path), resuming]
 
