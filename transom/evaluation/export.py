@@ -180,7 +180,8 @@ def _check(folder: Path, to: str, dtype: str) -> None:
     kind = config.cell or (config.kind if config.kind != "encoder" else f"encoder that can {config.head}")
     if to in ("gguf", "ollama"):
         if config.cell is not None or config.kind != "decoder":
-            raise Refused(f"{folder}: no GGUF is written of this {kind}, only of decoders; --to hf writes it")
+            way = "; --to hf writes it" if fits else ""
+            raise Refused(f"{folder}: no GGUF is written of this {kind}, only of decoders{way}")
         return
     if config.cell is not None:
         raise Refused(f"{folder}: this {kind} stays in Transom's own format; transformers has no such model")
