@@ -23,6 +23,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import transom
+from transom.evaluation.classification import ClassScore
 from transom.inference.classifier import Classifier
 
 from .classification import EPOCHS, FINE_TUNED, held_out, minilm, sets, written
@@ -248,24 +249,30 @@ def encoders(out: Path) -> None:
 
 # From nothing, at equal compute
 
-COMPUTE = (3e11, 2e12, 1.2e13, 7e13)
+TUNED, NOTHING = "MiniLM, fine-tuned", "from nothing"
+Point = tuple[float, float, float, int]
+"""Floating-point operations, accuracy and macro-F1 in percent, and steps."""
+COMPUTE = (3e11, 2e12, 1.2e13, 5e13)
 """Floating-point operations of a run."""
 
 
-def scratch(out: Path) -> None:
+def scratch(out: Path, figure: Path | None) -> None:
     from transom.data.labelled import open_labelled
     from transom.evaluation.examine import examine_classifier
 
     news = columns_without_head(DATA / "ag_news" / "test.csv")
     chosen = {"TREC-6": sets()["trec-6"], "SST-2": sets()["sst-2"], "AG news": held_out(news)}
     ways: dict[str, dict[str, Any]] = {
-        "fine-tuned": {"model.weights": str(minilm()), **FINE_TUNED, "model.max_len": 128},
-        "from nothing": {"model.n_layers": 4, "model.dim": 256, "model.max_len": 128, "model.dropout": 0.1},
+        TUNED: {"model.weights": str(minilm()), **FINE_TUNED, "model.max_len": 128},
+        NOTHING: {"model.n_layers": 4, "model.dim": 256, "model.max_len": 128, "model.dropout": 0.1},
     }
-    points: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
+    points: dict[str, dict[str, list[Point]]] = {}
     for name, sides in chosen.items():
-        train, test = (written(out / f"{name}-{side}.tsv", one)
-                       for side, one in zip(("train", "test"), sides, strict=True))  # fmt: skip
+        train, test = (
+            written(out / f"{name}-{side}.tsv", one)
+            for side, one in zip(("train", "test"), sides, strict=True)
+        )
+        learned, asked = list(open_labelled(train)), list(open_labelled(test))
         for way, settings in ways.items():
             common = {"task": "classify", "data.validation": test, "data.too_long": "cut",
                       "batch.texts": 32, "eval_every": "1h", "sample_every": "1h", **settings}  # fmt: skip
@@ -276,16 +283,49 @@ def scratch(out: Path) -> None:
                 run = transom.train(train, **common, steps=steps, out=str(place))
                 loaded = transom.load(run.model_folder)
                 assert isinstance(loaded, Classifier)
-                report = examine_classifier(
-                    loaded,
-                    list(open_labelled(train)),
-                    list(open_labelled(test)),
-                    cut=True,
-                ).to_dict()
+                score = examine_classifier(loaded, learned, asked, cut=True).score
+                assert isinstance(score, ClassScore)
                 spent = json.loads((run.folder / "ledger.json").read_text())["cost"]["flops"]
-                points.setdefault(name, {}).setdefault(way, []).append((spent, report["macro_f1"], steps))
-                print(name, way, points[name][way][-1], file=sys.stderr, flush=True)
-    tell("finetune_quality scratch", [f"{name}: {ways}" for name, ways in points.items()], {"points": points})
+                found = (spent, 100 * score.accuracy.value, 100 * score.macro_f1.value, steps)
+                points.setdefault(name, {}).setdefault(way, []).append(found)
+                print(name, way, found, file=sys.stderr, flush=True)
+    if figure is not None:
+        draw(points, figure)
+    tell(
+        "finetune_quality scratch",
+        [f"{name}: {break_even(of)}" for name, of in points.items()],
+        {"points": points},
+    )
+
+
+def break_even(ways: dict[str, list[Point]]) -> str:
+    """From how much compute on the net from nothing is as accurate as the best that was fine-tuned."""
+    best = max(point[1] for point in ways[TUNED])
+    told = "; ".join(
+        f"{way} " + ", ".join(f"{one[1]:.1f}% at {one[0]:.1e}" for one in of) for way, of in ways.items()
+    )
+    enough = next((one for one in ways[NOTHING] if one[1] >= best), None)
+    where = f"break-even at {enough[0]:.1e}" if enough else f"no break-even up to {ways[NOTHING][-1][0]:.1e}"
+    return f"{told}: {where}"
+
+
+def draw(points: dict[str, dict[str, list[Point]]], path: Path) -> None:
+    """Accuracy against floating-point operations, a panel for each set."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.5, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (name, ways) in zip(figure.subplots(1, len(points), sharex=True), points.items(), strict=True):
+        for (way, found), color in zip(ways.items(), ("#c2410c", "#3b6ea5"), strict=True):
+            axes.semilogx([one[0] for one in found], [one[1] for one in found], "o-", color=color, label=way)
+        axes.set_title(name, loc="left", fontsize=11, fontweight="bold")
+        axes.set_xlabel("floating-point operations of the run")
+        axes.grid(axis="y", color="#e7e9ec")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("held-out accuracy, %")
+    figure.axes[0].legend(frameon=False, loc="lower right")
+    figure.savefig(path)
 
 
 def columns_without_head(path: Path) -> list[Turn]:
@@ -304,6 +344,7 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--figure", type=Path, help="where scratch draws its figure (.svg, .png)")
     parser.add_argument("--out", type=Path, default=Path("runs/finetune_quality"))
     asked = parser.parse_args(arguments)
     parts: dict[str, Callable[[], None]] = {
@@ -311,7 +352,7 @@ def main(arguments: list[str]) -> None:
         "trl": lambda: beside_trl(asked.out, asked.steps, asked.seeds),
         "preferences": lambda: preferences(asked.out, asked.steps),
         "encoders": lambda: encoders(asked.out),
-        "scratch": lambda: scratch(asked.out),
+        "scratch": lambda: scratch(asked.out, asked.figure),
     }
     asked.out.mkdir(parents=True, exist_ok=True)
     parts[asked.part]()
