@@ -32,6 +32,7 @@ from .measure import DATA, tell
 ALPACA = DATA / "alpaca" / "alpaca_5000.json"
 MEDQUAD = DATA / "medquad" / "MedQuAD_with_answers.tar.gz"
 PAIRS = DATA / "llamafactory_demo" / "dpo_en_demo.json"
+ENCODED = ("medical", "unfair-tos")
 HELD_OUT, LENGTH, TEXTS = 200, 256, 16
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -226,8 +227,8 @@ def preferences(out: Path, steps: int) -> None:
 # Encoders
 
 
-def encoders(out: Path) -> None:
-    for name in ("medical", "unfair-tos"):
+def encoders(out: Path, names: Sequence[str]) -> None:
+    for name in names:
         train, test = sets()[name]
         paths = [written(out / f"{name}-{side}.tsv", one) for side, one in (("train", train), ("test", test))]
         common = {
@@ -342,6 +343,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--only", nargs="+", choices=("instructions", "others", "halves", "medquad"), default=()
     )
+    parser.add_argument("--sets", nargs="+", choices=ENCODED, default=ENCODED, help="of encoders")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--figure", type=Path, help="where scratch draws its figure (.svg, .png)")
@@ -351,7 +353,7 @@ def main(arguments: list[str]) -> None:
         "sets": lambda: four_sets(asked.out, asked.steps, asked.only),
         "trl": lambda: beside_trl(asked.out, asked.steps, asked.seeds),
         "preferences": lambda: preferences(asked.out, asked.steps),
-        "encoders": lambda: encoders(asked.out),
+        "encoders": lambda: encoders(asked.out, asked.sets),
         "scratch": lambda: scratch(asked.out, asked.figure),
     }
     asked.out.mkdir(parents=True, exist_ok=True)
