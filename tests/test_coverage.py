@@ -30,6 +30,7 @@ from transom.intervals import (
     holm,
     lead,
     paired_bootstrap,
+    rarity,
     share,
     spread,
     student,
@@ -353,7 +354,7 @@ def test_holm_invents_a_difference_between_groups_in_at_most_5_of_100_reports(n_
     for _ in range(WHOLE):
         effects = np.where(np.arange(6) < n_true, 0.0, 1.0)
         spreads = [spread(rng.normal(effect, 1, 40), range(40)) for effect in effects]
-        p = [one.p_beyond(0.0) for one in spreads]
+        p = [rarity(one.estimate) for one in spreads]
         called = np.array([value <= level for value, level in zip(p, holm(p), strict=True)])
         invented += called[:n_true].any()
         found += called[n_true:].sum()

@@ -23,7 +23,9 @@ from transom.intervals import (
     detectable,
     holm,
     lead,
+    mover,
     paired_bootstrap,
+    rarity,
     share,
     spread,
     student,
@@ -178,7 +180,7 @@ def test_items_told_twice_tell_no_more() -> None:
 
 def test_of_few_clusters_there_is_no_interval_and_of_all_alike_one_that_is_not_certain() -> None:
     assert not clustered(np.ones(90), [i % 9 for i in range(90)]).known
-    assert spread(np.ones(5), [0] * 5).p_beyond(0) == 1.0
+    assert rarity(spread(np.ones(5), [0] * 5).estimate) == 1.0
     none = clustered(np.zeros(60), [i % 20 for i in range(60)])
     assert (none.low, none.high) == (0.0, share(0, 20).high)
 
@@ -196,3 +198,14 @@ def test_holm_asks_the_surest_first() -> None:
     assert holm([0.001, 0.5, 0.02]) == pytest.approx([0.05 / 3, 0.05, 0.05 / 2])
     assert holm([0.9, 0.8]) == pytest.approx([0.025, 0.025])
     assert detectable(Estimate(0.0, -1.96, 1.96)) == pytest.approx(2.80, abs=0.01)
+
+
+def test_a_difference_of_two_shares_is_newcombes_and_its_rarity_is_that_of_its_interval() -> None:
+    def apart(tail: float) -> Estimate:
+        return mover(share(56, 70, tail), share(48, 80, tail))
+
+    found = apart(0.025)  # Newcombe 1998, example (a), method 10: 0.0524 to 0.3339
+    assert (found.value, found.low, found.high) == pytest.approx((0.2, 0.0524, 0.3339), abs=0.005)
+    p = rarity(apart)
+    assert apart(p / 2).low == pytest.approx(0, abs=1e-3) and p < 0.05
+    assert rarity(apart, 0.3) == 1.0 or rarity(apart, 0.3) > 0.5

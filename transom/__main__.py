@@ -40,6 +40,7 @@ VERBS = {
     "look": "Look inside a model over a text, or at how a run moved.",
     "serve": "Serve models: the API that OpenAI's clients speak, and a page.",
     "evaluate": "Score a model on examples, beside cheap baselines.",
+    "trust": "Ask a model about names, groups and what it makes up: act, watch, or fine.",
     "export": "Write a model for llama.cpp, Ollama or the hub, and prove it.",
     "plan": "Say what a training run would take, before it takes it.",
     "bench": "Measure this machine, and how near training is to its limits.",
@@ -59,7 +60,10 @@ SHORT = {"--data": "--data.source", "--model": "--model.kind", "--optim": "--opt
          "--batch": "--batch.tokens", "--map": "--data.map"}  # fmt: skip
 """What a bare section means among those."""
 
-OF_DATA = {"check": "What a run would learn from these data, and what is wrong with them."}
+OF_DATA = {
+    "check": "What a run would learn from these data, and what is wrong with them.",
+    "swap": "Tell every row about everybody: each name and pronoun swapped as well.",
+}
 """The verbs of `transom data`."""
 
 app = App(

@@ -61,6 +61,7 @@ Rows = Annotated[
     Path | None,
     Parameter(help="Write the rows there with their answers in columns besides (.csv, .tsv, .jsonl)."),
 ]
+Paths = Annotated[tuple[Path, ...], Parameter(show_default=False)]
 Cut = Annotated[Switched, Parameter(help="Leave out the end of texts that are longer than the model reads.")]
 SERVER, SAMPLING = ServerSettings(), SamplingParams()
 
@@ -595,6 +596,75 @@ def evaluate(
             raise Refused(in_words_of_a_test(str(refused)), code=refused.code) from None
 
 
+def trust(
+    model: Model | None = None,
+    /,
+    *,
+    on: Paths = (),
+    swaps: Paths = (),
+    group: str | None = None,
+    out: Path = Path("report"),
+    diff: tuple[Path, Path] | None = None,
+    rules: Path | None = None,
+    limit: int = 300,
+    fail_on: Literal["ACT", "WATCH"] | None = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    json: Json = False,
+) -> int:
+    """Ask whether a model can be trusted.
+
+    Parameters
+    ----------
+    on
+        Your prompts or texts with labels, questions with answers, WinoBias, Winogender, BBQ or CrowS-Pairs: a
+        file or folder, also several [default: questions of ours, or what a classifier's run held out].
+    swaps
+        A CSV of words, a column for each group: they are swapped besides our names, pronouns and religions.
+    group
+        The column that says whom a labelled text is about; each group is held against the others.
+    out
+        The folder of the report: trust.html, trust.md, trust.json and the rows.
+    diff
+        Two reports, before and after, instead of a model: did it get worse?
+    rules
+        A TOML file with tolerances of your own.
+    limit
+        Rows of each set that are asked, spread evenly.
+    fail_on
+        End with exit code 1 where a line says so (WATCH: or ACT), or a diff says worse; for CI.
+    """
+    with _answer(json) as show:
+        if diff is not None:
+            if model is not None:
+                raise Refused(f"--diff holds two reports against each other; leave out {model}")
+            from .evaluation.trust_diff import diff as hold
+
+            changed = hold(*diff)
+            show(changed)
+            return int(fail_on is not None and changed.worse)
+        if model is None:
+            raise Refused("name a model, or two reports: transom trust --diff BEFORE AFTER")
+        from .evaluation.likelihood import Progress
+        from .evaluation.trust import trust as ask_all
+
+        found = ask_all(
+            model,
+            on=on,
+            swaps=swaps,
+            group=group,
+            rules=rules,
+            limit=limit,
+            out=out,
+            dtype=dtype,
+            device=device,
+            watch=Progress(sys.stderr),
+        )
+        show(found)
+    failing = {"ACT": ("ACT",), "WATCH": ("ACT", "WATCH"), None: ()}[fail_on]
+    return int(any(word in found.counts for word in failing))
+
+
 def export(
     model: Model,
     /,
@@ -787,6 +857,24 @@ def data_check(
         check = check_data(settings)
         show(check)
     return 1 if check.stops or (strict and check.findings) else 0
+
+
+def data_swap(path: Path, /, *, out: Path, swaps: Paths = (), json: Json = False) -> None:
+    """Tell every row about everybody.
+
+    Parameters
+    ----------
+    path
+        Rows to learn from: JSON lines, CSV, TSV or a text file.
+    out
+        Where the rows go with those about each other group, as JSON lines.
+    swaps
+        A CSV of words, a column for each group, besides our names, pronouns and religions.
+    """
+    from .data.swapped_rows import swap_rows
+
+    with _answer(json) as show:
+        show(swap_rows(path, out, swaps))
 
 
 class Answer(Protocol):

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.special import betaincc, ndtr, ndtri, stdtr, stdtrit
+from scipy.special import betaincc, ndtr, ndtri, stdtrit
 
 TAIL = 0.025
 """What lies beyond each end of a 95% interval."""
@@ -176,15 +176,6 @@ class Spread:
         wide = float(stdtrit(self.freedom, tail) / ndtri(tail)) ** 2
         return max(1.0, min(float(self.n), float(np.var(values)) / (self.error**2 * wide)))
 
-    def p_beyond(self, tolerance: float) -> float:
-        """How rare so large a mean, either way, would be were the true one within `tolerance` of 0."""
-        beyond = abs(self.mean) - tolerance
-        if self.n_clusters < FEWEST or math.isnan(self.error):
-            return 1.0
-        if self.error == 0:
-            return 0.0 if beyond > 0 else 1.0
-        return float(min(1.0, (1 if tolerance else 2) * stdtr(self.freedom, -beyond / self.error)))
-
 
 def spread(values: Rows, clusters: Sequence[Hashable]) -> Spread:
     """The mean of values (N,) of which those of one cluster (N,) may say much the same.
@@ -247,6 +238,31 @@ def corrected(
     best = (flagged + passed / well - 1) / (hits / ill + passed / well - 1)
     value, low, high = (min(1.0, max(0.0, one)) for one in (best, rate + shift - half, rate + shift + half))
     return Estimate(value, low, high)
+
+
+def mover(a: Estimate, b: Estimate) -> Estimate:
+    """The score of a less that of b, of items that have nothing to do with each other (Newcombe 1998)."""
+    gap = a.value - b.value
+    low = gap - math.hypot(a.value - a.low, b.high - b.value)
+    return Estimate(gap, low, gap + math.hypot(a.high - a.value, b.value - b.low))
+
+
+def rarity(interval: Callable[[float], Estimate], tolerance: float = 0.0) -> float:
+    """How rare what was seen is where the truth is within `tolerance` of 0: the smallest error (twice the
+    tail that `interval` takes) at which its interval still lies beyond; 1.0 where it never does.
+    """
+
+    def beyond(log_tail: float) -> bool:
+        found = interval(math.exp(log_tail))
+        return found.known and (found.low > tolerance or found.high < -tolerance)
+
+    low, high = math.log(1e-9), math.log(0.499)
+    if not beyond(high):
+        return 1.0
+    for _ in range(20):
+        middle = (low + high) / 2
+        low, high = (low, middle) if beyond(middle) else (middle, high)
+    return 2 * math.exp(high)
 
 
 def holm(p: Sequence[float]) -> list[float]:

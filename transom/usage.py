@@ -105,6 +105,12 @@ EXAMPLES = {
         ("transom evaluate MODEL --test text.txt", "perplexity, bits per byte"),
         ("transom evaluate runs/new --against runs/old", "did it help?"),
     ),
+    "trust": (
+        ("transom trust MODEL", "decisions, facts and an invented world of ours"),
+        ("transom trust MODEL --on prompts.jsonl", "your prompts and what is right: prompt, completion"),
+        ("transom trust runs/tickets --on tickets.csv --group region", "a classifier, group by group"),
+        ("transom trust MODEL --fail-on ACT", "exit code 1 where a line says ACT, for CI"),
+    ),
     "export": (
         ("transom export runs/notes --dtype q8_0", "one GGUF file"),
         ("transom export MODEL --to ollama", "that and a Modelfile"),

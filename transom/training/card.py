@@ -76,6 +76,10 @@ learned from.
 {table}
 {measured}
 
+## Trust
+
+{_trust(ledger["task"])}
+
 ## Cost
 
 {cost["steps"]:,} steps in {cost["seconds"] / 60:,.1f} minutes on {ledger["hardware"]["name"]}
@@ -103,6 +107,16 @@ def _purpose(card: dict[str, str | None]) -> str:
     meant = f"Meant for: {use}" if use else "Whoever trained it has not named a use."
     unfit = f"**It must not be used for: {not_for}**" if not_for else "Uses that it is unfit for: none named."
     return f"{meant}\n\n{unfit}"
+
+
+def _trust(task: str) -> str:
+    """What of bias and made-up answers was measured: nothing while it trained, and what does it."""
+    missing = "Not measured while it trained: whether it treats names and groups alike"
+    if TASK_FACTS[task].verb == "classify":
+        return f"{missing}.\n`transom trust THIS_FOLDER --on LABELLED_TEXTS` does."
+    if TASK_FACTS[task].verb in ("generate", "chat"):
+        return f"{missing}, and how often it\nmakes things up. `transom trust THIS_FOLDER` does."
+    return f"{missing}; `transom trust` does not ask\nmodels of this kind yet."
 
 
 def _licence(licence: str | None, begun_from: str | None) -> str:
