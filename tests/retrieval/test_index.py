@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
+from tests.scale import scaled
 from transom.errors import Refused
 from transom.hardware import minilm
 from transom.retrieval.documents import MOST_BYTES
@@ -254,54 +253,24 @@ def test_another_encoder_is_refused(folder: Path, tmp_path: Path) -> None:
         KnowledgeBase.open(kb)
 
 
-WRITER = """
-import sys
-from pathlib import Path
-from transom.retrieval import indexing
-indexing.EVERY = indexing.COSTS = 0.0
-indexing.AT_ONCE = 1
-docs, kb = sys.argv[1:]
-indexing.index([docs], kb, embedder="none", tell=lambda said: print(said, flush=True))
-print("done", flush=True)
-"""
+INDEXER = Path(__file__).with_name("indexer.py")
 
 
-def whole(kb: Path, docs: Path) -> set[str]:
-    """The documents of an index, each of which has to be all there; the names of those that are."""
-    store = FolderStore(kb)
-    names = set(store.files())
-    for name in names:
-        document = store.document(name)
-        assert document is not None and document.text == (docs.parent / name).read_text()
-        marks = [hit.passage for hit in KnowledgeBase(store, None).search(f"mark{Path(name).stem}", 50)]
-        assert {one.document for one in marks} == {name} and len(marks) == 3
-    return names
+def test_a_crash_at_any_point_leaves_one_whole_generation(tmp_path: Path) -> None:
+    done = run_indexer("points", tmp_path / "place")
+    assert done["points"] > 50
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.heavy) for seed in range(1, 4))])
-def test_killed_while_it_indexes(tmp_path: Path, seed: int) -> None:
-    docs, kb, rng = tmp_path / "docs", tmp_path / "kb", random.Random(seed)
-    docs.mkdir()
-    for i in range(40):
-        parts = [f"# Part {part}\n\nmark{i:03d} stands here, {part}." for part in range(3)]
-        (docs / f"{i:03d}.md").write_text("\n\n".join(parts))
-    kept: set[str] = set()
-    for _ in range(2):
-        process = subprocess.Popen(
-            [sys.executable, "-c", WRITER, docs, kb], stdout=subprocess.PIPE, text=True, env=HERE
-        )
-        assert process.stdout is not None
-        for _ in range(rng.randrange(1, 14)):
-            line = process.stdout.readline()
-            if line.startswith("kept: "):
-                kept.add("docs/" + line.removeprefix("kept: docs/").split(";")[0].split(",")[0].strip(" ."))
-        time.sleep(rng.random() * 0.02)
-        process.kill()
-        process.communicate()
-        kept = {name if name.endswith(".md") else f"{name}.md" for name in kept}
-        assert whole(kb, docs) >= kept
-    index([docs], kb)
-    assert len(whole(kb, docs)) == 40
+def test_100_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
+    done = run_indexer("kills", tmp_path / "place", scaled(100))
+    assert done["said"] > done["kills"] and done["lost"] == 0
+
+
+def run_indexer(*words: object) -> dict[str, int]:
+    command = [sys.executable, INDEXER, *map(str, words)]
+    done = subprocess.run(command, env=HERE, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 READER = """
