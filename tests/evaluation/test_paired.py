@@ -51,12 +51,33 @@ def compared(*measures: Measure) -> Comparison:
 
 
 def test_what_is_better_and_what_is_harmed_are_both_said() -> None:
-    better, harmed, same = measure(1, 5), measure(-3, -1, name="general text"), measure(-1, 1, name="speed")
+    better, same = measure(1, 5), measure(-1, 1, name="speed")
+    harmed = measure(-3, -1, name="general text", elsewhere=True)
     both = compared(better, harmed)
     assert both.verdict == "better" and both.headline.endswith("; harmed: general text")
     assert [sentence.split(":")[0] for sentence in both.sentences] == ["better", "harmed"]
     assert compared(same, harmed).verdict == "harmed" == compared(harmed, better).verdict
+    assert compared(same, harmed).headline.startswith("harmed: general text -2.0 points")
     assert compared(same, same).verdict == "no measurable improvement" == compared(same, better).verdict
+
+
+def test_answers_that_are_worse_are_harm_though_the_loss_is_better() -> None:
+    """As of answers cut in half: likelier, and no answers."""
+    loss, answers = measure(1, 5, name="loss"), measure(-14, -4, name="chrF to the answer")
+    forgotten = measure(-3, -1, name="general text", elsewhere=True)
+    found = compared(loss, measure(1, 3, name="ends by itself"), forgotten, answers)
+    assert found.verdict == "harmed" and found.lead is answers
+    assert found.headline.startswith(
+        "harmed: chrF to the answer -9.0 points (95% interval -14.0 to -4.0; n ="
+    )
+    assert found.headline.endswith("; better: loss; harmed: general text")
+    assert [sentence.split(" 8")[0] for sentence in found.sentences] == [
+        "harmed: chrF to the answer", "better: loss", "harmed: general text", "better: ends by itself",
+    ]  # fmt: skip
+
+
+def test_what_is_judged_and_what_repeats() -> None:
+    same, harmed = measure(-1, 1, name="speed"), measure(-3, -1)
     costs = measure(-3, -1, name="tokens/s", judged=False)
     assert compared(same, costs).verdict == "no measurable improvement" and costs.word == "less"
     repeated = measure(-3, -1, repeats=True)

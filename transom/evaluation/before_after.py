@@ -167,7 +167,8 @@ def _general(both: Both, general: str | None) -> tuple[Measure, ...]:
         documents = open_source(general).documents()
     found = passages(documents, GENERAL)
     now, before = (score_text(loaded, found, watch=both.watch) for loaded in both.pair)
-    return text_measures(now, before, "general text: ")
+    told = text_measures(now, before, "general text: ")
+    return tuple(replace(one, elsewhere=True) for one in told)
 
 
 def _speed(both: Both, found: Comparison) -> list[Measure]:

@@ -48,6 +48,8 @@ class Measure:
     """Whether it says in another unit what the one before says."""
     harm: str = HARMED
     """What is said where it lies on the wrong side: nothing was harmed where the two are strangers."""
+    elsewhere: bool = False
+    """Whether it is of other examples than the task's own: what was forgotten."""
     judged: bool = True
     """Whether it says that a model is better or harmed; what it costs (time, size) does not."""
 
@@ -145,20 +147,33 @@ class Comparison:
 
     @property
     def verdict(self) -> Verdict:
-        """One word for all: that of the first measure, unless another is harmed and the first no better."""
-        first = self.measures[0].verdict
-        return HARMED if first == NONE and self._others(HARMED) else first
+        """One word for all: that of the first measure, unless another one of the task's own is harmed, or
+        any is and the first is no better.
+        """
+        first, harmed = self.measures[0].verdict, self._others(HARMED)
+        return HARMED if any(not one.elsewhere or first == NONE for one in harmed) else first
+
+    @property
+    def lead(self) -> Measure:
+        """The measure that the verdict is of: the first one, or one that is harmed."""
+        first = self.measures[0]
+        if first.verdict == self.verdict:
+            return first
+        return min(self._others(HARMED), key=lambda one: one.elsewhere)
 
     @property
     def sentences(self) -> list[str]:
-        """What the first measure says, and every other one that is better or harmed, harm first."""
+        """What the verdict is of, what the first measure says, and every other one that is better or harmed,
+        harm first.
+        """
         return [sentence for _, sentence in self.told]
 
     @property
     def told(self) -> list[tuple[Measure, str]]:
         """The same with the measure that each sentence is about."""
-        others = [*self._others(HARMED), *self._others(BETTER)]
-        return [(one, one.sentence) for one in (self.measures[0], *others)]
+        lead, first = self.lead, self.measures[0]
+        others = [first, *self._others(HARMED), *self._others(BETTER)]
+        return [(one, one.sentence) for one in (lead, *(one for one in others if one is not lead))]
 
     def _others(self, verdict: Verdict) -> list[Measure]:
         """What is said of everything but the first measure."""
@@ -167,12 +182,13 @@ class Comparison:
 
     @property
     def headline(self) -> str:
-        """The verdict in one line, with the harm beside what is better."""
-        first = self.measures[0]
-        harmed = [one.name for one in self._others(HARMED)]
-        word = first.harm if self.verdict == HARMED else self.verdict
-        named = f"{word}: {first.name} {first.by}"
-        return f"{named}; {first.harm}: {', '.join(harmed)}" if harmed else named
+        """The verdict in one line, with what is better or harmed besides."""
+        lead, first = self.lead, self.measures[0]
+        harmed = [one.name for one in self._others(HARMED) if one is not lead]
+        parts = [f"{lead.word}: {lead.name} {lead.by}"]
+        if first is not lead and first.verdict == BETTER:
+            parts.append(f"{first.word}: {first.name}")
+        return "; ".join([*parts, *[f"{first.harm}: {', '.join(harmed)}"] * bool(harmed)])
 
     def with_(self, *measures: Measure, notes: Sequence[str] = ()) -> Comparison:
         """The same with more measures, of other examples."""
