@@ -82,6 +82,33 @@ def test_another_token_is_gone_on_from_by_the_model_that_wrote_it(visit: Visit):
     assert bodies[-1]["model"] == "crow"
 
 
+def test_an_answer_stays_under_the_system_text_that_it_was_asked_under(visit: Visit):
+    page = visit.page
+    store(page, settings=dict(maxTokens=20, system="Be brief."))
+    answer = say(page, "Hello")
+    assert kept(page)["system"] == "Be brief."
+    page.evaluate("async () => (await import('/page/store.js')).set('system', 'Be long.')")
+    page.get_by_text("System text: Be brief.").wait_for()
+    bodies = requests_of(page, "/v1/chat/completions")
+    take_another(page, answer)
+    page.get_by_text("2 of 2", exact=True).wait_for()
+    page.get_by_role("button", name="Go on").click()
+    page.get_by_text("3 of 3", exact=True).wait_for()
+    finished(page)
+    page.get_by_text("System text: Be brief.").click()
+    page.get_by_label("System text of this conversation").fill("Be kind.")  # what was asked stays what it was
+    page.get_by_role("button", name="Go on").click()
+    page.get_by_text("4 of 4", exact=True).wait_for()
+    finished(page)
+    page.get_by_role("button", name="Regenerate").click()  # a new answer is asked anew
+    page.get_by_text("5 of 5", exact=True).wait_for()
+    finished(page)
+    said = [body["messages"][0]["content"] for body in bodies]
+    assert said == ["Be brief.", "Be brief.", "Be brief.", "Be kind."]
+    page.get_by_role("button", name="New conversation").click()
+    page.get_by_text("System text: Be long.").wait_for()
+
+
 def test_a_completion_too(visit: Visit):
     page = visit.page
     store(page, settings=dict(maxTokens=30, temperature=0))  # drawn bytes may be parts of letters
@@ -245,6 +272,8 @@ def test_another_tab_says_that_an_answer_is_being_written_here(visit: Visit):
         page.evaluate("async ([id, on]) => (await import('/page/database.js')).tell(id, on)", [id, writing])
         pen = other.get_by_role("img", name="An answer is being written")
         sync_api.expect(pen).to_have_count(n)
+        sync_api.expect(other.get_by_text("Being written in another tab.")).to_have_count(n)
+        sync_api.expect(other.get_by_role("button", name="Regenerate")).to_have_count(1 - n)
     other.close()
 
 
@@ -280,7 +309,8 @@ def test_a_conversation_is_renamed_searched_exported_and_imported(visit: Visit, 
         exported[kind] = tmp_path / f"one.{kind}"
         found.value.save_as(exported[kind])
         assert found.value.suggested_filename == f"Birds.{kind}"
-    assert "## You\n\nTell me of crows\n\n## parrot\n\n" in exported["md"].read_text()
+    shown = exported["md"].read_text()
+    assert "## You\n\nTell me of crows\n\n## parrot\n\n" in shown and "*Cut at 8 tokens.*" in shown
 
     was = kept(page)
     page.get_by_role("button", name="More about: Birds").click()
@@ -291,9 +321,10 @@ def test_a_conversation_is_renamed_searched_exported_and_imported(visit: Visit, 
     page.locator(".message.assistant").wait_for()
     back = kept(page)
     assert back["id"] != was["id"] and (back["title"], back["named"]) == ("Birds", True)
-    assert [message["text"] for message in back["messages"]] == [
-        message["text"] for message in was["messages"]
-    ]
+    for one, other in zip(back["messages"], was["messages"], strict=True):
+        assert all(one.get(name) == other.get(name) for name in ("role", "text", "tokens", "asked", "took"))
+    page.get_by_role("button", name="Look inside").wait_for()  # nothing that a file held is lost
+    assert page.get_by_role("button", name="Go on").is_enabled()
     assert back["messages"][1]["tokens"] == was["messages"][1]["tokens"]
 
     whole = json.loads(exported["json"].read_text())

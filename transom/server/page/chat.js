@@ -194,11 +194,13 @@ export class Chat {
 
   /** Another tab kept or removed something, or writes it. */
   async changed(id, writing) {
+    const was = this.elsewhere.has(id);
     if (writing) this.elsewhere.add(id);
     else this.elsewhere.delete(id);
     this.list();
     const { conversation } = this;
     if (id !== conversation.id || this.writing) return;
+    if (was !== this.elsewhere.has(id)) this.redraw();
     const now = await database.load(id);
     if (this.conversation !== conversation || this.writing) return;
     if (!now) conversation.revision = 0; // removed there; to say more keeps it again
@@ -320,6 +322,7 @@ export class Chat {
   /** Say `text` as message `place`; what stood there and below stays beside it. */
   async ask(text, place) {
     const { conversation } = this;
+    conversation.system ??= store.settings.system; // what is set from now on is of other conversations
     const message = { role: "user", text };
     const prepare = async () => {
       const { note, facts, kept, not_kept: notKept } = await recall(text);
@@ -340,12 +343,12 @@ export class Chat {
   branch(place, token, other) {
     const version = this.messages[place];
     const way = branch(version, token, other, this.node(place).written.starts);
-    return this.answer(place - 1, { ...way, model: served(version.asked.model) });
+    return this.answer(place - 1, { ...way, asked: version.asked });
   }
 
   /** Why nothing can go on from a message, or nothing. */
   cannotGoOn({ asked, model }) {
-    if (!asked) return "It was read from a file, and what was asked is not known.";
+    if (!asked) return "What was asked for it is not known: it was read from a file without that.";
     return served(asked.model) ? "" : `Written by ${model}, which is not served now.`;
   }
 
@@ -363,16 +366,18 @@ export class Chat {
   goOn(place) {
     const { text, tokens, asked } = this.messages[place];
     const prefix = tokens.map(({ id }) => id);
-    return this.answer(place - 1, { version: { text, tokens: [...tokens] }, prefix, model: served(asked.model) });
+    return this.answer(place - 1, { version: { text, tokens: [...tokens] }, prefix, asked });
   }
 
   /**
    * Write an answer to the message at `place`, beside those it has.
    *
-   * `prepare` is waited for first; `version` is what the answer begins with, of the tokens `prefix`, and `model`
-   * who writes it. Where nothing came, it is taken back, and by `undo` what came before it; the result is false.
+   * `prepare` is waited for first; `version` is what the answer begins with, of the tokens `prefix`, and `asked`
+   * what those were an answer to: the rest is then asked of the same model under the same system text. Where
+   * nothing came, it is taken back, and by `undo` what came before it; the result is false.
    */
-  async answer(place, { prepare, undo, version = { text: "", tokens: [] }, prefix = [], model = this.model } = {}) {
+  async answer(place, { prepare, undo, version = { text: "", tokens: [] }, prefix = [], asked: before } = {}) {
+    const model = before ? served(before.model) : this.model;
     if (this.writing || !model) return false;
     const { conversation } = this;
     const controller = new AbortController();
@@ -390,7 +395,7 @@ export class Chat {
     let came = false;
     try {
       await prepare?.();
-      const { head, above } = this.told(model, asking.note);
+      const { head, above } = before ?? this.told(model, asking.note);
       const asked = withNote(above, plainly(path(conversation).slice(0, place + 1)));
       const room = roomFor(model, body.max_tokens);
       const kept = await fitting(model, head, asked, room, controller.signal, this.first);

@@ -6,6 +6,9 @@
 // the list of what it answers, `chosen` of what goes on from it, both null where there is nothing. To say something
 // else in the same place adds a message beside the old one: nothing that was said is ever lost to an edit.
 
+import { ending } from "./answer.js";
+import { count } from "./dom.js";
+
 export const fresh = () => ({
   id: crypto.getRandomValues(new Uint32Array(2)).join("-"), title: "", named: false, updated: 0, revision: 0,
   system: null, chosen: null, messages: [],
@@ -82,7 +85,15 @@ export const asJson = (conversations) => JSON.stringify({ kind: KIND, version: 1
 
 /** What stands on the page as a file for people. */
 export function asMarkdown(conversation) {
-  const parts = path(conversation).map(({ role, text, model }) => `## ${role === "user" ? "You" : model}\n\n${text}`);
+  const { system, messages } = conversation;
+  const shown = path(conversation);
+  const parts = shown.map(({ role, text, model, finish, tokens }) => {
+    const ended = role === "assistant" && ending(finish, tokens?.length ?? 0);
+    return `## ${role === "user" ? "You" : model}\n\n${text}${ended ? `\n\n*${ended}*` : ""}`;
+  });
+  if (system?.trim()) parts.unshift(`## System text\n\n${system.trim()}`);
+  const aside = messages.length - shown.length;
+  if (aside > 0) parts.push(`*Not here: ${count(aside, "message")} on other ways, which the export as JSON holds.*`);
   return `# ${titled(conversation)}\n\n${parts.join("\n\n")}\n`;
 }
 
@@ -129,11 +140,21 @@ const isToken = (token) =>
   Number.isInteger(token?.id) && typeof token.text === "string" && Number.isFinite(token.p) && typeof token.written === "string" &&
   Array.isArray(token.top) && token.top.every((one) => Number.isInteger(one?.id) && typeof one.text === "string" && Number.isFinite(one.p));
 
-function only({ parent, chosen, role, text, facts, note, tokens, finish, model, seed }) {
+/** What an answer was an answer to, where a file has all of it. */
+function toldOf(asked) {
+  const { model, head, above, first } = asked ?? {};
+  const right = [model, above].every((one) => typeof one === "string") && Number.isInteger(first) && first >= 0 &&
+    Array.isArray(head) && head.every((one) => one?.role === "system" && typeof one.content === "string");
+  return right && { model, head: head.map(({ role, content }) => ({ role, content })), above, first };
+}
+
+function only({ parent, chosen, role, text, facts, note, tokens, finish, model, seed, asked, took }) {
   if (role === "user")
     return { parent, chosen, role, text, ...(Array.isArray(facts) && { facts: facts.map((fact) => String(fact?.text ?? fact)) }), ...(typeof note === "string" && { note }) };
   const whole = Array.isArray(tokens) && tokens.every(isToken);
-  return { parent, chosen, role, text, tokens: whole ? tokens : [], finish: finish ?? null, model: String(model ?? ""), seed: Number(seed) || 0 };
+  const told = toldOf(asked);
+  return { parent, chosen, role, text, tokens: whole ? tokens : [], finish: finish ?? null, model: String(model ?? ""), seed: Number(seed) || 0,
+    took: Number(took) || 0, ...(told && { asked: told }) };
 }
 
 /** What earlier versions of this page kept: a list in which an answer had versions, and all else one way. */

@@ -86,6 +86,7 @@ export async function save(conversation, writing = false) {
     await put(table, saved);
   });
   const { id, title, named, updated, revision } = saved;
+  if (parted) tell(conversation.id); // nobody writes there any more
   Object.assign(conversation, { id, title, named, updated, revision });
   tell(id, writing);
   return parted;

@@ -33,13 +33,13 @@ export function empty(chat) {
     systemText(chat), remembered());
 }
 
-/** The system text of this conversation, where it has one of its own. */
+/** The system text of this conversation: what is set for new ones, until something is said. */
 export function systemText(chat) {
   const { conversation } = chat;
-  const area = h("textarea", { rows: 3, dir: "auto", "aria-label": "System text of this conversation", placeholder: "None" });
+  const area = h("textarea", { rows: 3, dir: "auto", "aria-label": "System text of this conversation", placeholder: chat.model?.default_system || "None" });
   area.value = conversation.system ?? settings.system;
   area.addEventListener("input", () => {
-    conversation.system = area.value === settings.system ? null : area.value;
+    conversation.system = area.value;
     if (conversation.messages.length) chat.keep();
     chat.recount();
   });
@@ -145,15 +145,17 @@ function foot(chat, message, place, cannot) {
   const last = place === chat.messages.length - 1;
   const unfinished = finish !== "stop" && tokens.length > 0;
   const speed = took > 0.5 ? `${(tokens.length / took).toFixed(tokens.length / took < 10 ? 1 : 0)} tokens/s` : "";
-  const note = [ending(finish, tokens.length), speed].filter(Boolean).join(" ");
-  const goOn = last && unfinished && h("button", { class: "button", type: "button", disabled: Boolean(cannot), title: cannot || null, onclick: () => chat.goOn(place) }, "Go on");
+  const elsewhere = last && chat.elsewhere.has(chat.conversation.id);
+  const ended = elsewhere ? "Being written in another tab." : ending(finish, tokens.length);
+  const goOn = last && unfinished && !elsewhere && h("button", { class: "button", type: "button", disabled: Boolean(cannot), title: cannot || null, onclick: () => chat.goOn(place) }, "Go on");
   return h("div", { class: "actions" },
     goOn,
     others(chat, message, "answer"),
     action("Copy", (event) => copy(text, event.target)),
     tokens.length > 0 && message.asked && action("Look inside", () => look(chat, message, place)),
-    last && action("Regenerate", () => chat.again(place)),
-    note && h("span", { class: "quiet", title: seed ? `seed ${seed}` : null }, note));
+    last && !elsewhere && action("Regenerate", () => chat.again(place)),
+    ended && h("span", { class: "quiet ended" }, ended),
+    speed && h("span", { class: "quiet", title: seed ? `seed ${seed}` : null }, speed));
 }
 
 function look(chat, version, place) {

@@ -72,7 +72,7 @@ function numberField({ name, label, unit, min, max, step, slider, empty, hint })
 export function settingsDrawer() {
   const dialog = $("settings");
   const system = h("textarea", {
-    id: "set-system", rows: 4, dir: "auto", placeholder: "None", oninput: () => set("system", system.value),
+    id: "set-system", rows: 4, dir: "auto", placeholder: "The model’s own, or none", oninput: () => set("system", system.value),
   });
   system.value = settings.system;
   const tint = h("input", { type: "checkbox", role: "switch", onchange: () => set("tint", tint.checked) });
@@ -86,7 +86,7 @@ export function settingsDrawer() {
     NUMBERS.map(numberField),
     h("div", { class: "field" },
       h("label", { for: "set-system" }, "System text"), system,
-      h("p", { class: "hint" }, "Said to the model before every conversation that has none of its own, and never dropped.")),
+      h("p", { class: "hint" }, "Said to the model before every new conversation, and never dropped.")),
     h("label", { class: "switch" },
       tint, h("span", {}, "Tint tokens by probability"),
       h("span", { class: "hint" }, "The less sure the model was, the stronger the colour.")),

@@ -4,7 +4,7 @@ import { $, action, announce, count, h, icon, later, save, showError } from "./d
 import { asJson, asMarkdown, fresh, fromJson } from "./conversation.js";
 import * as database from "./database.js";
 
-const SEARCHABLE = 8; // conversations from which on a list needs a search
+const SEARCHABLE = 2; // conversations from which on a list needs a search
 const SHOWN = 200; // rows at a time
 
 export class Sidebar {
