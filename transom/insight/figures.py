@@ -288,24 +288,25 @@ def head_ablation(view: Numbers, texts: Sequence[str]) -> Picture:
         for i, (p, q) in zip(moved, shares, strict=True)
     ]
     chart = Table(["token", "with it", "without it"], rows)
-    head = f"{view['layer']}.{view['head']}"
-    whole, each = (f"{value:+.2f} nats".replace("-", "−") for value in (change, change / len(before)))
-    found = f"{whole} on the whole answer ({each} a token) with head {head} {view['how']}: {_times(change)}."
+    head = f"layer {view['layer']}, head {view['head']}"
+    whole, each = (f"{value:+.2f}".replace("-", "−") for value in (change, change / len(before)))
+    costs = f"{whole} nats, {each} a token ({view['how']})"
+    found = f"Without {head} the whole answer is {_times(change)}: {costs}."
     text = "\n".join(f"  {fitted(name)} {cells[0].text:>6} → {cells[1].text:>6}" for name, cells in rows)
     note = "The tokens of the answer whose probability moves most."
-    title = f"Without head {head}"
+    title = f"Without {head}"
     return Picture(title, chart.markup(), text, view["caveat"], note, finding=found, chart=chart)
 
 
 def _times(change: float) -> str:
     """What a change of log-probability is, in words."""
     if abs(change) < 0.005:
-        return "its probability hardly moves"
+        return "as likely as with it"
+    word = "less likely" if change < 0 else "likelier"
     if abs(change) > math.log(1e6):
-        return "it would hardly ever be written" if change < 0 else "it would be far likelier"
+        return f"more than a million times {word}"
     ratio = math.exp(abs(change))
-    by = f"{ratio:.2f}" if ratio < 10 else f"{ratio:,.0f}"
-    return f"its probability is {by} times {'smaller' if change < 0 else 'larger'}"
+    return f"{ratio:.2f} times {word}" if ratio < 10 else f"{ratio:,.0f} times {word}"
 
 
 def patching(view: Numbers, texts: Sequence[str], others: Sequence[str], answer: str) -> Picture:

@@ -120,7 +120,7 @@ class Look {
     this.rest.replaceChildren(
       h("section", { class: "look-view" },
         h("h3", {}, "Tokens"),
-        h("p", { class: "look-key" }, ...PLAINLY.tokens(), this.first.n_heads ? " The light shows from where the chosen head takes something for the marked token." : ""),
+        h("p", { class: "look-key" }, ...PLAINLY.tokens(), this.first.n_heads ? " The light shows from where the chosen head took something when the marked token was still to be written." : ""),
         say(this.first.caveat)),
       // In sight while the heads and the other views are gone through: all of them speak of these tokens.
       h("section", { class: "look-held" }, this.strip.node, this.readout, this.chosen),
@@ -150,22 +150,27 @@ class Look {
   show(i) {
     if (i === null || i === undefined) return;
     const token = this.first.tokens[i];
-    const row = this.rows?.rows[i];
+    const row = this.rows?.rows[this.reader(i)];
     const facts = token.logprob === null ? ["the first token: nothing was expected of it"]
       : [`${percent(Math.exp(token.logprob))} · `, term(`rank ${token.rank.toLocaleString("en")}`, MEANINGS.rank), " · ", openness(token.entropy, "before it was written")];
     const lines = [h("p", {}, h("code", {}, visible(token.text)), h("span", {}, ...facts))];
-    if (token.top) lines.push(h("p", { class: "quiet" }, "Likeliest here: ", token.top.map((one) => [h("code", {}, visible(one.text)), ` ${percent(one.p)} `])));
+    if (token.top) lines.push(h("p", { class: "quiet" }, "Likeliest there: ", token.top.map((one) => [h("code", {}, visible(one.text)), ` ${percent(one.p)} `])));
     if (row) lines.push(this.keys(row, i));
     this.readout.replaceChildren(...lines);
-    this.strip.light(row ?? null, row ? this.sink(i) : null);
+    this.strip.light(row ?? null, row ? this.sink(this.reader(i)) : null);
     this.strip.from(i);
   }
 
+  /** Where the chosen head read when token i was still to be written: in a decoder at the one before it. */
+  reader(i) {
+    return this.rows?.kind === "encoder" ? i : i - 1;
+  }
+
   keys(row, i) {
-    const apart = this.sink(i);
+    const apart = this.sink(this.reader(i));
     const others = row.keys.map((key, at) => [key, row.weights[at]]).filter(([key]) => key !== apart).slice(0, 4);
     const rest = apart === null ? -1 : row.keys.indexOf(apart);
-    return h("p", { class: "quiet" }, `Head ${this.rows.layer}.${this.rows.head} takes from `,
+    return h("p", { class: "quiet" }, `Layer ${this.rows.layer}, head ${this.rows.head} ${this.rows.kind === "encoder" ? "takes" : "took, when it was to be written,"} from `,
       others.map(([key, weight]) => [h("code", {}, visible(this.first.tokens[key].text)), ` ${percent(weight)}  `]),
       rest >= 0 ? h("span", { class: "look-sink" }, term("first token", MEANINGS.sink), ` ${percent(row.weights[rest])}`) : "");
   }
@@ -207,7 +212,7 @@ class Look {
       this.rows = rows;
       const result = h("div", { class: "look-result", "aria-live": "polite" });
       const off = this.kind === "self" && h("p", {},
-        h("button", { class: "button", type: "button", onclick: () => this.ablate(layer, head, result) }, `Ablate head ${layer}.${head}`), " ", term("What is that?", MEANINGS.ablate));
+        h("button", { class: "button", type: "button", onclick: () => this.ablate(layer, head, result) }, "Ablate this head"), " ", term("What is that?", MEANINGS.ablate));
       this.chosen.replaceChildren(
         h("p", { class: "look-facts" }, h("strong", {}, `Layer ${layer}, head ${head}`), " ", ...this.grid.describe(layer, head)),
         ...[off].filter(Boolean));
@@ -218,6 +223,7 @@ class Look {
   }
 
   ablate(layer, head, result) {
+    result.replaceChildren(h("p", { class: "quiet" }, "Reading it once more without this head …"));
     return this.in(result, async () => {
       const [picture] = (await this.view("ablate", { layer, head })).pictures;
       result.replaceChildren(h("p", { class: "look-change" }, picture.finding), ...drawn({ ...picture, finding: "" }));

@@ -109,7 +109,7 @@ const FEW = 12; // heads that are shown first, where a model has many
 const MANY = 48;
 
 const ORDERS = {
-  worth: { label: "those that move most", of: (one) => one.worth },
+  worth: { label: "most telling first", of: (one) => one.worth },
   place: { label: "layer and head", of: (one) => 1000 * one.layer - one.head },
   moved: { label: "weight off the first token", of: (one) => 1 - one.sink },
   previous: { label: "weight on the token before", of: (one) => one.previous },

@@ -10,7 +10,7 @@ export const MEANINGS = {
   layer: "A model works in layers, one after the other. Each reads what the last one left for every token, and adds to it.",
   head: "The part of a layer by which a token takes something from other tokens. It says from where something was taken, not that it mattered; to see that, ablate it.",
   sink: "A head that has nothing to take rests on the first token of the text. Weight there is read as “nothing here”, so it is shown in grey.",
-  ablate: "To ablate a head is to take it away: what it says is replaced by its average, and the model reads the answer again. If the answer is as likely as before, it did not need this head.",
+  ablate: "To ablate a head is to take it away: what it says is replaced by its average, and the model reads the answer again. If the answer is as likely as before, this head did not matter here, or others made up for it.",
   nats: "The unit in which changes of probability add up: 0.69 nats less is half as likely, 2.3 nats less a tenth.",
 };
 
@@ -35,7 +35,7 @@ export const PLAINLY = {
   tokens: () => ["What was read and written, cut into ", term("tokens", MEANINGS.token), ". The line under each is its ", term("probability", MEANINGS.probability),
     " just before it came. Click one: all below speaks of it."],
   heads: ({ n_layers: layers, n_heads: heads }) => ["A ", term("head", MEANINGS.head), ` takes something from other tokens for each token. There are ${heads} in each of ${layers} `, term("layers", MEANINGS.layer),
-    "; a picture has a row for each token that takes and a column for each it takes from, from the beginning of the text to its end."],
+    "; a picture has a row for each token that takes and a column for each it takes from (its attention), from the beginning of the text to its end. The most telling come first: they take much from one token, and neither from the first of all nor from the one just before."],
   lens: () => ["The model works layer by layer. Each row reads one layer as if it were the last: what would it have written in place of the marked token? Where the answer appears and stays, it was settled."],
   gradient: () => ["Which of the tokens before made the marked one likely? This is estimated, and the estimate is checked by taking tokens away. Changes are in ", term("nats", MEANINGS.nats), "."],
   experts: () => ["In each layer a token goes through a few of several parts, the experts, which a router picks. Which were picked how often:"],
