@@ -68,7 +68,7 @@ class MemoryStore:
         given = dict(headers).get(TOKEN, b"")
         if not tenant and not hmac.compare_digest(given, self.token.encode()):
             raise ApiError(403, "this memory is for the page of whoever started the server: open it by the"
-                           " address that `transom serve` printed, which ends in #memory=...",
+                           " address that transom serve printed, which ends in #memory=...",
                            code="memory_locked")  # fmt: skip
 
     def of(self, tenant: str) -> Memory:
