@@ -33,7 +33,7 @@ function explain(word, meaning) {
 /** What a view shows, in plain words that need no others. */
 export const PLAINLY = {
   tokens: () => ["What was read and written, cut into ", term("tokens", MEANINGS.token), ". The line under each is its ", term("probability", MEANINGS.probability),
-    " just before it came. Click one: all below speaks of it."],
+    " just before it came. Marked first is the word of the answer of which the model was least sure. Click another: all below speaks of it."],
   heads: ({ n_layers: layers, n_heads: heads }) => ["A ", term("head", MEANINGS.head), ` takes something from other tokens for each token. There are ${heads} in each of ${layers} `, term("layers", MEANINGS.layer),
     "; a picture has a row for each token that takes and a column for each it takes from (its attention), from the beginning of the text to its end. The most telling come first: they take much from one token, and neither from the first of all nor from the one just before."],
   lens: () => ["The model works layer by layer. Each row reads one layer as if it were the last: what would it have written in place of the marked token? Where the answer appears and stays, it was settled."],
