@@ -119,8 +119,8 @@ def test_version() -> None:
 
 WRONG = [
     ("trian", "unknown command: trian; did you mean 'train'? transom --help lists train, finetune, compare, "
-     "generate, chat, translate, classify, embed, index, ask, calibrate, look, serve, evaluate, export, "
-     "plan, bench, doctor, lab, data\n"),
+     "generate, chat, translate, classify, embed, index, ask, calibrate, look, serve, evaluate, trust, "
+     "export, plan, bench, doctor, lab, data\n"),
     ("--verbose", "unknown command: --verbose; transom --help lists train, finetune"),
     ("train --model.nlayers 3", "unknown option: --model.nlayers; did you mean '--model.n-layers'?"),
     ("train --modle gpt", "unknown option: --modle; did you mean '--model'?"),
