@@ -289,6 +289,16 @@ def test_a_reload_while_it_writes_loses_nothing_that_came(visit: Visit):
     page.get_by_role("button", name="Go on").wait_for()
 
 
+def test_whoever_opens_the_page_can_write_at_once(visit: Visit):
+    page = visit.page
+    store(page, settings=dict(maxTokens=8))
+    field = page.get_by_label("Message", exact=True)
+    sync_api.expect(field).to_be_focused()
+    say(page, "Hello")
+    page.get_by_role("button", name="New conversation").click()
+    sync_api.expect(field).to_be_focused()
+
+
 # In and out
 
 

@@ -75,6 +75,8 @@ def test_an_answer_is_looked_into_a_head_ablated_and_the_lens_opened(visit: Visi
     panel.locator("h2").hover()
     assert panel.locator(".look-readout").inner_text() == before
 
+    panel.locator(".look-caveat").last.scroll_into_view_if_needed()
+    sync_api.expect(panel.locator(".look-held")).to_be_in_viewport(ratio=0.9)  # however far one goes down
     order = [pane.get_attribute("data-head") for pane in panel.locator(".pane").all()]
     assert sorted(order) == [f"{layer}.{head}" for layer in range(2) for head in range(4)]
     panel.get_by_label("Order of the heads").select_option("sharp")
