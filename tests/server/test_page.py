@@ -626,7 +626,7 @@ def test_it_fits_a_phone_and_keeps_the_theme_that_was_chosen(browser: Any, serve
         has_touch=True,
     )
     page = visit.open()
-    store(page, settings=dict(maxTokens=40))
+    store(page, settings=dict(maxTokens=40, temperature=0))
     say(page, "x" * 300)
     for tab in ("Complete", "Translate", "Classify", "Chat"):
         page.get_by_role("tab", name=tab).click()
