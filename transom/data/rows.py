@@ -95,7 +95,7 @@ def rows_of(
         yield from _parquet_rows(path, where, issues, fields)
         return
     if kind in ARCHIVES:
-        yield from archive_rows(path, where, issues, partial(_named_rows, issues=issues), within)
+        yield from archive_rows(path, where, issues, partial(named_rows, issues=issues), within)
         return
     if kind not in JSON:
         layout = layout_of(path, kind, where)
@@ -121,7 +121,7 @@ def rows_of(
                 skip_record(issues, "records that are no object", where, line, says)
 
 
-def _named_rows(path: Path, where: str, issues: Issues) -> Iterator[dict[str, Any]]:
+def named_rows(path: Path, where: str, issues: Issues) -> Iterator[dict[str, Any]]:
     """Yield the rows of a file as objects: the first line of a table names its columns."""
     header: list[str] | None = None
     for _, row in rows_of(path, where, issues):

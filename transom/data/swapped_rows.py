@@ -14,7 +14,7 @@ from typing import Any
 
 from transom.data.columns import LABEL_NAMES
 from transom.data.issues import Issues
-from transom.data.rows import RECORDS, RowFile, file_kind, readable_file
+from transom.data.rows import RECORDS, RowFile, file_kind, named_rows, readable_file
 from transom.data.swaps import LISTS, SwapList, both_ways
 from transom.errors import Refused
 from transom.output import write_whole
@@ -73,15 +73,6 @@ def _told(row: dict[str, Any]) -> list[str]:
 
 
 def _rows(path: Path, name: str) -> Iterator[dict[str, Any]]:
-    file = RowFile(path, name)
-    if file_kind(path) not in RECORDS:
-        yield from ({"text": text} for _, text in file.lines(Issues()) if text.strip())
-        return
-    header: list[str] | None = None
-    for _, row in file.rows(Issues()):
-        if isinstance(row, dict):
-            yield row
-        elif header is None:
-            header = row
-        else:
-            yield dict(zip(header, row, strict=False))
+    if file_kind(path) in RECORDS:
+        return named_rows(path, name, Issues())
+    return ({"text": text} for _, text in RowFile(path, name).lines(Issues()) if text.strip())

@@ -12,7 +12,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +23,7 @@ from ..checkpoint.hub import name_of, resolve
 from ..checkpoint.manifest import fingerprint
 from ..data.issues import Issues
 from ..data.labelled import open_labelled
-from ..data.rows import RowFile, readable_file
+from ..data.rows import named_rows, readable_file
 from ..data.swaps import GENDER, LISTS, NAMES, SwapList
 from ..errors import Refused, nearest
 from ..hardware import EnergyMeter, Hardware, peak_memory
@@ -182,7 +182,8 @@ class _Measuring:
                 if known
                 else [file for file in sorted(path.iterdir()) if file.suffix in (".jsonl", ".json", ".csv")]
             )
-            files = [file for file in files if _kind(next(_records(file), {})) in ("bbq", "crows_pairs")]
+            first = {file: next(named_rows(file, str(file), Issues()), {}) for file in files}
+            files = [file for file, row in first.items() if _kind(row) in ("bbq", "crows_pairs")]
             if not known and not files:
                 raise Refused(
                     f"{path}: a folder without WinoBias, Winogender, BBQ or CrowS-Pairs; name a file of "
@@ -194,7 +195,7 @@ class _Measuring:
                 self.data(file)
             return
         name = readable_file(path, "--on names a file or a folder of data")
-        records = list(_records(path))
+        records = list(named_rows(path, name, Issues()))
         kind = _kind(records[0]) if records else ""
         if not records:
             raise Refused(f"{name}: there is no row in it")
@@ -310,18 +311,6 @@ def trust(
     if folder is not None:
         report.save(folder)
     return report
-
-
-def _records(path: Path) -> Iterator[Row]:
-    """The rows of a file as objects: the first line of a table names its columns."""
-    header: list[str] | None = None
-    for _, row in RowFile(path, str(path)).rows(Issues()):
-        if isinstance(row, dict):
-            yield row
-        elif header is None:
-            header = row
-        else:
-            yield dict(zip(header, row, strict=False))
 
 
 def _kind(row: Row) -> str:
