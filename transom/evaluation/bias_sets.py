@@ -72,7 +72,7 @@ def winobias(subject: Subject, folder: Path, rules: Rules, limit: int | None) ->
         margin=rules.margin,
         place=rules.place,
     )
-    lines, rule, seconds = [], rules.of["winobias-gap"], (time.perf_counter() - started) / 2
+    lines, seconds = [], (time.perf_counter() - started) / 2
     for kind, some in pairs.items():
         rows = tuple(
             {
@@ -91,23 +91,20 @@ def winobias(subject: Subject, folder: Path, rules: Rules, limit: int | None) ->
         found = clustered(values, [row["cluster"] for row in rows]).times(100)
         share = [100 * np.mean([pair[side]["right"] for pair in some]) for side in (0, 1)]
         lines.append(
-            Line(
-                kind="winobias-gap",
+            Line.over(
+                rows,
+                rules,
+                "winobias-gap",
                 of=kind,
-                rule=rule,
                 estimate=found,
                 unit="points",
-                n=len(rows),
                 seconds=seconds,
                 question=f"Does it read pronouns better along the stereotype? ({READ_BY[kind]})",
                 population=f"{folder.name}, {kind}, development set",
-                n_clusters=len({row["cluster"] for row in rows}),
                 counted=("pairs", "pairs of occupations"),
                 baseline=f"right {share[0]:.0f}% along, {share[1]:.0f}% against",
                 method="accuracy along less against, sentence by sentence; protocol of lm-eval's winogender",
                 gate=gate,
-                decision=rule.decide(found, gate),
-                rows=rows,
                 next_action="transom data swap YOUR_DATA --out both.jsonl, then transom finetune on it",
             )
         )
@@ -149,10 +146,7 @@ def winogender(subject: Subject, folder: Path, rules: Rules, limit: int | None) 
     share, women = np.array([100 * p[1] for p in given]), np.array([women for _, women in told]) / 100
     fitted: Any = linregress(women, share)
     half = float(t.ppf(1 - TAIL, len(told) - 2) * fitted.stderr)
-    found, rule = (
-        Estimate(float(fitted.slope), float(fitted.slope) - half, float(fitted.slope) + half),
-        rules.of["winogender-slope"],
-    )
+    found = Estimate(float(fitted.slope), float(fitted.slope) - half, float(fitted.slope) + half)
     rows = tuple(
         {
             "id": name,
@@ -165,24 +159,21 @@ def winogender(subject: Subject, folder: Path, rules: Rules, limit: int | None) 
         for (name, w), p, prompt in zip(told, share, prompts, strict=True)
     )
     return [
-        Line(
-            kind="winogender-slope",
+        Line.over(
+            rows,
+            rules,
+            "winogender-slope",
             of="",
             question="Does the pronoun after an occupation follow who works in it?",
             population=f"{folder.name}, {len(told)} occupations, US labour statistics of 2015/16",
             estimate=found,
             unit="points of P(she), from no women to women alone",
-            n=len(told),
-            n_clusters=len(told),
             counted=("occupations", "occupations"),
             method="slope of P(she) over the share of women, least squares",
             baseline=f"correlation {fitted.rvalue:.2f}; 100 would mirror the labour market, 0 ignores it",
             gate=None,
-            rule=rule,
-            decision=rule.decide(found),
             next_action="look at the rows; swap your own prompts instead: transom trust MODEL --on FILE",
             seconds=time.perf_counter() - started,
-            rows=rows,
         )
     ]
 
@@ -222,28 +213,24 @@ def bbq(subject: Subject, records: Sequence[Row], name: str, rules: Rules, limit
          "wanted": item["answers"][item["label"]], "said": item["answers"][int(said[i])]}
         for i, item in enumerate(some) if item["open"]
     )  # fmt: skip
-    rule = rules.of["bbq-lean"]
     found = clustered(np.array([row["value"] / 100 for row in rows]), [row["cluster"] for row in rows]).times(
         100
     )
     return [
-        Line(
-            kind="bbq-lean",
+        Line.over(
+            rows,
+            rules,
+            "bbq-lean",
             of=name,
             question="Does it answer open questions along a stereotype?",
             estimate=found,
             population=f"BBQ, {name}, ambiguous contexts",
             unit="points",
-            n=len(rows),
-            n_clusters=len({row["cluster"] for row in rows}),
             counted=("questions", "templates"),
             method="answers along less against the stereotype; options in all 6 orders, averaged",
             baseline="0: as often along as against; right is always 'unknown'",
             gate=gate,
-            rule=rule,
-            decision=rule.decide(found, gate),
             seconds=time.perf_counter() - started,
-            rows=rows,
             next_action="transom trust MODEL --on YOUR_QUESTIONS: what you deploy answers other questions",
         )
     ]
@@ -299,32 +286,28 @@ def crows_pairs(
     by_kind: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         by_kind[row["kind"]].append({**row, "value": (row["value"] + 50) / 100})
-    rule = rules.of["crows-pairs"]
     asks: dict[str, tuple[int, Callable[[float], Estimate]]] = {
         kind: (len(few), lambda tail, few=few: mean_of(few, tail).times(100).plus(-50))
         for kind, few in by_kind.items()
     }
     found = mean_of([{**row, "value": (row["value"] + 50) / 100} for row in rows]).times(100).plus(-50)
     return [
-        Line(
-            kind="crows-pairs",
+        Line.over(
+            rows,
+            rules,
+            "crows-pairs",
             of="",
             question="Is the stereotyping sentence of a pair the likelier one?",
             population=f"{name}, {len(by_kind)} kinds",
             estimate=found,
             unit="points above one half",
-            n=len(rows),
-            n_clusters=len(rows),
             counted=("pairs", "pairs"),
             gate=None,
-            rule=rule,
-            decision=rule.decide(found),
             method="log-likelihood of whole sentences, as lm-eval's crows_pairs_english",
             baseline="0: one half",
             next_action="do not rank or gate on it; look at the rows",
             seconds=time.perf_counter() - started,
-            parts=tuple(map(str, contrasts(asks, rule, None))),
-            rows=rows,
+            parts=tuple(map(str, contrasts(asks, rules.of["crows-pairs"], None))),
         )
     ]
 

@@ -8,11 +8,12 @@ is about. Shapes: N texts, C options. Read next: trust_line, trust.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..data.swaps import SwapList
 from ..errors import Refused
@@ -43,25 +44,41 @@ class Asked(NamedTuple):
     """Whom it is about, where that is told."""
 
 
-def answer_gate(
-    subject: Subject,
-    asked: Sequence[Asked],
-    options: tuple[str, ...],
-    lists: Sequence[SwapList],
-    rules: Rules,
-) -> Gate:
-    """Whether the model gives the known answers of texts better than always the commonest one."""
-    known = [one for one in asked if one.label is not None]
-    if not known:
-        return Gate(False, Estimate(0.0), 0.0, 0)
-    said = [
-        int(p.argmax())
-        for p in subject.probabilities([Choice(one.text, options, spoken=True) for one in known])
-    ]
-    truth = [options.index(str(one.label)) for one in known]
-    chance = float(np.bincount(truth).max() / len(truth))
-    right = [a == b for a, b in zip(said, truth, strict=True)]
-    return competence(right, [_template(one.text, lists) for one in known], chance, margin=rules.margin)
+class Answered(NamedTuple):
+    """Texts with right answers, and what the model said to them in one pass."""
+
+    asked: Sequence[Asked]
+    options: tuple[str, ...]
+    given: NDArray[np.float64]
+    """(N, C) probabilities."""
+    truth: NDArray[np.intp]
+    """(N,) the place of the right option."""
+    seconds: float
+
+    @classmethod
+    def by(cls, subject: Subject, asked: Sequence[Asked], options: tuple[str, ...]) -> Answered:
+        started = time.perf_counter()
+        found = subject.probabilities([Choice(one.text, options, spoken=True) for one in asked])
+        truth = np.array([options.index(str(one.label)) for one in asked], np.intp)
+        given = np.array(found).reshape(len(asked), len(options))
+        return cls(asked, options, given, truth, time.perf_counter() - started)
+
+    @property
+    def said(self) -> NDArray[np.intp]:
+        """(N,) the place of the likeliest option."""
+        return self.given.argmax(axis=1)
+
+    def gate(self, clusters: Iterable[Hashable], rules: Rules) -> Gate:
+        """Whether the known answers are given better than always the commonest one."""
+        if not len(self.truth):
+            return Gate(False, Estimate(0.0), 0.0, 0)
+        chance = float(np.bincount(self.truth).max() / len(self.truth))
+        return competence((self.said == self.truth).tolist(), [*clusters], chance, margin=rules.margin)
+
+
+def answer_gate(answered: Answered, lists: Sequence[SwapList], rules: Rules) -> Gate:
+    """The gate of swaps: texts that differ in words of the lists alone are one cluster."""
+    return answered.gate((_template(one.text, lists) for one in answered.asked), rules)
 
 
 def swap_lines(
@@ -119,51 +136,41 @@ def swap_lines(
         next_action=mend, seconds=seconds, baseline="0: the text says the same of everybody",
     )  # fmt: skip
     worst, method = parts[0], f"words of the list {one.name} swapped ({one.source}); "
-    rule, flipped = rules.of["swap-flips"], mean_of(flips).times(100)
     return [
-        Line(
-            kind="swap-flips",
+        Line.over(
+            flips,
+            rules,
+            "swap-flips",
             question=f"Does swapping {one.name} change the answer?",
-            estimate=flipped,
+            estimate=mean_of(flips).times(100),
             unit="% of pairs",
-            n=len(flips),
             counted=("pairs", "templates"),
-            rule=rule,
             method=method + "share of pairs whose answer differs, templates as clusters",
-            decision=rule.decide(flipped, gate),
-            rows=tuple(flips),
             **shared,
         ),
-        Line(
-            kind="swap-shift",
+        Line.over(
+            [row for name in (worst.name, *(set(rows) - {worst.name})) for row in rows[name]],
+            rules,
+            "swap-shift",
             question=f"Which way does it shift? The largest: {worst.name}",
             estimate=worst.estimate,
             unit="points",
             n=worst.n,
             counted=("texts", "templates"),
-            rule=rules.of["swap-shift"],
-            decision=worst.decision,
             parts=tuple(map(str, parts)),
             method=method + f"mean difference of probability, {len(parts)} contrasts by Holm",
-            rows=tuple(row for name in (worst.name, *(set(rows) - {worst.name})) for row in rows[name]),
             **shared,
         ),
     ]
 
 
-def group_lines(
-    subject: Subject,
-    asked: Sequence[Asked],
-    options: tuple[str, ...],
-    rules: Rules,
-    population: str,
-    mend: str,
-) -> list[Line]:
+def group_lines(answered: Answered, rules: Rules, population: str, mend: str) -> list[Line]:
     """Each group beside all others: accuracy, and of two classes how often each is found.
 
     Raises Refused for a group with too few texts.
     """
     started = time.perf_counter()
+    asked, options, truth, said = answered.asked, answered.options, answered.truth, answered.said
     groups = sorted({one.group for one in asked})
     of_group = {name: sum(one.group == name for one in asked) for name in groups}
     if "" in of_group:
@@ -172,11 +179,7 @@ def group_lines(
         name = min(groups, key=of_group.__getitem__)
         few = "1 text" if of_group[name] == 1 else f"{of_group[name]:,} texts"
         raise Refused(f"{population}: group '{name}' has {few}; at least two groups of {FEWEST} are compared")
-    truth = np.array([options.index(str(one.label)) for one in asked])
-    given = np.array(subject.probabilities([Choice(one.text, options, spoken=True) for one in asked]))
-    said, sure = given.argmax(axis=1), given.max(axis=1)
-    gate = competence((said == truth).tolist(), range(len(truth)),
-                      float(np.bincount(truth).max() / len(truth)), margin=rules.margin)  # fmt: skip
+    gate, sure = answered.gate(range(len(truth)), rules), answered.given.max(axis=1)
     inside = {name: np.array([one.group == name for one in asked]) for name in groups}
     asks: dict[str, tuple[int, Callable[[float], Estimate]]] = {}
     for name in groups[1:] if len(groups) == 2 else groups:
@@ -188,37 +191,27 @@ def group_lines(
             one, rest = hit[inside[name] & where], hit[~inside[name] & where]
             if min(len(one), len(rest)) >= FEWEST:
                 asks[f"{what}, {name} less others"] = (len(one), _apart(one, rest))
-    rule = rules.of["group-gap"]
-    parts = contrasts(asks, rule, gate)
+    parts = contrasts(asks, rules.of["group-gap"], gate)
     worst = parts[0]
     rows = [
         {"id": one.id, "cluster": one.id, "value": float(a == b), "asked": one.text, "group": one.group,
          "wanted": one.label, "said": options[int(a)]}
         for one, a, b in zip(asked, said, truth, strict=True)
     ]  # fmt: skip
-    return [Line(
-        kind="group-gap", of="", question=f"Is it as good for every group? The largest gap: {worst.name}",
-        population=population, estimate=worst.estimate, unit="points", n=len(asked), n_clusters=len(groups),
+    return [Line.over(
+        rows, rules, "group-gap", of="",
+        question=f"Is it as good for every group? The largest gap: {worst.name}",
+        population=population, estimate=worst.estimate, unit="points", n_clusters=len(groups),
         counted=("texts", "groups"), method=f"shares compared (Newcombe), {len(parts)} contrasts by Holm",
-        baseline="0: as good for all", gate=gate, rule=rule, decision=worst.decision, next_action=mend,
-        
-        seconds=time.perf_counter() - started, parts=tuple(map(str, parts)), rows=tuple(rows),
+        baseline="0: as good for all", gate=gate, next_action=mend, seconds=time.perf_counter() - started,
+        parts=tuple(map(str, parts)),
     )]  # fmt: skip
 
 
-def sureness_line(
-    subject: Subject,
-    asked: Sequence[Asked],
-    options: tuple[str, ...],
-    rules: Rules,
-    population: str,
-    model: str,
-) -> Line:
-    """Whether confidence means what it says; model: as a command names it."""
-    started = time.perf_counter()
-    truth = np.array([options.index(str(one.label)) for one in asked])
-    given = np.array(subject.probabilities([Choice(one.text, options, spoken=True) for one in asked]))
-    sure, right = given.max(axis=1), given.argmax(axis=1) == truth
+def sureness_line(answered: Answered, rules: Rules, population: str, mend: str | None) -> Line:
+    """Whether confidence means what it says. mend: the command that takes a temperature, if there is one."""
+    asked, options, given, truth = answered.asked, answered.options, answered.given, answered.truth
+    sure, right = given.max(axis=1), answered.said == truth
     rows = tuple(
         {
             "id": one.id,
@@ -228,9 +221,9 @@ def sureness_line(
             "wanted": one.label,
             "said": options[int(c)],
         }
-        for one, a, b, c in zip(asked, sure, right, given.argmax(axis=1), strict=True)
+        for one, a, b, c in zip(asked, sure, right, answered.said, strict=True)
     )
-    found, rule, bins = student(100 * (sure - right)), rules.of["surer-than-right"], n_bins(len(asked))
+    bins = n_bins(len(asked))
     parts = [f"Brier {np.mean(squared_distances(given, truth)):.3f}, accuracy {100 * right.mean():.1f}%"]
     if bins > 1:
         ece, chance = expected_calibration_error(sure, right, bins), error_by_chance(sure, bins)
@@ -238,28 +231,23 @@ def sureness_line(
             f"calibration error {100 * ece:.1f} points (ECE, {bins} bins of equal mass); a perfectly "
             f"calibrated model would show up to {100 * chance:.1f} of so few texts"
         )
-    mend = f"transom classify {model} --temperature {best_temperature(given, truth):.2f}"
-    if not subject.labels:
-        mend = "do not read its probabilities as how often it is right"
-    return Line(
-        kind="surer-than-right",
+    learn = "do not read its probabilities as how often it is right"
+    return Line.over(
+        rows,
+        rules,
+        "surer-than-right",
         of="",
         question="Is it as often right as it is sure?",
         population=population,
-        estimate=found,
+        estimate=student(100 * (sure - right)),
         unit="points",
-        n=len(asked),
-        n_clusters=len(asked),
         counted=("texts", "texts"),
         method="mean of confidence less accuracy",
         baseline="0: as sure as right",
         gate=None,
-        rule=rule,
-        decision=rule.decide(found),
-        next_action=mend,
-        seconds=time.perf_counter() - started,
+        next_action=learn if mend is None else f"{mend} --temperature {best_temperature(given, truth):.2f}",
+        seconds=answered.seconds,
         parts=tuple(parts),
-        rows=rows,
     )
 
 

@@ -88,27 +88,22 @@ def closed_book(
     ]
     lines = []
     if known:
-        rule = rules.of["made-up"]
-        found = mean_of(said).times(100) if said else Estimate(math.nan)
         lines.append(
-            Line(
-                kind="made-up",
+            Line.over(
+                said,
+                rules,
+                "made-up",
                 of="",
                 question="How many of its answers are wrong?",
                 population=population,
-                estimate=found,
+                estimate=mean_of(said).times(100) if said else Estimate(math.nan),
                 unit="% of answers",
-                n=len(said),
-                n_clusters=_clusters(said),
                 counted=("answers", "questions"),
                 method="share of answers without the words of a right one",
                 baseline=f"{len(known) - len(said):,} of {len(known):,} questions were left unanswered",
                 gate=gate,
-                rule=rule,
-                decision=rule.decide(found, gate),
                 next_action=mend,
                 seconds=seconds,
-                rows=tuple(said),
             )
         )
         lines.append(_doubt(said, rules, population, gate))
@@ -141,28 +136,24 @@ def from_passages(
         np.mean([is_right(a.text, one.answers) for one, a in zip(tried, moved.answers, strict=True)])
     )
     shared: dict[str, Any] = dict(of="", population=population, gate=gate, next_action=mend)
-    rule, found = rules.of["context-ignored"], mean_of(ignored).times(100)
     lines = [
-        Line(
-            kind="context-ignored",
+        Line.over(
+            ignored,
+            rules,
+            "context-ignored",
             question="How many answers are not those of the text it was given?",
-            estimate=found,
+            estimate=mean_of(ignored).times(100),
             unit="% of answers",
-            n=len(ignored),
-            n_clusters=_clusters(ignored),
             counted=("questions", "templates"),
             method="share of answers without the words of the text's answer",
             baseline=f"with another text in its place {100 * without:.0f}% say it all the same",
-            rule=rule,
-            decision=rule.decide(found, gate),
             seconds=written.seconds,
-            rows=tuple(ignored),
             **shared,
         )
     ]
     said = [(one, a) for one, a in zip(tried, written.answers, strict=True) if not is_silent(a.text)]
     rows = [_row(one, a, float(support(a.text, one.passage) < errors.threshold)) for one, a in said]
-    rule, found, flagged = rules.of["unsupported"], Estimate(math.nan), 0.0
+    found, flagged = Estimate(math.nan), 0.0
     if rows:
         values = np.array([row["value"] for row in rows])
         spread_of, flagged = spread(values, [row["cluster"] for row in rows]), float(values.mean())
@@ -171,19 +162,16 @@ def from_passages(
                 100
             )
     lines.append(
-        Line(
-            kind="unsupported",
+        Line.over(
+            rows,
+            rules,
+            "unsupported",
             question="How many answers does the text not carry?",
             estimate=found,
             unit="% of answers",
-            n=len(rows),
-            n_clusters=_clusters(rows),
             counted=("answers", "templates"),
             method=f"corrected for errors of the verifier (Rogan-Gladen): it flagged {100 * flagged:.1f}%",
             baseline=str(errors),
-            rule=rule,
-            decision=rule.decide(found, gate),
-            rows=tuple(rows),
             **shared,
         )
     )
@@ -211,21 +199,18 @@ def _anyway(
     mend: str,
     seconds: float,
 ) -> Line:
-    rule, found = rules.of["answers-anyway"], mean_of(rows).times(100)
     asks = "its text does not answer" if of else "have no answer"
-    return Line(
-        kind="answers-anyway", of=of, question=f"How often does it answer questions that {asks}?",
-        population=population, estimate=found, unit="% of questions", n=len(rows), n_clusters=_clusters(rows),
+    return Line.over(
+        rows, rules, "answers-anyway", of=of, question=f"How often does it answer questions that {asks}?",
+        population=population, estimate=mean_of(rows).times(100), unit="% of questions",
         counted=("questions", "templates"), method="share of answers that do not say that they are none",
-        baseline="0: it says that it does not know", gate=gate, rule=rule, decision=rule.decide(found, gate),
-        
-        next_action=mend, seconds=seconds, rows=tuple(rows),
+        baseline="0: it says that it does not know", gate=gate, next_action=mend, seconds=seconds,
     )  # fmt: skip
 
 
 def _doubt(said: list[dict[str, Any]], rules: Rules, population: str, gate: Gate) -> Line:
     """Whether the model's doubt (mean -log p of its tokens) finds wrong answers better than their length."""
-    rule, rows = rules.of["doubt-beats-length"], [row for row in said if row["mean_logprob"] is not None]
+    rows = [row for row in said if row["mean_logprob"] is not None]
     wrong = np.array([row["value"] > 0 for row in rows], bool)
     doubt = -np.array([row["mean_logprob"] for row in rows], np.float64)
     length = np.array([row["n_tokens"] for row in rows], np.float64)
@@ -240,23 +225,21 @@ def _doubt(said: list[dict[str, Any]], rules: Rules, population: str, gate: Gate
             for part in COVERAGES
         ]
         parts.append("the surest first, " + "; ".join(risks))
-    return Line(
-        kind="doubt-beats-length",
+    return Line.over(
+        rows,
+        rules,
+        "doubt-beats-length",
         of="",
         question="Does its own doubt find wrong answers better than their length?",
         population=population,
         estimate=found,
         unit="points of AUROC",
-        n=len(rows),
         n_clusters=len(rows),
         counted=("answers", "questions"),
         method="mean log-probability of tokens against their number (DeLong 1988)",
         baseline="length alone",
         gate=gate,
-        rule=rule,
-        decision=rule.decide(found, gate),
         parts=tuple(parts),
-        rows=tuple(rows),
         next_action="do not hold answers back by their log-probability unless this is OK",
     )
 
@@ -275,7 +258,3 @@ def areas_apart(a: np.ndarray, b: np.ndarray, wrong: np.ndarray) -> tuple[tuple[
     half = -float(ndtri(TAIL)) * math.sqrt(float(variance))
     gap = area_a - area_b
     return (area_a, area_b), Estimate(gap, gap - half, gap + half)
-
-
-def _clusters(rows: Sequence[dict[str, Any]]) -> int:
-    return len({row["cluster"] for row in rows})

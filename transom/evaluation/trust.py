@@ -34,7 +34,7 @@ from ..intervals import Estimate
 from . import bias_sets
 from .bias_sets import Row
 from .gate import Gate
-from .groups import Asked, answer_gate, group_lines, sureness_line, swap_lines
+from .groups import Answered, Asked, answer_gate, group_lines, sureness_line, swap_lines
 from .likelihood import Watch
 from .made_up import closed_book, from_passages, gate_of
 from .own_questions import OPTIONS, facts, open_prompts, settled_prompts, world
@@ -78,7 +78,8 @@ class _Measuring:
                 f"{name}: {len(options)} different answers; a choice is between 2 and {MOST_OPTIONS}"
             )
         some = evenly(asked, len(asked), self.limit)
-        gate = answer_gate(subject, some, options, self.lists, self.rules)
+        answered = Answered.by(subject, some, options)
+        gate = answer_gate(answered, self.lists, self.rules)
         for one in self.lists:
             mend = self._mend(one)
             found = swap_lines(subject, some, options, one, self.rules, gate, name, mend)
@@ -91,10 +92,11 @@ class _Measuring:
             if not found:
                 self.missing.append(f"{one.name} (no word of its list is in {name})")
         if self.group is not None:
-            self.lines += group_lines(subject, some, options, self.rules, name, self._mend())
+            self.lines += group_lines(answered, self.rules, name, self._mend())
         else:
             self.missing.append("group metrics (name a column of groups: --group COLUMN)")
-        self.lines.append(sureness_line(subject, some, options, self.rules, name, shlex.quote(self.model)))
+        tempered = f"transom classify {shlex.quote(self.model)}" if subject.labels else None
+        self.lines.append(sureness_line(answered, self.rules, name, tempered))
 
     def questions(self, asked: Sequence[Question], name: str) -> None:
         """Questions, with a passage or without."""
@@ -138,9 +140,10 @@ class _Measuring:
                 for key, one in record.items()
                 if one["ratio"] is not None
             ]
-        rule = self.rules.of["cost"]
-        return Line(
-            kind="cost",
+        return Line.over(
+            (),
+            self.rules,
+            "cost",
             of="",
             question="What do 1,000 answers cost?",
             population=f"{name}, on {hardware.name}",
@@ -152,8 +155,6 @@ class _Measuring:
             method="measured once, answers written together",
             baseline="transom bench has the machine's limits",
             gate=None,
-            rule=rule,
-            decision=rule.decide(Estimate(seconds * per)),
             next_action="transom bench",
             seconds=seconds,
             parts=tuple(parts),
@@ -243,7 +244,8 @@ class _Measuring:
         subject = self.subject
         if isinstance(subject.loaded, Generator):
             asked = open_prompts()
-            gate = answer_gate(subject, settled_prompts(), OPTIONS, (GENDER, NAMES), self.rules)
+            settled = Answered.by(subject, settled_prompts(), OPTIONS)
+            gate = answer_gate(settled, (GENDER, NAMES), self.rules)
             mend = f"transom trust {shlex.quote(self.model)} --on YOUR_PROMPTS: mend what you deploy"
             for one in (GENDER, NAMES):
                 some = [text for text in asked if f"/{one.name}/" in text.id]

@@ -18,7 +18,7 @@ import numpy as np
 from ..errors import Refused
 from ..intervals import Estimate, clustered, holm, rarity
 from .trust_line import shown
-from .trust_report import _wrapped, saved
+from .trust_report import saved, wrapped
 
 Change = Literal["worse", "better", "no measurable difference", "not comparable"]
 SIGNED = ("swap-shift", "winobias-gap", "bbq-lean", "surer-than-right", "crows-pairs", "winogender-slope")
@@ -61,7 +61,7 @@ class TrustDiff:
     def __str__(self) -> str:
         order = ("worse", "better", "no measurable difference", "not comparable")
         said = [line for one in sorted(self.lines, key=lambda one: order.index(one.change))
-                for line in _wrapped(one.sentence, 4)]  # fmt: skip
+                for line in wrapped(one.sentence, 4)]  # fmt: skip
         n = sum(line.change == "worse" for line in self.lines)
         verdict = f"it got worse in {n} of {len(self.lines)} questions" if n else "nothing measurably worse"
         return "\n".join([f"{self.after} beside {self.before}", "", *said, "", f"verdict: {verdict}"])

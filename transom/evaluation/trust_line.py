@@ -135,12 +135,35 @@ class Line:
     baseline: str
     gate: Gate | None
     rule: Rule
-    decision: Decision
     next_action: str
     seconds: float = 0.0
     parts: tuple[str, ...] = ()
     rows: tuple[dict[str, Any], ...] = field(default=(), repr=False)
     """Of each value that the estimate is made of: id, cluster, value, and the texts behind it."""
+
+    @classmethod
+    def over(cls, rows: Sequence[dict[str, Any]], rules: Rules, kind: str, **rest: Any) -> Line:
+        """The line of a kind whose estimate is made of rows, counted in their clusters."""
+        counts: dict[str, Any] = {"n": len(rows), "n_clusters": len({row["cluster"] for row in rows})}
+        return cls(kind=kind, rule=rules.of[kind], rows=tuple(rows), **(counts | rest))
+
+    @property
+    def decision(self) -> Decision:
+        """What follows by the rule."""
+        return self.rule.decide(self.estimate, self.gate)
+
+    @property
+    def counts_in_words(self) -> str:
+        return f"{self.n:,} {self.counted[0]} in {self.n_clusters:,} {self.counted[1]}"
+
+    @property
+    def gate_in_words(self) -> str:
+        return "none is needed" if self.gate is None else str(self.gate)
+
+    @property
+    def smallest_in_words(self) -> str:
+        """The smallest effect that would be found 4 times of 5."""
+        return "none" if self.detectable is None else f"{self.detectable:.1f} {self.unit}"
 
     @property
     def id(self) -> str:

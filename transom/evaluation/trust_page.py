@@ -63,15 +63,14 @@ def write_page(path: Path, report: TrustReport) -> Path:
 
 
 def _picture(one: Line) -> Picture:
-    smallest = "none" if one.detectable is None else f"{one.detectable:.1f} {one.unit}"
     facts = {
         "of": one.population,
-        "counted": f"{one.n:,} {one.counted[0]} in {one.n_clusters:,} {one.counted[1]}",
+        "counted": one.counts_in_words,
         "method": one.method,
         "beside": one.baseline,
-        "gate": "none is needed" if one.gate is None else str(one.gate),
+        "gate": one.gate_in_words,
         "rule": str(one.rule),
-        "found 4 times of 5": f"effects from {smallest} on",
+        "found 4 times of 5": f"effects from {one.smallest_in_words} on",
         "cost": f"{one.seconds:.1f} s",
     }
     listed = [part for name, value in facts.items() for part in (tag("dt", name), tag("dd", value))]

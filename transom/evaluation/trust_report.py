@@ -57,11 +57,11 @@ class TrustReport:
                 f"{one.rule}",
                 f"n = {one.n:,} {one.counted[0]}, {one.n_clusters:,} {one.counted[1]}",
             ]
-            lines += _wrapped(f"{one.decision:<12}{one.question}", 12)
-            lines += _wrapped(" " * 12 + "; ".join([*facts, *gate]), 12)
+            lines += wrapped(f"{one.decision:<12}{one.question}", 12)
+            lines += wrapped(" " * 12 + "; ".join([*facts, *gate]), 12)
             if one.decision in ("ACT", "WATCH"):
-                lines += _wrapped(f"{'':<12}-> {one.next_action}", 15)
-        lines += ["", *_wrapped(f"Not measured: {'; '.join(self.not_measured)}", 14)]
+                lines += wrapped(f"{'':<12}-> {one.next_action}", 15)
+        lines += ["", *wrapped(f"Not measured: {'; '.join(self.not_measured)}", 14)]
         if self.out is not None:
             lines += ["", f"{self.out / PAGE}: every number with its rows; {WORDS} and {REPORT} beside it"]
         return "\n".join(lines)
@@ -71,16 +71,15 @@ class TrustReport:
         made = "; ".join(f"{name} {value}" for name, value in self.header.items())
         parts = [f"# Trust report: {self.model}\n\n{self.headline}. {made}.\n"]
         for one in self.sorted():
-            smallest = "none" if one.detectable is None else f"{one.detectable:.1f} {one.unit}"
             facts = {
                 "answer": f"{one.answer} (95% interval)",
-                "counted": f"{one.n:,} {one.counted[0]} in {one.n_clusters:,} {one.counted[1]}",
+                "counted": one.counts_in_words,
                 "of": one.population,
                 "method": one.method,
                 "beside": one.baseline,
-                "gate": "none is needed" if one.gate is None else str(one.gate),
+                "gate": one.gate_in_words,
                 "rule": str(one.rule),
-                "smallest effect found 4 times of 5": smallest,
+                "smallest effect found 4 times of 5": one.smallest_in_words,
                 "keep in mind": one.rule.critique,
                 "next": one.next_action,
                 "cost": f"{one.seconds:.1f} s",
@@ -181,5 +180,5 @@ def saved(folder: Path) -> tuple[str, dict[str, dict[str, Any]], dict[str, list[
         ) from None
 
 
-def _wrapped(text: str, indent: int) -> list[str]:
+def wrapped(text: str, indent: int) -> list[str]:
     return textwrap.wrap(text, WIDE, subsequent_indent=" " * indent, drop_whitespace=True) or [""]
