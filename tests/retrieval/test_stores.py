@@ -170,6 +170,11 @@ def test_what_is_open_keeps_its_generation(place: str) -> None:
     assert reader.document("guide.md") is not None and reader.calibration is None
     newer = open_store(place)
     assert newer.document("guide.md") is None and newer.calibration == {"threshold": 0.7, "promise": "few"}
+    newer.write(Changes(removed=["pages.pdf"], calibration={"threshold": 0.8, "promise": "fewer"}))
+    both = open_store(place)  # what is changed together is of one generation
+    assert both.calibration == {"threshold": 0.8, "promise": "fewer"} and "pages.pdf" not in both.files()
+    both.write(Changes(removed=["hindi.txt"]))
+    assert open_store(place).calibration == {"threshold": 0.8, "promise": "fewer"}
     with pytest.raises(Refused, match="another process wrote to it meanwhile"):
         reader.write(Changes(removed=["plain.txt"]))
     assert open_store(place).document("plain.txt") is not None

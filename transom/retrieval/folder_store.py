@@ -28,7 +28,7 @@ from transom.checkpoint.strict_json import read_json
 from transom.errors import Refused, nearest_path
 
 from .chunks import Chunk
-from .store import Changes, Document, File, Hits, Indexed, Labels, Passage, Stats
+from .store import FILES, Changes, Document, File, Hits, Indexed, Labels, Passage, Stats
 from .vectors import FILE, Vectors, write_vectors
 from .words import TOKENIZE
 
@@ -90,12 +90,7 @@ class FolderStore:
         return self._calibration
 
     def files(self) -> dict[str, File]:
-        rows = self._all(
-            "SELECT files.name, root, sha256, count(chunks.id) FROM files LEFT JOIN documents ON file ="
-            " files.name LEFT JOIN chunks ON chunks.document = documents.id GROUP BY files.name ORDER BY"
-            " min(documents.id)"
-        )
-        return {row[0]: File(*row) for row in rows}
+        return {row[0]: File(*row) for row in self._all(FILES)}
 
     def indexed(self, file: str) -> list[Indexed]:
         found = []
@@ -120,20 +115,21 @@ class FolderStore:
         """
         if not self.is_current:
             raise Refused(f"{self.path}: another process wrote to it meanwhile; run this again")
-        if changes.calibration is not None:
-            replace_file(self.path, CALIBRATION, json.dumps(dict(changes.calibration), indent=1))
+        kept = self._calibration if changes.calibration is None else dict(changes.calibration)
         if changes.removed or changes.added:
-            self._write_files(changes)
+            self._write_files(changes, kept)
+        elif changes.calibration is not None:  # alone it is no reason to copy all the rest
+            replace_file(self.path, CALIBRATION, json.dumps(kept, indent=1))
         self.close()
         self._open()
 
-    def _write_files(self, changes: Changes) -> None:
+    def _write_files(self, changes: Changes, calibration: dict[str, Any] | None) -> None:
         """Make the next generation, and put it in place of this one."""
         dim = (self._info["embedder"] or {}).get("dim")
         with commit(self.path) as new:
             shutil.copyfile(self.path / DATABASE, new / DATABASE)
-            if (self.path / CALIBRATION).exists():
-                shutil.copyfile(self.path / CALIBRATION, new / CALIBRATION)
+            if calibration is not None:
+                (new / CALIBRATION).write_text(json.dumps(calibration, indent=1), encoding="utf-8")
             with closing(sqlite3.connect(new / DATABASE)) as database:
                 # The copy counts only once it is sealed and synced: no journal of its own.
                 database.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; BEGIN")

@@ -59,12 +59,12 @@ def migrate(source: str | Path, target: str | Path, *, tell: Tell = lambda _: No
                 f"{where}: holds {other}, which {shown(source)} does not hold so; name another place"
             )
         changes = Changes()
-        for name, file in files.items():
+        for number, (name, file) in enumerate(files.items(), 1):
             if name not in known:
                 changes.added.append((file, old.indexed(name)))
             if changes.n_chunks >= BATCH:
                 new.write(changes)
-                tell(f"kept: {len(new.files()):,} of {len(files):,} files")
+                tell(f"kept: {number:,} of {len(files):,} files")
                 changes = Changes()
         changes.calibration = old.calibration
         new.write(changes)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from transom.errors import Refused
 
 from .chunks import Chunk
-from .store import Changes, Document, File, Hits, Indexed, Labels, Passage, Stats
+from .store import FILES, Changes, Document, File, Hits, Indexed, Labels, Passage, Stats
 from .words import phrases, stems
 
 if TYPE_CHECKING:
@@ -138,12 +138,7 @@ class PostgresStore:
         return Stats(n_documents, n_chunks, n_bytes, dict(labels))
 
     def files(self) -> dict[str, File]:
-        rows = self._all(
-            "SELECT files.name, root, sha256, count(chunks.id) FROM files LEFT JOIN documents ON file ="
-            " files.name LEFT JOIN chunks ON chunks.document = documents.id GROUP BY files.name ORDER BY"
-            " min(documents.id)"
-        )
-        return {row[0]: File(*row) for row in rows}
+        return {row[0]: File(*row) for row in self._all(FILES)}
 
     def indexed(self, file: str) -> list[Indexed]:
         found = []

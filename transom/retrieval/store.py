@@ -20,6 +20,11 @@ Labels = Collection[str] | None
 """What whoever asks may see besides documents without a label; None: everything."""
 Hits = list[tuple[int, float]]
 """Chunks by id with their scores, the best first."""
+FILES = (
+    "SELECT files.name, root, sha256, count(chunks.id) FROM files LEFT JOIN documents ON file = files.name"
+    " LEFT JOIN chunks ON chunks.document = documents.id GROUP BY files.name ORDER BY min(documents.id)"
+)
+"""The files in the order in which they came, as all stores that speak SQL ask for them."""
 
 
 @dataclass(frozen=True)
