@@ -232,12 +232,14 @@ class PostgresStore:
         where = shown(self.place)
         [(here,)] = self._all(HERE, schema=schema_of(self.place))
         if not here:
-            raise Refused(f"{where}: no such knowledge base; transom index DOCS --out {where} makes one")
+            raise Refused(
+                f"{where}: no such knowledge base; transom index DOCS with this address as --out makes one"
+            )
         [(version, self._generation, embedder, calibration)] = self._all(
             "SELECT version, generation, embedder, calibration FROM about"
         )
         if version != VERSION:
-            raise Refused(f"{where}: not an index of version {VERSION}; index into another schema: {where}2")
+            raise Refused(f"{where}: not an index of version {VERSION}; index into another schema (#NAME)")
         self._info: Mapping[str, Any] = {"embedder": embedder}
         self._calibration: Mapping[str, Any] | None = calibration
 
