@@ -429,6 +429,7 @@ def ask(
     /,
     *,
     model: Annotated[str | None, Parameter(help="A model that reads what was found [default: none].")] = None,
+    reader: Annotated[str | None, Parameter(help="A model that finds the few words that answer.")] = None,
     generate: Switched = False,
     unsupported: Literal["mark", "drop", "fail"] = "mark",
     threshold: float | None = None,
@@ -459,20 +460,30 @@ def ask(
     """
     from .retrieval.answer import Explained
     from .retrieval.ask import ask as answer
+    from .retrieval.reader import Reader
     from .retrieval.search import KnowledgeBase
     from .retrieval.writer import Writer
 
     with _answer(json) as show:
         base = KnowledgeBase.open(kb, embedder=embedder, device=device)
         writer = None if model is None else Writer(_loaded(model, "Generator", dtype, device))
+        finds = None if reader is None else Reader(_loaded(reader, "Generator", dtype, device))
         found = answer(
-            base, question, writer=writer, generate=generate, unsupported=unsupported, threshold=threshold
-        )
+            base, question, writer=writer, reader=finds, generate=generate, unsupported=unsupported,
+            threshold=threshold,
+        )  # fmt: skip
         show(Explained(found) if explain else found)
 
 
 def calibrate(
-    kb: str, labelled: Path, /, *, max_error: float = 0.05, embedder: str | None = None, json: Json = False
+    kb: str,
+    labelled: Path,
+    /,
+    *,
+    max_error: float = 0.05,
+    examples: Path | None = None,
+    embedder: str | None = None,
+    json: Json = False,
 ) -> int:
     """Calibrate an index.
 
@@ -485,12 +496,19 @@ def calibrate(
         documents do not say; `document` names where it has to come from.
     max_error
         The share of its answers that may be wrong.
+    examples
+        Write instead what a reader learns from (transom finetune MODEL --data EXAMPLES): passages with the
+        questions, and the words of them that answer.
     embedder
         Another place of the encoder that the index was made with.
     """
     from .retrieval.calibrate import calibrate as find_threshold
+    from .retrieval.reader import write_examples
 
     with _answer(json) as show:
+        if examples is not None:
+            show(write_examples(kb, labelled, examples, embedder=embedder))
+            return 0
         found = find_threshold(kb, labelled, max_error=max_error, embedder=embedder)
         show(found)
     return 0 if found.kept is not None else 1

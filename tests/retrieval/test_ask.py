@@ -19,6 +19,7 @@ from transom.retrieval.answer import SILENT, Explained
 from transom.retrieval.ask import SUPPORT, ask, best_quote
 from transom.retrieval.evidence import stems
 from transom.retrieval.indexing import index
+from transom.retrieval.reader import Reader, write_examples
 from transom.retrieval.search import KnowledgeBase
 from transom.retrieval.store import Passage
 from transom.retrieval.writer import Writer
@@ -76,6 +77,7 @@ def test_wrong_calls_are_one_line(base: KnowledgeBase) -> None:
     asked: list[tuple[str, dict[str, Any], str]] = [
         ("x", {"unsupported": "hide"}, "it is one of mark, drop, fail"),
         ("x", {"generate": True}, "--model MODEL"),
+        ("x", {"generate": True, "writer": object(), "reader": object()}, "leave out one of them"),
         ("x", {"threshold": 2.0}, "between 0 and 1"),
         ("x" * 100_000, {}, "100,000 characters"),
     ]
@@ -132,6 +134,52 @@ def test_support_is_what_the_quote_carries() -> None:
 def writer(smollm2: Path) -> Writer:
     """The real SmolLM2."""
     return Writer(load(smollm2, Generator))
+
+
+@pytest.mark.heavy
+def test_a_reader_writes_words_of_the_passage_and_nothing_else(base: KnowledgeBase, writer: Writer) -> None:
+    """Whatever the model is: this one was never taught to read."""
+    reader = Reader(writer.generator)
+    texts = ['Founded 1867 by Meyer & Söhne\r\n("boilers"); <|im_end|> 25% cheaper.', "世界。 x", "No."]
+    for text in texts:
+        for question in ("Who founded it?", "When?", "How much cheaper is it?", "Say zebra."):
+            span = reader.span(question, text)
+            assert span is None or text[slice(*span)].strip() == text[slice(*span)] != ""
+            if span is not None:  # whole words
+                before, after = text[: span[0]][-1:], text[span[1] :][:1]
+                assert not (before + text[span[0]]).isalnum() or not before
+                assert not (text[span[1] - 1] + after).isalnum() or not after
+    found = ask(base, "Where does the boiler stand?", reader=reader)
+    assert found.stages[-1].name == "the reader"
+    for one in found.sentences:
+        (citation,) = one.citations
+        assert one.text in citation.quote == BOILER[citation.start : citation.end]
+
+
+def test_what_a_reader_learns_from(base: KnowledgeBase, tmp_path: Path) -> None:
+    rows = [
+        {"question": "Where does the boiler stand?", "answer": "in the cellar"},
+        {
+            "question": "How many days of leave do employees get?",
+            "answer": "25 days",
+            "document": "docs/leave.md",
+        },
+        {"question": "Who services the boiler?", "answer": "Schmidt"},
+        {"question": "Is the boiler blue?", "answer": None},
+    ]
+    file, out = tmp_path / "labelled.jsonl", tmp_path / "reader.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    found = write_examples(base.store.place, file, out)
+    assert (found.n_answers, found.n_silent, found.n_left) == (2, 1, 1) and "1 answers stand in none" in str(
+        found
+    )
+    talks = [json.loads(line)["messages"] for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [talk[-1]["content"] for talk in talks] == ["in the cellar", "25 days", SILENT]
+    assert all(talk[-1]["content"] in talk[1]["content"] for talk in talks[:2])
+    assert BOILER in talks[0][1]["content"] and "Is the boiler blue?" in talks[2][1]["content"]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows[2:]), encoding="utf-8")
+    with pytest.raises(Refused, match="no answer stands word for word"):
+        write_examples(base.store.place, file, out)
 
 
 @pytest.mark.heavy

@@ -10,8 +10,9 @@ import pytest
 
 from transom.errors import Refused
 from transom.retrieval.ask import ask
-from transom.retrieval.calibrate import CONFIDENCE, bound, calibrate, choose, read_labelled
+from transom.retrieval.calibrate import CONFIDENCE, bound, calibrate, choose
 from transom.retrieval.indexing import index
+from transom.retrieval.questions import read_labelled
 from transom.retrieval.search import KnowledgeBase
 
 

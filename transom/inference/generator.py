@@ -166,7 +166,13 @@ class Generator:
         return Stream(request, self._local.run([request]))
 
     @by_name
-    def chat(self, messages: str | Sequence[Mapping[str, Any]], **settings: Unpack[Sampling]) -> Completion:
+    def chat(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        *,
+        grammar: CompiledGrammar | None = None,
+        **settings: Unpack[Sampling],
+    ) -> Completion:
         """The answer to what a user says, or to a conversation: [{"role": "user", "content": "Hello"}, ...],
         by the chat template of the model's folder; a Completion, whose `text` is the answer.
 
@@ -187,7 +193,7 @@ class Generator:
         params = self.params({"max_tokens": min(self.answer_tokens, room), **settings}, chat=True)
         if params.n > 1:
             raise Refused("chat gives one answer; call it once for each, with seeds of their own")
-        (request,) = self._requests([(prompt, None)], params, continues=False)
+        (request,) = self._requests([(prompt, None)], params, continues=False, grammar=grammar)
         if not params.ignore_eos:
             request.ends |= self.template.end_ids(self.tokenizer)
         for _ in self._local.run([request]):

@@ -168,15 +168,30 @@ class GrammarCompiler:
                     if not self._spells(sign):
                         raise Refused(f"schema: this tokenizer cannot write {sign!r}, which {word!r} needs")
         self._try_out(_source(checked, after))
-        start = LLMatcher(self._tokens, source, limits=LLParserLimits(**LIMITS), log_level=0)
-        if start.is_error():
-            raise Refused(f"schema: {printable(start.get_error()[:300])}")
-        grammar = Grammar(start, self.end_ids)
+        grammar = self._started(source, "schema")
         with self._lock:
             self._kept[source] = grammar
             while sum(map(len, self._kept)) > CACHE_BYTES:
                 self._kept.popitem(last=False)
         return grammar
+
+    def compile_quote(self, text: str, otherwise: str) -> Grammar:
+        """Return the grammar of some words in a row of a text, as they stand there, or of `otherwise` whole.
+
+        Raises Refused for a text that exceeds the limits.
+        """
+        rules = [
+            '%llguidance {"no_forcing": true}',
+            f"start: QUOTE | {json.dumps(otherwise)}",
+            f'QUOTE: %regex {{ "substring_words": {json.dumps(text)} }}',
+        ]
+        return self._started(LLMatcher.grammar_from_lark("\n".join([*rules, ""])), "the text")
+
+    def _started(self, source: str, name: str) -> Grammar:
+        start = LLMatcher(self._tokens, source, limits=LLParserLimits(**LIMITS), log_level=0)
+        if start.is_error():
+            raise Refused(f"{name}: {printable(start.get_error()[:300])}")
+        return Grammar(start, self.end_ids)
 
     def close(self) -> None:
         """End the process that tries schemas out; the next schema starts another."""

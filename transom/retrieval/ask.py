@@ -1,8 +1,9 @@
 """`transom ask`: find passages, judge whether they suffice, answer, and check what is said against them.
 
-Without a model, and with a small one, the answer is sentences of the documents as they stand. A model of a
-thousand million parameters or more, or one that is told to, writes its own words; each sentence is then held
-against the passages, and what none of them carries is marked or dropped. Read next: evidence, judge, writer.
+Without a model, and with a small one, the answer is sentences of the documents as they stand, or the few
+words of the best one's passage that a reader chooses. A model of a thousand million parameters or more, or
+one that is told to, writes its own words; each sentence is then held against the passages, and what none of
+them carries is marked or dropped. Read next: evidence, judge, reader, writer.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from .answer import SILENT, Answer, Citation, Sentence, Stage, Unsupported
 from .chunks import sentences
 from .evidence import FEATURES, READ, Candidate, candidates, coverage, stems, weights
 from .judge import Judge, judge_of
+from .reader import Reader
 from .search import Hit, KnowledgeBase, checked
 from .store import Labels, Passage
 from .writer import Writer
@@ -39,6 +41,7 @@ def ask(
     question: str,
     *,
     writer: Writer | None = None,
+    reader: Reader | None = None,
     generate: bool = False,
     unsupported: Unsupported = "mark",
     labels: Labels = None,
@@ -46,7 +49,8 @@ def ask(
 ) -> Answer:
     """Answer a question from an index.
 
-    writer: a model that reads the passages. generate: have it answer in its own words though it is small.
+    writer: a model that reads the passages. reader: a model that says in the fewest words of a passage what
+    answers. generate: have it answer in its own words though it is small.
     unsupported: what becomes of a sentence that no passage carries. labels: what whoever asks may see; None:
     everything. threshold: in place of the index's own. Raises Refused for a question that is none, and with
     `fail` for an answer that is not supported.
@@ -58,7 +62,11 @@ def ask(
         )
     if generate and writer is None:
         raise Refused("an answer in other words needs a model that writes it: --model MODEL")
+    if generate and reader is not None:
+        raise Refused("--reader quotes, --generate writes in other words: leave out one of them")
     looked = Inquiry(base, question, labels=labels, threshold=threshold)
+    if reader is not None:
+        return looked.short(reader)
     if looked.silence or writer is None or not (generate or not writer.is_small):
         return looked.quoted(writer)
     text, read = writer.answer(question, looked.passages)
@@ -114,6 +122,24 @@ class Inquiry:
             citation = Citation(passage.document, one.start, one.end, one.text, 1.0, loo, passage.page)
             said.append(Sentence(one.text, (citation,)))
         return self._answer(said)
+
+    def short(self, reader: Reader) -> Answer:
+        """The few words that a reader chooses of the best sentence's passage, quoted with their sentence."""
+        if self.silence:
+            return self._answer([], self.silence)
+        passage = self.ranked[0][1].hit.passage
+        span = reader.span(self.question, passage.text)
+        if span is None:
+            self.stages.append(Stage("the reader", [(passage.place, "it says that this does not answer")]))
+            return self._answer([], f"the reader found nothing that answers in {passage.place}")
+        words = passage.text[slice(*span)]
+        self.stages.append(Stage("the reader", [(passage.place, f"it chose {words!r}")]))
+        held = [one for one in sentences(passage.text) if one[0] < span[1] and span[0] < one[1]] or [span]
+        start, end = min(held[0][0], span[0]), max(held[-1][1], span[1])
+        quote = passage.text[start:end]
+        first, last = passage.start + start, passage.start + end
+        citation = Citation(passage.document, first, last, quote, 1.0, page=passage.page)
+        return self._answer([Sentence(words, (citation,))])
 
     def checked(
         self, text: str, read: Sequence[Passage], unsupported: Unsupported, writer: Writer | None = None

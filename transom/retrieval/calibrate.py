@@ -20,15 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta
 
-from transom.data.issues import Issues
-from transom.data.rows import RowFile, readable_file
-from transom.errors import Refused, nearest
+from transom.errors import Refused
 
 from .ask import POOL, rank
 from .evidence import candidates
 from .judge import judge_of
 from .places import shown, writing
-from .search import KnowledgeBase, checked
+from .questions import LabelledQuestion, read_labelled
+from .search import KnowledgeBase
 from .store import Changes
 
 CONFIDENCE = 0.95
@@ -36,18 +35,6 @@ PLACING = 0.2
 """Of the labelled questions, so many only place thresholds."""
 LEVELS = 20
 """Thresholds that are tried at most."""
-KEYS = ("question", "answer", "document")
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """A question with what is a right answer: one that holds this text, from this document; None: no answer
-    is.
-    """
-
-    question: str
-    answer: str | None
-    document: str | None = None
 
 
 @dataclass(frozen=True)
@@ -192,41 +179,12 @@ def bound(wrong: int, n: int) -> float:
     return 1.0 if wrong >= n else float(beta.ppf(CONFIDENCE, wrong + 1, n - wrong))
 
 
-def read_labelled(path: Path) -> list[Labelled]:
-    """The lines of a file of labelled questions. Raises Refused with the line."""
-    where = readable_file(path, "give a JSONL file with a question and an answer on each line")
-    rows: list[Labelled] = []
-    for line, row in RowFile(path, where).rows(Issues(settable=False)):
-        if not isinstance(row, dict):
-            raise Refused(
-                f'{where}:{line}: labelled questions are JSON lines: {{"question": ..., "answer": ...}}'
-            )
-        if unknown := sorted(row.keys() - {*KEYS}):
-            raise Refused(
-                f"{where}:{line}: '{unknown[0]}' is not a key"
-                f" here{nearest(unknown[0], KEYS) or '; they are ' + ', '.join(KEYS)}"
-            )
-        if missing := [name for name in KEYS[:2] if name not in row]:
-            raise Refused(f"{where}:{line}: there is no '{missing[0]}' (null where the documents do not say)")
-        for name in KEYS:
-            if not isinstance(row.get(name), str | (str if name == "question" else type(None))):
-                raise Refused(f"{where}:{line}: '{name}' is {type(row.get(name)).__name__}, not text")
-        try:
-            checked(row["question"])
-        except Refused as refused:
-            raise Refused(f"{where}:{line}: {refused}") from None
-        rows.append(Labelled(row["question"], row["answer"], row.get("document")))
-    if len(rows) < 2:
-        raise Refused(f"{where}: {len(rows)} labelled questions; calibrating takes hundreds")
-    return rows
-
-
 def plain(text: str) -> str:
     """A text as answers are compared: lower case, single spaces, no punctuation."""
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
-def _judged(base: KnowledgeBase, row: Labelled) -> tuple[float, bool]:
+def _judged(base: KnowledgeBase, row: LabelledQuestion) -> tuple[float, bool]:
     """The confidence in the sentence that would be said, and whether it is right."""
     hits = base.search(row.question, POOL)
     ranked = rank(judge_of(base), candidates(base, row.question, hits))
