@@ -44,9 +44,7 @@ def lines_of(path: Path) -> list[str]:
 def main(options: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="benchmarks multi30k", description=__doc__)
     parser.add_argument("--budget", default="20min")
-    parser.add_argument(
-        "--steps", type=int, help="so many instead of a time, for a machine that is not alone"
-    )
+    parser.add_argument("--steps", type=int, help="in place of a time, on a machine that is not alone")
     parser.add_argument("--model", default="encoder-decoder")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/multi30k"))
