@@ -18,6 +18,7 @@ NAMES = (
     "engine_speed",
     "gguf_parity",
     "adapter_speed",
+    "answer_quality",
     "generation_speed",
     "translation_speed",
     "embedding_speed",
