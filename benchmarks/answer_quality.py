@@ -3,10 +3,10 @@
 quotes: exact match and F1 (SQuAD's, of the words) of a reader's short answers to XQuAD's English questions,
 on the half of the articles that neither the judge's weights nor the reader learned from, with the right
 paragraph among the documents and without it. learn: the examples for that reader, from the other half.
-wrong: the same questions by the same model, closed book, with the passages in its prompt, and quoted: how many
-answers are wrong, paired by question. An answer is wrong that says something and does not hold the right words;
-where it says that it does not know, or that the documents do not say, it is none. Questions: XQuAD's, and HaluEval's
-that need two facts (HotpotQA), whose `knowledge` are the documents.
+wrong: the same questions by the same model, closed book, with the passages in its prompt, and quoted: how
+many answers are wrong, paired by question. An answer is wrong that says something and does not hold the
+right words; where it says that it does not know, or that the documents do not say, it is none. Questions:
+XQuAD's, and HaluEval's that need two facts (HotpotQA), whose `knowledge` are the documents.
 """
 
 from __future__ import annotations
