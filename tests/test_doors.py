@@ -239,8 +239,8 @@ def test_where_answers_cannot_go(door: Door, folders: dict[str, str], tmp_path: 
     for out, says in {
         rows: f"{rows} holds the rows to answer; --out names another file",
         tmp_path
-        / "b.parquet": f"{tmp_path}/b.parquet: rows are written as .csv, .tsv, .tab, .jsonl; --out names "
-        "such a file",
+        / "b.xlsx": f"{tmp_path}/b.xlsx: rows are written as .csv, .tsv, .tab, .jsonl, .parquet; --out"
+        " names such a file",
         tmp_path / "b.csv": "the rows have a field 'class' already; rename it, and the answer has room",
     }.items():
         assert door.refused("classify", model, "--input", str(rows), "--out", str(out)) == says

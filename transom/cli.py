@@ -11,7 +11,8 @@ import itertools
 import json as json_text
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
@@ -59,11 +60,33 @@ Field = Annotated[
 ]
 Rows = Annotated[
     Path | None,
-    Parameter(help="Write the rows there with their answers in columns besides (.csv, .tsv, .jsonl)."),
+    Parameter(
+        help="Write the rows there with their answers in columns besides (.csv, .tsv, .jsonl, .parquet);"
+        " after a kill the same command goes on."
+    ),
 ]
 Paths = Annotated[tuple[Path, ...], Parameter(show_default=False)]
 Cut = Annotated[Switched, Parameter(help="Leave out the end of texts that are longer than the model reads.")]
 SERVER, SAMPLING = ServerSettings(), SamplingParams()
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """Who answers the rows that go from --input to --out."""
+
+    workers: Annotated[
+        int | None, Parameter(help="Processes that share the rows [default: as cores and memory allow].")
+    ] = None
+    ray: Annotated[
+        str | None, Parameter(help="Share them on a Ray cluster: its address, or `local` to start one.")
+    ] = None
+    deterministic: Annotated[
+        Switched, Parameter(help="The same bytes however many share them: each works by one thread.")
+    ] = False
+
+
+Share = Annotated[Sharing, Parameter(name="*", group=Group("Rows of --input and --out", sort_key=9))]
+ALONE = Sharing()
 
 
 def train(
@@ -168,10 +191,11 @@ def generate(
     input: Input = None,
     field: Field = None,
     out: Rows = None,
+    share: Share = ALONE,
     dtype: Dtype = None,
     device: Device = None,
     json: Json = False,
-) -> None:
+) -> int:
     """Write on.
 
     Parameters
@@ -186,13 +210,16 @@ def generate(
 
     if out is not None and flags.n > 1:
         raise Refused("--out has room for one completion of each prompt; leave out --n")
+    settings = flags.given()
+    if "stop" in settings:
+        settings["stop"] = [unescaped(stop) for stop in settings["stop"]]
+    rows = _answer_file("generate", model, prompts, input, field, out, settings, share, dtype, device, json)
+    if rows is not None:
+        return rows
     whole = () if prompts or input else (whole_input(),)
     pipe = "its text can be piped in (transom generate MODEL < FILE), its lines read (--input)"
     asked = TextInput(prompts or whole, input, field, out, model=model, fix=pipe)
     texts = asked.texts
-    settings = flags.given()
-    if "stop" in settings:
-        settings["stop"] = [unescaped(stop) for stop in settings["stop"]]
     with _answer(json) as show:
         generator = _loaded(model, "Generator", dtype, device)
         if json or input or out or len(texts) > 1 or flags.n > 1:
@@ -201,6 +228,7 @@ def generate(
             pieces = generator.stream(texts[0], **settings)  # refuses before anything is written
             for piece in itertools.chain([texts[0]], pieces, ["\n"]):
                 print(for_terminal(piece), end="", flush=True)
+    return 0
 
 
 def translate(
@@ -210,13 +238,14 @@ def translate(
     input: Input = None,
     field: Field = None,
     out: Rows = None,
+    share: Share = ALONE,
     beam: int | None = None,
     length_penalty: float | None = None,
     max_tokens: int | None = None,
     dtype: Dtype = None,
     device: Device = None,
     json: Json = False,
-) -> None:
+) -> int:
     """Translate.
 
     Parameters
@@ -232,15 +261,18 @@ def translate(
     """
     from .inference.answers import TextInput, doubts, translated
 
+    settings = dict(beam=beam, length_penalty=length_penalty, max_tokens=max_tokens)
+    rows = _answer_file("translate", model, texts, input, field, out, settings, share, dtype, device, json)
+    if rows is not None:
+        return rows
     asked = TextInput(texts, input, field, out, model=model)
     translator = _loaded(model, "Translator", dtype, device)
     with _answer(json) as show:
-        found = translator.translate(
-            asked.texts, beam=beam, length_penalty=length_penalty, max_tokens=max_tokens
-        )
+        found = translator.translate(asked.texts, **settings)
         show(translated(asked, found))
     if doubt := doubts(model, [answer.mean_logprob for answer in found]):
-        print(doubt, file=sys.stderr)
+        _say(doubt)
+    return 0
 
 
 def classify(
@@ -250,13 +282,14 @@ def classify(
     input: Input = None,
     field: Field = None,
     out: Rows = None,
+    share: Share = ALONE,
     reject_below: float | None = None,
     cut: Cut = False,
     temperature: float = 1.0,
     dtype: Dtype = None,
     device: Device = None,
     json: Json = False,
-) -> None:
+) -> int:
     """Tell classes.
 
     Parameters
@@ -268,10 +301,15 @@ def classify(
     """
     from .inference.answers import TextInput, classified
 
+    settings = dict(reject_below=reject_below, cut=cut, temperature=temperature)
+    rows = _answer_file("classify", model, texts, input, field, out, settings, share, dtype, device, json)
+    if rows is not None:
+        return rows
     asked = TextInput(texts, input, field, out, model=model)
     classifier = _loaded(model, "Classifier", dtype, device)
     with _answer(json) as show:
-        show(classified(classifier, asked, reject_below=reject_below, cut=cut, temperature=temperature))
+        show(classified(classifier, asked, **settings))
+    return 0
 
 
 def embed(
@@ -281,25 +319,31 @@ def embed(
     input: Input = None,
     field: Field = None,
     out: Path | None = None,
+    share: Share = ALONE,
     cut: Cut = False,
     dtype: Dtype = None,
     device: Device = None,
     json: Json = False,
-) -> None:
+) -> int:
     """Turn texts into vectors.
 
     Parameters
     ----------
     out
-        Write the vectors there: a NumPy array (.npy), or the rows with a column more (.csv, .tsv or .jsonl)
+        Write the vectors there: a NumPy array (.npy), or the rows with a column more (.csv, .tsv, .jsonl,
+        .parquet); after a kill the same command goes on with rows
         [default: print how near the texts are].
     """
     from .inference.answers import Embeddings, TextInput
 
+    rows = _answer_file("embed", model, texts, input, field, out, {"cut": cut}, share, dtype, device, json)
+    if rows is not None:
+        return rows
     asked = TextInput(texts, input, field, out, model=model, also=".npy")
     embedder = _loaded(model, "Embedder", dtype, device)
     with _answer(json) as show:
         show(Embeddings(asked, embedder.embed(asked.texts, cut=cut)))
+    return 0
 
 
 def chat(
@@ -943,6 +987,41 @@ def _loaded(model: str, kind: str, dtype: str | None, device: str | None) -> Any
     if (other := type(found).__name__) != kind:
         raise Refused(f"{model} is a {other}; {VERB_OF[other]}")
     return found
+
+
+def _answer_file(
+    verb: str,
+    model: str,
+    texts: Sequence[str],
+    input: Path | None,
+    field: str | None,
+    out: Path | None,
+    settings: dict[str, Any],
+    share: Sharing,
+    dtype: str | None,
+    device: str | None,
+    json: bool,
+) -> int | None:
+    """Answer the rows of a file into another one; the exit code, 1 where a row has no answer. None: that is
+    not what was asked for.
+    """
+    if texts or input in (None, Path("-")) or out is None or (verb == "embed" and out.suffix == ".npy"):
+        if share != ALONE:
+            raise Refused("--workers, --ray and --deterministic are about rows of a file; add --input FILE"
+                          " --out FILE.jsonl")  # fmt: skip
+        return None
+    from .inference.batch import Batch
+
+    how: dict[str, Any] = dict(
+        workers=share.workers, deterministic=share.deterministic, dtype=dtype, device=device
+    )
+    with _answer(json) as show:
+        batch = Batch(verb, model, input, out, settings=settings, field=field, **how)
+        written = batch.run(ray=share.ray, tell=_say)
+        show(written)
+    if written.doubts:
+        _say(written.doubts)
+    return int(bool(written.unanswered))
 
 
 def _sizes(text: str) -> tuple[int, ...]:

@@ -81,7 +81,14 @@ EXAMPLES = {
         ('transom classify runs/tickets "a text"', ""),
         ("transom classify runs/tickets --input rows.csv --out answers.csv", "the rows, with a column more"),
     ),
-    "embed": (("transom embed MODEL --input notes.txt --out vectors.npy", ""),),
+    "embed": (
+        ("transom embed MODEL --input notes.txt --out vectors.npy", ""),
+        ("transom embed MODEL --input big.jsonl --out big.parquet", "in shards: goes on after a kill"),
+        (
+            "transom embed MODEL --input big.jsonl --out big.parquet --ray HOST:6379",
+            "the same on a Ray cluster",
+        ),
+    ),
     "index": (
         ("transom index handbook/ --out kb", "again after changes: only they are read"),
         ("transom index stdlib-docs", "what Python's library says of itself"),

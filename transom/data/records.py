@@ -63,19 +63,13 @@ class TextField:
         raise Refused(f"{self.where}:{line}: {asks}")
 
 
-def _texts(records: Iterable[tuple[int, Any]], field: TextField) -> Iterator[tuple[int, Any, str]]:
+def _documents(records: Iterable[tuple[int, Any]], field: TextField) -> Iterator[Document]:
     for line, record in records:
         text = field.text(record, line)
-        if text is not None:
-            yield line, record, text
-
-
-def _documents(records: Iterable[tuple[int, Any]], field: TextField) -> Iterator[Document]:
-    for line, _, text in _texts(records, field):
-        if text.strip():
+        if text is not None and text.strip():
             yield Document(field.where, line, in_parts([text], field.issues.rough_cut))
         else:
-            field.issues.n_empty += 1
+            field.issues.n_empty += text is not None
 
 
 def record_file(file: RowFile | HubRows, field: str | None, issues: Issues) -> Iterator[Document]:
@@ -83,17 +77,31 @@ def record_file(file: RowFile | HubRows, field: str | None, issues: Issues) -> I
     yield from _documents(*_named_rows(file, field, issues))
 
 
-def record_texts(file: RowFile, field: str | None, issues: Issues) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yield every row of a file, by the names of its values, with its text; blank ones too."""
-    for _, record, text in _texts(*_named_rows(file, field, issues)):
-        yield record, text
+def record_texts(
+    file: RowFile, field: str | None, issues: Issues
+) -> Iterator[tuple[int, dict[str, Any], str | Refused]]:
+    """Yield every row of a file with its line, whole, by the names of its values, and its text, blank ones
+    too, or why it has none. Raises Refused for what is no row.
+    """
+    rows, pick = _named_rows(file, field, issues, whole=True)
+    for line, record in rows:
+        try:
+            text = pick.text(record, line) or ""
+        except Refused as refused:
+            if pick.name is None:  # which field is meant is not known
+                raise
+            text = refused
+        yield line, record, text
 
 
 def _named_rows(
-    file: RowFile | HubRows, field: str | None, issues: Issues
+    file: RowFile | HubRows, field: str | None, issues: Issues, *, whole: bool = False
 ) -> tuple[Iterable[tuple[int, Any]], TextField]:
-    """Rows whose values have names, by JSON, Parquet or a table's header, and which of them is the text."""
-    rows: Iterator[tuple[int, Any]] = file.rows(issues, [field] if field else [])
+    """Rows whose values have names, by JSON, Parquet or a table's header, and which of them is the text.
+
+    whole: with all their values, though the text alone be meant.
+    """
+    rows: Iterator[tuple[int, Any]] = file.rows(issues, [field] if field and not whole else [])
     hint = ""
     if file.kind in TABLES:
         issues.notes += file.notes()

@@ -22,16 +22,17 @@ from transom.checkpoint.hub import resolve
 from transom.data.columns import Columns
 from transom.data.documents import printable
 from transom.data.labelled import label_columns
-from transom.data.lines import answers_file, rows_to_answer, write_rows
+from transom.data.lines import rows_to_answer
 from transom.data.pairs import pair_columns
+from transom.data.row_writer import RowWriter, answers_file
 from transom.data.rows import RECORDS, RowFile, file_kind, first_rows
 from transom.data.textfile import SkippedFile, not_text
 from transom.errors import Refused
-from transom.output import for_terminal, writable, write_whole
+from transom.output import for_terminal, whole_file, writable, write_whole
 from transom.settings import TrainSettings, load
 
 if TYPE_CHECKING:
-    from .classifier import Classification
+    from .classifier import Classification, Classifier
 
 SHOWN = 12
 """Vectors that are shown beside each other."""
@@ -70,7 +71,10 @@ class TextInput:
     def write(self, answers: list[dict[str, Any]]) -> str:
         """Write the rows with these fields after their own; say what was done."""
         assert self.out is not None
-        return f"{len(answers):,} rows: {write_rows(self.out, self.rows, answers, self.file)}"
+        writer = RowWriter.of(self.out, self.rows, answers[0])
+        with whole_file(self.out) as file:
+            writer.write(file, ({**row, **answer} for row, answer in zip(self.rows, answers, strict=True)))
+        return f"{len(answers):,} rows: {self.out}"
 
 
 def spoken(texts: Sequence[str], fix: str) -> list[str]:
@@ -157,14 +161,23 @@ def translated(asked: TextInput, found: list[Any]) -> Answers:
 
 
 def classified(classifier: Any, asked: TextInput, **how: Any) -> Answers:
-    """What a classifier answers; a blank line keeps its place and has no class."""
+    """What a classifier answers."""
+    answers = classes_of(classifier, asked.texts, **how)
+    lines = [_class_line(text, answer) for text, answer in zip(asked.texts, answers, strict=True)]
+    return Answers("classifications", asked, answers, lines, [class_columns(one) for one in answers])
+
+
+def classes_of(classifier: Classifier, texts: Sequence[str], **how: Any) -> list[Classification]:
+    """The class of each text; a blank one keeps its place and has none."""
     from .classifier import Classification
 
-    found = iter(classifier.classify([text for text in asked.texts if text.strip()], **how))
-    answers = [next(found) if text.strip() else Classification(None, {}, 0.0) for text in asked.texts]
-    lines = [_class_line(text, answer) for text, answer in zip(asked.texts, answers, strict=True)]
-    columns = [{"class": one.label, "confidence": round(one.confidence, 4)} for one in answers]
-    return Answers("classifications", asked, answers, lines, columns)
+    found = iter(classifier.classify([text for text in texts if text.strip()], **how))
+    return [next(found) if text.strip() else Classification(None, {}, 0.0) for text in texts]
+
+
+def class_columns(one: Classification) -> dict[str, Any]:
+    """What stands beside a text that was classified."""
+    return {"class": one.label, "confidence": round(one.confidence, 4)}
 
 
 def _class_line(text: str, answer: Classification) -> str:

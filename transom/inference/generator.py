@@ -216,6 +216,10 @@ class Generator:
         """
         return SamplingParams.of(self.generation.draws(settings, chat=chat))
 
+    def forget(self) -> None:
+        """Keep nothing of earlier calls, see `SyncEngine.forget`."""
+        self._local.forget()
+
     def engine(
         self,
         settings: EngineSettings,

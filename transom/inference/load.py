@@ -109,6 +109,15 @@ def load(
     return made(model.eval(), tokenizer, reason=reason)
 
 
+def foreseen(folder: Path, *, dtype: str | None, device: str | None) -> tuple[str, str, str]:
+    """What `load` would make of a folder: the class, the type of its numbers, and the device."""
+    hardware, (config, _) = Hardware.detect(device or "auto"), load_config(folder)
+    _job(config, folder, None)
+    n_parameters = empty_model(config, folder).n_parameters
+    chosen, _ = choose(dtype, n_parameters, hardware, batched=config.kind != "decoder")
+    return HOMES[config.kind, config.head][1], str(chosen).removeprefix("torch."), hardware.device
+
+
 def _check_fits(tokenizer: Tokenizer, config: ModelConfig, folder: Path) -> None:
     """Raise Refused where a text could become a token that the model does not have.
 

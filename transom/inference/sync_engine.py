@@ -31,6 +31,11 @@ class SyncEngine:
         """Where the events of a request go: the requests of one call share one."""
         self._lock = threading.Lock()
 
+    def forget(self) -> None:
+        """Drop what was kept of earlier calls: the next one's numbers depend on its own requests alone."""
+        with self._lock:
+            self._made = None
+
     def run(self, requests: Sequence[Request]) -> Iterator[Event]:
         """Return the events of these requests as they come; raises Refused at once for one that can never
         run.

@@ -163,6 +163,10 @@ class Translator:
         answers = self.answers(listed, requests)
         return answers if several else answers[0]
 
+    def forget(self) -> None:
+        """Keep nothing of earlier calls, see `SyncEngine.forget`."""
+        self._local.forget()
+
     def engine(
         self, settings: EngineSettings, *, n_tokens: int | None = None, deterministic: bool = False
     ) -> Engine:
