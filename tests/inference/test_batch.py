@@ -315,8 +315,9 @@ def half_done(folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.Monke
 
     with monkeypatch.context() as broken:
         broken.setattr(batch_module, "write_whole", failing)
+        how: dict[str, Any] = dict(settings={}, n_rows=4, workers=1)
         with pytest.raises(KeyboardInterrupt):
-            Batch("classify", folders["classify"], rows, tmp_path / "out.jsonl", settings={}, n_rows=4, workers=1).run()
+            Batch("classify", folders["classify"], rows, tmp_path / "out.jsonl", **how).run()
     assert len(list(tmp_path.glob("out.jsonl.parts/0*.jsonl"))) == 1
     return tmp_path
 
