@@ -104,7 +104,8 @@ def test_processes_write_what_one_does_and_end_with_a_killed_command(
     folders: dict[str, str], tmp_path: Path
 ) -> None:
     rows = write(tmp_path / "rows.jsonl", [{"text": text} for text in texts(200)])
-    out, again = tmp_path / "out.csv", dict(settings={}, deterministic=True, n_rows=20)
+    out = tmp_path / "out.csv"
+    again: dict[str, Any] = dict(settings={}, deterministic=True, n_rows=20)
     Batch("embed", folders["embed"], rows, tmp_path / "one.csv", workers=1, **again).run()
     program = (
         "import sys; from pathlib import Path; from transom.inference.batch import Batch\n"
