@@ -10,11 +10,11 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import version as version_of
 from typing import Any, NamedTuple
 
 import torch
 
-from transom import __version__
 from transom.checkpoint.hub import resolve
 from transom.checkpoint.manifest import fingerprint
 from transom.data.row_writer import ERROR
@@ -51,7 +51,7 @@ class Job:
     dtype: str
     device: str
     threads: int
-    version: str = __version__
+    version: str = version_of("transom")
 
 
 def answers(job: Job, texts: Sequence[str | None]) -> bytes | Refused:
@@ -91,8 +91,8 @@ def answers(job: Job, texts: Sequence[str | None]) -> bytes | Refused:
 @lru_cache(maxsize=1)
 def _model(model: str, weights: str, dtype: str, device: str, version: str) -> Any:
     """The model of a job, loaded once by each worker."""
-    if version != __version__:
-        raise Refused(f"a worker has Transom {__version__}, this is {version}; install the same everywhere")
+    if version != (mine := version_of("transom")):
+        raise Refused(f"a worker has Transom {mine}, this is {version}; install the same everywhere")
     loaded = load(model, dtype=dtype, device=device)
     if fingerprint(resolve(model)) != weights:
         raise Refused(f"{model}: a worker finds other weights there; copy the model to all machines")
