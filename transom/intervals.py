@@ -25,6 +25,8 @@ TAIL = 0.025
 """What lies beyond each end of a 95% interval."""
 FEWEST = 10
 """Items that tell something, below which there is no interval of what only they can tell."""
+LEAST = 30
+"""Texts under which there is no verdict: a difference that is not chance would have to be enormous."""
 BLOCK = 1 << 20
 """Drawn items that are held at once."""
 

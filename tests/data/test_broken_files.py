@@ -159,7 +159,12 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {
     "image.jsonl": (
         OK
         + '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": [{"type": "image_url", "image_url": "a.png"}]}]}\n',
-        ':2: messages[1].content[0] is of type \'image_url\'; this model reads parts of type \'text\' only; write {"messages": [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "4"}]} (or --data.on-error skip)',
+        ':2: messages[1].content[0] is of type \'image_url\'; parts of type \'text\' are read; write {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "..."}]} (or --data.on-error skip)',
+    ),
+    "picture.jsonl": (
+        OK
+        + '{"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}, {"type": "image_url", "image_url": "a.png"}]}, {"role": "assistant", "content": "Ho"}]}\n',
+        ':2: messages[0].content[1] is of type \'image_url\'; parts of type \'text\' are read; write {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}, {"role": "assistant", "content": "Ho"}]} (or --data.on-error skip)',
     ),
     "breaks_off.jsonl": (
         OK + '{"messages": [\n',
@@ -220,6 +225,10 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {
     "wide.jsonl": (
         QA.encode("utf-16-le"),
         ":1: byte 0: this is UTF-16LE, not UTF-8; convert it with `iconv -f utf-16le -t utf-8` (or --data.on-error skip)",
+    ),
+    "inside.jsonl": (
+        '{"data": {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}}\n',
+        """:1: the fields stand inside of 'data'; write them as the row itself: jq -c '.["data"]' FILE > rows.jsonl""",
     ),
     "wrapped.json": (
         '{\n "version": 1,\n "train": [\n' + QA + "]}\n",

@@ -219,3 +219,13 @@ def test_the_real_sets_are_read(shared_data: Path) -> None:
         list(open_conversations(str(shared_data / "alpaca" / "alpaca_5000.json")))
     skipped = open_conversations(str(shared_data / "alpaca" / "alpaca_5000.json"), on_error="skip")
     assert 4950 < len(list(skipped)) < 5000
+
+
+def test_too_few_held_out_for_a_verdict_are_told_with_what_helps(written: Written) -> None:
+    rows = [json.dumps({"prompt": f"What is {i}?", "completion": f"It is {i}."}) for i in range(80)]
+    source = open_conversations(str(written("eighty.jsonl", "\n".join(rows) + "\n")))
+    told = next(note for note in prepared(source).report.notes if "too few" in note)
+    share = float(told.partition("--data.val-fraction ")[2].partition(",")[0])
+    assert not any("too few" in note for note in prepared(source, val_fraction=share).report.notes)
+    source = open_conversations(str(written("few.jsonl", "\n".join(rows[:20]) + "\n")))
+    assert any("60 and more conversations" in note for note in prepared(source).report.notes)

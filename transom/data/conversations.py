@@ -23,7 +23,8 @@ from transom.data.documents import printable
 from transom.data.example_source import ExampleSource
 from transom.data.formats import FORMATS, Columns, Format, Found, as_line, find_format, format_of
 from transom.data.issues import Issues, as_policy
-from transom.data.messages import ROLES, checked_messages
+from transom.data.json_rows import inside_of, only_object
+from transom.data.messages import ROLES, TEXT_PARTS, checked_messages
 from transom.data.rows import JSON, HubRows, Row, RowFile, first_rows, text_value, type_name
 from transom.data.sources import open_rows
 from transom.data.tables import TABLES, layout_of
@@ -92,6 +93,8 @@ def opened(
         found = format_of(file, fields, policy)
     if found is None or found.kind.task != task:
         line, first = first_rows(file, policy)[0]
+        if isinstance(first, dict) and (name := only_object(first)):
+            raise Refused(f"{file.where}:{line}: {inside_of(file.where, name)}")
         raise Refused(f"{file.where}:{line}: {_unknown(first, fields, task)}")
     _refuse_unwanted(file, found)
     return ConversationSource(
@@ -367,6 +370,18 @@ def json_of(value: Any, name: str, example: Mapping[str, Any]) -> list[Any]:
     return value
 
 
+def _refuse_pictures(parts: list[Any], where: str, mended: Callable[[Any], dict[str, Any]]) -> None:
+    """Raise Fault where a list of parts holds another kind than text; mended: the row with other parts."""
+    kinds = [one.get("type") if isinstance(one, dict) else type_name(one) for one in parts]
+    other = next((at for at, kind in enumerate(kinds) if kind not in TEXT_PARTS), None)
+    if other is not None:
+        says = (
+            f"{where}[{other}] is of type {printable(repr(kinds[other])[:40])}; parts of type 'text' are read"
+        )
+        kept = [one for one, kind in zip(parts, kinds, strict=True) if kind in TEXT_PARTS]
+        raise Fault("parts that are not text", says, mended(kept or "..."))
+
+
 def messages_of(items: list[Any], name: str, field: str, example: Mapping[str, Any]) -> list[Message]:
     """Messages with the roles of the OpenAI API, from items of any dialect. Raises Fault."""
     messages: list[Message] = []
@@ -397,7 +412,9 @@ def messages_of(items: list[Any], name: str, field: str, example: Mapping[str, A
             says = f"{where} has no '{usual[1]}'"
             raise Fault("messages without content", says, mended(usual[1], "..."))
         text = item.get(text_key) if text_key else None
-        if text is None and calls or isinstance(text, list):
+        if isinstance(text, list):
+            _refuse_pictures(text, f"{where}.{text_key}", partial(mended, str(text_key)))
+        elif text is None and calls:
             pass
         elif not isinstance(text, str):
             says = f"{where}.{text_key} is {type_name(text)}, not text"

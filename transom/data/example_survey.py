@@ -7,6 +7,7 @@ what needs the texts reads them again. Read next: example_split, prepare_example
 from __future__ import annotations
 
 import hashlib
+import math
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,8 +22,10 @@ from transom.data.example_report import ExampleReport, counted
 from transom.data.example_source import Example, ExampleSource, hashed_bytes
 from transom.data.example_split import Groups, Mask, digest_of, held_out_groups, held_out_of_each, linked
 from transom.data.issues import Issues
+from transom.data.split import MOST
 from transom.data.textfile import controls_note, n_controls
 from transom.errors import Refused, nearest
+from transom.intervals import LEAST
 
 _NO_LABEL = ("nan", "na", "n/a", "null", "none", "nil", "-")
 """What tables write where they have no value."""
@@ -133,6 +136,8 @@ def survey_examples(
         )
         report.split = "chosen by the hash of the text; no text stands on both sides"
     report.notes += train.notes
+    if len(sources) == 1 and held_out.sum() < LEAST:
+        report.notes.append(_few(int(held_out.sum()), len(held_out), report.noun))
     if controls:
         report.notes.append(controls_note(controls, first_control))
     if has_labels:
@@ -148,6 +153,14 @@ def survey_examples(
         sources, texts, np.asarray(characters), found_classes, labels, held_out, n_own,
         whole.hexdigest(),
     )  # fmt: skip
+
+
+def _few(n_held_out: int, n: int, noun: str) -> str:
+    """What to say of a held-out side that gives no verdict, and what would."""
+    says = f"{counted(n_held_out, noun)} held out are too few for a verdict ({LEAST})"
+    share = math.ceil(130 * LEAST / n) / 100  # the hash may choose a few less
+    fix = f"--data.val-fraction {share}" if share <= MOST else f"{2 * LEAST} and more {noun}s"
+    return f"{says}: {fix}, or others as --data.validation"
 
 
 def _sorted(

@@ -85,6 +85,19 @@ def wrapped(where: str, name: str) -> str:
     return f"{where}: one object, whose '{printable(name)}' holds the rows; write each on a line: {command}"
 
 
+def only_object(row: dict[str, Any]) -> str:
+    """The one field of a row that holds the rest of it, where no other holds texts or lists; else ""."""
+    objects = [name for name, value in row.items() if isinstance(value, dict) and value]
+    others = any(isinstance(value, str | list) for value in row.values())
+    return objects[0] if len(objects) == 1 and not others else ""
+
+
+def inside_of(where: str, name: str) -> str:
+    """What to say of rows whose fields are an object inside of each."""
+    command = f"jq -c {shlex.quote(f'.[{json.dumps(name)}]')} {shlex.quote(where)} > rows.jsonl"
+    return f"the fields stand inside of '{printable(name)}'; write them as the row itself: {command}"
+
+
 def squad_rows(stream: BinaryIO, where: str, issues: Issues) -> Iterator[tuple[int, Any]]:
     """Yield (number, row) of the questions of a SQuAD file that have an answer, with their passage and the
     first answer. Raises Refused.

@@ -16,6 +16,8 @@ from transom.errors import Refused, nearest
 MAX_MESSAGES, MAX_OBJECTS, MAX_DEPTH = 4096, 128, 32
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+TEXT_PARTS = ("text", "input_text", "output_text")
+"""Kinds of parts of a content that are read."""
 _TEXT_FIELDS = ("name", "tool_call_id", "reasoning_content")
 
 
@@ -79,7 +81,7 @@ def _text(content: Any, where: str) -> str:
     texts = []
     for i, part in enumerate(_listed(content, f"{where}.content")):
         kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-        if kind not in ("text", "input_text", "output_text"):
+        if kind not in TEXT_PARTS:
             says = printable(repr(kind)[:40])
             raise Refused(
                 f"{where}.content[{i}] is of type {says}; this model reads parts of type 'text' only"

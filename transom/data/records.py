@@ -13,7 +13,7 @@ from typing import Any
 from transom.data.columns import TEXT_NAMES, is_number
 from transom.data.documents import Document, in_parts, printable
 from transom.data.issues import Issues
-from transom.data.json_rows import json_rows, wrapped
+from transom.data.json_rows import inside_of, json_rows, only_object, wrapped
 from transom.data.rows import HubRows, Row, RowFile, refuse_twins, text_value, type_name
 from transom.data.tables import TABLES
 from transom.data.textfile import opened, skip_record
@@ -57,6 +57,8 @@ class TextField:
                  and all(isinstance(one, dict) for one in value)]  # fmt: skip
         if not texts and len(lists) == 1 and line == 1:
             raise Refused(wrapped(self.where, lists[0]))
+        if name := only_object(record):
+            raise Refused(f"{self.where}:{line}: {inside_of(self.where, name)}")
         fields = ", ".join(printable(name) for name in list(record)[:12]) or "no field at all"
         asks = f"set --data.field{self.hint}" if self.issues.settable else "name it with --field"
         asks = f"which field holds the text? The record has {fields}: {asks}"

@@ -17,6 +17,8 @@ from transom.data.check import Survey
 from transom.data.documents import Document
 from transom.errors import Refused
 
+MOST = 0.5
+"""Largest share that may be held out."""
 FEW_DOCUMENTS = 20
 TRAIN, HELD_OUT = 0, 1
 _NEAR = 1000
@@ -77,8 +79,8 @@ def _line_start(text: str, limit: int) -> int:
 
 def check_fraction(fraction: float) -> None:
     """Raise Refused for a share that cannot be held out."""
-    if not 0 < fraction <= 0.5:
-        raise Refused(f"val_fraction is {fraction}; it must be above 0 and at most 0.5")
+    if not 0 < fraction <= MOST:
+        raise Refused(f"val_fraction is {fraction}; it must be above 0 and at most {MOST}")
 
 
 def split(survey: Survey, fraction: float) -> Split:

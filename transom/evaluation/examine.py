@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ..data.labelled import Labelled
 from ..data.pairs import Pair
 from ..errors import Refused
-from ..intervals import Estimate, lead, paired_bootstrap, share
+from ..intervals import LEAST, Estimate, lead, paired_bootstrap, share
 from ..output import write_whole
 from ..settings import TrainSettings
 from ..training.run import Run, longer_command, task_of
@@ -33,7 +33,7 @@ from .against import compare_classes
 from .baselines import TfidfLogistic, TranslationMemory, copy_source, majority
 from .classification import ClassScore, f1_rows, indices, macro_f1, score_classes, telling
 from .paired import Comparison
-from .report import LEAST, Difference, Report, Rival, cut
+from .report import Difference, Report, Rival, cut
 from .test_set import examples_of, named_test, origin_of
 from .translation import TranslationScore, bleu_counts, bleu_of, exactly, score_translations
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..intervals import Estimate, verdict
+from ..intervals import LEAST, Estimate, verdict
 from .classification import ClassScore
 from .translation import TranslationScore
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from .paired import Comparison
 
 CUT = 100
-LEAST = 30
-"""Texts under which there is no verdict: a difference that is not chance would have to be enormous."""
 
 
 @dataclass(frozen=True)
