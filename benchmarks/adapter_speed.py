@@ -1,8 +1,9 @@
 """Adapters over one base beside the base alone: processor time of a step of decoding, in turns.
 
-A random Llama of the shape of SmolLM2-135M in bfloat16; 8 adapters, of rank 8 to queries and values (the
-default of PEFT) and of rank 16 to all linear layers (that of Transom); 1 and 8 rows, of one adapter, and each
-of its own.
+A random Llama of the shape of SmolLM2-135M in bfloat16, by whatever runs it here (native kernels; with
+TRANSOM_NATIVE=0 PyTorch), in one thread, so that no processor time is spent in waiting; 8 adapters, of rank 8
+to queries and values (the default of PEFT) and of rank 16 to all linear layers (that of Transom); 1 and 8
+rows, of one adapter, and each of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import torch
 
 from transom.hardware import keep_memory
 from transom.inference.adapters import shared
-from transom.inference.runner import Chunk, TorchRunner
+from transom.inference.native_runner import available, runner_for
+from transom.inference.runner import BlockRunner, Chunk
 from transom.model.build import Model
 from transom.model.lora import Lora, adapted_layers, add_lora, linear_layers, named_by
 from transom.model.transformer import Transformer
@@ -36,10 +38,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--tiny", action="store_true", help="a toy model: only to see that all runs")
     asked = parser.parse_args(arguments)
     keep_memory()
+    torch.set_num_threads(1)
     model = Transformer(TINY if asked.tiny else SMOL).to(torch.bfloat16).eval()
-    plain, steps = TorchRunner(model, n_tokens=4096), dict[str, Callable[[], None]]()
+    plain, steps = runner_for(model, n_tokens=4096), dict[str, Callable[[], None]]()
     runners = {
-        kind: TorchRunner(model, n_tokens=4096, adapters=adapters_to(model, *what))
+        kind: runner_for(model, n_tokens=4096, adapters=adapters_to(model, *what))
         for kind, what in KINDS.items()
     }
     for n in (1, N):
@@ -49,7 +52,7 @@ def main(arguments: list[str]) -> None:
     for kind, runner in runners.items():
         steps[f"{kind}: each its own, {N}"] = step_of(runner, [f"a{i}" for i in range(N)])
     seconds = in_turns(steps, asked.rounds, clock=time.process_time)
-    lines, figures = [], {}
+    lines, figures = [available(model)[1]], {}
     for name, found in seconds.items():
         base = seconds[f"base, {name.rpartition(', ')[2]}"]
         figures[name] = {"ms": 1e3 * statistics.median(found) / STEPS, "of_base": median_ratio(found, base)}
@@ -72,7 +75,7 @@ def adapters_to(model: Model, rank: int, targets: tuple[str, ...]) -> dict[str, 
     return made
 
 
-def step_of(runner: TorchRunner, adapters: list[str]) -> Callable[[], None]:
+def step_of(runner: BlockRunner, adapters: list[str]) -> Callable[[], None]:
     """Some steps of decoding of rows, each read by its adapter, after a prompt that is read already."""
     rows = [runner.open([*range(100, 100 + PROMPT), i], adapter=name) for i, name in enumerate(adapters)]
     runner.run([Chunk(row, len(row.tokens) - row.n_read) for row in rows])

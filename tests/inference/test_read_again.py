@@ -14,6 +14,7 @@ import torch
 import transom
 from tests.inference.bfloat16 import PLAIN_FEED_FORWARD, in_bfloat16
 from tests.native.kernels import levels
+from transom.inference.adapters import shared
 from transom.inference.as_served import as_served
 from transom.inference.native_runner import runner_for
 from transom.inference.runner import Chunk, TorchRunner
@@ -23,6 +24,7 @@ from transom.insight.lens import logit_lens
 from transom.insight.token_probabilities import token_probabilities
 from transom.model.build import Model, build
 from transom.model.config import Experts, ModelConfig
+from transom.model.lora import Lora, adapted_layers, add_lora, linear_layers
 from transom.server.look import AGREES
 
 CONFIG = ModelConfig(256, 32, 3, 4, 2, head_dim=8, ffn_dim=1100, max_len=640)
@@ -88,6 +90,7 @@ def served_and_replayed(folder: Path, n_answers: int, n_tokens: int, beside: int
             "ignore_eos": True,
         }
         for prompt, answer in zip(some, loaded.generate(some, **settings), strict=True):
+            assert answer.logprobs is not None
             generated = torch.tensor([token.logprob for token in answer.logprobs], dtype=torch.float64)
             text = [*prompt, *answer.tokens]
             engine = loaded._local._made
@@ -168,6 +171,24 @@ def test_as_served_is_of_its_own_tokens_and_lets_changes_through(smollm2: Path, 
             moved = float((logits_at(model, torch.tensor([tokens]))[0] - served).abs().max())
             assert moved > 0.5 if changes else moved < 0.01
     assert torch.equal(logits_at(model, torch.tensor([tokens])), plain) and runner.free_tokens() == before
+
+
+@torch.no_grad()
+def test_what_an_adapter_served_is_read_again_as_the_adapter(smollm2: Path) -> None:
+    if len(levels()) < 2:
+        pytest.skip("no native kernels that would be chosen here")
+    loaded = transom.load(smollm2, transom.Generator, dtype="bfloat16")
+    over, tokens = shared(loaded.model), loaded.tokenizer.encode("The crow had found a piece of cheese.")
+    add_lora(over, dict.fromkeys(linear_layers(over), Lora(8)))
+    for layer in adapted_layers(over).values():
+        layer.lora_A.data, layer.lora_B.data = layer.lora_A.float(), layer.lora_B.float()
+        layer.lora_B.normal_(std=0.01, generator=torch.Generator().manual_seed(0))
+    runner = runner_for(loaded.model, n_tokens=256, adapters={"a": over})
+    served = runner.run([Chunk(runner.open(tokens, adapter="a"), len(tokens), len(tokens))])
+    base = runner.run([Chunk(runner.open(tokens), len(tokens), len(tokens))])
+    assert float((served - base).abs().max()) > 0.3
+    with as_served(over, tokens, runner, adapter="a"):
+        torch.testing.assert_close(logits_at(over, torch.tensor([tokens]))[0], served, rtol=0, atol=0.01)
 
 
 def test_a_real_model_says_again_what_was_served(

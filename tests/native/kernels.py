@@ -97,16 +97,18 @@ class Ops:
         spans: Sequence[tuple[int, int]] = (),
         pages: Sequence[Sequence[int]] = (),
         *,
+        adapters: Sequence[int] = (),
         wanted: Sequence[int] = (),
         vocab: int = 0,
         threads: int = 1,
         angles: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Run on tokens of spans (start, n), each with its pages; the logits."""
+        """Run on tokens of spans (start, n), each with its pages and its adapter; the logits."""
         spans, flat = list(spans) or [(0, len(tokens))], [page for table in pages for page in table]
         firsts = np.cumsum([0, *map(len, pages)])[: len(spans)] if pages else [0] * len(spans)
         flat = flat or [0] * 64
-        rows = [(start, n, first) for (start, n), first in zip(spans, firsts, strict=True)]
+        whose = adapters or [0] * len(spans)
+        rows = [(*span, first, own) for span, first, own in zip(spans, firsts, whose, strict=True)]
         arrays = [np.array(x, dtype=np.int32) for x in (tokens, rows, flat, list(wanted))]
         logits = torch.zeros(len(wanted), vocab)
         turns = (None, None) if angles is None else tuple(map(self.keep, angles))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,7 +16,7 @@ from tests.scale import scaled
 from transom.model.attend import Rule, attend_plain
 from transom.model.layers import ACTIVATIONS
 from transom.native import abi
-from transom.native.abi import BF16, F32, Op
+from transom.native.abi import BF16, F32, Op, Part
 
 LEVELS = [pytest.param(level, format, id=f"{level}-{name}") for level in (levels() or ["scalar"])
           for name, format in (("float32", F32), ("bfloat16", BF16))]  # fmt: skip
@@ -240,6 +242,105 @@ def _heads_of(x, heads, width, norm, norms, angles, format):
         places = torch.arange(len(x))
         made[:2] = [rotated(part, places, *angles) for part in made[:2]]
     return [rounded(part, format) for part in made]
+
+
+@pytest.mark.parametrize(("level", "format"), LEVELS)
+@given(
+    spans=st.lists(st.tuples(st.sampled_from([1, 1, 2, 7, 33, 50]), st.integers(0, 2)), min_size=1,
+                   max_size=5),
+    k=sizes, widths=st.lists(sizes, min_size=1, max_size=3), seed=st.integers(0, 99), gated=st.booleans(),
+    ranks=st.lists(st.integers(0, 40), min_size=6, max_size=6), stretched=st.booleans(),
+    threads=st.integers(1, 2),
+)  # fmt: skip
+@settings(max_examples=scaled(100))
+def test_products_with_adapters(level, format, spans, k, widths, seed, gated, ranks, stretched, threads):
+    """Maps side by side, or two whose panels alternate; each row with the thin matrices of one adapter or
+    none, whose own rows stay bit by bit what they are without.
+    """
+    widths = [48, 48] if gated else widths
+    weights = [rounded(drawn(seed + i, n, k), format) for i, n in enumerate(widths)]
+    panels = [w.unflatten(0, (-1, 16)) for w in weights] if gated else []
+    joined = torch.stack(panels, 1).flatten(0, 2) if gated else torch.cat(weights)
+    n_out, m = (48 if gated else sum(widths)), sum(n for n, _ in spans)
+    x = rounded(drawn(seed + 9, m, k), format)
+    ops = Ops(library(level), format, [(k, format), (n_out, F32), (32 * 2 * len(widths), format)])
+    parts, maps = [], dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]]()
+    for adapter in (1, 2):
+        column = 0
+        for i, width in enumerate(widths):
+            rank = ranks[3 * (adapter - 1) + i]
+            first, above = (i, 0) if gated else divmod(column, 16)
+            column += width
+            if not rank:
+                parts.append(Part())
+                continue
+            A = rounded(drawn(seed + 10 * adapter + i, rank, k, scale=k**-0.5), format)
+            B = rounded(drawn(seed + 20 * adapter + i, width, rank), format)
+            gain = 1 + 0.3 * drawn(seed + i, width).float().double() if stretched else torch.ones(width)
+            maps[adapter, i] = A, B, gain
+            parts.append(Part(
+                A=ops.matrix(A), B=ops.matrix(F.pad(B, (0, 0, above, 0))), at=64 * i, first=first,
+                step=2 if gated else 1,
+                gain=ops.keep(F.pad(gain.float(), (above, 16), value=1.0)) if stretched else None,
+            ))  # fmt: skip
+    table = (Part * len(parts))(*parts)
+    both = dict(n_parts=len(widths), parts=ctypes.addressof(table))
+    product = Op(kind=abi.PRODUCT, in_=0, out=1, store=abi.GATE if gated else abi.WRITE,
+                 matrix=ops.matrix(joined), thin=2, **both)  # fmt: skip
+    ops.plan([Op(kind=abi.THIN, in_=0, out=2, **both), product])
+    filled(ops, 0, x)
+    ops.buffer(2, m).fill_(torch.nan)  # what was not written must not be read
+    asked = [(0, n) for n, _ in spans]
+    ops.run([0] * m, asked, adapters=[0] * len(spans), threads=threads)
+    plain = ops.buffer(1, m)[:, :n_out].clone()
+    ops.run([0] * m, asked, adapters=[adapter for _, adapter in spans], threads=threads)
+    found, at = ops.buffer(1, m), 0
+    assert not found[:, n_out:].any()
+    for n, adapter in spans:
+        mine, read = found[at : at + n, :n_out], x[at : at + n]
+        if not any((adapter, i) in maps for i in range(len(widths))):
+            assert torch.equal(mine, plain[at : at + n])
+        made, unsure = [], []
+        for i, weight in enumerate(weights):
+            A, B, gain = maps.get((adapter, i), (weight[:0], weight[:, :0], torch.ones(len(weight)).double()))
+            thin = read @ A.T
+            made.append(gain * (read @ weight.T) + thin @ B.T)
+            # x A^T is rounded once, to what products read.
+            unsure.append(
+                (2.0**-8 if format == BF16 else 0.0) * thin.abs() @ B.abs().T
+                + 2e-5 * made[-1].abs().max()
+                + 2e-5
+            )
+        if gated:
+            off = unsure[0] * (made[1].abs() + unsure[1]) + unsure[1] * made[0].abs()
+            expected = made[0] * made[1]
+        else:
+            expected, off = torch.cat(made, 1), torch.cat(unsure, 1)
+        assert bool(((mine.double() - expected).abs() <= off).all())
+        at += n
+
+
+@pytest.mark.parametrize(("level", "format"), LEVELS)
+def test_rows_of_many_adapters_have_the_bits_of_each_alone(level, format):
+    k, n, rank = 96, 80, 12
+    x, weight = drawn(0, 70, k), drawn(1, n, k)
+    ops = Ops(library(level), format, [(k, format), (n, F32), (32, format)])
+    parts = [Part(A=ops.matrix(drawn(2 + i, rank, k)), B=ops.matrix(drawn(20 + i, n, rank)), step=1)
+             for i in range(8)]  # fmt: skip
+    table = (Part * 8)(*parts)
+    both = dict(n_parts=1, parts=ctypes.addressof(table))
+    ops.plan([Op(kind=abi.THIN, in_=0, out=2, **both),
+              Op(kind=abi.PRODUCT, in_=0, out=1, matrix=ops.matrix(weight), thin=2, **both)])  # fmt: skip
+    alone = []
+    for adapter in range(9):
+        filled(ops, 0, x)
+        ops.run([0] * 70, [(0, 70)], adapters=[adapter], threads=2)
+        alone.append(ops.buffer(1, 70).clone())
+    whose = [(5 * i + i * i) % 9 for i in range(70)]
+    ops.run([0] * 70, [(0, 1)] * 70, adapters=whose, threads=2)
+    for row, (adapter, found) in enumerate(zip(whose, ops.buffer(1, 70), strict=True)):
+        assert torch.equal(found, alone[adapter][row])
+    assert not torch.equal(alone[1], alone[2]) and not torch.equal(alone[0], alone[1])
 
 
 @pytest.mark.parametrize("format", [F32, BF16], ids=["float32", "bfloat16"])

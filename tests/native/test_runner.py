@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from functools import cache
 
@@ -14,6 +15,7 @@ from tests.inference.test_runner import CONFIG, Key, Play, moves
 from tests.native.kernels import levels, library
 from tests.scale import scaled
 from transom.data.tokenizer import train_tokenizer
+from transom.inference.adapters import shared
 from transom.inference.generator import Generator
 from transom.inference.native_runner import NativeRunner, WatchedRunner, available, runner_for
 from transom.inference.runner import Chunk, TorchRunner
@@ -21,6 +23,7 @@ from transom.insight.hooks import Edit, edited
 from transom.insight.look import look
 from transom.model.build import Model, build
 from transom.model.config import Experts, RopeScaling
+from transom.model.lora import Lora, adapted_layers, add_lora, linear_layers, named_by
 
 LEVELS = levels() or ["scalar"]
 BIASED = {"qkv_bias": True, "out_bias": True, "ffn_bias": True}
@@ -157,6 +160,154 @@ def test_bits_are_those_of_any_number_of_threads_and_any_chunks(level: str, dtyp
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(other, found[0]) for other in found[1:])
+
+
+KINDS = (Lora(4), Lora(3, 6.0, rslora=True), Lora(5, dora=True), Lora(2), Lora(40), Lora(8, dora=True))
+TARGETS = ("all", "q_proj", "v_proj", "down_proj", "o_proj", "up_proj")
+
+
+@cache
+def adapters_to(name: str, dtype: torch.dtype, n: int = 8) -> dict[str, Model]:
+    """Adapters of different kinds to different layers, over one base; what they learned is float32."""
+    made = dict[str, Model]()
+    for number in range(n):
+        twin, generator = shared(family(name, dtype)), torch.Generator().manual_seed(number)
+        chosen = named_by(TARGETS[number % 6], linear_layers(twin))
+        add_lora(twin, dict.fromkeys(chosen, KINDS[number % 6]), number)
+        with torch.no_grad():
+            for layer in adapted_layers(twin).values():
+                layer.lora_A.data, layer.lora_B.data = layer.lora_A.float(), layer.lora_B.float()
+                layer.lora_B.normal_(std=0.03, generator=generator)
+                if layer.lora_magnitude is not None:
+                    layer.lora_magnitude.data = layer.row_lengths().float()
+                    layer.lora_magnitude.mul_(1 + 0.3 * torch.rand(layer.out_features, generator=generator))
+        made[f"a{number}"] = twin.eval().requires_grad_(False)
+    return made
+
+
+@cache
+def plain_adapted(name: str, dtype: torch.dtype, adapter: str, tokens: tuple[int, ...]) -> Tensor:
+    """(L, V) of an adapter over a model of another type, by one pass in float64."""
+    with torch.inference_mode():
+        model = copy.deepcopy(adapters_to(name, dtype)[adapter]).double()
+        return model.logits(model(torch.tensor([tokens])))[0].double()
+
+
+def adapted(name: str, level: str, dtype: torch.dtype, **how: bool) -> NativeRunner:
+    base, over = family(name, dtype), adapters_to(name, dtype)
+    return NativeRunner(base, library(level), n_tokens=2000, adapters=over, **how)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("level", LEVELS)
+def test_adapters_in_float32_are_the_plain_pass(name: str, level: str) -> None:
+    runner = adapted(name, level, torch.float32)
+    rows = [runner.open(TOKENS[i:], adapter=over) for i, over in enumerate(adapters_to(name, torch.float32))]
+    found = runner.run([Chunk(row, len(row.tokens), len(row.tokens)) for row in rows])
+    for row, logits in zip(rows, found.split([len(row.tokens) for row in rows]), strict=True):
+        expected = plain_adapted(name, torch.float32, row.adapter, tuple(row.tokens))
+        torch.testing.assert_close(logits.double(), expected, rtol=1e-4, atol=2e-5, msg=row.adapter)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3"])
+@pytest.mark.parametrize("level", LEVELS)
+def test_adapters_in_bfloat16_are_no_further_from_exact_than_in_pytorch(name: str, level: str) -> None:
+    runner = adapted(name, level, torch.bfloat16)
+    plain = TorchRunner(family(name, torch.bfloat16), n_tokens=2000,
+                        adapters=adapters_to(name, torch.bfloat16))  # fmt: skip
+    for over in adapters_to(name, torch.bfloat16):
+        exact = plain_adapted(name, torch.bfloat16, over, tuple(TOKENS))
+        ours, theirs = (
+            float((who.run([Chunk(who.open(TOKENS, adapter=over), 48, 48)]) - exact).square().mean())
+            for who in (runner, plain)
+        )
+        assert ours <= theirs, over
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_eight_adapters_in_one_batch_have_the_bits_of_each_alone(level: str, dtype: torch.dtype) -> None:
+    names = ["", *adapters_to("llama", dtype)]
+    alone = {}
+    for name in names:
+        runner = adapted("llama", level, dtype, reuse=False)
+        alone[name] = runner.run([Chunk(runner.open(TOKENS, adapter=name), 48, 48)])
+    base = made("llama", level, dtype)
+    assert torch.equal(base.run([Chunk(base.open(TOKENS), 48, 48)]), alone[""])
+    assert len({tuple(logits[-1].tolist()) for logits in alone.values()}) == len(names)
+    before = torch.get_num_threads()
+    try:
+        for n_threads, step in ((1, 48), (2, 7), (3, 1)):
+            torch.set_num_threads(n_threads)
+            runner = adapted("llama", level, dtype)
+            rows = [runner.open(TOKENS, adapter=name) for name in (*names, *names[::-2])]
+            parts = list[Tensor]()
+            while (n := min(step, 48 - rows[0].n_read)) > 0:
+                parts.append(runner.run([Chunk(row, n, n) for row in rows]).unflatten(0, (len(rows), n)))
+            for row, logits in zip(rows, torch.cat(parts, 1), strict=True):
+                assert torch.equal(logits, alone[row.adapter])
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_an_adapter_that_has_learned_nothing_is_the_base(level: str) -> None:
+    base, none, fresh = (
+        family("llama", torch.bfloat16),
+        *(shared(family("llama", torch.bfloat16)) for _ in "ab"),
+    )
+    add_lora(none, dict.fromkeys(linear_layers(none), Lora(0)))
+    add_lora(fresh, dict.fromkeys(linear_layers(fresh), Lora(4)))
+    runner = NativeRunner(base, library(level), n_tokens=400, adapters={"none": none, "fresh": fresh})
+    rows = [runner.open(TOKENS, adapter=name) for name in ("", "none", "fresh")]
+    own, *others = runner.run([Chunk(row, 48, 48) for row in rows]).split(48)
+    assert all(torch.equal(own, other) for other in others)
+
+
+def test_a_model_with_an_adapter_of_its_own_is_read_by_it_and_anew_when_that_learns() -> None:
+    model = copy.deepcopy(adapters_to("llama", torch.bfloat16)["a0"])
+    runner = runner_for(model, n_tokens=400)
+    if len(LEVELS) == 1:
+        pytest.skip("no level here that would be chosen")
+    assert isinstance(runner, NativeRunner)
+    beside = adapted("llama", LEVELS[-1], torch.bfloat16)
+    row = runner.open(TOKENS)
+    found = runner.run([Chunk(row, 48, 48)])
+    assert torch.equal(found, beside.run([Chunk(beside.open(TOKENS, adapter="a0"), 48, 48)]))
+    assert not torch.equal(found, beside.run([Chunk(beside.open(TOKENS), 48, 48)]))
+    torch.testing.assert_close(runner.streams(TOKENS), beside.streams(TOKENS, "a0"), rtol=0, atol=0)
+    runner.close(row)
+    assert not runner.stale
+    with torch.no_grad():
+        model.get_parameter("layers.0.attn.q_proj.lora_B").mul_(2)
+    assert runner.stale and not torch.equal(runner.run([Chunk(runner.open(TOKENS), 48, 48)]), found)
+
+
+def test_an_adapter_beside_its_base_is_read_anew_when_it_learns() -> None:
+    base = family("llama", torch.float32)
+    over = copy.deepcopy(adapters_to("llama", torch.float32)["a0"])
+    runner = NativeRunner(base, library(LEVELS[-1]), n_tokens=400, adapters={"a": over})
+    assert not runner.stale
+    with torch.no_grad():
+        over.get_parameter("layers.1.ffn.gate_proj.lora_A").mul_(2)
+    assert runner.stale
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_numbers_that_are_none_in_an_adapter_damage_its_own_rows_alone(level: str) -> None:
+    base, broken = family("llama", torch.bfloat16), copy.deepcopy(adapters_to("llama", torch.bfloat16)["a0"])
+    with torch.no_grad():
+        broken.get_parameter("layers.0.attn.v_proj.lora_A")[1, 3] = torch.nan
+    good = adapters_to("llama", torch.bfloat16)["a2"]
+    runner = NativeRunner(base, library(level), n_tokens=400, adapters={"bad": broken, "good": good})
+    names = ["good", "bad", "", "good"]
+    for _ in range(2):
+        rows = [runner.open(TOKENS[:20], adapter=name) for name in names]
+        found = runner.run([Chunk(row, 20 - row.n_read, 1) for row in rows])
+        assert [bool(logits.isfinite().all()) for logits in found] == [name != "bad" for name in names]
+        assert not found[1].isfinite().any()
+        for row in rows:
+            runner.close(row)
 
 
 def test_what_a_plan_cannot_say_is_left_to_pytorch_and_said(monkeypatch: pytest.MonkeyPatch) -> None:

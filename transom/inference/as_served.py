@@ -20,6 +20,7 @@ from torch import Tensor
 from transom.insight.hooks import Edit, edited
 from transom.model.build import Model
 
+from .adapters import BASE
 from .block_manager import OutOfBlocks
 from .native_runner import NativeRunner
 from .runner import Runner
@@ -27,10 +28,16 @@ from .runner import Runner
 
 @contextmanager
 def as_served(
-    model: Model, tokens: Sequence[int], runner: Runner | None, *, changes: bool = True
+    model: Model,
+    tokens: Sequence[int],
+    runner: Runner | None,
+    *,
+    adapter: str = BASE,
+    changes: bool = True,
 ) -> Iterator[None]:
     """In this block and thread, passes over these tokens (L,), or a beginning of them, compute what `runner`
-    does. changes: whether anything of them is changed; else they are only watched, which spares a pass.
+    does. adapter: which of those over its model served them; `model` is the one that has it. changes: whether
+    anything of them is changed; else they are only watched, which spares a pass.
 
     Others are the plain model's, and so are all where PyTorch runs it, in float32, where nothing is rounded,
     and where a busy cache has no room to read the tokens once more.
@@ -39,7 +46,7 @@ def as_served(
         yield
         return
     try:
-        streams = runner.streams(tokens)
+        streams = runner.streams(tokens, adapter)
     except (OutOfBlocks, MemoryError):
         yield
         return

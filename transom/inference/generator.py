@@ -124,7 +124,7 @@ class Generator:
     @property
     def runs_by(self) -> str:
         """What computes its logits, and where that is PyTorch on a CPU, why."""
-        return "by PyTorch: it has adapters" if self.adapters else available(self.model)[1]
+        return available(self.model)[1]
 
     @overload
     def generate(

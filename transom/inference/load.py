@@ -86,7 +86,7 @@ def load(
     its head). kind: which of these it must be, so that an editor knows too. dtype: float32, bfloat16 or
     float16, the weights being cast once; None chooses, and the repr of what is loaded tells why. device: as
     torch names it; None takes the GPU where there is one. merge: of an adapter folder (LoRA), put what it
-    learned into the weights of its base; else it stands beside them, exact in any arithmetic. adapters: by
+    learned into the weights of its base; else it stands beside them, rounded apart. adapters: by
     name, the adapter folders that work over this model at once: `loaded.adapters[name]` is each of them.
     """
     folder = resolve(folder_or_id)

@@ -8,18 +8,22 @@ native/plan, as_served.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from transom.hardware import Hardware
 from transom.model.build import Model
+from transom.model.lora import adapted_layers
 from transom.native.library import WORDS, Library, Unavailable, best
 from transom.native.plan import PAGE, Plan, Read, why_not
 
+from .adapters import BASE
 from .onednn_weights import version_of
 from .runner import BlockRunner, TorchRunner
-from .sequence import Span
+from .sequence import Span, TokenSequence
 
 PIECE = 128
 """Tokens of a text whose streams are read at once: each has logits over the whole vocabulary beside."""
@@ -28,45 +32,63 @@ PIECE = 128
 class NativeRunner(BlockRunner):
     """Logits by the kernels of `native/`: one parallel region for a whole step."""
 
-    def __init__(self, model: Model, library: Library, *, n_tokens: int, reuse: bool = True) -> None:
-        """As for `BlockRunner`; a decoder that `why_not` has nothing against. Raises MemoryError."""
+    def __init__(
+        self, model: Model, library: Library, *, n_tokens: int, reuse: bool = True,
+        adapters: Mapping[str, Model] | None = None,
+    ) -> None:  # fmt: skip
+        """As for `BlockRunner`; a decoder that `why_not` has nothing against. adapters: by name, those over
+        the model that a sequence may be read by; one that is part of the model itself reads all. Raises
+        MemoryError.
+        """
         super().__init__(model, n_tokens=n_tokens, block=PAGE, reuse=reuse)
         self.library, self._model = library, model
+        self._adapters = {BASE: model} if adapted_layers(model) else dict(adapters or {})
+        self._number = {BASE: 0} | {name: number for number, name in enumerate(self._adapters, 1)}
         self._renew()
 
     @property
     def stale(self) -> bool:
         """Whether the model's weights have changed since what it holds was made, or somebody looks now."""
-        return version_of(self._model) != self._version or watched(self._model)
+        return self._version_now() != self._version or watched(self._model)
+
+    def _version_now(self) -> list[tuple[Any, ...]]:
+        return version_of(chain(self._model.parameters(), self._thin))
 
     def _renew(self) -> None:
-        self._version = version_of(self._model)
-        self.plan = Plan(self.library, self._model, self.blocks.n_blocks + 1)  # page 0 is nobody's
+        adapters = list(self._adapters.values())
+        layers = [layer for adapter in adapters for layer in adapted_layers(adapter).values()]
+        self._thin = [weight for layer in layers for weight in layer.parameters(recurse=False)]
+        self._version = self._version_now()
+        self.plan = Plan(self.library, self._model, self.blocks.n_blocks + 1, adapters)  # page 0 is nobody's
 
     def _prepare(self, origin: list[int], to: list[int], taken: list[int], last: list[int]) -> None:
         for one, other in zip(origin, to, strict=True):
             self.plan.copy_page(one, other)
 
     def _read(self, spans: Sequence[Span], wanted: Sequence[int]) -> Tensor:
-        reads, places, first = list[Read](), list[int](), 0
-        for span, n in zip(spans, wanted, strict=True):
+        reads, ends, end = list[Read](), dict[TokenSequence, int](), 0
+        # Rows of one adapter side by side: they are multiplied with its matrices together.
+        for span in sorted(spans, key=lambda span: self._number[span.sequence.adapter]):
             if span.n:
-                reads.append(Read(span.tokens(), span.start, span.blocks[: -(-span.stop // PAGE)]))
-            first += span.n
-            places += range(first - n, first)
+                pages, number = span.blocks[: -(-span.stop // PAGE)], self._number[span.sequence.adapter]
+                reads.append(Read(span.tokens(), span.start, pages, number))
+            ends[span.sequence] = end = end + span.n
+        places = [
+            ends[span.sequence] - n + i for span, n in zip(spans, wanted, strict=True) for i in range(n)
+        ]
         if not reads:
             return torch.empty(0, self.vocab_size)
         return self.plan.run(reads, places, torch.get_num_threads())
 
-    def streams(self, tokens: Sequence[int]) -> Tensor:
-        """Return the residual stream of a text (L,), as whoever served it had it: (layers + 1, L, D) float32.
+    def streams(self, tokens: Sequence[int], adapter: str = BASE) -> Tensor:
+        """Return the residual stream of a text (L,), as `adapter` had it: (layers + 1, L, D) float32.
 
         Nothing of it is kept. Raises OutOfBlocks where sequences hold too many, and MemoryError.
         """
-        pages = self.blocks.take(-(-len(tokens) // PAGE))
+        pages, number = self.blocks.take(-(-len(tokens) // PAGE)), self._number[adapter]
         try:
             parts = [
-                self.plan.streams(Read(tokens[at : at + PIECE], at, pages), torch.get_num_threads())
+                self.plan.streams(Read(tokens[at : at + PIECE], at, pages, number), torch.get_num_threads())
                 for at in range(0, len(tokens), PIECE)
             ]
         finally:
@@ -118,7 +140,7 @@ def runner_for(
 ) -> NativeRunner | TorchRunner:  # fmt: skip
     """Return the fastest runner for a model; see `TorchRunner` for the settings."""
     library, _ = available(model)
-    if library is not None and not adapters and not watched(model):
-        return NativeRunner(model, library, n_tokens=n_tokens, reuse=reuse)
-    plain = TorchRunner if library is None or adapters else WatchedRunner
+    if library is not None and not watched(model):
+        return NativeRunner(model, library, n_tokens=n_tokens, reuse=reuse, adapters=adapters)
+    plain = TorchRunner if library is None else WatchedRunner
     return plain(model, n_tokens=n_tokens, reuse=reuse, deterministic=deterministic, adapters=adapters)

@@ -13,7 +13,7 @@ again. Source: oneDNN's blocked layouts. Read next: runner.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -67,12 +67,12 @@ class Packing:
 
     def version(self) -> list[tuple[Any, ...]]:
         """Return what differs once a weight has been changed, replaced, moved or cast."""
-        return version_of(self.model)
+        return version_of(self.model.parameters())
 
 
-def version_of(model: Model) -> list[tuple[Any, ...]]:
-    """Return what differs once a weight of a model has been changed, replaced, moved or cast."""
-    return [(id(weight), weight._version, weight.data_ptr(), weight.dtype) for weight in model.parameters()]
+def version_of(weights: Iterable[Tensor]) -> list[tuple[Any, ...]]:
+    """Return what differs once one of these has been changed, replaced, moved or cast."""
+    return [(id(weight), weight._version, weight.data_ptr(), weight.dtype) for weight in weights]
 
 
 @torch.no_grad()

@@ -6,13 +6,22 @@ import ctypes
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
 from typing import Any
 
-ABI = 1
+ABI = 2
 """Of `TRANSOM_ABI`: a library of another number is refused."""
 
 F32, BF16 = 0, 1
-EMBED, NORM, PRODUCT, HEADS, ATTEND = range(5)
+EMBED, NORM, PRODUCT, HEADS, ATTEND, THIN = range(6)
 WRITE, ADD, GATE, LOGITS = range(4)
 ACTIVATIONS = {"none": 0, "silu": 1, "gelu": 2, "gelu_tanh": 3, "relu": 4, "relu2": 5}
+
+
+class Part(ctypes.Structure):
+    """`TransomPart`: what one adapter adds to one linear map."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("A", "B", "gain")),
+        *((name, c_int32) for name in ("at", "first", "step")),
+    ]
 
 
 class Op(ctypes.Structure):
@@ -21,9 +30,9 @@ class Op(ctypes.Structure):
     _fields_ = [
         *((name, c_int32) for name in ("kind", "in_", "out", "wanted", "store", "activation", "layer")),
         *((name, c_int32) for name in ("n_heads", "n_kv_heads", "head_dim", "window", "whole_norm")),
-        *((name, c_int32) for name in ("layer_norm", "position_offset")),
+        *((name, c_int32) for name in ("layer_norm", "position_offset", "thin", "n_parts")),
         *((name, c_float) for name in ("eps", "scale")),
-        *((name, c_void_p) for name in ("matrix", "table", "positions", "weight", "bias")),
+        *((name, c_void_p) for name in ("matrix", "table", "positions", "weight", "bias", "parts")),
     ]
 
 

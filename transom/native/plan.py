@@ -8,16 +8,19 @@ Read next: src/transom.h.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from ctypes import c_int32
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from . import abi
-from .abi import Op, Step
+from .abi import Op, Part, Step
 from .library import Library
 
 if TYPE_CHECKING:
@@ -38,6 +41,8 @@ class Read(NamedTuple):
     tokens: Sequence[int]
     start: int
     pages: Sequence[int]
+    adapter: int = 0
+    """Who reads them: 1 is the plan's first adapter; 0: none."""
 
 
 def why_not(model: Any) -> str:
@@ -54,8 +59,10 @@ def why_not(model: Any) -> str:
         "its embeddings are normed": config.embed_norm or bool(config.segments),
         "its attention has a soft cap": config.attn_softcap is not None,
         "its head has a layer of its own": config.head_transform,
-        "it has adapters": any("lora" in name.lower() for name, _ in model.named_parameters()),
-        "its weights are of several types": len({w.dtype for w in model.parameters()}) > 1,
+        "its weights are of several types": len(
+            {w.dtype for name, w in model.named_parameters() if ".lora_" not in name}
+        )
+        > 1,
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
 
@@ -63,18 +70,21 @@ def why_not(model: Any) -> str:
 class Plan:
     """What the kernels run for one model: ops, panels, and pages of keys and values."""
 
-    def __init__(self, library: Library, model: Any, n_pages: int) -> None:
-        """A decoder that `why_not` has nothing against; pages 0 .. n_pages - 1. Raises MemoryError."""
+    def __init__(self, library: Library, model: Any, n_pages: int, adapters: Sequence[Any] = ()) -> None:
+        """A decoder that `why_not` has nothing against; pages 0 .. n_pages - 1. adapters: models over its
+        weights (`model.lora`), of which each row is read by one or none. Raises MemoryError.
+        """
         self._functions, self._kept = library.functions, list[Any]()
         self._matrices: list[int] = []
         self._handle: int | None = None
         config: ModelConfig = model.config
-        self.config, self.format = config, FORMATS[model.embed.weight.dtype]
+        self.config, self._dtype = config, model.embed.weight.dtype
+        self.format = FORMATS[self._dtype]
         self._frequencies: Tensor | None = model.frequencies
         self._angles: tuple[Tensor, Tensor] | None = None
         self._widths: list[int] = []
         self._formats: list[int] = []
-        ops = self._ops(model)
+        ops = self._ops(model, adapters)
         self._op_array = (Op * len(ops))(*ops)
         widths = (c_int32 * len(self._widths))(*self._widths)
         formats = (c_int32 * len(self._formats))(*self._formats)
@@ -94,27 +104,28 @@ class Plan:
 
     # From modules to ops
 
-    def _ops(self, model: Any) -> list[Op]:
+    def _ops(self, model: Any, adapters: Sequence[Any]) -> list[Op]:
         config: ModelConfig = model.config
         heads, keys, width = config.n_heads, config.n_kv_heads, config.head_dim
         stream = self._buffer(config.dim, abi.F32)
         normed, inner = self._buffer(config.dim), self._buffer(config.ffn_dim)
         projected = self._buffer((heads + 2 * keys) * width, abi.F32)
         queries = self._buffer(heads * (-(-width // UNIT) * UNIT))
-        mixed = self._buffer(heads * width)
+        mixed, self._thin = self._buffer(heads * width), self._buffer(0)
         ops = [self._embed(model, stream)]
-        for i, block in enumerate(model.layers):
+        for i, blocks in enumerate(zip(model.layers, *(adapter.layers for adapter in adapters), strict=True)):
+            block, parts = blocks[0], partial(_named, blocks)
             attn, shape = block.attn, dict(layer=i, n_heads=heads, n_kv_heads=keys, head_dim=width)
             ops += [
                 self._norm(block.attn_norm, stream, normed, layer=1 + i),
-                self._product([attn.q_proj, attn.k_proj, attn.v_proj], normed, projected),
+                *self._product(parts("attn.q_proj", "attn.k_proj", "attn.v_proj"), normed, projected),
                 self._heads(attn, projected, queries, shape),
                 Op(kind=abi.ATTEND, in_=queries, out=mixed, window=config.window_of(i) or 0,
                    scale=width**-0.5 if config.attn_scale is None else config.attn_scale, **shape),
-                self._product([attn.o_proj], mixed, stream, store=abi.ADD),
+                *self._product(parts("attn.o_proj"), mixed, stream, store=abi.ADD),
                 self._norm(block.ffn_norm, stream, normed),
-                self._feed_forward(block.ffn, normed, inner),
-                self._product([block.ffn.down_proj], inner, stream, store=abi.ADD),
+                *self._feed_forward(parts, block.ffn.gated, normed, inner),
+                *self._product(parts("ffn.down_proj"), inner, stream, store=abi.ADD),
             ]  # fmt: skip
         last = 1 + config.n_layers
         ops.append(
@@ -155,28 +166,53 @@ class Plan:
         return op
 
     def _product(
-        self, parts: Sequence[Any], in_: int, out: int, *, store: int = abi.WRITE, activation: str = "none"
-    ) -> Op:
-        """Several linear maps of the same input as one."""
+        self, maps: Sequence[Sequence[Any]], in_: int, out: int, *, store: int = abi.WRITE,
+        activation: str = "none",
+    ) -> list[Op]:  # fmt: skip
+        """Several linear maps of the same input as one, and before it what adapters make of that. maps: each
+        of the base and of every adapter; where `store` is GATE, panels of the two alternate.
+        """
+        bases, gated = [own[0] for own in maps], store == abi.GATE
+        joined = _alternating if gated else torch.cat
         bias = None
-        if parts[0].bias is not None:
-            bias = self._floats(torch.cat([part.bias.detach() for part in parts]))
-        matrix = self._matrix(torch.cat([part.weight.detach() for part in parts]))
-        return Op(kind=abi.PRODUCT, in_=in_, out=out, matrix=matrix, bias=bias, store=store,
-                  activation=abi.ACTIVATIONS[activation])  # fmt: skip
+        if bases[0].bias is not None:
+            bias = self._floats(joined([base.bias.detach()[:, None] for base in bases])[:, 0])
+        matrix = self._matrix(joined([base.weight.detach() for base in bases]))
+        product = Op(kind=abi.PRODUCT, in_=in_, out=out, matrix=matrix, bias=bias, store=store,
+                     activation=abi.ACTIVATIONS[activation])  # fmt: skip
+        widths = [-(-max(map(_rank, own[1:]), default=0) // UNIT) * UNIT for own in maps]
+        if not any(widths):
+            return [product]
+        parts = list[Part]()
+        for number in range(1, len(maps[0])):
+            at = column = 0
+            for i, (own, width) in enumerate(zip(maps, widths, strict=True)):
+                first, above = (i, 0) if gated else divmod(column, PANEL)
+                parts.append(self._part(own[number], at, first, len(maps) if gated else 1, above))
+                at, column = at + width, column + bases[i].out_features
+        table = (Part * len(parts))(*parts)
+        self._kept.append(table)
+        self._widths[self._thin] = max(self._widths[self._thin], sum(widths))
+        product.thin, product.n_parts, product.parts = self._thin, len(maps), ctypes.addressof(table)
+        thin = Op(kind=abi.THIN, in_=in_, out=self._thin, n_parts=product.n_parts, parts=product.parts)
+        return [thin, product]
 
-    def _feed_forward(self, ffn: Any, in_: int, out: int) -> Op:
-        """The product into the inner width, with the activation; gate and up alternate panel by panel."""
-        activation = self.config.activation
-        if not ffn.gated:
-            return self._product([ffn.up_proj], in_, out, activation=activation)
-        both = (ffn.gate_proj, ffn.up_proj)
-        bias = None
-        if both[0].bias is not None:
-            bias = self._floats(_alternating([part.bias.detach()[:, None] for part in both])[:, 0])
-        matrix = self._matrix(_alternating([part.weight.detach() for part in both]))
-        return Op(kind=abi.PRODUCT, in_=in_, out=out, matrix=matrix, bias=bias, store=abi.GATE,
-                  activation=abi.ACTIVATIONS[activation])  # fmt: skip
+    def _part(self, layer: Any, at: int, first: int, step: int, above: int) -> Part:
+        """What an adapter adds to a linear map whose outputs begin `above` outputs down in panel `first`."""
+        if not _rank(layer):
+            return Part()
+        rise, gain = layer.lora.scale * layer.lora_B.detach().float(), None
+        if layer.lora_magnitude is not None:
+            own = layer.gain().detach().float()
+            rise, gain = own[:, None] * rise, self._floats(pad(own, (above, PANEL), value=1.0))
+        A, B = self._matrix(layer.lora_A), self._matrix(pad(rise, (0, 0, above, 0)))
+        return Part(A=A, B=B, gain=gain, at=at, first=first, step=step)
+
+    def _feed_forward(self, parts: Any, gated: bool, in_: int, out: int) -> list[Op]:
+        """The product into the inner width, with the activation."""
+        names = ("ffn.gate_proj", "ffn.up_proj") if gated else ("ffn.up_proj",)
+        store = abi.GATE if gated else abi.WRITE
+        return self._product(parts(*names), in_, out, store=store, activation=self.config.activation)
 
     def _buffer(self, width: int, format: int | None = None) -> int:
         self._widths.append(width)
@@ -185,7 +221,7 @@ class Plan:
 
     def _matrix(self, weight: Tensor) -> int:
         """Pack a matrix (out, in)."""
-        weight = weight.detach().contiguous()
+        weight = weight.detach().to(self._dtype).contiguous()
         matrix = self._functions.transom_pack(self.format, *weight.shape, weight.data_ptr())
         if not matrix:
             raise MemoryError(f"no memory for a second copy of a matrix of {weight.nbytes:,} bytes")
@@ -230,7 +266,7 @@ class Plan:
         """
         spans, first = [], 0
         for read in reads:
-            spans += [read.start, len(read.tokens), first]
+            spans += [read.start, len(read.tokens), first, read.adapter]
             first += len(read.pages)
         tokens = np.array([token for read in reads for token in read.tokens], dtype=np.int32)
         pages = np.array([page for read in reads for page in read.pages], dtype=np.int32)
@@ -260,5 +296,15 @@ class Plan:
 
 def _alternating(parts: Sequence[Tensor]) -> Tensor:
     """Matrices (N, in), their rows filled up to whole panels, panel by panel in turns."""
-    filled = [torch.nn.functional.pad(part, (0, 0, 0, -len(part) % PANEL)) for part in parts]
+    filled = [pad(part, (0, 0, 0, -len(part) % PANEL)) for part in parts]
     return torch.stack([part.unflatten(0, (-1, PANEL)) for part in filled], dim=1).flatten(0, 2)
+
+
+def _named(blocks: Sequence[Any], *names: str) -> list[list[Any]]:
+    """The parts of these names, each of all blocks."""
+    return [[block.get_submodule(name) for block in blocks] for name in names]
+
+
+def _rank(layer: Any) -> int:
+    """The rank of a layer's adapter; 0: it has none."""
+    return len(layer.lora_A) if hasattr(layer, "lora_A") else 0

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from transom.errors import Refused
+from transom.inference.adapters import BASE
 from transom.inference.as_served import as_served
 from transom.insight.ablation import ablate_head
 from transom.insight.answer_score import device_of, hidden_of
@@ -144,7 +145,8 @@ def viewed(replay: Replay) -> dict[str, Any]:
     """Return the view that is asked for, of the pass that was served; in the engine's thread."""
     view = replay.asked.view
     runner = getattr(replay.served.worker.engine, "runner", None)  # of whole texts there is none
-    with as_served(replay.model, replay.tokens, runner, changes=view not in WATCHED):
+    adapter = getattr(replay.served.model, "adapter", BASE)
+    with as_served(replay.model, replay.tokens, runner, adapter=adapter, changes=view not in WATCHED):
         return VIEWS[view](replay)
 
 

@@ -71,6 +71,7 @@ struct TransomPlan {
     std::vector<PageRun> runs;
     std::vector<Look> looks;
     std::vector<int32_t> places;
+    std::vector<Adapted> adapted;
     std::vector<Scratch> scratch;
     std::unique_ptr<Pieces[]> pieces; // of each op
 };
@@ -93,6 +94,7 @@ class Worker {
         case TRANSOM_PRODUCT: return product<F>(op);
         case TRANSOM_HEADS: return heads<F>(op);
         case TRANSOM_ATTEND: return attend<F>(op);
+        case TRANSOM_THIN: return thin<F>(op);
         }
     }
 
@@ -125,8 +127,20 @@ class Worker {
     template <class F> void product(const TransomOp& op) {
         const Rows in = plan_.buffers[size_t(op.in)].rows();
         const Rows out = op.store == TRANSOM_LOGITS ? Rows{} : plan_.buffers[size_t(op.out)].rows();
+        const Rows thin = op.n_parts ? plan_.buffers[size_t(op.thin)].rows() : Rows{};
         const int64_t pairs = (op.matrix->n + PAIR - 1) / PAIR;
-        share(pairs, [&](int64_t pair) { product_pair<F>(op, in, out, step_.logits, n_rows(op), pair); });
+        share(pairs, [&](int64_t pair) {
+            product_pair<F>(op, in, out, thin, plan_.adapted, step_.logits, n_rows(op), pair);
+        });
+    }
+
+    template <class F> void thin(const TransomOp& op) {
+        const Rows in = plan_.buffers[size_t(op.in)].rows(), out = plan_.buffers[size_t(op.out)].rows();
+        share(int64_t(plan_.adapted.size()) * op.n_parts, [&](int64_t i) {
+            const Adapted& some = plan_.adapted[size_t(i / op.n_parts)];
+            const TransomPart& part = op.parts[(some.adapter - 1) * op.n_parts + i % op.n_parts];
+            if (part.A) thin_part<F>(part, in, out, some);
+        });
     }
 
     Heads heads_of(const TransomOp& op, int32_t in, int32_t queries) const {
@@ -167,7 +181,7 @@ class Worker {
 
 // Where each token stands, which run of a page it belongs to, and which queries look back together.
 static void lay_out(TransomPlan& plan, const TransomStep& step) {
-    plan.runs.clear(), plan.looks.clear(), plan.places.clear();
+    plan.runs.clear(), plan.looks.clear(), plan.places.clear(), plan.adapted.clear();
     int32_t per = 1;
     for (const TransomOp& op : plan.ops)
         if (op.kind == TRANSOM_ATTEND) per = op.n_heads / op.n_kv_heads;
@@ -184,6 +198,15 @@ static void lay_out(TransomPlan& plan, const TransomStep& step) {
         for (int32_t first = 0; first < span.n * per; first += QUERY_ROWS)
             plan.looks.push_back(
                 {nullptr, &span, token, 0, first, std::min(QUERY_ROWS, span.n * per - first)});
+        for (int64_t first = token, stop = token + span.n; span.adapter && first < stop;) {
+            const int64_t end = std::min(stop, (first / BLOCK_ROWS + 1) * BLOCK_ROWS);
+            Adapted* last = plan.adapted.empty() ? nullptr : &plan.adapted.back();
+            if (last && last->adapter == span.adapter && last->first + last->rows == first && first % BLOCK_ROWS)
+                last->rows += int(end - first);
+            else
+                plan.adapted.push_back({span.adapter, first, int(end - first)});
+            first = end;
+        }
         token += span.n;
     }
 }
@@ -267,9 +290,10 @@ TransomMatrix* transom_pack(int32_t format, int64_t n, int64_t k, const void* nu
     TransomMatrix* m = new (std::nothrow) TransomMatrix;
     if (!m) return nullptr;
     const int64_t group = format == TRANSOM_F32 ? F32::group : Bf16::group;
+    const int64_t depth = TILES && format == TRANSOM_BF16 ? DEPTH_UNIT : group;
     m->format = format, m->n = n, m->k = k;
     m->n_panels = round_up(n, PAIR) / LANES;
-    m->groups = round_up(k, DEPTH_UNIT) / group;
+    m->groups = round_up(k, depth) / group;
     m->panels = format == TRANSOM_F32 ? pack<F32>(n, k, numbers, *m) : pack<Bf16>(n, k, numbers, *m);
     if (m->panels) return m;
     delete m;

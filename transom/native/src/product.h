@@ -10,13 +10,14 @@
 #include "transom.h"
 
 #include <cstdlib>
+#include <vector>
 
 // n outputs, k inputs, both rounded up with zeros; the panels of a matrix lie one behind the other.
 struct TransomMatrix {
     int32_t format;
     int64_t n, k;     // as they were given
     int64_t n_panels; // an even number: products take two at a time
-    int64_t groups;   // of a panel: a multiple of 16, which is the depth of a tile
+    int64_t groups;   // of a panel; where tiles read them, a multiple of 16, which is their depth
     char* panels;
 
     int64_t panel_bytes() const { return groups * 64; }
@@ -29,24 +30,42 @@ constexpr int PAIR = 2 * LANES;    // columns that a product makes at a time
 constexpr int BLOCK_ROWS = 32;     // rows that it makes at a time
 constexpr int64_t SLACK_ROWS = 32; // rows behind a buffer that a tile may read: their sums go nowhere
 constexpr int64_t DEPTH_UNIT = 32; // inputs are padded to a multiple of it
+#if defined(TRANSOM_AMX)
+constexpr bool TILES = true;
+#else
+constexpr bool TILES = false;
+#endif
 
-// c (R, 32) = R rows times two panels.
-template <class F, int R> static inline void few_rows(const typename F::number* a, size_t lda,
+// c (R, 32) = R rows times two panels; or (R, 16), times one.
+template <class F, int R, bool two = true> static inline void few_rows(const typename F::number* a, size_t lda,
                                                       const char* one, const char* other, int groups,
                                                       float* c, int ldc) {
     Vec left[R], right[R];
     for (int r = 0; r < R; r++) left[r] = right[r] = Vec{};
     for (int g = 0; g < groups; g++) {
         const Vec w = load(reinterpret_cast<const float*>(one + g * 64));
-        const Vec v = load(reinterpret_cast<const float*>(other + g * 64));
+        const Vec v = two ? load(reinterpret_cast<const float*>(other + g * 64)) : w;
 #pragma GCC unroll 12
         for (int r = 0; r < R; r++) {
             const typename F::number* x = a + r * lda + g * F::group;
             left[r] = F::dot(left[r], x, w);
-            right[r] = F::dot(right[r], x, v);
+            if (two) right[r] = F::dot(right[r], x, v);
         }
     }
-    for (int r = 0; r < R; r++) store(c + r * ldc, left[r]), store(c + r * ldc + LANES, right[r]);
+    for (int r = 0; r < R; r++) {
+        store(c + r * ldc, left[r]);
+        if (two) store(c + r * ldc + LANES, right[r]);
+    }
+}
+
+// The same of fewer than 12 rows: a row less is as quick as its share, and each panel is read once.
+template <class F, int R, bool two> static inline void last_rows(const typename F::number* a, size_t lda,
+                                                                 int rows, const char* one, const char* other,
+                                                                 int groups, float* c, int ldc) {
+    if (rows == R)
+        few_rows<F, R, two>(a, lda, one, other, groups, c, ldc);
+    else if constexpr (R > 1)
+        last_rows<F, R - 1, two>(a, lda, rows, one, other, groups, c, ldc);
 }
 
 // c (rows, 32) = rows of a times two panels; c and a have room for whole tiles of rows.
@@ -55,12 +74,24 @@ template <class F> static inline void two_panels(const typename F::number* a, si
                                                  int ldc) {
     int r = 0;
     for (; rows - r >= 12; r += 12) few_rows<F, 12>(a + r * lda, lda, one, other, groups, c + r * ldc, ldc);
-    for (; rows - r >= 6; r += 6) few_rows<F, 6>(a + r * lda, lda, one, other, groups, c + r * ldc, ldc);
-    for (; rows - r >= 3; r += 3) few_rows<F, 3>(a + r * lda, lda, one, other, groups, c + r * ldc, ldc);
-    for (; r < rows; r++) few_rows<F, 1>(a + r * lda, lda, one, other, groups, c + r * ldc, ldc);
+    last_rows<F, 11, true>(a + r * lda, lda, rows - r, one, other, groups, c + r * ldc, ldc);
+}
+
+// c (rows, 32): in its first 16 columns, rows of a times one panel.
+template <class F> static inline void one_panel(const typename F::number* a, size_t lda, int rows,
+                                                const char* panel, int groups, float* c) {
+    int r = 0;
+    for (; rows - r >= 12; r += 12)
+        few_rows<F, 12, false>(a + r * lda, lda, panel, panel, groups, c + r * PAIR, PAIR);
+    last_rows<F, 11, false>(a + r * lda, lda, rows - r, panel, panel, groups, c + r * PAIR, PAIR);
 }
 
 #if defined(TRANSOM_AMX)
+template <> inline void one_panel<Bf16>(const bf16* a, size_t lda, int rows, const char* panel, int groups,
+                                        float* c) {
+    amx::two_panels(a, lda, rows, panel, panel, groups, c, PAIR);
+}
+
 template <> inline void two_panels<Bf16>(const bf16* a, size_t lda, int rows, const char* one,
                                          const char* other, int groups, float* c, int ldc) {
     amx::two_panels(a, lda, rows, one, other, groups, c, ldc);
@@ -140,17 +171,83 @@ static inline void finish_logits(const TransomOp& op, float* out, int64_t width,
     }
 }
 
-// Columns 32 * pair on of the product, all rows.
-template <class F> static void product_pair(const TransomOp& op, const Rows& in, const Rows& out,
-                                            float* logits, int64_t n_rows, int64_t pair) {
+// Rows that one adapter reads, all of them in one block of the product's.
+struct Adapted {
+    int32_t adapter;
+    int64_t first;
+    int rows;
+};
+
+// One part of an adapter's x A^T, of some of its rows.
+template <class F>
+static void thin_part(const TransomPart& part, const Rows& in, const Rows& out, const Adapted& some) {
+    typedef typename F::number number;
+    const size_t lda = size_t(in.row_bytes) / sizeof(number);
+    alignas(64) float c[BLOCK_ROWS * PAIR];
+    // Tiles read a row of them in whole tiles; else nobody reads more than there is.
+    const int64_t panels = TILES ? part.A->n_panels : (part.A->n + LANES - 1) / LANES;
+    for (int64_t panel = 0; panel < panels; panel++) {
+        one_panel<F>(in.at<number>(some.first), lda, some.rows, part.A->panels + panel * part.A->panel_bytes(),
+                     int(part.A->groups), c);
+        for (int r = 0; r < some.rows; r++)
+            store(out.at<number>(some.first + r) + part.at + panel * LANES, load(c + r * PAIR));
+    }
+}
+
+// Call work(part, panel of its B, column of the pair) for what an adapter adds to columns 32 * pair on.
+template <class Work>
+static inline void each_panel(const TransomOp& op, int32_t adapter, int64_t pair, const Work& work) {
+    for (int i = 0; i < op.n_parts; i++) {
+        const TransomPart& part = op.parts[(adapter - 1) * op.n_parts + i];
+        for (int64_t column = 0; part.A && column < PAIR; column += LANES) {
+            const int64_t away = 2 * pair + column / LANES - part.first, panel = away / part.step;
+            if (away >= 0 && away % part.step == 0 && panel * LANES < part.B->n) work(part, panel, column);
+        }
+    }
+}
+
+// Ask for what `add_thin` will read: no stream that the CPU sees coming, and a wait for memory at each panel.
+static inline void fetch_thin(const TransomOp& op, const Adapted& some, int64_t pair) {
+    each_panel(op, some.adapter, pair, [](const TransomPart& part, int64_t panel, int64_t) {
+        const char* from = part.B->panels + panel * part.B->panel_bytes();
+        for (int64_t i = 0; i < part.B->panel_bytes(); i += 64) __builtin_prefetch(from + i, 0, 2);
+    });
+}
+
+// What an adapter adds to the sums c (rows, 32) of columns 32 * pair on.
+template <class F> static inline void add_thin(const TransomOp& op, const Rows& thin, const Adapted& some,
+                                               int64_t pair, float* c) {
+    typedef typename F::number number;
+    const size_t lda = size_t(thin.row_bytes) / sizeof(number);
+    alignas(64) float more[BLOCK_ROWS * PAIR];
+    each_panel(op, some.adapter, pair, [&](const TransomPart& part, int64_t panel, int64_t column) {
+        one_panel<F>(thin.at<number>(some.first) + part.at, lda, some.rows,
+                     part.B->panels + panel * part.B->panel_bytes(), int(part.B->groups), more);
+        for (int r = 0; r < some.rows; r++) {
+            float* sums = c + r * PAIR + column;
+            const Vec own = part.gain ? load(sums) * load(part.gain + panel * LANES) : load(sums);
+            store(sums, own + load(more + r * PAIR));
+        }
+    });
+}
+
+// Columns 32 * pair on of the product, all rows. adapted: in the order of their rows.
+template <class F>
+static void product_pair(const TransomOp& op, const Rows& in, const Rows& out, const Rows& thin,
+                         const std::vector<Adapted>& adapted, float* logits, int64_t n_rows, int64_t pair) {
     const TransomMatrix& m = *op.matrix;
     const char* one = m.panels + 2 * pair * m.panel_bytes();
     const size_t lda = size_t(in.row_bytes) / sizeof(typename F::number);
     alignas(64) float c[BLOCK_ROWS * PAIR];
+    size_t next = op.n_parts ? 0 : adapted.size();
     for (int64_t first = 0; first < n_rows; first += BLOCK_ROWS) {
         int rows = int(n_rows - first < BLOCK_ROWS ? n_rows - first : BLOCK_ROWS);
+        for (size_t i = next; i < adapted.size() && adapted[i].first < first + rows; i++)
+            fetch_thin(op, adapted[i], pair);
         two_panels<F>(in.at<typename F::number>(first), lda, rows, one, one + m.panel_bytes(), int(m.groups),
                       c, PAIR);
+        for (; next < adapted.size() && adapted[next].first < first + rows; next++)
+            add_thin<F>(op, thin, adapted[next], pair, c + (adapted[next].first - first) * PAIR);
         if (op.store == TRANSOM_LOGITS)
             finish_logits(op, logits, m.n, first, rows, pair * PAIR, c);
         else

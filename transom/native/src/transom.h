@@ -4,7 +4,7 @@
 #pragma once
 #include <cstdint>
 
-#define TRANSOM_ABI 1
+#define TRANSOM_ABI 2
 
 extern "C" {
 
@@ -16,6 +16,7 @@ enum TransomKind : int32_t {
     TRANSOM_PRODUCT = 2, // a packed matrix, its bias, and what is fused behind it
     TRANSOM_HEADS = 3,   // queries, keys, values: norm, rotation, keys and values into their pages
     TRANSOM_ATTEND = 4,  // queries look back in the pages of their row
+    TRANSOM_THIN = 5,    // what adapters make of the rows that a product reads: the thin matrices A
 };
 
 // What a product does with its sums.
@@ -38,6 +39,15 @@ enum TransomActivation : int32_t {
 typedef struct TransomMatrix TransomMatrix;
 typedef struct TransomPlan TransomPlan;
 
+// What one adapter adds to one linear map: to rows x of which the product makes x W^T, gain x W^T + (x A^T) B^T.
+typedef struct {
+    const TransomMatrix* A; // (rank, K), or null: it leaves this map alone
+    const TransomMatrix* B; // (outputs, rank), scaled, its first output the first of a panel of the product
+    const float* gain;      // of B's outputs, whole panels; or null: 1
+    int32_t at;             // where its x A^T stands in the buffer of thin products
+    int32_t first, step;    // its panels of the product: first, first + step, ...
+} TransomPart;
+
 // One op of a plan. Fields that a kind does not name are 0. Buffers are numbered as `transom_plan` was given
 // them.
 typedef struct {
@@ -51,6 +61,8 @@ typedef struct {
     int32_t whole_norm;                            // HEADS: norm of all heads of a token together
     int32_t layer_norm;                            // NORM: mean and bias too
     int32_t position_offset;     // EMBED: rows left free at the beginning of the table of positions
+    int32_t thin;                // PRODUCT: the buffer that THIN wrote
+    int32_t n_parts;             // THIN, PRODUCT: linear maps that the product is made of; 0: no adapter
     float eps;                   // NORM, HEADS
     float scale;                 // EMBED, NORM: factor of what comes out; ATTEND: factor of the scores
     const TransomMatrix* matrix; // PRODUCT
@@ -58,12 +70,13 @@ typedef struct {
     const void* positions;       // EMBED: (max_len, D) in the plan's format, or null
     const float* weight;         // NORM: (D,); HEADS: norm of queries (K,) or (H K,), or null
     const float* bias;           // NORM: (D,) or null; HEADS: norm of keys; PRODUCT: (N,) or null
+    const TransomPart* parts;    // THIN, PRODUCT: (adapters, n_parts)
 } TransomOp;
 
 // One row's part of a step: n tokens from place `start` on, whose pages stand in `pages` from `first_page`
-// on.
+// on. adapter: 1 and on, or 0: none.
 typedef struct {
-    int32_t start, n, first_page;
+    int32_t start, n, first_page, adapter;
 } TransomSpan;
 
 // What one call of transom_run reads. All pointers are borrowed for the call.
