@@ -479,6 +479,7 @@ def ask(
     threshold: float | None = None,
     explain: Switched = False,
     embedder: str | None = None,
+    reranker: str | None = None,
     dtype: Dtype = None,
     device: Device = None,
     json: Json = False,
@@ -501,15 +502,20 @@ def ask(
         Show every stage: what was found, with its scores, and why it was not taken.
     embedder
         Another place of the encoder that the index was made with.
+    reranker
+        A cross-encoder, or a classifier of your own with a class `right`, that reads the best passages beside
+        the question and puts them in its order.
     """
     from .retrieval.answer import Explained
     from .retrieval.ask import ask as answer
     from .retrieval.reader import Reader
+    from .retrieval.reranker import Reranker
     from .retrieval.search import KnowledgeBase
     from .retrieval.writer import Writer
 
     with _answer(json) as show:
-        base = KnowledgeBase.open(kb, embedder=embedder, device=device)
+        ranks = None if reranker is None else Reranker.open(reranker, device=device)
+        base = KnowledgeBase.open(kb, embedder=embedder, reranker=ranks, device=device)
         writer = None if model is None else Writer(_loaded(model, "Generator", dtype, device))
         finds = None if reader is None else Reader(_loaded(reader, "Generator", dtype, device))
         found = answer(

@@ -110,6 +110,9 @@ class ServerSettings(Settings):
     index: Annotated[tuple[str, ...], Names] = ()
     """A knowledge base (transom index) to answer from, FOLDER or NAME=FOLDER, or the address of one in
     PostgreSQL; repeat for several."""
+    reranker: str | None = None
+    """A model that reads the best passages beside the question and puts them in its order, as for transom
+    ask: a folder or a Hugging Face id."""
     chat_template: str | None = None
     """`plain`, `chatml` or a file, for models whose folder has none that can be read."""
     memory: Path | None = None

@@ -97,6 +97,7 @@ EXAMPLES = {
         ('transom ask kb "How many days of leave are there?"', ""),
         ('transom ask kb "Who serves the boiler?" --explain', "what was found, and why it was not taken"),
         ('transom ask kb "..." --model MODEL --generate', "in the model's words, checked"),
+        ('transom ask kb "..." --reranker MODEL', "a cross-encoder reads what was found once more"),
     ),
     "calibrate": (("transom calibrate kb labelled.jsonl --max-error 0.05", ""),),
     "look": (

@@ -177,6 +177,34 @@ class Tokenizer:
                 return tuple(encoding.ids[: inside[0]]), tuple(encoding.ids[inside[-1] + 1 :])
         return tuple(self.backend.encode("", add_special_tokens=True).ids), ()
 
+    def framed_pairs(
+        self, first: Sequence[str], second: Sequence[str], max_len: int
+    ) -> list[tuple[Ids, Ids]]:
+        """Two texts in a row as the folder frames them: the ids of each pair, and each id's segment (0 or 1).
+
+        Of more than `max_len` ids the second text loses its end, and the first what is over half of them.
+        """
+        frame = self._pair_frame
+        room = max_len - sum(place is None for _, _, place in frame)
+        found = []
+        for one, other in zip(self.encode_arrays(first), self.encode_arrays(second), strict=True):
+            one = one[: room if len(one) + len(other) <= room else max(room // 2, room - len(other))]
+            texts = (one, other[: room - len(one)])
+            parts = [np.array([id], np.uint32) if place is None else texts[place] for id, _, place in frame]
+            sides = [
+                np.full(len(part), side, np.uint32) for part, (_, side, _) in zip(parts, frame, strict=True)
+            ]
+            found.append((np.concatenate(parts), np.concatenate(sides)))
+        return found
+
+    @cached_property
+    def _pair_frame(self) -> list[tuple[int, int, int | None]]:
+        """Id, segment and place in a framed pair; None is a control token, a number which text."""
+        probe = self.backend.encode("a", "a", add_special_tokens=True)
+        parts = list(zip(probe.ids, probe.type_ids, probe.sequence_ids, strict=True))
+        places = [place for _, _, place in parts]
+        return [part for at, part in enumerate(parts) if part[2] is None or part[2] not in places[:at]]
+
     def framed_as(self, frame: str) -> Tokenizer:
         """This vocabulary with another frame: `text` (end x end, with a mask token) or `target` (x end)."""
         backend = Backend.from_str(self.json_text)

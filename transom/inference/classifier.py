@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import overload
 
 import torch
+from torch import Tensor
 
 from transom.data.tokenizer import Tokenizer
 from transom.errors import Refused
@@ -96,11 +97,18 @@ class Classifier:
 
     @torch.inference_mode()
     def read(self, batch: TextBatch, temperature: float = 1.0) -> list[Classification]:
-        """Return the classes of the texts of one batch."""
+        """Return the classes of the texts of one batch. Raises Refused where there is one class only."""
+        if len(self.labels) == 1:
+            raise Refused("this model has one class: it scores a passage beside a question, and tells none"
+                          " apart; transom ask KB QUESTION --reranker MODEL")  # fmt: skip
+        return [self._answer(row) for row in (self.logits(batch) / temperature).softmax(-1).tolist()]
+
+    @torch.inference_mode()
+    def logits(self, batch: TextBatch, segments: Tensor | None = None) -> Tensor:
+        """The scores of the classes of the texts of one batch: (B, C) float32; segments: (B, L) of tokens."""
         model = self._packing.current()
-        hidden = model(batch.tokens, documents=batch.documents)
-        scores = model.label_logits(hidden, batch.documents)  # type: ignore[operator]
-        return [self._answer(row) for row in (scores / temperature).softmax(-1).tolist()]
+        hidden = model(batch.tokens, documents=batch.documents, segments=segments)
+        return model.label_logits(hidden, batch.documents)  # type: ignore[operator]
 
     def _answer(self, row: list[float]) -> Classification:
         confidence = max(row)

@@ -162,8 +162,9 @@ class ModelConfig:
             raise ValueError(f"n_encoder_layers is {self.n_encoder_layers}; it must be at least 1")
         if self.head != "tokens" and self.kind != "encoder":
             raise ValueError(f"a head that can {self.head} stands on an encoder, not on a {self.kind}")
-        if self.head in ("classify", "tag") and len(self.labels) < 2:
-            raise ValueError(f"{len(self.labels)} labels; telling classes apart needs at least 2")
+        least = {"classify": 1, "tag": 2}.get(self.head, 0)  # one: a cross-encoder's score
+        if len(self.labels) < least:
+            raise ValueError(f"{len(self.labels)} labels; this head needs at least {least}")
         if self.cell is not None and self.kind == "encoder":
             raise ValueError(f"an {self.cell} is a decoder or an encoder-decoder here, not an encoder")
         if self.cell is not None and self.experts is not None:

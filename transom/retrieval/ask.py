@@ -86,7 +86,8 @@ class Inquiry:
         judge = judge_of(base)
         self.question = question
         self.threshold = judge.threshold if threshold is None else threshold
-        self.promise = judge.promise if threshold is None else ""
+        promised = threshold is None and base.reranker is None  # it was calibrated in the index's own order
+        self.promise = judge.promise if promised else ""
         self.hits = base.search(question, POOL, labels=labels)
         self.ranked = rank(judge, candidates(base, question, self.hits))
         self.best = self.ranked[0][0] if self.ranked else 0.0
@@ -216,7 +217,7 @@ def _search_stage(hits: Sequence[Hit]) -> Stage:
     for place, hit in enumerate(hits):
         sides = [
             f"{name} {value:.3f}"
-            for name, value in (("words", hit.words), ("vectors", hit.vectors))
+            for name, value in (("words", hit.words), ("vectors", hit.vectors), ("reranker", hit.reranker))
             if value is not None
         ]
         fate = "read" if place < READ else f"not read: the best {READ} are"

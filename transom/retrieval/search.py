@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,10 +20,13 @@ from transom.errors import Refused
 
 from .embedding import TextEncoder, for_index
 from .places import name_of, open_store, shown
+from .reranker import Reranker
 from .store import Hits, Labels, Passage, Store
 
 POOL = 200
 """Chunks that each side proposes."""
+RERANKED = 30
+"""Passages that a reranker reads."""
 MIX = 0.5
 """The vectors' part of the mixed score."""
 LONGEST = 4000
@@ -52,6 +55,8 @@ class Hit:
     """Its BM25; None: not among the best by words."""
     vectors: float | None
     """Its cosine; None: not among the best by vectors."""
+    reranker: float | None = None
+    """How well a reranker says that it belongs to the question; None: it did not read it."""
 
     def to_dict(self) -> dict[str, Any]:
         one = self.passage
@@ -64,27 +69,36 @@ class Hit:
             "score": self.score,
             "words": self.words,
             "vectors": self.vectors,
+            "reranker": self.reranker,
         }
 
 
 class KnowledgeBase:
     """A store with the encoder that its vectors are of, ready to be searched."""
 
-    def __init__(self, store: Store, encoder: TextEncoder | None, name: str = "") -> None:
-        self.store, self.encoder, self.name = store, encoder, name
+    def __init__(
+        self, store: Store, encoder: TextEncoder | None, name: str = "", reranker: Reranker | None = None
+    ) -> None:
+        """reranker: reads the best passages once more."""
+        self.store, self.encoder, self.name, self.reranker = store, encoder, name, reranker
 
     @classmethod
     def open(
-        cls, path: str | Path, *, embedder: str | None = None, device: str | None = None
+        cls,
+        path: str | Path,
+        *,
+        embedder: str | None = None,
+        reranker: Reranker | None = None,
+        device: str | None = None,
     ) -> KnowledgeBase:
         """Open an index: a folder, or the address of a database. embedder: another place of the encoder that
-        it was made with.
+        it was made with. reranker: what reads the best passages once more.
 
         Raises Refused for what is no index, is damaged, or was made with another encoder.
         """
         store = open_store(path)
         encoder = for_index(store.info["embedder"], embedder, shown(path), new=False, device=device)
-        return cls(store, encoder, name_of(path))
+        return cls(store, encoder, name_of(path), reranker)
 
     def current(self) -> KnowledgeBase:
         """The same, or what has taken its place meanwhile, with the same encoder."""
@@ -95,12 +109,14 @@ class KnowledgeBase:
             raise Refused(
                 f"{shown(self.store.place)}: was made anew with another encoder; start again to use it"
             )
-        return KnowledgeBase(newer, self.encoder, self.name)
+        return KnowledgeBase(newer, self.encoder, self.name, self.reranker)
 
     def search(
         self, question: str, k: int = 10, *, labels: Labels = None, way: Way = "both", mix: float = MIX
     ) -> list[Hit]:
-        """The k passages that fit a question best. Raises Refused for an empty or an endless question."""
+        """The k passages that fit a question best; where there is a reranker, RERANKED of them by what that
+        says. Raises Refused for an empty or an endless question.
+        """
         checked(question)
         by_words = self.store.lexical(terms(question), POOL, labels) if way != "vectors" else []
         by_vectors: Hits = []
@@ -110,12 +126,20 @@ class KnowledgeBase:
             by_vectors = self.store.dense(self.vectors([question])[0], POOL, labels)
         words, vectors = dict(by_words), dict(by_vectors)
         scores = words if not vectors else vectors if not words else _mixed(words, vectors, mix)
-        best = sorted(scores, key=lambda id: (-scores[id], id))[:k]
+        n = k if self.reranker is None else max(k, RERANKED)
+        best = sorted(scores, key=lambda id: (-scores[id], id))[:n]
         found = self.store.fetch(best)
-        return [
+        hits = [
             Hit(passage, scores[id], words.get(id), vectors.get(id))
             for id, passage in zip(best, found, strict=True)
         ]
+        return hits if self.reranker is None else self._reranked(question, hits, self.reranker)[:k]
+
+    def _reranked(self, question: str, hits: list[Hit], reranker: Reranker) -> list[Hit]:
+        read, rest = hits[:RERANKED], hits[RERANKED:]
+        says = reranker.scores(question, [hit.passage.text for hit in read])
+        scored = [replace(hit, reranker=score) for hit, score in zip(read, says, strict=True)]
+        return sorted(scored, key=lambda hit: -(hit.reranker or 0.0)) + rest
 
     def vectors(self, texts: list[str]) -> NDArray[np.float32]:
         """The vectors of texts (n, D), of length 1."""

@@ -18,6 +18,7 @@ from transom.retrieval.answer import Answer as Answered
 from transom.retrieval.answer import Explained
 from transom.retrieval.ask import Inquiry
 from transom.retrieval.places import shown
+from transom.retrieval.reranker import Reranker
 from transom.retrieval.search import KnowledgeBase
 from transom.retrieval.writer import ANSWER_TOKENS, SMALL, messages
 from transom.server_settings import ServerSettings
@@ -34,13 +35,16 @@ Made = Callable[..., dict[str, Any]]
 
 def open_knowledge(settings: ServerSettings) -> dict[str, KnowledgeBase]:
     """The knowledge bases of a server by name. Raises Refused for one that cannot be opened or has no own
-    name.
+    name, and for a reranker without any.
     """
     found: dict[str, KnowledgeBase] = {}
+    if settings.reranker is not None and not settings.index:
+        raise Refused("--reranker puts in order what an index finds; add --index KB")
+    ranks = None if settings.reranker is None else Reranker.open(settings.reranker, device=settings.device)
     for said in settings.index:
         named = re.fullmatch(r"([\w.-]+)=(.+)", said)
         place = named[2] if named else said
-        base = KnowledgeBase.open(place, device=settings.device)
+        base = KnowledgeBase.open(place, reranker=ranks, device=settings.device)
         name = named[1] if named else base.name
         if not re.fullmatch(r"[\w.-]+", name) or name in found:
             raise Refused(f"--index {shown(place)}: give each a name of its own: NAME=FOLDER")
