@@ -27,6 +27,7 @@ NAMES = (
     "classification",
     "embedding_quality",
     "retrieval_quality",
+    "retrieval_speed",
     "poisoned",
     "look_speed",
     "page_speed",
