@@ -18,6 +18,7 @@ NAMES = (
     "engine_speed",
     "gguf_parity",
     "adapter_speed",
+    "weights_quality",
     "answer_quality",
     "generation_speed",
     "translation_speed",

@@ -61,6 +61,8 @@ def main(arguments: list[str]) -> None:
         peers: dict[str, Write] = {"transformers": of_transformers(folder), "Transom": of_transom(generator)}
         if available(generator.model)[0] is not None:
             peers["Transom by PyTorch"] = of_transom(generator, "0")
+            coded = transom.load(folder, Generator, dtype="bfloat16", weights="int8")
+            peers["Transom, int8"] = of_transom(coded)
         missing = llama_cpp_peer.missing()
         if not missing:
             peers["llama.cpp"] = llama_cpp_peer.writer(folder, max(BATCHES))

@@ -46,6 +46,10 @@ Model = Annotated[
 Dtype = Annotated[
     str | None, Parameter(help="`float32` or `bfloat16` [default: as the folder says, and as is fast here].")
 ]
+Weights = Annotated[
+    Literal["int8"] | None,
+    Parameter(help="`int8`: multiply in 8 bits on a CPU [default: as the weights are]."),
+]
 Device = Annotated[str | None, Parameter(help="`cpu`, `cuda`, `mps` [default: the fastest].")]
 Texts = Annotated[
     str, Parameter(help="What to read; with nothing here and no file, the lines of standard input.")
@@ -193,6 +197,7 @@ def generate(
     out: Rows = None,
     share: Share = ALONE,
     dtype: Dtype = None,
+    weights: Weights = None,
     device: Device = None,
     json: Json = False,
 ) -> int:
@@ -213,7 +218,13 @@ def generate(
     settings = flags.given()
     if "stop" in settings:
         settings["stop"] = [unescaped(stop) for stop in settings["stop"]]
-    rows = _answer_file("generate", model, prompts, input, field, out, settings, share, dtype, device, json)
+    if weights and share != ALONE:
+        raise Refused("--weights is for one process; leave out --workers, --ray and --deterministic")
+    rows = (
+        None
+        if weights
+        else _answer_file("generate", model, prompts, input, field, out, settings, share, dtype, device, json)
+    )
     if rows is not None:
         return rows
     whole = () if prompts or input else (whole_input(),)
@@ -221,7 +232,7 @@ def generate(
     asked = TextInput(prompts or whole, input, field, out, model=model, fix=pipe)
     texts = asked.texts
     with _answer(json) as show:
-        generator = _loaded(model, "Generator", dtype, device)
+        generator = _loaded(model, "Generator", dtype, device, weights)
         if json or input or out or len(texts) > 1 or flags.n > 1:
             show(Completions(asked, flags.n, generator.generate(texts, **settings)))
         else:
@@ -359,6 +370,7 @@ def chat(
     top_p: float | None = None,
     seed: int | None = None,
     dtype: Dtype = None,
+    weights: Weights = None,
     device: Device = None,
     json: Json = False,
 ) -> None:
@@ -390,7 +402,7 @@ def chat(
     from .checkpoint.hub import resolve
     from .data.chat_template import template_of
 
-    generator = _loaded(model, "Generator", dtype, device)
+    generator = _loaded(model, "Generator", dtype, device, weights)
     template = template_of(resolve(model), chat_template)
     if template is None:
         raise Refused(
@@ -985,11 +997,11 @@ def _settings(data: str | None, flags: TrainSettings, config: Path | None) -> Tr
     return load(TrainSettings, given, config)
 
 
-def _loaded(model: str, kind: str, dtype: str | None, device: str | None) -> Any:
+def _loaded(model: str, kind: str, dtype: str | None, device: str | None, weights: str | None = None) -> Any:
     """The model of a folder, which must be of one kind; the verb of another one is named."""
     from .inference.load import load as load_model
 
-    found = load_model(model, dtype=dtype, device=device)
+    found = load_model(model, dtype=dtype, device=device, weights=weights)
     if (other := type(found).__name__) != kind:
         raise Refused(f"{model} is a {other}; {VERB_OF[other]}")
     return found

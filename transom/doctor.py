@@ -119,7 +119,8 @@ def _native(hardware: Hardware) -> Iterator[Finding]:
     from .native.library import COMPILE, WORDS, Unavailable, best
 
     try:
-        yield Finding("kernels", f"native, {WORDS[best().level]}: decoders write with them on a CPU", "ok")
+        found = f"native, {WORDS[best().level]}: decoders write with them on a CPU, int8 too"
+        yield Finding("kernels", found, "ok")
     except Unavailable as why:
         fix = f"{COMPILE}   (needs a C++ compiler: g++ or clang++)" if COMPILE in str(why) else ""
         yield Finding("kernels", f"by PyTorch; native ones {why}", "note", fix)

@@ -134,6 +134,8 @@ class ServerSettings(Settings):
     same."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Type of the weights [default: as the folder says, and as is fast here]."""
+    weights: Literal["int8"] | None = None
+    """`int8`: multiply in 8 bits on a CPU, faster and a little less exact [default: as the weights are]."""
     device: str | None = None
     """`cpu`, `cuda`, `mps` [default: the fastest]."""
     limits: LimitSettings = LimitSettings()

@@ -62,9 +62,10 @@ class Ops:
         self.kept.append(values.contiguous())
         return self.kept[-1].data_ptr()
 
-    def matrix(self, weight: Tensor) -> int:
-        weight = weight.to(DTYPES[self.format]).contiguous()
-        self.matrices.append(self.functions.transom_pack(self.format, *weight.shape, weight.data_ptr()))
+    def matrix(self, weight: Tensor, format: int | None = None) -> int:
+        format = self.format if format is None else format
+        weight = weight.to(DTYPES.get(format, torch.float32)).contiguous()
+        self.matrices.append(self.functions.transom_pack(format, *weight.shape, weight.data_ptr()))
         return self.matrices[-1]
 
     def plan(self, ops: Sequence[Op]) -> Ops:
@@ -81,7 +82,7 @@ class Ops:
         at = self.functions.transom_buffer(self.handle, number, n_rows, ctypes.byref(row_bytes))
         raw = (ctypes.c_uint8 * (row_bytes.value * n_rows)).from_address(at)
         flat = torch.frombuffer(raw, dtype=torch.uint8)
-        return flat.view(DTYPES[self.buffers[number][1]]).view(n_rows, -1)
+        return flat.view(DTYPES.get(self.buffers[number][1], torch.uint8)).view(n_rows, -1)
 
     def page(self, page: int, head: int, side: int) -> Tensor:
         """The numbers of a page of one head's keys (side 0) or values (1)."""

@@ -16,7 +16,7 @@ from tests.scale import scaled
 from transom.model.attend import Rule, attend_plain
 from transom.model.layers import ACTIVATIONS
 from transom.native import abi
-from transom.native.abi import BF16, F32, Op, Part
+from transom.native.abi import BF16, F32, I8, Op, Part
 
 LEVELS = [pytest.param(level, format, id=f"{level}-{name}") for level in (levels() or ["scalar"])
           for name, format in (("float32", F32), ("bfloat16", BF16))]  # fmt: skip
@@ -341,6 +341,60 @@ def test_rows_of_many_adapters_have_the_bits_of_each_alone(level, format):
     for row, (adapter, found) in enumerate(zip(whose, ops.buffer(1, 70), strict=True)):
         assert torch.equal(found, alone[adapter][row])
     assert not torch.equal(alone[1], alone[2]) and not torch.equal(alone[0], alone[1])
+
+
+def in_8_bits(x: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """Rows (N, K), K padded to whole blocks, as integers (N, blocks, block) and scales (N, blocks)."""
+    blocks = F.pad(x.float(), (0, -x.shape[1] % block)).unflatten(1, (-1, block))
+    most, largest = (
+        blocks.abs().amax(-1),
+        torch.tensor(127.0),
+    )  # a tensor: 127 / most would not be one division
+    factor = torch.where(most > 1e-30, largest / most, 0.0)
+    return (blocks * factor[..., None]).round().long(), torch.where(factor > 0, most / largest, 0.0)
+
+
+@pytest.mark.parametrize(("level", "format"), LEVELS)
+@given(m=rows, n=sizes, k=sizes, seed=st.integers(0, 99), threads=st.integers(1, 2), size=st.integers(-40, 4))
+@settings(max_examples=scaled(60))
+def test_products_of_8_bits_are_exact_integers(level, format, m, n, k, seed, threads, size):
+    """Bit by bit: sums of 32 inputs are integers, scaled and added up in the order of the inputs."""
+    x, weight = rounded(drawn(seed, m, k) * 10.0**size, format), drawn(seed + 1, n, k)
+    x[:, : k // 2] *= 0.0 if seed % 3 == 0 else 1.0
+    weight[n // 2] = 0
+    ops = Ops(library(level), format, [(k, format), (k, I8), (n, F32)])
+    ops.plan([Op(kind=abi.ENCODE, in_=0, out=1),
+              Op(kind=abi.PRODUCT, in_=1, out=2, matrix=ops.matrix(weight, I8))])  # fmt: skip
+    filled(ops, 0, x)
+    ops.run([0] * m, threads=threads)
+    out = ops.buffer(2, m)
+    coded, scales = in_8_bits(x, 32)
+    whole, of_outputs = in_8_bits(weight, k)
+    weights = F.pad(whole[:, 0], (0, -k % 32)).unflatten(1, (-1, 32))
+    sums = torch.einsum("mbi,nbi->mnb", coded, weights)
+    expected = torch.zeros(m, n, dtype=torch.float64)
+    for block in range(sums.shape[2]):  # float64 holds product and sum: rounded once, as by one instruction
+        expected = (expected + sums[..., block].double() * scales[:, None, block].double()).float().double()
+    assert torch.equal(out[:, :n], expected.float() * of_outputs[:, 0])
+    assert not out[:, n:].any()
+    if size > -25 and not (k > 1 and seed % 3 == 0):
+        off = (out[:, :n].double() - F.linear(x, weight)).square().mean().sqrt()
+        assert off <= 0.02 * 10.0**size * k**0.5
+
+
+@pytest.mark.parametrize("level", levels() or ["scalar"])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_no_number_shows_in_products_of_8_bits(level, bad):
+    x, weight = drawn(0, 9, 70).float(), drawn(1, 40, 70).float()
+    x[3, 65], weight[7, 2] = bad, bad
+    ops = Ops(library(level), F32, [(70, F32), (70, I8), (40, F32)])
+    ops.plan([Op(kind=abi.ENCODE, in_=0, out=1),
+              Op(kind=abi.PRODUCT, in_=1, out=2, matrix=ops.matrix(weight, I8))])  # fmt: skip
+    filled(ops, 0, x)
+    ops.run([0] * 9)
+    found = ops.buffer(2, 9)[:, :40].isfinite()
+    assert not found[3].any() and not found[:, 7].any()
+    assert found[[0, 1, 2, 4, 5, 6, 7, 8]][:, [*range(7), *range(8, 40)]].all()
 
 
 @pytest.mark.parametrize("format", [F32, BF16], ids=["float32", "bfloat16"])

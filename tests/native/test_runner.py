@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +15,12 @@ from torch import Tensor
 from tests.inference.test_runner import CONFIG, Key, Play, moves
 from tests.native.kernels import levels, library
 from tests.scale import scaled
+from transom.checkpoint.huggingface import save_model
 from transom.data.tokenizer import train_tokenizer
+from transom.errors import Refused
 from transom.inference.adapters import shared
 from transom.inference.generator import Generator
+from transom.inference.load import load
 from transom.inference.native_runner import NativeRunner, WatchedRunner, available, runner_for
 from transom.inference.runner import Chunk, TorchRunner
 from transom.insight.hooks import Edit, edited
@@ -193,9 +197,9 @@ def plain_adapted(name: str, dtype: torch.dtype, adapter: str, tokens: tuple[int
         return model.logits(model(torch.tensor([tokens])))[0].double()
 
 
-def adapted(name: str, level: str, dtype: torch.dtype, **how: bool) -> NativeRunner:
+def adapted(name: str, level: str, dtype: torch.dtype, reuse: bool = True) -> NativeRunner:
     base, over = family(name, dtype), adapters_to(name, dtype)
-    return NativeRunner(base, library(level), n_tokens=2000, adapters=over, **how)
+    return NativeRunner(base, library(level), n_tokens=2000, adapters=over, reuse=reuse)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -308,6 +312,104 @@ def test_numbers_that_are_none_in_an_adapter_damage_its_own_rows_alone(level: st
         assert not found[1].isfinite().any()
         for row in rows:
             runner.close(row)
+
+
+def in_8_bits(x: Tensor, block: int) -> Tensor:
+    """Numbers (..., K) rounded to 8 bits with a scale for each `block` of them."""
+    blocks = torch.nn.functional.pad(x, (0, -x.shape[-1] % block)).unflatten(-1, (-1, block))
+    scale = blocks.abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127
+    return ((blocks / scale).round() * scale).flatten(-2)[..., : x.shape[-1]]
+
+
+@cache
+def plain_in_8_bits(name: str, dtype: torch.dtype, tokens: tuple[int, ...], inputs: bool) -> Tensor:
+    """(L, V) in float64 by weights that were rounded to 8 bits, and what they are multiplied with too."""
+    model = copy.deepcopy(family(name, dtype)).double()
+    head = in_8_bits(model.output_weight.double(), model.config.dim)
+    read = (lambda x: in_8_bits(x, 32)) if inputs else (lambda x: x)
+    with torch.inference_mode():
+        for layer in linear_layers(model).values():
+            layer.weight.data = in_8_bits(layer.weight, layer.in_features)
+            layer.register_forward_pre_hook(lambda _, given: (read(given[0]),))
+        return read(model(torch.tensor([tokens])))[0] @ head.T
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_8_bits_are_those_of_weights_and_of_what_they_multiply(
+    name: str, level: str, dtype: torch.dtype
+) -> None:
+    runner = NativeRunner(family(name, dtype), library(level), n_tokens=400, weights="int8")
+    found = runner.run([Chunk(runner.open(TOKENS), 48, 48)]).double()
+    rounded, exact = plain_in_8_bits(name, dtype, tuple(TOKENS), True), plain(name, dtype, tuple(TOKENS))
+
+    def away(one: Tensor, other: Tensor) -> float:
+        return float((one - other).square().mean().sqrt())
+
+    # A last bit before a rounding moves its result by a step, so it is not bit by bit the same; in bfloat16,
+    # where every number is rounded before, most are moved.
+    assert dtype == torch.bfloat16 or away(found, rounded) < 0.5 * away(rounded, exact)
+    assert 0.5 < away(found, exact) / away(rounded, exact) < 1.5
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("level", LEVELS[-1:])
+def test_every_family_runs_in_8_bits(name: str, level: str) -> None:
+    exact = plain(name, torch.float32, tuple(TOKENS))
+    runner = NativeRunner(family(name, torch.float32), library(level), n_tokens=400, weights="int8")
+    found = runner.run([Chunk(runner.open(TOKENS), 48, 48)]).double()
+    spread = float((exact - exact.mean(-1, keepdim=True)).square().mean().sqrt())
+    assert 0 < float((found - exact).square().mean().sqrt()) < 0.05 * spread
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_a_row_in_8_bits_has_its_bits_beside_any_others(level: str, dtype: torch.dtype) -> None:
+    base, over, known = family("qwen2", dtype), adapters_to("qwen2", dtype), dict[str, Tensor]()
+    before = torch.get_num_threads()
+    try:
+        for n_threads, step in ((1, 48), (2, 7), (3, 1)):
+            torch.set_num_threads(n_threads)
+            runner = NativeRunner(base, library(level), n_tokens=2000, adapters=over, weights="int8")
+            rows = [runner.open(TOKENS, adapter=name) for name in ("a1", "", "a0", "", "a2")[: n_threads + 2]]
+            parts = list[Tensor]()
+            while (n := min(step, 48 - rows[0].n_read)) > 0:
+                parts.append(runner.run([Chunk(row, n, n) for row in rows]).unflatten(0, (len(rows), n)))
+            for row, logits in zip(rows, torch.cat(parts, 1), strict=True):
+                assert torch.equal(known.setdefault(row.adapter, logits), logits)
+    finally:
+        torch.set_num_threads(before)
+    assert len({tuple(logits[-1].tolist()) for logits in known.values()}) == 4
+
+
+def test_weights_of_8_bits_are_told_and_refused_where_pytorch_computes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tokenizer = train_tokenizer("bytes", iter(["any text"]), 258)
+    config = CONFIG.with_(vocab_size=tokenizer.vocab_size)
+    model = build(config, 0).eval()
+    with pytest.raises(Refused, match="weights is 'int4'; it must be int8, or left out"):
+        Generator(model, tokenizer, weights="int4")
+    with pytest.raises(
+        Refused, match="int8 weights are read by native kernels alone, and this model .*experts"
+    ):
+        Generator(build(config.with_(experts=Experts(4, 2, 12)), 0).eval(), tokenizer, weights="int8")
+    monkeypatch.setenv("TRANSOM_NATIVE", "0")
+    with pytest.raises(Refused, match="by PyTorch: native kernels turned off"):
+        Generator(model, tokenizer, weights="int8")
+    monkeypatch.delenv("TRANSOM_NATIVE")
+    if len(LEVELS) == 1:
+        pytest.skip("no level here that would be chosen")
+    (tmp_path / "m").mkdir()
+    save_model(tmp_path / "m", model, tokenizer)
+    gpt = load(tmp_path / "m", Generator, weights="int8")
+    assert gpt.runs_by.startswith("by native kernels (") and gpt.runs_by.endswith(", int8 weights)")
+    assert gpt.runs_by in repr(gpt)
+    gpt.generate([1, 2, 3], max_tokens=4)
+    assert gpt._local._made is not None
+    runner = gpt._local._made.runner
+    assert isinstance(runner, NativeRunner) and runner.weights == "int8"
 
 
 def test_what_a_plan_cannot_say_is_left_to_pytorch_and_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,7 @@ def chat(
         eos_ids=tuple(ends),
         generation=generator.generation,
         reason=generator.reason,
+        weights=generator.weights,
     )
     room = generator.answer_tokens if max_tokens is None else max_tokens
     settings = generator.generation.draws(settings, chat=True)

@@ -42,7 +42,8 @@ def as_served(
     Others are the plain model's, and so are all where PyTorch runs it, in float32, where nothing is rounded,
     and where a busy cache has no room to read the tokens once more.
     """
-    if not isinstance(runner, NativeRunner) or model.embed.weight.dtype == torch.float32:
+    exact = model.embed.weight.dtype == torch.float32
+    if not isinstance(runner, NativeRunner) or (exact and not runner.weights):
         yield
         return
     try:

@@ -30,7 +30,7 @@ from transom.sampling_params import Sampling, SamplingParams, by_name
 from .adapters import on_base
 from .dtype import describe, dtype_of
 from .engine import Engine, EngineSettings
-from .native_runner import available, runner_for
+from .native_runner import available, check_weights, runner_for
 from .request import Completion, Event, Grammar, Request
 from .sync_engine import SyncEngine, cache_tokens, sync_settings
 from .token_rules import TokenRules
@@ -82,13 +82,17 @@ class Generator:
         reason: str = "",
         adapters: Mapping[str, Path] = MappingProxyType({}),
         base: Path | None = None,
+        weights: str = "",
     ) -> None:
         """A model in eval mode. `eos_ids` end a completion, or else the tokenizer's own end token does.
 
         generation: what its folder says of how it writes; a call's own settings come first. folder: where
         its chat template lies, if it has one. adapters: by name, folders of adapters over this model, which
         was loaded from `base`; each is a Generator of its own then, and all work together in one engine.
+        weights: `int8`, or "": as the model has them. Raises Refused where it cannot have them.
         """
+        check_weights(weights, model)
+        self.weights = weights
         self.model, self.tokenizer, self.folder, self.reason = model, tokenizer, folder, reason
         self.generation, self._rules = generation, TokenRules(generation)
         own_end = frozenset() if tokenizer.eos_id is None else frozenset([tokenizer.eos_id])
@@ -124,7 +128,7 @@ class Generator:
     @property
     def runs_by(self) -> str:
         """What computes its logits, and where that is PyTorch on a CPU, why."""
-        return available(self.model)[1]
+        return available(self.model, self.weights)[1]
 
     @overload
     def generate(
@@ -232,8 +236,9 @@ class Generator:
         room = n_tokens or cache_tokens(self.model, settings.max_rows)
         adapters = {name: one.model for name, one in self.adapters.items()}
         runner = runner_for(
-            self.model, n_tokens=room, reuse=reuse, deterministic=deterministic, adapters=adapters
-        )
+            self.model, n_tokens=room, reuse=reuse, deterministic=deterministic, adapters=adapters,
+            weights=self.weights,
+        )  # fmt: skip
         return Engine(runner, self.tokenizer, eos_ids=self.eos_ids, settings=settings)
 
     def request(

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from transom.errors import Refused
 from transom.hardware import Hardware
 from transom.model.build import Model
 from transom.model.lora import adapted_layers
@@ -25,6 +26,8 @@ from .onednn_weights import version_of
 from .runner import BlockRunner, TorchRunner
 from .sequence import Span, TokenSequence
 
+INT8 = "int8"
+"""Weights in 8 bits, a scale for each output."""
 PIECE = 128
 """Tokens of a text whose streams are read at once: each has logits over the whole vocabulary beside."""
 
@@ -34,14 +37,14 @@ class NativeRunner(BlockRunner):
 
     def __init__(
         self, model: Model, library: Library, *, n_tokens: int, reuse: bool = True,
-        adapters: Mapping[str, Model] | None = None,
+        adapters: Mapping[str, Model] | None = None, weights: str = "",
     ) -> None:  # fmt: skip
         """As for `BlockRunner`; a decoder that `why_not` has nothing against. adapters: by name, those over
-        the model that a sequence may be read by; one that is part of the model itself reads all. Raises
-        MemoryError.
+        the model that a sequence may be read by; one that is part of the model itself reads all. weights:
+        int8, or "": as the model has them. Raises MemoryError.
         """
         super().__init__(model, n_tokens=n_tokens, block=PAGE, reuse=reuse)
-        self.library, self._model = library, model
+        self.library, self._model, self.weights = library, model, weights
         self._adapters = {BASE: model} if adapted_layers(model) else dict(adapters or {})
         self._number = {BASE: 0} | {name: number for number, name in enumerate(self._adapters, 1)}
         self._renew()
@@ -59,7 +62,8 @@ class NativeRunner(BlockRunner):
         layers = [layer for adapter in adapters for layer in adapted_layers(adapter).values()]
         self._thin = [weight for layer in layers for weight in layer.parameters(recurse=False)]
         self._version = self._version_now()
-        self.plan = Plan(self.library, self._model, self.blocks.n_blocks + 1, adapters)  # page 0 is nobody's
+        n_pages, int8 = self.blocks.n_blocks + 1, self.weights == INT8  # page 0 is nobody's
+        self.plan = Plan(self.library, self._model, n_pages, adapters, int8=int8)
 
     def _prepare(self, origin: list[int], to: list[int], taken: list[int], last: list[int]) -> None:
         for one, other in zip(origin, to, strict=True):
@@ -113,8 +117,10 @@ def watched(model: Model) -> bool:
     return hooked or torch._C._len_torch_function_stack() > 0
 
 
-def available(model: Model) -> tuple[Library | None, str]:
-    """Return the kernels if they run this model here, and what is to be said of it, either way."""
+def available(model: Model, weights: str = "") -> tuple[Library | None, str]:
+    """Return the kernels if they run this model here, and what is to be said of it, either way. weights: as
+    for `NativeRunner`.
+    """
     if model.embed.weight.device.type != "cpu":
         return None, "by PyTorch"
     try:
@@ -131,16 +137,28 @@ def available(model: Model) -> tuple[Library | None, str]:
             None,
             f"by PyTorch: native kernels take a second copy of {size / gb:.1f} GB, {free / gb:.1f} free",
         )
-    return library, f"by native kernels ({WORDS[library.level]})"
+    return library, f"by native kernels ({WORDS[library.level]}{weights and f', {weights} weights'})"
+
+
+def check_weights(weights: str, model: Model) -> None:
+    """Raise Refused where these weights are none, or this model cannot have them here."""
+    if weights not in ("", INT8):
+        raise Refused(f"weights is '{weights}'; it must be {INT8}, or left out: as the model has them")
+    if weights and (found := available(model))[0] is None:
+        raise Refused(f"{weights} weights are read by native kernels alone, and this model is run {found[1]}")
 
 
 def runner_for(
     model: Model, *, n_tokens: int, reuse: bool = True, deterministic: bool = False,
-    adapters: Mapping[str, Model] | None = None,
+    adapters: Mapping[str, Model] | None = None, weights: str = "",
 ) -> NativeRunner | TorchRunner:  # fmt: skip
-    """Return the fastest runner for a model; see `TorchRunner` for the settings."""
+    """Return the fastest runner for a model; see `TorchRunner` for the settings, and `NativeRunner` for its
+    weights, which PyTorch has in its place, while somebody looks, as the model has them.
+    """
     library, _ = available(model)
     if library is not None and not watched(model):
-        return NativeRunner(model, library, n_tokens=n_tokens, reuse=reuse, adapters=adapters)
+        return NativeRunner(
+            model, library, n_tokens=n_tokens, reuse=reuse, adapters=adapters, weights=weights
+        )
     plain = TorchRunner if library is None else WatchedRunner
     return plain(model, n_tokens=n_tokens, reuse=reuse, deterministic=deterministic, adapters=adapters)

@@ -6,11 +6,11 @@ import ctypes
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
 from typing import Any
 
-ABI = 2
+ABI = 3
 """Of `TRANSOM_ABI`: a library of another number is refused."""
 
-F32, BF16 = 0, 1
-EMBED, NORM, PRODUCT, HEADS, ATTEND, THIN = range(6)
+F32, BF16, I8 = range(3)
+EMBED, NORM, PRODUCT, HEADS, ATTEND, THIN, ENCODE = range(7)
 WRITE, ADD, GATE, LOGITS = range(4)
 ACTIVATIONS = {"none": 0, "silu": 1, "gelu": 2, "gelu_tanh": 3, "relu": 4, "relu2": 5}
 

@@ -1,7 +1,8 @@
 """A model as a plan: its modules become a flat list of ops over numbered buffers, its weights panels.
 
 What a plan cannot say (`why_not`) is left to PyTorch. The residual stream, what is summed and the softmax are
-float32; weights, what goes into a product, keys and values are in the model's own type. A row's logits are
+float32; weights, what goes into a product, keys and values are in the model's own type, or weights and what
+they are multiplied with in 8 bits. A row's logits are
 bitwise a function of its own tokens, whatever is read beside it, in whatever pieces, by however many threads.
 Read next: src/transom.h.
 """
@@ -70,9 +71,12 @@ def why_not(model: Any) -> str:
 class Plan:
     """What the kernels run for one model: ops, panels, and pages of keys and values."""
 
-    def __init__(self, library: Library, model: Any, n_pages: int, adapters: Sequence[Any] = ()) -> None:
+    def __init__(
+        self, library: Library, model: Any, n_pages: int, adapters: Sequence[Any] = (), *, int8: bool = False
+    ) -> None:
         """A decoder that `why_not` has nothing against; pages 0 .. n_pages - 1. adapters: models over its
-        weights (`model.lora`), of which each row is read by one or none. Raises MemoryError.
+        weights (`model.lora`), of which each row is read by one or none. int8: matrices in 8 bits with a
+        scale for each output, what they multiply in 8 bits with one for each 32. Raises MemoryError.
         """
         self._functions, self._kept = library.functions, list[Any]()
         self._matrices: list[int] = []
@@ -80,6 +84,9 @@ class Plan:
         config: ModelConfig = model.config
         self.config, self._dtype = config, model.embed.weight.dtype
         self.format = FORMATS[self._dtype]
+        self._weights = abi.I8 if int8 else self.format
+        self._coded: dict[int, int] = {}
+        """Buffers that products of 8-bit weights read, by those that they are made of."""
         self._frequencies: Tensor | None = model.frequencies
         self._angles: tuple[Tensor, Tensor] | None = None
         self._widths: list[int] = []
@@ -131,10 +138,10 @@ class Plan:
         ops.append(
             self._norm(model.final_norm, stream, normed, wanted=1, scale=config.logit_scale, layer=last)
         )
-        head = self._matrix(model.output_weight)
+        head = self._matrix(model.output_weight, self._weights)
         bias = None if model.head.bias is None else self._floats(model.head.bias)
-        ops.append(Op(kind=abi.PRODUCT, in_=normed, wanted=1, store=abi.LOGITS, matrix=head, bias=bias))
-        return ops
+        product = Op(kind=abi.PRODUCT, in_=normed, wanted=1, store=abi.LOGITS, matrix=head, bias=bias)
+        return [*ops, *self._encoded(product)]
 
     def _embed(self, model: Any, out: int) -> Op:
         config: ModelConfig = model.config
@@ -177,12 +184,12 @@ class Plan:
         bias = None
         if bases[0].bias is not None:
             bias = self._floats(joined([base.bias.detach()[:, None] for base in bases])[:, 0])
-        matrix = self._matrix(joined([base.weight.detach() for base in bases]))
+        matrix = self._matrix(joined([base.weight.detach() for base in bases]), self._weights)
         product = Op(kind=abi.PRODUCT, in_=in_, out=out, matrix=matrix, bias=bias, store=store,
                      activation=abi.ACTIVATIONS[activation])  # fmt: skip
         widths = [-(-max(map(_rank, own[1:]), default=0) // UNIT) * UNIT for own in maps]
         if not any(widths):
-            return [product]
+            return self._encoded(product)
         parts = list[Part]()
         for number in range(1, len(maps[0])):
             at = column = 0
@@ -195,7 +202,17 @@ class Plan:
         self._widths[self._thin] = max(self._widths[self._thin], sum(widths))
         product.thin, product.n_parts, product.parts = self._thin, len(maps), ctypes.addressof(table)
         thin = Op(kind=abi.THIN, in_=in_, out=self._thin, n_parts=product.n_parts, parts=product.parts)
-        return [thin, product]
+        return [thin, *self._encoded(product)]
+
+    def _encoded(self, product: Op) -> list[Op]:
+        """A product, and before it what makes 8 bits of the rows that it reads where its matrix has them."""
+        if self._weights != abi.I8:
+            return [product]
+        rows = product.in_
+        if rows not in self._coded:
+            self._coded[rows] = self._buffer(self._widths[rows], abi.I8)
+        product.in_ = self._coded[rows]
+        return [Op(kind=abi.ENCODE, in_=rows, out=product.in_, wanted=product.wanted), product]
 
     def _part(self, layer: Any, at: int, first: int, step: int, above: int) -> Part:
         """What an adapter adds to a linear map whose outputs begin `above` outputs down in panel `first`."""
@@ -205,7 +222,7 @@ class Plan:
         if layer.lora_magnitude is not None:
             own = layer.gain().detach().float()
             rise, gain = own[:, None] * rise, self._floats(pad(own, (above, PANEL), value=1.0))
-        A, B = self._matrix(layer.lora_A), self._matrix(pad(rise, (0, 0, above, 0)))
+        A, B = (self._matrix(thin, self.format) for thin in (layer.lora_A, pad(rise, (0, 0, above, 0))))
         return Part(A=A, B=B, gain=gain, at=at, first=first, step=step)
 
     def _feed_forward(self, parts: Any, gated: bool, in_: int, out: int) -> list[Op]:
@@ -219,10 +236,10 @@ class Plan:
         self._formats.append(self.format if format is None else format)
         return len(self._widths) - 1
 
-    def _matrix(self, weight: Tensor) -> int:
+    def _matrix(self, weight: Tensor, format: int) -> int:
         """Pack a matrix (out, in)."""
-        weight = weight.detach().to(self._dtype).contiguous()
-        matrix = self._functions.transom_pack(self.format, *weight.shape, weight.data_ptr())
+        weight = weight.detach().to(torch.float32 if format == abi.I8 else self._dtype).contiguous()
+        matrix = self._functions.transom_pack(format, *weight.shape, weight.data_ptr())
         if not matrix:
             raise MemoryError(f"no memory for a second copy of a matrix of {weight.nbytes:,} bytes")
         self._matrices.append(matrix)

@@ -128,7 +128,9 @@ def serve_folders(folders: Sequence[str], settings: ServerSettings) -> dict[str,
         if name in models:
             raise Refused(f"two models are called '{name}'; rename a folder, for clients choose by that name")
         own = adapters.get(name, {})
-        model = load(folder, dtype=settings.dtype, device=settings.device, adapters=own)
+        model = load(
+            folder, dtype=settings.dtype, device=settings.device, adapters=own, weights=settings.weights
+        )
         base = serve_model(model, name, settings, folder=folder, aliases={given, folder.name})
         models[name] = base
         for adapter, one in getattr(model, "adapters", {}).items():

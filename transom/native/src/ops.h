@@ -47,4 +47,11 @@ static void norm_row(const TransomOp& op, const float* x, const Rows& out, int64
     }
 }
 
+// A row of K numbers, padded, in 8 bits.
+template <class F> static void encode_row(const Rows& in, const Rows& out, int64_t row, int64_t width) {
+    const auto* x = in.at<typename F::number>(row);
+    const Coded to{out.at<char>(row), width};
+    for (int64_t i = 0; i < width; i += BLOCK) encode_block(to, i / BLOCK, F::to(x + i), F::to(x + i + LANES));
+}
+
 } // namespace transom

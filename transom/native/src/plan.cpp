@@ -95,6 +95,7 @@ class Worker {
         case TRANSOM_HEADS: return heads<F>(op);
         case TRANSOM_ATTEND: return attend<F>(op);
         case TRANSOM_THIN: return thin<F>(op);
+        case TRANSOM_ENCODE: return encode<F>(op);
         }
     }
 
@@ -132,6 +133,13 @@ class Worker {
         share(pairs, [&](int64_t pair) {
             product_pair<F>(op, in, out, thin, plan_.adapted, step_.logits, n_rows(op), pair);
         });
+    }
+
+    template <class F> void encode(const TransomOp& op) {
+        const Buffer& from = plan_.buffers[size_t(op.in)];
+        const Rows in = from.rows(), out = plan_.buffers[size_t(op.out)].rows();
+        const int64_t width = round_up(from.width, DEPTH_UNIT);
+        share(n_rows(op), [&](int64_t row) { encode_row<F>(in, out, row, width); });
     }
 
     template <class F> void thin(const TransomOp& op) {
@@ -247,18 +255,25 @@ template <class F> static void run_in(TransomPlan& plan, const TransomStep& step
 #endif
 }
 
-template <class F> static char* pack(int64_t n, int64_t k, const void* numbers, const TransomMatrix& m) {
+template <class F> static void pack(const void* numbers, const TransomMatrix& m) {
     typedef typename F::number number;
-    char* panels = allocate(size_t(m.bytes()));
-    if (!panels) return nullptr;
     const number* from = static_cast<const number*>(numbers);
-    number* to = reinterpret_cast<number*>(panels);
-    for (int64_t row = 0; row < n; row++)
-        for (int64_t i = 0; i < k; i++) {
+    number* to = reinterpret_cast<number*>(m.panels);
+    for (int64_t row = 0; row < m.n; row++)
+        for (int64_t i = 0; i < m.k; i++) {
             const int64_t vector = row / LANES * m.groups + i / F::group;
-            to[(vector * LANES + row % LANES) * F::group + i % F::group] = from[row * k + i];
+            to[(vector * LANES + row % LANES) * F::group + i % F::group] = from[row * m.k + i];
         }
-    return panels;
+}
+
+static void pack_any(const void* numbers, const TransomMatrix& m) {
+    switch (m.format) {
+    case TRANSOM_F32: return pack<F32>(numbers, m);
+    case TRANSOM_BF16: return pack<Bf16>(numbers, m);
+    default:
+        std::memset(m.panels, OFFSET, size_t(m.panels_bytes())); // a weight of 0
+        pack_coded(m.n, m.k, static_cast<const float*>(numbers), m.groups, m.panels, m.scales());
+    }
 }
 
 } // namespace transom
@@ -289,13 +304,13 @@ int32_t transom_prepare(void) {
 TransomMatrix* transom_pack(int32_t format, int64_t n, int64_t k, const void* numbers) {
     TransomMatrix* m = new (std::nothrow) TransomMatrix;
     if (!m) return nullptr;
-    const int64_t group = format == TRANSOM_F32 ? F32::group : Bf16::group;
-    const int64_t depth = TILES && format == TRANSOM_BF16 ? DEPTH_UNIT : group;
+    const int64_t group = format == TRANSOM_F32 ? F32::group : format == TRANSOM_BF16 ? Bf16::group : 4;
+    const int64_t depth = format == TRANSOM_I8 || (TILES && format == TRANSOM_BF16) ? DEPTH_UNIT : group;
     m->format = format, m->n = n, m->k = k;
     m->n_panels = round_up(n, PAIR) / LANES;
     m->groups = round_up(k, depth) / group;
-    m->panels = format == TRANSOM_F32 ? pack<F32>(n, k, numbers, *m) : pack<Bf16>(n, k, numbers, *m);
-    if (m->panels) return m;
+    m->panels = allocate(size_t(m->bytes()));
+    if (m->panels) return pack_any(numbers, *m), m;
     delete m;
     return nullptr;
 }
@@ -314,7 +329,9 @@ TransomPlan* transom_plan(int32_t format, const TransomOp* ops, int32_t n_ops, c
     plan->format = format, plan->n_layers = n_layers;
     plan->ops.assign(ops, ops + n_ops);
     for (int32_t i = 0; i < n_buffers; i++) {
-        const int64_t row_bytes = round_up(widths[i], DEPTH_UNIT) * number_bytes(formats[i]);
+        const int64_t width = round_up(widths[i], DEPTH_UNIT);
+        const int64_t row_bytes =
+            formats[i] == TRANSOM_I8 ? Coded::bytes(width) : width * number_bytes(formats[i]);
         plan->buffers.push_back({widths[i], formats[i], row_bytes, 0, nullptr});
     }
     plan->pieces.reset(new Pieces[size_t(n_ops)]);

@@ -6,6 +6,7 @@
 // one order, whatever the number of rows and threads: a row alone has the bits that it has beside others.
 #pragma once
 #include "amx.h"
+#include "int8.h"
 #include "simd.h"
 #include "transom.h"
 
@@ -21,7 +22,9 @@ struct TransomMatrix {
     char* panels;
 
     int64_t panel_bytes() const { return groups * 64; }
-    int64_t bytes() const { return n_panels * panel_bytes(); }
+    int64_t panels_bytes() const { return n_panels * panel_bytes(); }
+    int64_t bytes() const { return panels_bytes() + (format == TRANSOM_I8 ? n_panels * 64 : 0); }
+    float* scales() const { return reinterpret_cast<float*>(panels + panels_bytes()); } // of I8, of each output
 };
 
 namespace transom {
@@ -244,8 +247,12 @@ static void product_pair(const TransomOp& op, const Rows& in, const Rows& out, c
         int rows = int(n_rows - first < BLOCK_ROWS ? n_rows - first : BLOCK_ROWS);
         for (size_t i = next; i < adapted.size() && adapted[i].first < first + rows; i++)
             fetch_thin(op, adapted[i], pair);
-        two_panels<F>(in.at<typename F::number>(first), lda, rows, one, one + m.panel_bytes(), int(m.groups),
-                      c, PAIR);
+        if (m.format == TRANSOM_I8)
+            two_coded(in.at<char>(first), in.row_bytes, m.groups * 4, rows, one, one + m.panel_bytes(),
+                      m.scales() + pair * PAIR, c, PAIR);
+        else
+            two_panels<F>(in.at<typename F::number>(first), lda, rows, one, one + m.panel_bytes(),
+                          int(m.groups), c, PAIR);
         for (; next < adapted.size() && adapted[next].first < first + rows; next++)
             add_thin<F>(op, thin, adapted[next], pair, c + (adapted[next].first - first) * PAIR);
         if (op.store == TRANSOM_LOGITS)

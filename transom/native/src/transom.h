@@ -4,11 +4,12 @@
 #pragma once
 #include <cstdint>
 
-#define TRANSOM_ABI 2
+#define TRANSOM_ABI 3
 
 extern "C" {
 
-enum TransomFormat : int32_t { TRANSOM_F32 = 0, TRANSOM_BF16 = 1 };
+// I8 is of matrices, and of the buffers that are multiplied with them; a plan's own is one of the others.
+enum TransomFormat : int32_t { TRANSOM_F32 = 0, TRANSOM_BF16 = 1, TRANSOM_I8 = 2 };
 
 enum TransomKind : int32_t {
     TRANSOM_EMBED = 0,   // tokens -> residual stream
@@ -17,6 +18,7 @@ enum TransomKind : int32_t {
     TRANSOM_HEADS = 3,   // queries, keys, values: norm, rotation, keys and values into their pages
     TRANSOM_ATTEND = 4,  // queries look back in the pages of their row
     TRANSOM_THIN = 5,    // what adapters make of the rows that a product reads: the thin matrices A
+    TRANSOM_ENCODE = 6,  // what a product of 8-bit weights reads: rows of the plan's format in 8 bits
 };
 
 // What a product does with its sums.
@@ -100,7 +102,8 @@ int32_t transom_prepare(void);
 // The best level that this CPU and system run: 0 scalar, 1 avx512 (BF16, VNNI), 2 amx. Of the scalar library.
 int32_t transom_cpu_level(void);
 
-// A copy of a row-major (n, k) matrix in panels; `format` is that of the numbers given and of the copy.
+// A copy of a row-major (n, k) matrix in panels; `format` is that of the copy, and of the numbers given, which
+// of I8 are float32.
 TransomMatrix* transom_pack(int32_t format, int64_t n, int64_t k, const void* numbers);
 void transom_matrix_free(TransomMatrix*);
 int64_t transom_matrix_bytes(const TransomMatrix*);

@@ -1,0 +1,163 @@
+// Products of 8-bit weights: a scale for each output, and activations in 8 bits with a scale for each 32 of a
+// row. Sums of 32 inputs are exact integers; they become float32 by their activations' scale, one after the
+// other, and the whole by the output's. Every level gives the same bits.
+//
+// A vector of a panel holds 4 inputs of 16 outputs. Weights lie there as q + 128, without a sign, since that
+// is what `vpdpbusd` multiplies with signed activations a; a sum begins at -128 times the sum of its a.
+#pragma once
+#include "simd.h"
+
+namespace transom {
+
+constexpr int BLOCK = 32;       // inputs of a row that share a scale
+constexpr int OFFSET = 128;     // what is added to a weight
+constexpr float LARGEST = 127;  // of a weight and an activation, by their scales
+constexpr float SMALL = 1e-30f; // a block whose numbers are all smaller is 0: 127 over it would be no number
+
+// What a row of encoded activations holds, K padded: numbers (K,), then of each block its scale and -128 times
+// its sum.
+struct Coded {
+    char* row;
+    int64_t width; // K, padded to whole blocks
+
+    int8_t* numbers() const { return reinterpret_cast<int8_t*>(row); }
+    float* scales() const { return reinterpret_cast<float*>(row + width); }
+    int32_t* begins() const { return reinterpret_cast<int32_t*>(row + width) + width / BLOCK; }
+    static int64_t bytes(int64_t width) { return round_up(width + width / BLOCK * 8, 64); }
+};
+
+// To the nearest integer, ties to even, of -127 .. 127.
+static inline void store_rounded(int8_t* to, Vec v) {
+#if defined(TRANSOM_AVX512)
+    // Those with a mask: gcc 12 warns of what its own others leave undefined.
+    const __m512i whole = _mm512_maskz_cvtps_epi32(0xffff, (__m512)v);
+    const __m128i bytes = _mm512_maskz_cvtepi32_epi8(0xffff, whole);
+    std::memcpy(to, &bytes, sizeof bytes);
+#else
+    for (int i = 0; i < LANES; i++) to[i] = int8_t(std::nearbyint(v[i]));
+#endif
+}
+
+// One block of activations x (32,). Where one of them is no number, or endless, neither is the scale.
+static inline void encode_block(const Coded& to, int64_t block, Vec left, Vec right) {
+    const Vec size = larger(larger(left, -left), larger(right, -right));
+    const float most = largest(size), none = sum(left * 0.0f + right * 0.0f);
+    const float factor = most > SMALL ? LARGEST / most : 0.0f;
+    int8_t* numbers = to.numbers() + block * BLOCK;
+    if (none == none) {
+        store_rounded(numbers, left * factor), store_rounded(numbers + LANES, right * factor);
+    } else {
+        std::memset(numbers, 0, BLOCK);
+    }
+    int32_t total = 0;
+    for (int i = 0; i < BLOCK; i++) total += numbers[i];
+    to.scales()[block] = factor > 0 ? most / LARGEST + none : none;
+    to.begins()[block] = -OFFSET * total;
+}
+
+// sum (16,) + 4 signed activations times 4 unsigned weights of each of 16 outputs; exact.
+#if defined(TRANSOM_AVX512)
+static inline IntVec dot_bytes(IntVec sum, const int8_t* x, IntVec weights) {
+    asm("vpdpbusd %2%{1to16%}, %1, %0"
+        : "+v"(sum)
+        : "v"(weights), "m"(*reinterpret_cast<const int32_t*>(x)));
+    return sum;
+}
+#else
+__attribute__((noinline)) static IntVec dot_bytes(IntVec sum, const int8_t* x, IntVec weights) {
+    uint8_t bytes[4 * LANES];
+    std::memcpy(bytes, &weights, sizeof bytes);
+    for (int i = 0; i < 4 * LANES; i++) sum[i / 4] += int32_t(bytes[i]) * x[i % 4];
+    return sum;
+}
+#endif
+
+// sum + a * x, rounded once: on every level, whatever the compiler makes of it elsewhere.
+static inline Vec add_scaled(Vec sum, IntVec a, float x) {
+    const Vec v = __builtin_convertvector(a, Vec);
+#if defined(TRANSOM_AVX512)
+    return (Vec)_mm512_fmadd_ps((__m512)v, _mm512_set1_ps(x), (__m512)sum);
+#else
+    for (int i = 0; i < LANES; i++) sum[i] = std::fma(v[i], x, sum[i]);
+    return sum;
+#endif
+}
+
+static inline IntVec load_ints(const char* from) {
+    IntVec v;
+    std::memcpy(&v, from, sizeof v);
+    return v;
+}
+
+// c (R, 32) = R encoded rows times two panels, whose outputs have these scales.
+template <int R> static inline void few_coded(const char* rows, int64_t row_bytes, int64_t width,
+                                              const char* one, const char* other, const float* scales,
+                                              float* c, int ldc) {
+    Coded row[R];
+    Vec left[R], right[R];
+    for (int r = 0; r < R; r++) {
+        row[r] = {const_cast<char*>(rows) + r * row_bytes, width};
+        left[r] = right[r] = Vec{};
+    }
+    for (int64_t block = 0; block < width / BLOCK; block++) {
+        IntVec low[R], high[R];
+        for (int r = 0; r < R; r++) low[r] = high[r] = IntVec{} + row[r].begins()[block];
+#pragma GCC unroll 8
+        for (int g = 0; g < BLOCK / 4; g++) {
+            const int64_t at = block * (BLOCK / 4) + g;
+            const IntVec w = load_ints(one + at * 64), v = load_ints(other + at * 64);
+#pragma GCC unroll 6
+            for (int r = 0; r < R; r++) {
+                const int8_t* x = row[r].numbers() + at * 4;
+                low[r] = dot_bytes(low[r], x, w);
+                high[r] = dot_bytes(high[r], x, v);
+            }
+        }
+        for (int r = 0; r < R; r++) {
+            const float scale = row[r].scales()[block];
+            left[r] = add_scaled(left[r], low[r], scale);
+            right[r] = add_scaled(right[r], high[r], scale);
+        }
+    }
+    for (int r = 0; r < R; r++) {
+        store(c + r * ldc, left[r] * load(scales));
+        store(c + r * ldc + LANES, right[r] * load(scales + LANES));
+    }
+}
+
+template <int R>
+static inline void last_coded(const char* rows, int64_t row_bytes, int64_t width, int n, const char* one,
+                              const char* other, const float* scales, float* c, int ldc) {
+    if (n == R)
+        few_coded<R>(rows, row_bytes, width, one, other, scales, c, ldc);
+    else if constexpr (R > 1)
+        last_coded<R - 1>(rows, row_bytes, width, n, one, other, scales, c, ldc);
+}
+
+// c (n, 32) = n encoded rows, K wide, times two panels.
+static inline void two_coded(const char* rows, int64_t row_bytes, int64_t width, int n, const char* one,
+                             const char* other, const float* scales, float* c, int ldc) {
+    int r = 0;
+    for (; n - r >= 6; r += 6)
+        few_coded<6>(rows + r * row_bytes, row_bytes, width, one, other, scales, c + r * ldc, ldc);
+    last_coded<5>(rows + r * row_bytes, row_bytes, width, n - r, one, other, scales, c + r * ldc, ldc);
+}
+
+// A row-major (n, k) matrix in panels: each output's largest number is 127 of its scale.
+static inline void pack_coded(int64_t n, int64_t k, const float* numbers, int64_t groups, char* panels,
+                              float* scales) {
+    for (int64_t row = 0; row < n; row++, numbers += k) {
+        float most = 0, none = 0;
+        for (int64_t i = 0; i < k; i++) {
+            const float size = std::fabs(numbers[i]);
+            most = size > most ? size : most, none += numbers[i] * 0.0f;
+        }
+        const float factor = most > SMALL ? LARGEST / most : 0.0f;
+        scales[row] = factor > 0 ? most / LARGEST + none : none;
+        for (int64_t i = 0; i < k && none == none; i++)
+            panels[((row / LANES * groups + i / 4) * LANES + row % LANES) * 4 + i % 4] =
+                char(uint8_t(OFFSET + int(std::nearbyint(numbers[i] * factor))));
+    }
+}
+
+} // namespace transom
