@@ -91,6 +91,25 @@ def test_nothing_outside_of_what_was_allocated_is_touched(tmp_path: Path) -> Non
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
 
 
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.skipif("avx512" not in levels(), reason="the rest of the AMX level needs AVX-512")
+def test_kernels_of_tiles_are_right_where_tiles_are_memory(tmp_path: Path) -> None:
+    """The tests of ops once more on the AMX level, whose instructions `tiles.h` does in memory."""
+    shutil.copy(path_of("scalar"), path_of("scalar", tmp_path))
+    tiles = f'-DTRANSOM_TILES="{Path(__file__).with_name("tiles.h")}"'
+    flags = [*building.COMMON, "-O1", *building.FLAGS["amx"], tiles, "-I", str(building.SOURCE)]
+    sources = [str(building.SOURCE / "plan.cpp"), "-o", str(path_of("avx512", tmp_path))]
+    assert COMPILER is not None
+    subprocess.run([COMPILER, *flags, *sources], check=True)
+    environment = {**os.environ, "TRANSOM_TEST_KERNELS": str(tmp_path)}
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/native/test_ops.py",
+         "-k", "avx512 or levels"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+
+
 REGIONS = """
 #include "threads.h"
 #include <cstdio>

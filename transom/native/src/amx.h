@@ -13,6 +13,15 @@ namespace transom::amx {
 constexpr int ROWS = 16;
 constexpr int DEPTH = 32; // inputs of bfloat16 in a tile
 
+struct alignas(64) Shape {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {};
+    uint8_t rows[16] = {};
+};
+
+#if defined(TRANSOM_TILES)
+#include TRANSOM_TILES // the same functions over memory, for tests on a CPU without tiles
+#else
 // Instructions by hand: gcc's own do not say that they read and write memory, so that it may move a store
 // past them.
 template <int tile> static inline void zero() { asm volatile("tilezero %%tmm%c0" ::"i"(tile)); }
@@ -29,11 +38,14 @@ template <int sums, int rows, int panel> static inline void dot() {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(sums), "i"(rows), "i"(panel));
 }
 
-struct alignas(64) Shape {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {};
-    uint8_t rows[16] = {};
-};
+template <int sums, int rows, int panel> static inline void dot_bytes() { // signed rows, unsigned panel
+    asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(sums), "i"(rows), "i"(panel));
+}
+
+static inline void shape_tiles(const Shape& shape) { asm volatile("ldtilecfg %0" ::"m"(shape)); }
+
+static inline void release() { asm volatile("tilerelease"); }
+#endif
 
 // Tiles 0 to 3 hold sums, 4 and 5 activations, 6 and 7 panels, `depth` inputs deep.
 static inline void configure(int depth) {
@@ -41,10 +53,8 @@ static inline void configure(int depth) {
     for (int tile = 0; tile < 8; tile++) shape.rows[tile] = ROWS, shape.row_bytes[tile] = 64;
     for (int tile = 4; tile < 6; tile++) shape.row_bytes[tile] = uint16_t(2 * depth);
     for (int tile = 6; tile < 8; tile++) shape.rows[tile] = uint8_t(depth / 2);
-    asm volatile("ldtilecfg %0" ::"m"(shape));
+    shape_tiles(shape);
 }
-
-static inline void release() { asm volatile("tilerelease"); }
 
 // c (32 or 16 rows, 32 columns) = a (rows, 2 * groups) times two panels. Reads whole tiles of rows.
 static inline void two_panels(const bf16* a, size_t lda, int rows, const char* one, const char* other,
@@ -67,6 +77,26 @@ static inline void two_panels(const bf16* a, size_t lda, int rows, const char* o
     }
     store<0>(c, row), store<1>(c + LANES, row);
     if (both) store<2>(c + ROWS * ldc, row), store<3>(c + ROWS * ldc + LANES, row);
+}
+
+// sums (32 or 16 rows, 32 columns) of integers = 32 inputs of rows times 8 vectors of two panels. Configured for
+// a depth of 16, which are as many bytes. Reads whole tiles of rows.
+static inline void two_coded(const int8_t* a, size_t row_bytes, bool both, const char* one, const char* other,
+                             int32_t* sums) {
+    zero<0>(), zero<1>(), zero<2>(), zero<3>();
+    load<4>(a, row_bytes);
+    load<6>(one, 64);
+    dot_bytes<0, 4, 6>();
+    load<7>(other, 64);
+    dot_bytes<1, 4, 7>();
+    if (both) {
+        load<5>(a + ROWS * row_bytes, row_bytes);
+        dot_bytes<2, 5, 6>();
+        dot_bytes<3, 5, 7>();
+    }
+    constexpr size_t row = 2 * LANES * sizeof(int32_t);
+    store<0>(sums, row), store<1>(sums + LANES, row);
+    if (both) store<2>(sums + ROWS * 2 * LANES, row), store<3>(sums + ROWS * 2 * LANES + LANES, row);
 }
 
 // out (16 rows, 64 columns, or 32) += weights (16 rows, 16 a page) times the values of n pages, whose rows

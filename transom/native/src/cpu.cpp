@@ -34,7 +34,7 @@ extern "C" int32_t transom_cpu_level(void) {
         has(seven.b, 16) && has(seven.b, 17) && has(seven.b, 30) && has(seven.b, 31); // F, DQ, BW, VL
     const bool dots = has(seven.c, 11) && has(more.a, 5);                             // VNNI, BF16
     if (!wide || !dots || (saved() & 0xe6) != 0xe6) return 0;
-    const bool tiles = has(seven.d, 22) && has(seven.d, 24); // AMX-BF16, AMX-TILE
+    const bool tiles = has(seven.d, 22) && has(seven.d, 24) && has(seven.d, 25); // AMX-BF16, -TILE, -INT8
     return tiles && (saved() & 0x60000) == 0x60000 ? 2 : 1;
 }
 #else

@@ -5,6 +5,7 @@
 // A vector of a panel holds 4 inputs of 16 outputs. Weights lie there as q + 128, without a sign, since that
 // is what `vpdpbusd` multiplies with signed activations a; a sum begins at -128 times the sum of its a.
 #pragma once
+#include "amx.h"
 #include "simd.h"
 
 namespace transom {
@@ -134,9 +135,41 @@ static inline void last_coded(const char* rows, int64_t row_bytes, int64_t width
         last_coded<R - 1>(rows, row_bytes, width, n, one, other, scales, c, ldc);
 }
 
+#if defined(TRANSOM_AMX)
+constexpr int TILE_ROWS = 8; // from so many rows on tiles multiply them; the bits are the same
+
+// As `two_coded`, of at most 32 rows: integers by tiles, the rest as it is there.
+static inline void tiles_coded(const char* rows, int64_t row_bytes, int64_t width, int n, const char* one,
+                               const char* other, const float* scales, float* c, int ldc) {
+    alignas(64) int32_t sums[2 * amx::ROWS * 2 * LANES];
+    amx::configure(BLOCK / 2);
+    for (int64_t block = 0; block < width / BLOCK; block++) {
+        const int64_t at = block * (BLOCK / 4) * 64;
+        amx::two_coded(reinterpret_cast<const int8_t*>(rows) + block * BLOCK, size_t(row_bytes), n > amx::ROWS,
+                       one + at, other + at, sums);
+        for (int r = 0; r < n; r++) {
+            const Coded row{const_cast<char*>(rows) + r * row_bytes, width};
+            const IntVec begin = IntVec{} + row.begins()[block];
+            for (int i = 0; i < 2 * LANES; i += LANES) {
+                const IntVec whole = load_ints(reinterpret_cast<const char*>(sums + r * 2 * LANES + i)) + begin;
+                const Vec before = block ? load(c + r * ldc + i) : Vec{};
+                store(c + r * ldc + i, add_scaled(before, whole, row.scales()[block]));
+            }
+        }
+    }
+    for (int r = 0; r < n; r++)
+        for (int i = 0; i < 2 * LANES; i += LANES)
+            store(c + r * ldc + i, load(c + r * ldc + i) * load(scales + i));
+    amx::configure(amx::DEPTH);
+}
+#endif
+
 // c (n, 32) = n encoded rows, K wide, times two panels.
 static inline void two_coded(const char* rows, int64_t row_bytes, int64_t width, int n, const char* one,
                              const char* other, const float* scales, float* c, int ldc) {
+#if defined(TRANSOM_AMX)
+    if (n >= TILE_ROWS) return tiles_coded(rows, row_bytes, width, n, one, other, scales, c, ldc);
+#endif
     int r = 0;
     for (; n - r >= 6; r += 6)
         few_coded<6>(rows + r * row_bytes, row_bytes, width, one, other, scales, c + r * ldc, ldc);

@@ -293,7 +293,7 @@ const char* transom_level(void) {
 }
 
 int32_t transom_prepare(void) {
-#if defined(TRANSOM_AMX)
+#if defined(TRANSOM_AMX) && !defined(TRANSOM_TILES)
     const long request = 0x1023 /* ARCH_REQ_XCOMP_PERM */, tiles = 18 /* XFEATURE_XTILEDATA */;
     return syscall(SYS_arch_prctl, request, tiles) == 0 ? 0 : errno;
 #else
