@@ -23,6 +23,7 @@ from cyclopts import (
 from . import __version__
 from .errors import Refused
 from .hardware import tune_libraries
+from .lab import CLAIMS
 from .usage import epilogue, help_for, unknown_flag, unknown_verb
 
 VERBS = {
@@ -52,7 +53,11 @@ EXPERIMENTS = {
     "distance": "How far back the gradient reaches in an RNN, LSTM, GRU and Transformer.",
     "cat": "Which word does `it` look at? The picture of the textbooks, tested.",
 }
-"""The verbs of `transom lab`."""
+"""The verbs of `transom lab` beside the claims."""
+OF_CLAIMS = {
+    "all": "All claims, one after the other, and their page.",
+    "report": "The page of all claims that were run: what was claimed, what was seen.",
+}
 
 OF_RUNS = ("train", "finetune", "plan", "compare", "bench", "data")
 """The verbs that take the settings of a run."""
@@ -82,6 +87,8 @@ lab = App(name="lab", help="Experiments that print their numbers and draw them."
           sort_key=len(VERBS))  # fmt: skip
 for _verb, _help in EXPERIMENTS.items():
     lab.command(f"transom.cli:{_verb}", name=_verb, help=_help)
+for _verb, _help in {**CLAIMS, **OF_CLAIMS}.items():
+    lab.command(f"transom.cli:lab_{_verb.replace('-', '_')}", name=_verb, help=_help)
 app.command(lab)
 data = App(name="data", help="Look at data before anything is learned from it.", help_epilogue="",
            sort_key=len(VERBS))  # fmt: skip
@@ -150,7 +157,7 @@ def _plain(error: CycloptsError) -> str:
         kinds = {one.__name__: one for kind in direct for one in (kind, *kind.__subclasses__())}
         return settings.explain(error.__cause__, kinds[error.__cause__.title])
     if isinstance(error, UnknownCommandError):
-        below = {"lab": EXPERIMENTS, "data": OF_DATA}
+        below = {"lab": {**EXPERIMENTS, **CLAIMS, **OF_CLAIMS}, "data": OF_DATA}
         known = below.get(error.app.name[0] if error.app else "", [*VERBS, *below])
         return unknown_verb((error.unused_tokens or [""])[0], known)
     if isinstance(error, UnknownOptionError):

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, Protocol
 from cyclopts import Group, Parameter
 
 from .errors import Refused
+from .lab import CLAIMS
 from .output import for_terminal, unused, writable
 from .sampling_params import SamplingParams
 from .server_settings import ServerSettings
@@ -869,6 +870,77 @@ def cat(
 
     with _answer(json) as show:
         show(run_cat(model, dpr, pairs=pairs, steps=steps, seed=seed, out=out))
+
+
+LAB = Path("runs/lab")
+"""Where the claims are put to the test."""
+
+
+def _lab_claim(name: str) -> Callable[..., None]:
+    """The verb of one claim."""
+
+    def verb(
+        *,
+        quick: Switched = False,
+        planted: Switched = False,
+        seeds: int | None = None,
+        out: Path = LAB,
+        json: Json = False,
+    ) -> None:
+        """Put one sentence of the textbooks to the test.
+
+        Parameters
+        ----------
+        quick
+            Three seeds and fewer steps; the verdict then says no more than "consistent with".
+        planted
+            Take away the cause that the sentence names: the verdict must flip.
+        seeds
+            How many, instead of the claim's own number.
+        out
+            The folder of all claims; what is measured there already is not measured again.
+        """
+        from .lab.claim_run import run_claim
+        from .lab.claims import claim
+
+        with _answer(json) as show:
+            show(run_claim(claim(name), out, quick=quick, planted=planted, seeds=seeds, say=_say))
+
+    return verb
+
+
+globals().update({f"lab_{name.replace('-', '_')}": _lab_claim(name) for name in CLAIMS})
+
+
+def lab_all(*, quick: Switched = False, out: Path = LAB, json: Json = False) -> None:
+    """All claims, and their page.
+
+    Parameters
+    ----------
+    quick
+        Three seeds and fewer steps each.
+    out
+        The folder of all claims; what is measured there already is not measured again.
+    """
+    from .lab.claims import run_all
+
+    with _answer(json) as show:
+        show(run_all(out, quick=quick, say=_say))
+
+
+def lab_report(folder: Path = LAB, /, *, out: Path | None = None) -> None:
+    """The page of all claims that were run.
+
+    Parameters
+    ----------
+    folder
+        Where they were run.
+    out
+        Where the page goes [default: lab.html in that folder].
+    """
+    from .lab.report import write_report
+
+    print(write_report(folder, out or folder / "lab.html"))
 
 
 def bench(*, flags: Flags = TrainSettings(), config: Config = None, json: Json = False) -> None:

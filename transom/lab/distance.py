@@ -47,19 +47,20 @@ class Member:
 
 def family(depth: int = 2, deep: int = 8) -> tuple[Member, ...]:
     """The members as they are initialised here, all as wide, and a Transformer without its residual path."""
-    recurrent = [Member(cell.upper(), _maker(cell, depth)) for cell in ("rnn", "gru", "lstm")]
-    as_torch = [Member(f"{cell.upper()}, torch's init", _maker(cell, depth, as_torch=True))
+    recurrent = [Member(cell.upper(), maker(cell, depth)) for cell in ("rnn", "gru", "lstm")]
+    as_torch = [Member(f"{cell.upper()}, torch's init", maker(cell, depth, "torch"))
                 for cell in ("rnn", "lstm")]  # fmt: skip
     return (
         *recurrent,
         *as_torch,
-        Member("Transformer", _maker(None, depth)),
-        Member(f"Transformer, {deep} layers", _maker(None, deep)),
-        Member(f"{deep} layers, no residual", _maker(None, deep), cut_residual=True),
+        Member("Transformer", maker(None, depth)),
+        Member(f"Transformer, {deep} layers", maker(None, deep)),
+        Member(f"{deep} layers, no residual", maker(None, deep), cut_residual=True),
     )
 
 
-def _maker(cell: Any, n_layers: int, as_torch: bool = False) -> Callable[[int], Model]:
+def maker(cell: Any, n_layers: int, init: str = "ours") -> Callable[[int], Model]:
+    """What builds a member from a seed. init: `ours`, `torch`, or for an LSTM `chrono`, to remember long."""
     config = ModelConfig(
         vocab_size=VOCABULARY, dim=DIM, n_layers=n_layers, n_heads=4, n_kv_heads=4, head_dim=16,
         ffn_dim=4 * DIM, max_len=1 << 14, cell=cell,
@@ -67,13 +68,29 @@ def _maker(cell: Any, n_layers: int, as_torch: bool = False) -> Callable[[int], 
 
     def make(seed: int) -> Model:
         model = build(config, seed)
-        if as_torch:  # uniform over +-1 / sqrt(D), no gate held open
-            generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
+        if init == "torch":  # uniform over +-1 / sqrt(D), no gate held open
             for weight in model.layers.parameters():
                 nn.init.uniform_(weight, -(DIM**-0.5), DIM**-0.5, generator=generator)
+        elif init == "chrono":
+            remember_long(model, LONG, generator)
         return model
 
     return make
+
+
+LONG = 256
+
+
+@torch.no_grad()
+def remember_long(model: Any, longest: int, generator: torch.Generator) -> None:
+    """Biases of an LSTM's gates for memories of up to `longest` steps: forget log U(1, longest), input its
+    negative (Tallec and Ollivier 2018).
+    """
+    for layer in model.layers:
+        bias, width = layer.bias_ih_l0, layer.width  # torch's order of gates: i f g o
+        forget = torch.empty(width).uniform_(1, longest - 1, generator=generator).log()
+        bias[:width], bias[width : 2 * width] = -forget, forget
 
 
 @dataclass(frozen=True)
@@ -164,11 +181,7 @@ def measure(member: Member, length: int, drawings: int) -> Line:
     """One member over several drawings of weights and texts."""
     curves, slopes, newest = [], [], []
     for seed in range(drawings):
-        model = member.make(seed).double().eval()
-        generator = torch.Generator().manual_seed(seed)
-        texts = torch.randint(model.config.vocab_size, (ROWS, length + 2), generator=generator)
-        with edited(without_residual(model) if member.cut_residual else []):
-            curve = distance_curve(model, texts, last_only=True)
+        curve = curve_of(member, length, seed)
         curves.append((curve.mean / curve.mean[0]).numpy())
         slopes.append(curve.slope)
         newest.append(float(curve.mean[0]))
@@ -177,6 +190,15 @@ def measure(member: Member, length: int, drawings: int) -> Line:
     middle = np.exp(np.log(np.maximum(all_of_them, tiny)).mean(0))
     return Line(member.name, middle.tolist(), all_of_them.min(0).tolist(), all_of_them.max(0).tolist(),
                 student(np.array(slopes)), float(np.exp(np.log(newest).mean())))  # fmt: skip
+
+
+def curve_of(member: Member, length: int, seed: int) -> DistanceCurve:
+    """One drawing of weights and texts."""
+    model = member.make(seed).double().eval()
+    generator = torch.Generator().manual_seed(seed)
+    texts = torch.randint(model.config.vocab_size, (ROWS, length + 2), generator=generator)
+    with edited(without_residual(model) if member.cut_residual else []):
+        return distance_curve(model, texts, last_only=True)
 
 
 def without_residual(model: nn.Module) -> list[Edit]:
