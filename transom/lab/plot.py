@@ -23,9 +23,10 @@ STYLE = """
 .lab{color-scheme:light dark;--ink:#171a1d;--soft:#4f575d;--line:#d5dae1;max-width:34rem;height:auto;
 width:100%}
 @media(prefers-color-scheme:dark){.lab{--ink:#e8eaeb;--soft:#a9b1b6;--line:#353b40}}
-.lab text{font:11.5px/1 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif;fill:var(--soft)}
-.lab text.title{fill:var(--ink);font-weight:600;font-size:12.5px}.lab text.end{text-anchor:end}
-.lab text.mid{text-anchor:middle}.lab text.in{fill:#171a1d;text-anchor:middle}
+svg.lab text{font:11.5px/1 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif;
+fill:var(--soft)}
+svg.lab text.title{fill:var(--ink);font-weight:600;font-size:12.5px}svg.lab text.end{text-anchor:end}
+svg.lab text.mid{text-anchor:middle}svg.lab text.in{fill:#171a1d;text-anchor:middle}
 .lab .axis{stroke:var(--line);fill:none}.lab .mark{stroke:var(--soft);stroke-dasharray:3 3}
 .lab .curve{fill:none;stroke-width:1.8;stroke-linejoin:round}
 """
@@ -109,7 +110,7 @@ def lines(
         dots = [(x, v) for x, seeds in zip(one.x, one.y, strict=True) for v in seeds if math.isfinite(v)]
         if one.dots:
             parts += [tag("circle", cx=at(x, v)[0], cy=at(x, v)[1], r=2.0, fill=color) for x, v in dots]
-    key, height = legend([one.name for one in series], HEIGHT + 6)
+    key, height = legend([one.name for one in series], HEIGHT + 16)
     return Panel(parts + key, height)
 
 

@@ -19,6 +19,7 @@ LEAD = (
     "What textbooks say of Transformers, each sentence put to the test on one machine: what would refute it "
     "was written down before the run, and the verdict is computed from that."
 )
+WRAPPED = "white-space:normal"
 SIGNS = {
     "holds": "✓",
     "holds in part": "◐",
@@ -36,8 +37,9 @@ def write_report(folder: Path, page: Path) -> Path:
     if not found and not extra:
         raise Refused(f"{folder}: no result of a claim; transom lab all --quick makes them")
     rows = [
-        tag("tr", tag("th", record["number"]), tag("td", f"{SIGNS[record['verdict']]} {record['verdict']}"),
-            tag("td", record["claim"], style="white-space:normal;background:none"))
+        tag("tr", tag("th", record["number"]),
+            tag("td", f"{SIGNS[record['verdict']]} {record['verdict']}", style=WRAPPED),
+            tag("td", record["claim"], style=f"{WRAPPED};background:none"))
         for record, _, _ in found
     ]  # fmt: skip
     table = tag("section", tag("h2", "Verdicts"), tag("table", tag("tbody", *rows)), class_="opening")
@@ -69,7 +71,7 @@ def _picture(record: dict[str, Any], figure: str, planted: dict[str, Any] | None
         parts.append(tag("p", tag("b", "With its cause taken away: "), flipped))
     tests = [f"“{one['says']}” would be refuted if {one['refuted_if']}." for one in record["falsifier"]]
     tests += [f"Control: {one['says']}." for one in record["controls"]]
-    readings = [tag("tr", tag("th", name, style="white-space:normal"), tag("td", shown(reading)))
+    readings = [tag("tr", tag("th", name, style=WRAPPED), tag("td", shown(reading)))
                 for name, reading in record["readings"].items()]  # fmt: skip
     parts.append(
         tag("details", tag("summary", "The falsifier, written before the run, and what was read"),
