@@ -58,9 +58,9 @@ def cranfield() -> tuple[list[str], list[str], list[dict[int, int]]]:
     return texts("cran.all.1400"), queries, judged
 
 
-def xquad() -> tuple[list[str], list[tuple[int, int, str, str]]]:
+def xquad(language: str = "en") -> tuple[list[str], list[tuple[int, int, str, str]]]:
     """Paragraphs, and questions as (article, paragraph from 1, question, answer)."""
-    articles = json.loads((DATA / "xquad" / "xquad.en.json").read_text())["data"]
+    articles = json.loads((DATA / "xquad" / f"xquad.{language}.json").read_text())["data"]
     paragraphs, questions = [], []
     for article, one in enumerate(articles):
         for paragraph in one["paragraphs"]:
@@ -210,9 +210,25 @@ def answers(
 
 
 def main(options: list[str]) -> None:
-    argparse.ArgumentParser(prog="benchmarks retrieval_quality", description=__doc__).parse_args(options)
+    parser = argparse.ArgumentParser(prog="benchmarks retrieval_quality", description=__doc__)
+    parser.add_argument(
+        "--languages", nargs="+", default=[], help="of XQuAD, in place of all else: de zh ..."
+    )
+    asked = parser.parse_args(options)
     lines: list[str] = []
     results: dict[str, object] = {}
+    for language in asked.languages:
+        with tempfile.TemporaryDirectory() as place:
+            paragraphs, questions = xquad(language)
+            base = indexed(paragraphs, Path(place))
+            rankings = {way: [found(base, way, one[2]) for one in questions] for way in WAYS.values()}
+            at_1 = {way: mean([recall(own, {one[1]: 1}, 1) for own, one in zip(some, questions, strict=True)])
+                    for way, some in rankings.items()}  # fmt: skip
+        lines.append(f"XQuAD, {language}: recall@1 " + ", ".join(f"{way} {one}" for way, one in at_1.items()))
+        results[language] = {way: one.to_dict() for way, one in at_1.items()}
+    if asked.languages:
+        tell("retrieval quality, XQuAD by language", lines, results)
+        return
     with tempfile.TemporaryDirectory() as place:
         (Path(place) / "cranfield").mkdir()
         texts, queries, gains = cranfield()
