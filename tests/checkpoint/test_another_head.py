@@ -129,8 +129,8 @@ def test_a_head_that_cannot_stand_there(tmp_path, llama):
     with pytest.raises(Refused, match="a head that can classify stands on an encoder, not on a decoder"):
         load_model(llama, head=CLASSES)
     folder = folder_of("bare", tmp_path)
-    with pytest.raises(Refused, match=r"bare: 1 labels; telling classes apart needs at least 2"):
-        load_model(folder, head={"head": "classify", "labels": ("one",)})
+    with pytest.raises(Refused, match=r"bare: 0 labels; this head needs at least 1"):
+        load_model(folder, head={"head": "classify", "labels": ()})
 
 
 def test_only_heads_may_be_left_over(tmp_path):

@@ -147,7 +147,7 @@ def test_who_does_not_read_is_ended(folders: dict[str, Path]):
 
 
 def test_a_request_has_an_end(folders: dict[str, Path]):
-    with serving(folders, "crow", **{"deadlines.request": 0.15}) as server, server.client() as client:
+    with serving(folders, "crow", **{"deadlines.request": 0.03}) as server, server.client() as client:
         whole = client.post("/v1/completions", json={**GREEDY, "n": 8, "max_tokens": 240})
         assert whole.status_code == 504 and "--deadlines.request" in whole.json()["error"]["message"]
         stream = client.post("/v1/completions", json={**GREEDY, "n": 8, "max_tokens": 240, "stream": True})
