@@ -80,7 +80,7 @@ def _trained(arm: Settings, seeds: Sequence[int]) -> list[Point]:
 @torch.no_grad()
 def dead_rows(model: Any, tokens: Tensor) -> float:
     """The share of attention rows with no slope left, of tokens (B, L), over the later half of positions."""
-    found = []
+    model, found = model.double(), []  # scores of hundreds: float32 fails the check of recomputed maps
     for row in tokens:
         with look(model) as seen:
             model(row[None])
