@@ -42,9 +42,12 @@ def shards(folder: Path, out: str) -> dict[str, int]:
 
 
 def kills(folder: Path, n: int) -> dict[str, Any]:
-    """Kill runs at random moments; how often, how many shards a kill left, and whether any was done again."""
+    """Kill runs at random moments, so often or until little is left to do; how many shards each left, and
+    whether any was done again.
+    """
     dice, seen, left, again = random.Random(0), dict[str, int](), list[int](), 0
-    for _ in range(n):
+    enough = 3 * len(job(folder, "out.jsonl").shards) // 4
+    while len(left) < n and len(seen) < enough:
         child = os.fork()
         if child == 0:
             job(folder, "out.jsonl").run()
@@ -52,7 +55,7 @@ def kills(folder: Path, n: int) -> dict[str, Any]:
         began = len(shards(folder, "out.jsonl"))
         while len(shards(folder, "out.jsonl")) == began and os.waitpid(child, os.WNOHANG) == (0, 0):
             time.sleep(0.001)
-        time.sleep(dice.random() * 0.05)
+        time.sleep(dice.random() * 0.02)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         now = shards(folder, "out.jsonl")

@@ -533,7 +533,7 @@ def test_no_barrier_is_found_by_axe(visit: Visit):
 
 def test_the_focus_stays_with_what_was_pressed(visit: Visit):
     page = visit.page
-    store(page, settings=dict(maxTokens=8))
+    store(page, settings=dict(maxTokens=8, temperature=0))
     say(page, "One")
     name = "document.activeElement.getAttribute('aria-label') ?? document.activeElement.textContent"
     page.get_by_role("button", name="Regenerate").focus()
