@@ -23,6 +23,7 @@ from tests.server import models
 from transom.__main__ import run
 from transom.errors import Refused
 from transom.inference import batch as batch_module
+from transom.inference.answers import TextInput
 from transom.inference.batch import Batch
 from transom.inference.load import load
 
@@ -393,3 +394,11 @@ def test_a_model_that_is_another_one_at_a_worker_is_refused(folders: dict[str, s
     ):
         made = answers(replace(batch.job, **changed), ["crow"])
         assert isinstance(made, Refused) and says in str(made)
+
+
+def test_rows_that_are_answered_in_one_go_keep_the_separator_of_their_file(tmp_path: Path) -> None:
+    file, out = tmp_path / "rows.csv", tmp_path / "out.csv"
+    file.write_text("id;text\n1;Hello, you\n2;Bye\n", encoding="utf-8")
+    asked = TextInput((), file, "text", out, model="m")
+    asked.write([{"completion": "a"}, {"completion": "b"}])
+    assert out.read_text(encoding="utf-8") == "id;text;completion\n1;Hello, you;a\n2;Bye;b\n"

@@ -71,7 +71,7 @@ class TextInput:
     def write(self, answers: list[dict[str, Any]]) -> str:
         """Write the rows with these fields after their own; say what was done."""
         assert self.out is not None
-        writer = RowWriter.of(self.out, self.rows, answers[0])
+        writer = RowWriter.of(self.out, self.rows, answers[0], self.file)
         with whole_file(self.out) as file:
             writer.write(file, ({**row, **answer} for row, answer in zip(self.rows, answers, strict=True)))
         return f"{len(answers):,} rows: {self.out}"
