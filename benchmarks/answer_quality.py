@@ -30,14 +30,12 @@ from transom.intervals import Estimate, share
 from transom.retrieval.answer import SILENT
 from transom.retrieval.ask import Inquiry, ask
 from transom.retrieval.calibrate import plain
-from transom.retrieval.indexing import index
 from transom.retrieval.reader import Reader, write_examples
 from transom.retrieval.search import Hit, KnowledgeBase
 from transom.retrieval.writer import Writer
 
-from .classification import minilm
 from .measure import DATA, tell
-from .retrieval_quality import mean, xquad
+from .retrieval_quality import indexed, mean, xquad
 
 CLOSED = "Answer the question in a few words. If you do not know the answer, write: I do not know."
 UNKNOWN = ("i do not know", "i don t know", plain(SILENT), "do not say", "does not say")
@@ -60,13 +58,6 @@ def f1(said: str, wanted: str) -> float:
     ours, theirs = normal(said).split(), normal(wanted).split()
     common = sum((collections.Counter(ours) & collections.Counter(theirs)).values())
     return 2 * common / (len(ours) + len(theirs)) if common else 0.0
-
-
-def indexed(texts: Sequence[str], place: Path) -> KnowledgeBase:
-    file = place / "texts.jsonl"
-    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-    index([file], place / "kb", embedder=str(minilm()))
-    return KnowledgeBase.open(place / "kb")
 
 
 def model(path: str | None) -> Generator:

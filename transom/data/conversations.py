@@ -24,7 +24,7 @@ from transom.data.example_source import ExampleSource
 from transom.data.formats import FORMATS, Columns, Format, Found, as_line, find_format, format_of
 from transom.data.issues import Issues, as_policy
 from transom.data.json_rows import inside_of, only_object
-from transom.data.messages import ROLES, TEXT_PARTS, checked_messages
+from transom.data.messages import ROLES, checked_messages, is_text_part, kind_of_part
 from transom.data.rows import JSON, HubRows, Row, RowFile, first_rows, text_value, type_name
 from transom.data.sources import open_rows
 from transom.data.tables import TABLES, layout_of
@@ -372,14 +372,10 @@ def json_of(value: Any, name: str, example: Mapping[str, Any]) -> list[Any]:
 
 def _refuse_pictures(parts: list[Any], where: str, mended: Callable[[Any], dict[str, Any]]) -> None:
     """Raise Fault where a list of parts holds another kind than text; mended: the row with other parts."""
-    kinds = [one.get("type") if isinstance(one, dict) else type_name(one) for one in parts]
-    other = next((at for at, kind in enumerate(kinds) if kind not in TEXT_PARTS), None)
+    other = next((at for at, part in enumerate(parts) if not is_text_part(part)), None)
     if other is not None:
-        says = (
-            f"{where}[{other}] is of type {printable(repr(kinds[other])[:40])}; parts of type 'text' are read"
-        )
-        kept = [one for one, kind in zip(parts, kinds, strict=True) if kind in TEXT_PARTS]
-        raise Fault("parts that are not text", says, mended(kept or "..."))
+        says = f"{where}[{other}] is of type {kind_of_part(parts[other])}; parts of type 'text' are read"
+        raise Fault("parts that are not text", says, mended([*filter(is_text_part, parts)] or "..."))
 
 
 def messages_of(items: list[Any], name: str, field: str, example: Mapping[str, Any]) -> list[Message]:

@@ -80,14 +80,23 @@ def _text(content: Any, where: str) -> str:
         return content or ""
     texts = []
     for i, part in enumerate(_listed(content, f"{where}.content")):
-        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-        if kind not in TEXT_PARTS:
-            says = printable(repr(kind)[:40])
+        if not is_text_part(part):
+            says = kind_of_part(part)
             raise Refused(
                 f"{where}.content[{i}] is of type {says}; this model reads parts of type 'text' only"
             )
         texts.append(_string(part.get("text"), f"{where}.content[{i}].text"))
     return "\n".join(texts)
+
+
+def is_text_part(part: Any) -> bool:
+    """Whether a part of a content is one of text."""
+    return isinstance(part, Mapping) and part.get("type") in TEXT_PARTS
+
+
+def kind_of_part(part: Any) -> str:
+    """The type of a part as it is shown."""
+    return printable(repr(part.get("type") if isinstance(part, Mapping) else type(part).__name__)[:40])
 
 
 def _tool_call(call: Mapping[str, Any], where: str) -> dict[str, Any]:
