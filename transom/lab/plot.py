@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from ..insight.html import Markup, tag
 from ..insight.svg import CURVES
 
-WIDTH, LEFT, RIGHT, ABOVE, BELOW = 360.0, 44.0, 10.0, 40.0, 34.0
+WIDTH, LEFT, RIGHT, ABOVE, BELOW = 360.0, 44.0, 18.0, 40.0, 34.0
 ROW, HEIGHT = 16.0, 210.0
 DASHES = ("", "6 3", "2 3", "9 3 2 3")
 CHARACTER = 6.6
 """Width in pixels of a character of a legend, at most."""
 STYLE = """
-.lab{color-scheme:light dark;--ink:#171a1d;--soft:#4f575d;--line:#d5dae1;max-width:34rem;height:auto;
-width:100%}
+.lab{color-scheme:light dark;--ink:#171a1d;--soft:#4f575d;--line:#d5dae1}
+svg.lab{width:100%;max-width:30rem;height:auto}
 @media(prefers-color-scheme:dark){.lab{--ink:#e8eaeb;--soft:#a9b1b6;--line:#353b40}}
 svg.lab text{font:11.5px/1 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif;
 fill:var(--soft)}
@@ -132,7 +132,7 @@ def stacks(rows: Sequence[tuple[str, Sequence[float]]], names: Sequence[str], *,
             if share >= 0.1:
                 parts.append(tag("text", f"{share:.0%}", class_="in", x=x + wide * share / 2, y=y + 13))
             x += wide * share
-    key, height = legend(names, 24 + len(rows) * 21.0 + 12)
+    key, height = legend(names, 24 + len(rows) * 21.0 + 12, dashes=DASHES[:1])
     return Panel(parts + key, height)
 
 
@@ -150,21 +150,22 @@ def grid(
             parts.append(tag("rect", x=x, y=y, width=wide - 2, height=20, fill=CURVES[0],
                              fill_opacity=f"{0.08 + 0.8 * value:.2f}"))  # fmt: skip
             shown = f"{value:.2f}".removeprefix("0") if value < 0.995 else "1"
-            parts.append(tag("text", shown, class_="mid", x=x + wide / 2 - 1, y=y + 14))
+            on = "in" if value >= 0.7 else "mid"  # dark ink on a full colour, whatever the paper
+            parts.append(tag("text", shown, class_=on, x=x + wide / 2 - 1, y=y + 14))
     y = 22 + len(rows) * 22.0 + 12
     parts += [tag("text", n, class_="mid", x=left + (c + 0.5) * wide, y=y) for c, n in enumerate(columns)]
     parts.append(tag("text", across, class_="end", x=WIDTH - RIGHT, y=y + 16))
     return Panel(parts, y + 22)
 
 
-def legend(names: Sequence[str], y: float) -> tuple[list[Markup], float]:
+def legend(names: Sequence[str], y: float, dashes: Sequence[str] = DASHES) -> tuple[list[Markup], float]:
     """Names beside strokes as their lines have them, as many in a row as there is room for; and the end."""
     parts, x = [], 0.0
     for i, name in enumerate(names):
         wide = 30 + CHARACTER * len(name)
         if x and x + wide > WIDTH:
             x, y = 0.0, y + ROW
-        dash = DASHES[i % len(DASHES)] or None
+        dash = dashes[i % len(dashes)] or None
         parts.append(tag("path", d=f"M{x:.0f} {y - 4:.0f}h20", stroke=CURVES[i % len(CURVES)],
                          stroke_width="3", stroke_dasharray=dash))  # fmt: skip
         parts.append(tag("text", name, x=x + 25, y=y))
