@@ -55,10 +55,12 @@ class Vectors:
             seen = None if seen is None else seen[places.numpy()]
         if seen is not None:
             scores = scores.masked_fill(~torch.from_numpy(seen), -torch.inf)
-        values, order = scores.sort(descending=True, stable=True)  # ties: the earlier chunk
-        found = order if places is None else places[order]
-        return [(row, score) for row, score in zip(found[:k].tolist(), values[:k].tolist(), strict=True)
-                if score > -torch.inf]  # fmt: skip
+        # Only what reaches the k-th score is sorted, all of its ties too: of those the earlier chunk counts.
+        floor = scores.topk(min(k, len(scores))).values[-1:]
+        best = ((scores >= floor) & (scores > -torch.inf)).nonzero()[:, 0]
+        best = best[scores[best].sort(descending=True, stable=True).indices[:k]]
+        found = best if places is None else places[best]
+        return list(zip(found.tolist(), scores[best].tolist(), strict=True))
 
     def _scanned(self, query: Tensor) -> Tensor:
         """About the scores of all rows, by whole numbers."""
