@@ -47,7 +47,7 @@ def test_of_equal_rows_the_earlier_come_first_and_no_more_than_asked(tmp_path: P
 
 
 def test_the_int8_copy_finds_what_the_vectors_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The scan only chooses whom to score: found rows and their scores are those of the vectors themselves."""
+    """The scan only chooses whom to score: found rows and their scores are those of the vectors."""
     rng = np.random.default_rng(1)
     centres = unit(rng, 40, 48)
     rows = centres[rng.integers(40, size=6000)] + 0.1 * rng.standard_normal((6000, 48), np.float32)
