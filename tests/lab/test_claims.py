@@ -9,15 +9,29 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from transom.__main__ import run
 from transom.errors import Refused
 from transom.insight.html import Markup
-from transom.intervals import Estimate
+from transom.intervals import Estimate, share
 from transom.lab import CLAIMS, experts, parallel, recall, retrieval, transfer
-from transom.lab.claim import Claim, Control, Outcome, Plant, Points, Prediction, Verdict, judge, mean, solved
+from transom.lab.claim import (
+    Claim,
+    Control,
+    Outcome,
+    Plant,
+    Points,
+    Prediction,
+    Verdict,
+    judge,
+    mean,
+    mean_share,
+    share_gap,
+    solved,
+)
 from transom.lab.claim_run import run_claim
 from transom.lab.claims import claim, glass_box
 from transom.lab.plot import Series, figure, grid, lines, stacks
@@ -63,6 +77,23 @@ def planned(measure: Callable[..., Any], height: float = 1.0) -> Claim:
 
 def by_height(arm: Mapping[str, Any], seeds: Sequence[int]) -> list[dict[str, Any]]:
     return [{"height": arm["height"] + seed / 100, "seen": 1} for seed in seeds]
+
+
+def test_seeds_that_agree_by_chance_are_not_surer_than_their_questions() -> None:
+    same, fewer = np.full(3, 0.01), np.full(3, 0.005)
+    found, less = mean_share(same, 100), share_gap(fewer, same, 100)
+    assert (found.low, found.high) == (share(3, 300).low, share(3, 300).high)
+    assert less.value == -0.005 and less.low < 0 < less.high  # 1 and 2 in 200 tell nothing apart
+    assert not mean_share(np.array([0.2]), 100).known  # one seed has no interval
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.02])
+def test_shares_over_seeds_cover_the_truth(apart: float) -> None:
+    """2,000 runs of 4 seeds, 300 questions each: seeds that differ, and seeds that do not."""
+    rng, truth, n = np.random.default_rng(5), 0.05, 300
+    runs = rng.binomial(n, np.clip(truth + apart * rng.standard_normal((2000, 4)), 0, 1)) / n
+    inside = [found.low <= truth <= found.high for found in (mean_share(run, n) for run in runs)]
+    assert 0.94 <= np.mean(inside) <= 0.999  # the wider of two is never too sure
 
 
 def test_the_falsifier_stands_before_the_numbers_and_a_run_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -161,7 +192,7 @@ def test_without_its_residual_path_the_deep_transformer_loses_the_gradient() -> 
 
 
 def test_without_the_root_rows_die_in_every_arm() -> None:
-    one = small("scale", steps=1, rows=20, length=16)
+    one = small("scale", steps=1, rows=200, length=16)
     rows = "dead rows, d_k 1024, divided"
     planted = outcomes(one, True)
     assert outcomes(one, False)[rows] == "holds" and planted[rows] == "refuted"
@@ -205,7 +236,7 @@ class IdealReader:
 
 def test_false_documents_flip_what_retrieval_is_good_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retrieval, "Seeds", IdealReader)
-    one = small("retrieval", asked=60)
+    one = small("retrieval", asked=200)
     less, right, left = (p.reading for p in one.predictions)
     whole, planted = outcomes(one, False), outcomes(one, True)
     assert (whole[less], whole[right], whole[left]) == ("holds", "holds", "holds")  # it abstains or is right

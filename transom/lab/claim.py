@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..insight.html import Markup
-from ..intervals import Estimate, student
+from ..intervals import Estimate, mover, share, student
 
 Settings = Mapping[str, Any]
 """What an arm is made of: plain values, which decide all that it measures but for its seed."""
@@ -24,6 +24,8 @@ Point = dict[str, Any]
 Points = Mapping[str, Sequence[Point]]
 """Of every arm, one point a seed, the same seeds in the same order: those of two arms are pairs."""
 Readings = Mapping[str, Estimate]
+Shares = np.ndarray[Any, np.dtype[np.float64]]
+"""Of every seed, how many of its questions, (S,)."""
 Outcome = Literal["holds", "refuted", "undecided"]
 
 
@@ -171,6 +173,27 @@ def values(points: Sequence[Point], key: str) -> np.ndarray[Any, np.dtype[np.flo
 def mean(points: Sequence[Point], key: str) -> Estimate:
     """The mean over seeds, by Student's t."""
     return student(values(points, key))
+
+
+def mean_share(shares: Shares, n: int) -> Estimate:
+    """The mean of every seed's share of n questions of its own, as sure as `_seeds_and_questions`."""
+    return _seeds_and_questions(student(shares), _together(shares, n))
+
+
+def share_gap(a: Shares, b: Shares, n: int) -> Estimate:
+    """What the shares a have more than the shares b, seed by seed, as sure as `_seeds_and_questions`."""
+    return _seeds_and_questions(student(a - b), mover(_together(a, n), _together(b, n)))
+
+
+def _together(shares: Shares, n: int) -> Estimate:
+    return share(float(shares.sum()) * n, len(shares) * n)
+
+
+def _seeds_and_questions(seeds: Estimate, questions: Estimate) -> Estimate:
+    """Over seeds, and never surer than over their questions: few seeds may agree by chance."""
+    if not seeds.known:
+        return seeds
+    return Estimate(seeds.value, min(seeds.low, questions.low), max(seeds.high, questions.high))
 
 
 def gap(points: Points, a: str, b: str, key: str) -> Estimate:

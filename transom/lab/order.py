@@ -17,7 +17,7 @@ from torch import Tensor
 from ..insight.html import Markup
 from ..intervals import Estimate
 from ..model.losses import IGNORE
-from .claim import Plant, Point, Points, Settings, curve, mean, values
+from .claim import Plant, Point, Points, Settings, curve, mean, mean_share, values
 from .plot import Series, figure, grid, lines
 from .tiny import Draw, Net, Seeds, rows_of, shape, thinned
 
@@ -65,7 +65,7 @@ def measure(arm: Settings, seeds: Sequence[int]) -> list[Point]:
     right = nets.right(asked).mean(1).tolist()
     moved = [shuffled(net.model, asked.tokens[i, :1], arm["shuffles"]) for i, net in enumerate(nets.nets())]
     return [
-        {"accuracy": hit, "beyond chance": hit - 0.5, "moved": far, "curve": thinned(loss)}
+        {"accuracy": hit, "asked": arm["asked"], "moved": far, "curve": thinned(loss)}
         for hit, far, loss in zip(right, moved, losses, strict=True)
     ]
 
@@ -84,10 +84,12 @@ def read(points: Points) -> dict[str, Estimate]:
     able = [name for name in points if not name.endswith("none")]
     reached = np.mean([values(points[name], "accuracy") >= 0.95 for name in able])
     return {
-        **{f"accuracy beyond chance, {name}": mean(found, "beyond chance") for name, found in points.items()},
+        **{f"accuracy beyond chance, {name}":
+           mean_share(values(found, "accuracy"), found[0]["asked"]).plus(-0.5)
+           for name, found in points.items()},
         "largest change under shuffling, encoder, none": mean(points["encoder, none"], "moved"),
         "models with positions that are 95% right": Estimate(float(reached)),
-    }
+    }  # fmt: skip
 
 
 def draw(points: Points) -> Markup:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from ..insight.html import Markup
-from ..intervals import Estimate, student
+from ..intervals import Estimate
 from ..model.losses import IGNORE
-from .claim import Plant, Point, Points, Settings, mean, values
+from .claim import Plant, Point, Points, Settings, mean_share, share_gap, values
 from .plot import figure, stacks
 from .tiny import Draw, Net, Rows, Seeds, shape, thinned
 
@@ -147,7 +147,7 @@ def measure(arm: Settings, seeds: Sequence[int]) -> list[Point]:
     for bucket in BUCKETS:
         drawn = [questions(of, bucket, arm["asked"], seed) for of, seed in zip(worlds, seeds, strict=True)]
         for point, (_, found) in zip(points, drawn, strict=True):
-            point[f"retrieval, {bucket}"] = found
+            point |= {"asked": arm["asked"], f"retrieval, {bucket}": found}
         for name in CONDITIONS:
             rows = Rows(*(torch.stack([asked[name][i] for asked, _ in drawn]) for i in (0, 1)))
             said = nets.ask(rows).argmax(-1)
@@ -166,20 +166,23 @@ def _rare(found: Sequence[Point], condition: str, answer: str) -> np.ndarray[Any
 
 
 def read(points: Points) -> dict[str, Estimate]:
-    found = points["reader"]
+    found, asked = points["reader"], points["reader"][0]["asked"]
 
     def change(condition: str, answer: str) -> Estimate:
-        return student(_rare(found, condition, answer) - _rare(found, "closed book", answer))
+        return share_gap(_rare(found, condition, answer), _rare(found, "closed book", answer), 2 * asked)
+
+    def made_up(condition: str) -> Estimate:
+        return mean_share(_rare(found, condition, "made up"), 2 * asked)
 
     rare = "of what was rarely or never met"
     return {
         f"made up {rare}, one document less closed book": change("one document", "made up"),
         f"right {rare}, one document less closed book": change("one document", "right"),
-        f"made up {rare}, one document": student(_rare(found, "one document", "made up")),
+        f"made up {rare}, one document": made_up("one document"),
         f"made up {rare}, another's document less closed book": change("another's document", "made up"),
-        f"made up {rare}, closed book": student(_rare(found, "closed book", "made up")),
-        "retrieval finds the document": student(
-            (values(found, "retrieval, rarely met") + values(found, "retrieval, never met")) / 2
+        f"made up {rare}, closed book": made_up("closed book"),
+        "retrieval finds the document": mean_share(
+            (values(found, "retrieval, rarely met") + values(found, "retrieval, never met")) / 2, 2 * asked
         ),
         "right, often met, closed book": _share(found, "often met, closed book"),
         "right, never met, the right document": _share(found, "never met, the right document"),
@@ -187,7 +190,7 @@ def read(points: Points) -> dict[str, Estimate]:
 
 
 def _share(found: Sequence[Point], key: str) -> Estimate:
-    return mean([{"right": point[key][0]} for point in found], "right")
+    return mean_share(np.array([point[key][0] for point in found]), found[0]["asked"])
 
 
 def draw(points: Points) -> Markup:

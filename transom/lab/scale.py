@@ -16,7 +16,7 @@ from torch import Tensor
 from ..insight.html import Markup
 from ..insight.look import look
 from ..intervals import Estimate
-from .claim import Plant, Point, Points, Settings, gap, mean, solved, values
+from .claim import Plant, Point, Points, Settings, gap, mean, mean_share, solved, values
 from .plot import Series, figure, lines
 from .texts import byte_rows, code, frequencies
 from .tiny import Net, Seeds, rows_of, shape, thinned
@@ -57,7 +57,8 @@ def _random(arm: Settings, seed: int) -> Point:
     to_query = torch.einsum("nm,nmk->nk", weights * (1 - weights), keys).norm(dim=-1) * _scale(arm)
     spread = torch.quantile(to_query, torch.tensor([0.1, 0.9])).clamp(min=1e-30)
     return {"entropy": entropy(weights), "steep": float(steep.median()),
-            "uneven": float(spread[1] / spread[0]), "dead": float((steep < DEAD).float().mean())}  # fmt: skip
+            "uneven": float(spread[1] / spread[0]), "dead": float((steep < DEAD).float().mean()),
+            "rows": arm["rows"]}  # fmt: skip
 
 
 def _trained(arm: Settings, seeds: Sequence[int]) -> list[Point]:
@@ -107,8 +108,8 @@ def jacobian(weights: Tensor) -> Tensor:
 def read(points: Points) -> dict[str, Estimate]:
     wide = {k: (f"divided, trained, d_k {k}", f"not divided, trained, d_k {k}") for k in TRAINED}
     return {
-        "dead rows, d_k 256, not divided": mean(points["not divided, d_k 256"], "dead"),
-        "dead rows, d_k 1024, divided": mean(points["divided, d_k 1024"], "dead"),
+        "dead rows, d_k 256, not divided": _dead(points["not divided, d_k 256"]),
+        "dead rows, d_k 1024, divided": _dead(points["divided, d_k 1024"]),
         "median slope, d_k 64, not divided less divided":
             gap(points, "not divided, d_k 64", "divided, d_k 64", "steep"),
         **{f"loss, d_k {k}, not divided less divided": gap(points, undivided, divided, "loss")
@@ -117,6 +118,10 @@ def read(points: Points) -> dict[str, Estimate]:
         "dead rows of the trained model, d_k 256, not divided": mean(points[wide[256][1]], "dead at last"),
         "seeds half a nat ahead of byte frequencies": solved(points[wide[16][0]], "ahead", 0.5),
     }  # fmt: skip
+
+
+def _dead(found: Sequence[Point]) -> Estimate:
+    return mean_share(values(found, "dead"), found[0]["rows"])
 
 
 def draw(points: Points) -> Markup:
