@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Protocol, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Unpack, cast, overload
 
 import torch
 from torch import Tensor
@@ -34,6 +34,9 @@ from .native_runner import available, check_weights, runner_for
 from .request import Completion, Event, Grammar, Request
 from .sync_engine import SyncEngine, cache_tokens, sync_settings
 from .token_rules import TokenRules
+
+if TYPE_CHECKING:
+    from .structured import GrammarCompiler
 
 DEFAULT_MAX_TOKENS = 128
 ANSWER_TOKENS = 256
@@ -208,6 +211,14 @@ class Generator:
     def template(self) -> ChatTemplate | None:
         """The chat template of the folder, if it has one."""
         return None if self.folder is None else ChatTemplate.from_folder(self.folder)
+
+    @cached_property
+    def grammars(self) -> GrammarCompiler:
+        """What makes grammars of schemas and texts, for answers that keep to them."""
+        from .structured import GrammarCompiler
+
+        ends = frozenset() if self.template is None else self.template.end_ids(self.tokenizer)
+        return GrammarCompiler(self.tokenizer, sorted(self.eos_ids | ends))
 
     @property
     def answer_tokens(self) -> int:

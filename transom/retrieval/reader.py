@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,6 @@ from .search import KnowledgeBase
 
 if TYPE_CHECKING:
     from transom.inference.generator import Generator
-    from transom.inference.structured import GrammarCompiler
 
 MOST_TOKENS = 48
 """Of a short answer."""
@@ -51,20 +49,12 @@ class Reader:
 
     def span(self, question: str, text: str) -> tuple[int, int] | None:
         """Where in a text the words stand that answer (from, to); None: it says that the text does not."""
-        grammar = self._grammars.compile_quote(text, SILENT)
+        grammar = self.generator.grammars.compile_quote(text, SILENT)
         said = self.generator.chat(
             asked(question, text), grammar=grammar, max_tokens=MOST_TOKENS, temperature=0
         ).text.strip()
         start = text.find(said) if said else -1
         return None if start < 0 else (start, start + len(said))
-
-    @cached_property
-    def _grammars(self) -> GrammarCompiler:
-        from transom.inference.structured import GrammarCompiler
-
-        template, tokenizer = self.generator.template, self.generator.tokenizer
-        assert template is not None
-        return GrammarCompiler(tokenizer, sorted(self.generator.eos_ids | template.end_ids(tokenizer)))
 
 
 def asked(question: str, text: str) -> list[Message]:

@@ -19,7 +19,6 @@ from transom.errors import Refused, nearest
 from transom.inference.encoder_engine import EncoderEngine
 from transom.inference.engine import EngineSettings
 from transom.inference.load import load
-from transom.inference.structured import GrammarCompiler
 from transom.server_settings import ServerSettings
 
 from .output_parser import END_THINK, THINK
@@ -90,11 +89,6 @@ class ServedModel:
         """Return whether a prompt ends where reasoning begins."""
         tail = [self.markers.get(token) or self.model.tokenizer.decode([token]) for token in prompt[-8:]]
         return self.thinks and "".join(tail).rstrip().endswith(THINK)
-
-    @cached_property
-    def grammars(self) -> GrammarCompiler:
-        """What turns the schemas of clients into grammars; made when the first one comes."""
-        return GrammarCompiler(self.model.tokenizer, sorted(self.model.eos_ids | self.ends))
 
     def to_dict(self) -> dict[str, Any]:
         """Its entry in `/v1/models`."""

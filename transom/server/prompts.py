@@ -154,7 +154,7 @@ def grammar_for(call: Call, format: Any) -> Grammar | None:
     """Return what the answer must follow: the schema of a format, the call that `tool_choice` asks for, the
     schemas of strict tools; None: it is free. Takes up to seconds.
     """
-    asked, grammars = call.asked, call.served.grammars if _bound(call.asked, format) else None
+    asked, grammars = call.asked, call.served.model.grammars if _bound(call.asked, format) else None
     schema = _schema_of(format, call.state.settings.limits)
     if grammars is None:
         return None
@@ -190,7 +190,7 @@ def _spelled(served: ServedModel, function: Any, forced: bool) -> Stretch:
     schema = (function.parameters if function.strict or forced else None) or JSON_OBJECT
     if not function.strict and forced:
         try:
-            served.grammars.compile(schema)
+            served.model.grammars.compile(schema)
         except Refused:
             schema = JSON_OBJECT
     begin, end = f'{{"name": {named}, "{syntax.arguments}": ', "}"
