@@ -16,7 +16,7 @@ from transom.errors import Refused
 from transom.inference.generator import Generator
 from transom.inference.load import load
 from transom.retrieval.answer import SILENT, Explained
-from transom.retrieval.ask import SUPPORT, ask, best_quote
+from transom.retrieval.ask import SUPPORT, Inquiry, ask, best_quote, weighed
 from transom.retrieval.evidence import stems
 from transom.retrieval.indexing import index
 from transom.retrieval.reader import Reader, write_examples
@@ -187,6 +187,12 @@ def test_a_model_tells_what_a_passage_was_worth(base: KnowledgeBase, writer: Wri
     quoted = ask(base, "How many days of leave do employees get?", writer=writer)
     loo = quoted.sentences[0].citations[0].loo
     assert quoted.text == "Employees get 25 days of leave." and loo is not None and loo > 1
+    answer, looked = quoted, Inquiry(base, "How many days of leave do employees get?")
+    cited = looked.leavings(answer, looked.passages)[0][1]
+    read = [one for one in looked.passages if "25 days" not in one.text]  # quoted from further down
+    ((_, whole, others, _),) = looked.leavings(answer, read)
+    assert len(whole) == len(others) + 1 == len(cited) and others == read
+    assert weighed(answer, [0.5]).sentences[0].citations[0].loo == 0.5
     written = ask(base, "How many days of leave do employees get?", writer=writer, generate=True)
     assert written.abstained or all(
         one.quote in LEAVE + BOILER for sentence in written.sentences for one in sentence.citations

@@ -13,7 +13,11 @@ from openai import BadRequestError, NotFoundError, OpenAI
 from tests.server import models
 from tests.server.conftest import Running, run
 from transom.errors import Refused
+from transom.inference.load import load
+from transom.retrieval.ask import ask as answer_from
 from transom.retrieval.indexing import index
+from transom.retrieval.search import KnowledgeBase
+from transom.retrieval.writer import Writer
 from transom.server.app import make_app
 from transom.server.keys import Keys, read_keys
 from transom.server.knowledge import open_knowledge
@@ -117,6 +121,22 @@ def test_a_model_answers_in_its_own_words_and_is_checked(running: Running) -> No
     assert said(unsupported="drop")["answer"] == TRUE
     assert "no passage carries" in said(unsupported="fail")["error"]["message"]
     assert said(question="Who painted the ceiling of the chapel?")["usage"]["completion_tokens"] == 0
+
+
+def test_a_model_tells_what_each_source_was_worth(running: Running, kb: Path) -> None:
+    """The same number as beside the server, for quotes and for the model's own words."""
+    writer = Writer(load(kb.parent / "parrot" / "model"))
+    base = KnowledgeBase.open(kb)
+    for generate in (False, True):
+        told = ask(running, loo=True, model="parrot", generate=generate).json()
+        found = [cited["loo"] for one in told["sentences"] for cited in one["citations"]]
+        beside = answer_from(base, QUESTION, writer=writer, generate=generate, labels=())
+        expected = [cited.loo for one in beside.sentences for cited in one.citations]
+        assert found == pytest.approx(expected, abs=1e-3) and found
+    plain = ask(running, model="parrot").json()["sentences"][0]["citations"][0]
+    assert plain["loo"] is None
+    refused = ask(running, loo=True)
+    assert refused.status_code == 400 and "name one in `model`" in refused.json()["error"]["message"]
 
 
 def test_a_key_sees_what_its_labels_allow(running: Running) -> None:

@@ -56,6 +56,11 @@ def test_a_question_is_answered_and_its_source_opens_at_its_place(browser: Any, 
     assert box and frame and frame["y"] <= box["y"] <= frame["y"] + frame["height"]  # in sight
     assert page.evaluate("document.activeElement.localName") == "mark"
 
+    page.get_by_role("button", name="What is each source worth?").click()
+    page.locator(".sources", has_text="without it").wait_for()
+    assert "Employees get 25 days of leave." in page.locator(".result .out").first.inner_text()
+    assert not page.get_by_role("button", name="What is each source worth?").count()
+
     page.get_by_label("Question").fill("Who won the football cup in 1974?")
     page.keyboard.press("Enter")
     page.get_by_role("heading", name="The documents do not say").wait_for()

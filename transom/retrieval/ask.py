@@ -67,10 +67,15 @@ def ask(
     looked = Inquiry(base, question, labels=labels, threshold=threshold)
     if reader is not None:
         return looked.short(reader)
-    if looked.silence or writer is None or not (generate or not writer.is_small):
-        return looked.quoted(writer)
-    text, read = writer.answer(question, looked.passages)
-    return looked.checked(text, read, unsupported, writer)
+    if looked.silence or writer is None:
+        return looked.quoted()
+    read = looked.passages
+    if generate or not writer.is_small:
+        text, read = writer.answer(question, read)
+        answer = looked.checked(text, read, unsupported)
+    else:
+        answer = looked.quoted()
+    return weighed(answer, [writer.loss_without(*one) for one in looked.leavings(answer, read)])
 
 
 class Inquiry:
@@ -106,7 +111,7 @@ class Inquiry:
             return f"{says}; below {self.threshold:.2f} nothing is said"
         return ""
 
-    def quoted(self, writer: Writer | None = None) -> Answer:
+    def quoted(self) -> Answer:
         """Sentences of the documents as they stand: the best, and those that come near to it."""
         if self.silence:
             return self._answer([], self.silence)
@@ -119,8 +124,7 @@ class Inquiry:
         said = []
         for one in chosen:
             passage = one.hit.passage
-            loo = writer and writer.loss_without(self.question, self.passages, passage, one.text)
-            citation = Citation(passage.document, one.start, one.end, one.text, 1.0, loo, passage.page)
+            citation = Citation(passage.document, one.start, one.end, one.text, 1.0, page=passage.page)
             said.append(Sentence(one.text, (citation,)))
         return self._answer(said)
 
@@ -142,9 +146,7 @@ class Inquiry:
         citation = Citation(passage.document, first, last, quote, 1.0, page=passage.page)
         return self._answer([Sentence(words, (citation,))])
 
-    def checked(
-        self, text: str, read: Sequence[Passage], unsupported: Unsupported, writer: Writer | None = None
-    ) -> Answer:
+    def checked(self, text: str, read: Sequence[Passage], unsupported: Unsupported) -> Answer:
         """A model's own sentences, each with the passages that carry it. Raises Refused as `ask` does."""
         self.stages.append(Stage("written by the model", [(text, "")]))
         if SILENT.rstrip(".").lower() in text.lower() or not text.strip():
@@ -159,11 +161,7 @@ class Inquiry:
             found = [best_quote(words, one, rare) for one in read]
             most = max(range(len(read)), key=lambda at: found[at].support)
             named = [at for at in named if at < len(read) and found[at].support >= SUPPORT] or [most]
-            citations = []
-            for at in dict.fromkeys(named):
-                if found[at].support >= SUPPORT:
-                    loo = writer and writer.loss_without(self.question, read, read[at], words)
-                    citations.append(replace(found[at], loo=loo))
+            citations = [found[at] for at in dict.fromkeys(named) if found[at].support >= SUPPORT]
             short = f"carried by none: the best has {found[most].support:.2f} of it, {SUPPORT:.2f} is needed"
             carried = f"carried by {', '.join(one.place for one in citations)}"
             rows.append((words, carried if citations else short))
@@ -179,11 +177,41 @@ class Inquiry:
             said = [one for one in said if one.supported]
         return self._answer(said, "" if said else "no passage carries what the model wrote")
 
+    def leavings(
+        self, answer: Answer, read: Sequence[Passage]
+    ) -> list[tuple[str, list[Passage], list[Passage], str]]:
+        """What to ask a model for the `loo` of every citation, in their order (see `Writer.loss_without`):
+        the question, the passages with the cited one, those without it, the sentence.
+        """
+        found = []
+        for sentence in answer.sentences:
+            for one in sentence.citations:
+                cited = next(
+                    hit.passage
+                    for hit in self.hits
+                    if hit.passage.document == one.document
+                    and hit.passage.start <= one.start <= one.end <= hit.passage.end
+                )
+                others = [passage for passage in read if passage != cited]
+                whole = list(read) if cited in read else [cited, *read]  # quoted from further down
+                found.append((self.question, whole, others, sentence.text))
+        return found
+
     def _answer(self, said: Sequence[Sentence], reason: str = "") -> Answer:
         looked = tuple(self.hits[:READ])
         return Answer(
             self.question, tuple(said), self.best, self.threshold, looked, reason, self.promise, self.stages
         )
+
+
+def weighed(answer: Answer, losses: Sequence[float]) -> Answer:
+    """The answer with the `loo` of every citation, in their order."""
+    left = iter(losses)
+    said = [
+        replace(one, citations=tuple(replace(cited, loo=next(left)) for cited in one.citations))
+        for one in answer.sentences
+    ]
+    return replace(answer, sentences=tuple(said))
 
 
 def rank(judge: Judge, found: Sequence[Candidate]) -> list[tuple[float, Candidate]]:

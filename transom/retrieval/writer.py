@@ -69,10 +69,9 @@ class Writer:
 
     @torch.inference_mode()
     def loss_without(
-        self, question: str, passages: Sequence[Passage], cited: Passage, sentence: str
+        self, question: str, passages: Sequence[Passage], others: Sequence[Passage], sentence: str
     ) -> float:
-        """By how much (nats) a sentence is likelier with all passages than without the cited one."""
-        others = [one for one in passages if one != cited]
+        """By how much (nats) a sentence is likelier with all passages than with the others alone."""
         return self._logprob(question, passages, sentence) - self._logprob(question, others, sentence)
 
     def _logprob(self, question: str, passages: Sequence[Passage], sentence: str) -> float:

@@ -141,6 +141,9 @@ class Grounding(Strict):
     """What becomes of a sentence that no passage carries."""
     threshold: Annotated[float, Field(ge=0, le=1)] | None = None
     """The confidence below which nothing is said, in place of the knowledge base's own."""
+    loo: bool = False
+    """Whether each citation tells by how much (nats) the named model finds its sentence likelier with its
+    passage than without (leave one out); two passes over the passages each."""
 
 
 class AskBody(Grounding, Body):

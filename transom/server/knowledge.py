@@ -9,18 +9,20 @@ annotations. Read next: chat, transom.retrieval.ask.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
 from transom.errors import Refused, nearest
 from transom.retrieval.answer import Answer as Answered
 from transom.retrieval.answer import Explained
-from transom.retrieval.ask import Inquiry
+from transom.retrieval.ask import Inquiry, weighed
 from transom.retrieval.places import shown
 from transom.retrieval.reranker import Reranker
 from transom.retrieval.search import KnowledgeBase
-from transom.retrieval.writer import ANSWER_TOKENS, SMALL, messages
+from transom.retrieval.store import Passage
+from transom.retrieval.writer import ANSWER_TOKENS, SMALL, Writer, messages
 from transom.server_settings import ServerSettings
 
 from .chat_schema import AskBody, ChatBody, Grounding, PassageBody
@@ -161,9 +163,14 @@ async def _answered(call: Call, options: Grounding, question: str) -> tuple[Answ
     large = able and served.model.model.n_parameters >= SMALL
     if options.generate and not able:
         raise ApiError(400, "generate needs a chat model that writes: name one in `model`", param="generate")
-    if inquiry.silence or not (options.generate or large):
-        return await call.text_work(inquiry.quoted), 0, 0
+    if options.loo and not able:
+        raise ApiError(
+            400, "loo needs a chat model that reads the passages: name one in `model`", param="loo"
+        )
     read = list(inquiry.passages)
+    if inquiry.silence or not (options.generate or large):
+        answer = await call.text_work(inquiry.quoted)
+        return await _with_loo(call, options, inquiry, answer, read), 0, 0
 
     def requests() -> list[Any]:
         room = served.room - ANSWER_TOKENS
@@ -179,7 +186,20 @@ async def _answered(call: Call, options: Grounding, question: str) -> tuple[Answ
     made = await call.text_work(requests)
     (part,) = await all_parts(call, made)
     answer = await call.text_work(lambda: inquiry.checked(part.text, read, options.unsupported))
+    answer = await _with_loo(call, options, inquiry, answer, read)
     return answer, len(made[0].prompt), part.n_made
+
+
+async def _with_loo(
+    call: Call, options: Grounding, inquiry: Inquiry, answer: Answered, read: Sequence[Passage]
+) -> Answered:
+    """What every citation is worth to the model, where it is asked for; answers are written in between."""
+    if not options.loo:
+        return answer
+    writer, losses = Writer(call.served.model), []
+    for one in inquiry.leavings(answer, read):
+        losses.append(await call.served.worker.between_steps(partial(writer.loss_without, *one), call.tenant))
+    return weighed(answer, losses)
 
 
 def _current(known: dict[str, KnowledgeBase], name: str | None) -> KnowledgeBase:

@@ -5,6 +5,15 @@ import { action, announce, copy, count, growing, h, percent, showError } from ".
 import { knowledgeBases, served } from "./served.js";
 import * as store from "./store.js";
 
+/** What a sentence loses, in the model's eyes, without its source. */
+function worth(nats) {
+  if (nats == null) return "";
+  const times = Math.exp(Math.abs(nats));
+  const ratio = times < 1e6 ? Number(times.toPrecision(2)).toLocaleString("en") : "over a million";
+  if (times < 1.1) return "; as likely without it";
+  return `; without it the sentence is ${ratio} times ${nats > 0 ? "less" : "more"} likely`;
+}
+
 export class Ask {
   constructor(panel) {
     this.working = null;
@@ -51,14 +60,18 @@ export class Ask {
     if (this.working) return this.stop();
     const question = this.question.value.trim();
     if (!question) return;
+    const body = { question, knowledge_base: this.base.value };
+    if (this.model && this.own.checked) Object.assign(body, { model: this.model.id, generate: true });
+    await this.ask(body, "Looking …");
+  }
+
+  async ask(body, meanwhile) {
     this.working = new AbortController();
     this.ready();
     showError("");
-    this.result.replaceChildren(h("p", { class: "quiet" }, "Looking …"));
+    this.result.replaceChildren(h("p", { class: "quiet" }, meanwhile));
     try {
-      const body = { question, knowledge_base: this.base.value };
-      if (this.model && this.own.checked) Object.assign(body, { model: this.model.id, generate: true });
-      this.show(await post("/ask", body, this.working.signal));
+      this.show(await post("/ask", body, this.working.signal), body);
     } catch (error) {
       this.result.replaceChildren();
       if (error.name !== "AbortError") showError(error.message);
@@ -67,7 +80,7 @@ export class Ask {
     this.ready();
   }
 
-  show({ answer, abstained, reason, confidence, threshold, promise, sentences, looked_at: looked, model }) {
+  show({ answer, abstained, reason, confidence, threshold, promise, sentences, looked_at: looked, model }, body) {
     const sources = [];
     const mark = (citation) => {
       let at = sources.findIndex((one) => one.document === citation.document && one.start === citation.start && one.end === citation.end);
@@ -79,14 +92,17 @@ export class Ask {
     const sure = `Confidence ${percent(confidence)}; below ${percent(threshold)} nothing is said.${promise ? ` ${promise}.` : ""}`;
     this.place = h("div", { class: "place" });
     const list = abstained ? looked.slice(0, 3) : sources;
+    const weigh = this.model && !abstained && sources.length && !body.loo
+      ? action("What is each source worth?", () => this.ask({ ...body, model: this.model.id, loo: true }, "The model reads once with, once without each source …"))
+      : "";
     this.result.replaceChildren(
       h("h2", { class: "desk-label" }, abstained ? "The documents do not say" : model ? `Answer, by ${served(model)?.name ?? model}` : "Answer"),
       h("div", { class: "sheet tall out", dir: "auto" }, abstained ? `${reason[0].toUpperCase()}${reason.slice(1)}.` : said),
-      h("div", { class: "actions shown" }, action("Copy", (event) => copy(answer, event.target)), abstained ? "" : h("span", { class: "quiet" }, sure)),
+      h("div", { class: "actions shown" }, action("Copy", (event) => copy(answer, event.target)), weigh, abstained ? "" : h("span", { class: "quiet" }, sure)),
       list.length ? h("h2", { class: "desk-label" }, abstained ? "What was looked at" : count(list.length, "source")) : "",
       h("ol", { class: "sources" }, list.map((one, i) => h("li", {},
         h("button", { class: "action", type: "button", onclick: () => this.open(one) }, one.document),
-        h("span", { class: "quiet" }, `, characters ${one.start.toLocaleString("en")} to ${one.end.toLocaleString("en")}${one.page ? `, page ${one.page}` : ""}`)))),
+        h("span", { class: "quiet" }, `, characters ${one.start.toLocaleString("en")} to ${one.end.toLocaleString("en")}${one.page ? `, page ${one.page}` : ""}${worth(one.loo)}`)))),
       this.place);
     announce(abstained ? "The documents do not say." : answer);
   }
