@@ -203,14 +203,36 @@ def test_how_errors_leave(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def fails(*_: object, **__: object) -> None:
+    def fails() -> None:
         raise error
 
-    monkeypatch.setattr(door, "app", fails)
-    assert run(["doctor"]) == code
+    monkeypatch.setattr(cli, "fails", fails, raising=False)
+    door.app.command("transom.cli:fails", name="fails")
+    assert run(["fails"]) == code
+    del door.app["fails"]
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1] == last
     assert (len(lines) > 1) == isinstance(error, ZeroDivisionError)
+
+
+def test_a_stop_while_a_run_is_scored_tells_what_was_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(_: object) -> None:
+        raise KeyboardInterrupt
+
+    notes, out = tmp_path / "notes.txt", tmp_path / "a run"
+    notes.write_text("The crow caws at noon, and the dog barks at the door.\n" * 400)
+    monkeypatch.setattr("transom.evaluation.examine.examined", stopped)
+    tiny = ["--model.dim", "16", "--model.n-layers", "1", "--model.n-heads", "2", "--data.vocab-size", "300"]
+    code = run(["train", str(notes), "--steps", "2", "--out", str(out), *tiny])
+    said = capsys.readouterr()
+    assert code == 130, said.err
+    assert "held-out: " in said.out and f"model: {out}/model" in said.out
+    last = said.err.splitlines()[-1]
+    assert last.startswith("transom: stopped while it was scored; the model is whole: transom evaluate ")
+    monkeypatch.undo()
+    assert run([*shlex.split(last.partition("whole: transom ")[2]), "--limit", "2000"]) == 0
 
 
 def test_a_reader_that_has_had_enough_is_no_error() -> None:

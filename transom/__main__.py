@@ -79,6 +79,7 @@ app = App(
     version=__version__,
     help_format="markdown",
     default_parameter=Parameter(negative_iterable=(), negative_none=()),
+    suppress_keyboard_interrupt=False,
 )
 for _place, (_verb, _help) in enumerate(VERBS.items()):
     app.command(f"transom.cli:{_verb}", name=_verb, help=_help, help_epilogue=epilogue(_verb),
@@ -114,8 +115,8 @@ def run(arguments: Sequence[str]) -> int:
         return _refuse(_plain(error))
     except Refused as error:
         return _refuse(str(error))
-    except KeyboardInterrupt:
-        return _refuse("stopped", 130)
+    except KeyboardInterrupt as stop:
+        return _refuse(str(stop) or "stopped", 130)
     except BrokenPipeError:  # `transom ... | head`: whoever read has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

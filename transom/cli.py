@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any, Literal, Protocol
 
 from cyclopts import Group, Parameter
@@ -981,7 +982,15 @@ def _trained(settings: TrainSettings, json: bool) -> int:
     with _answer(json) as show:
         run = run_training(settings)
         if os.environ.get("RANK", "0") == "0":
-            show(tuned(examined(run), Progress(sys.stderr)))
+            try:
+                done = tuned(examined(run), Progress(sys.stderr))
+            except KeyboardInterrupt:
+                show(run)
+                again = f"transom evaluate {quote(str(run.folder))}"
+                if settings.model.weights is not None:
+                    again += f" --against {quote(settings.model.weights)}"
+                raise KeyboardInterrupt(f"stopped while it was scored; the model is whole: {again}") from None
+            show(done)
     return INTERRUPTED if run.interrupted else 0
 
 
