@@ -247,6 +247,8 @@ def test_false_documents_flip_what_retrieval_is_good_for(monkeypatch: pytest.Mon
     assert readings["right, never met, the right document"].value == 1.0
     _, silent, made_up = points["reader"][0]["never met, another's document"]
     assert made_up == 0 and silent > 0.95  # another's may by chance be the right one
+    right, _, made_up = points["reader"][0]["never met, two that contradict"]
+    assert right == pytest.approx(0.5, abs=0.15) and right + made_up == 1  # whoever believes the first
     assert "made up" in one.draw(points)
 
 

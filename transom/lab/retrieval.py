@@ -30,7 +30,10 @@ VOCABULARY = ASK + 3
 WORLD, MET, OFTEN = 600, 400, 40
 """Things of the world, those met while learning, those met often; the other 300 names are only read of."""
 BUCKETS = {"often met": (0, OFTEN), "rarely met": (OFTEN, MET), "never met": (MET, WORLD)}
-CONDITIONS = ("closed book", "one document", "three documents", "the right document", "another's document")
+CONDITIONS = (
+    "closed book", "one document", "three documents", "the right document", "another's document",
+    "two that contradict",
+)  # fmt: skip
 MISSING = 0.05
 """The share of facts that no document holds."""
 ANSWERS = ("right", "does not know", "made up")
@@ -134,6 +137,11 @@ def questions(of: World, bucket: str, n: int, seed: int) -> tuple[dict[str, tupl
     fact = torch.cat((names, RELATION + relation[:, None], answer[:, None]), 1)
     documents["the right document"][:, 0] = fact
     documents["another's document"][:, 0] = near.roll(1, 0)[:, 0]
+    shift = torch.randint(1, VALUES, (n,), generator=generator)
+    false = torch.cat((fact[:, :3], (VALUE + (answer - VALUE + shift) % VALUES)[:, None]), 1)
+    first = torch.rand(n, generator=generator) < 0.5  # which of the two is read first is a coin
+    documents["two that contradict"][:, 0] = torch.where(first[:, None], fact, false)
+    documents["two that contradict"][:, 1] = torch.where(first[:, None], false, fact)
     asked = {name: _asked(slots, names, relation, answer) for name, slots in documents.items()}
     return asked, float(right.float().mean())
 
@@ -181,6 +189,7 @@ def read(points: Points) -> dict[str, Estimate]:
         f"made up {rare}, one document": made_up("one document"),
         f"made up {rare}, another's document less closed book": change("another's document", "made up"),
         f"made up {rare}, closed book": made_up("closed book"),
+        f"made up {rare}, two documents that contradict": made_up("two that contradict"),
         "retrieval finds the document": mean_share(
             (values(found, "retrieval, rarely met") + values(found, "retrieval, never met")) / 2, 2 * asked
         ),
