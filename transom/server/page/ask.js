@@ -11,7 +11,7 @@ function worth(nats) {
   const times = Math.exp(Math.abs(nats));
   const ratio = times < 1e6 ? Number(times.toPrecision(2)).toLocaleString("en") : "over a million";
   if (times < 1.1) return "; as likely without it";
-  return `; without it the sentence is ${ratio} times ${nats > 0 ? "less" : "more"} likely`;
+  return `; without it the model finds the sentence ${ratio} times ${nats > 0 ? "less" : "more"} likely`;
 }
 
 export class Ask {
