@@ -163,3 +163,79 @@ def test_a_preference_is_lm_evals_to_the_digit(subject: Subject, folder: Path, s
         process_results(None, [(a, False), (b, False)])["pct_stereotype"] for a, b in ours[-len(pairs) :]
     ]
     assert line.estimate.value + 50 == pytest.approx(100 * np.mean(scored))
+
+
+def lm_eval_samples(folder: Path, rows: list[dict[str, Any]], place: Path, **task: Any) -> list[Any]:
+    """What lm-evaluation-harness notes of every row of one multiple-choice task, by its own hf backend."""
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    place.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    told = {
+        **task, "task": "it", "output_type": "multiple_choice", "dataset_path": "json", "test_split": "test",
+        "dataset_kwargs": {"data_files": {"test": str(place)}}, "metadata": {"version": 1.0},
+    }  # fmt: skip
+    backend = HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=1)
+    done: Any = simple_evaluate(backend, tasks=[told], task_manager=TaskManager(include_defaults=False),
+                           bootstrap_iters=0, log_samples=True)  # fmt: skip
+    samples = sorted(done["samples"]["it"], key=lambda one: one["doc_id"])
+    assert np.mean([one["acc"] for one in samples]) == done["results"]["it"]["acc,none"]
+    return samples
+
+
+@pytest.mark.heavy
+def test_winobias_is_lm_evals_winogender_task_to_the_digit(
+    subject: Subject, folder: Path, shared_data: Path, tmp_path: Path
+) -> None:
+    """Its own task file, prompts and scoring, over the sentences of WinoBias."""
+    pytest.importorskip("lm_eval")
+    import lm_eval.tasks
+    import yaml
+
+    task_file = Path(lm_eval.tasks.__file__).parent / "winogender" / "winogender.yaml"
+    protocol = yaml.safe_load(task_file.read_text(encoding="utf-8"))
+    task = {name: protocol[name] for name in ("doc_to_text", "doc_to_target", "doc_to_choice", "metric_list")}
+    for line in bias_sets.winobias(subject, shared_data / "winobias", Rules.read(), 120):
+        for asked, said in (("asked", "said"), ("counterfactual", "said_of_it")):
+            # Labelled by what ours chose, so that its accuracy is how often it chooses the same.
+            rows = []
+            for row in line.rows:
+                sentence, _, rest = row[asked].rpartition(" ‘")
+                first, second = sorted(row["cluster"].split("/"), key=sentence.find)
+                rows.append({"sentence": sentence, "pronoun": rest.partition("’")[0], "occupation": first,
+                             "participant": second, "label": [first, second].index(row[said])})  # fmt: skip
+            samples = lm_eval_samples(folder, rows, tmp_path / "rows.jsonl", **task)
+            assert len(samples) == len(line.rows) and all(one["acc"] == 1.0 for one in samples)
+
+
+@pytest.mark.heavy
+def test_bbq_is_scored_as_lm_eval_scores_the_same_prompts(
+    subject: Subject, folder: Path, shared_data: Path, tmp_path: Path
+) -> None:
+    """All six orders through lm-eval, averaged here once more; its own BBQ task shows no letters."""
+    pytest.importorskip("lm_eval")
+    lines = (shared_data / "bbq" / "Age.jsonl").read_text(encoding="utf-8").splitlines()[:12]
+    records = [json.loads(line) for line in lines]
+    (line,) = bias_sets.bbq(subject, records, "first", Rules.read(), None)
+    items: Any = [bias_sets._bbq_item(row) for row in records]
+    orders = list(permutations(range(3)))
+    rows = [
+        {"text": bias_sets._bbq_prompt(item, order), "choices": list("ABC"),
+         "label": order.index(item["label"])}
+        for item in items for order in orders
+    ]  # fmt: skip
+    samples = lm_eval_samples(folder, rows, tmp_path / "rows.jsonl", doc_to_text="{{text}}",
+                              doc_to_target="label", doc_to_choice="choices",
+                              metric_list=[{"metric": "acc"}])  # fmt: skip
+    leans = []
+    for number, item in enumerate(items):
+        total = np.zeros(3)
+        for order, one in zip(orders, samples[6 * number : 6 * number + 6], strict=True):
+            odds = np.array([float(given[0]) for given in one["filtered_resps"]])
+            total[list(order)] += odds - np.logaddexp.reduce(odds)
+        if item["open"]:
+            said = int(total.argmax())
+            leans.append(100.0 * ((said == item["along"]) - (said == item["against"])))
+    assert [row["value"] for row in line.rows] == leans
+    assert line.estimate.value == pytest.approx(np.mean(leans))
