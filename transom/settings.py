@@ -420,6 +420,8 @@ class TrainSettings(Settings):
     """Only operations that give the same bits every time, where a device has a faster one that does not."""
     log: Annotated[tuple[Literal["tensorboard", "wandb"], ...], Names] = ()
     """Also log there; repeat for both. metrics.jsonl is always written."""
+    quiet: Flag = False
+    """Show nothing while it runs, as in a notebook; metrics.jsonl has all of it."""
     data: Annotated[DataSettings, Parameter(group=Group("Data", sort_key=2))] = DataSettings()
     model: Annotated[ModelSettings, Parameter(group=Group("Model", sort_key=3))] = ModelSettings()
     optim: Annotated[OptimSettings, Parameter(group=Group("Optimizer", sort_key=5))] = OptimSettings()
@@ -463,6 +465,7 @@ FREE_ON_RESUME = frozenset(
         "device",
         "parallel",
         "log",
+        "quiet",
     )
     + ("data.cache", "card.license", "card.use", "card.not_for")
 )

@@ -396,3 +396,28 @@ def test_what_comes_before_any_layer_flattens_no_layer_of_the_lens():
     chart = figures.lens(view, ["a"], str).chart
     assert isinstance(chart, Table)
     assert [cells[-1].share for _, cells in chart.rows] == [0.25, 1.0, 1.0]
+
+
+def test_a_drawing_alone_has_its_own_paper_and_needs_no_page():
+    series = [("one", [0, 1], [1.0, 2.0]), ("two", [0, 1], [2.0, 1.0])]
+    drawn = curves(series, label="Two", across="x", up="y")
+    shown = drawn._repr_mimebundle_()
+    assert shown["text/plain"] == "Two"
+    picture = shown["image/svg+xml"]
+    root = ElementTree.fromstring(picture)
+    is_harmless(picture)
+    style = next(node.text or "" for node in root.iter() if node.tag.endswith("style"))
+    named = set(re.findall(r"var\((--\w+)\)", picture))
+    assert named and all(f"{name}:#" in style for name in named)  # no colour is left to a page
+    left, top, wide, high = map(float, root.attrib["viewBox"].split())
+    paper = next(node for node in root.iter() if node.tag.endswith("rect"))
+    assert [float(paper.attrib[name]) for name in ("x", "y", "width", "height")] == [left, top, wide, high]
+    words = [node.text for node in root.iter() if node.tag.endswith("text")]
+    assert {"one", "two"} <= set(words)
+    assert "<style>" not in drawn  # in a page it is styled by the page
+
+
+def test_a_map_has_its_values_written_where_it_is_asked_to():
+    drawn = heat(np.array([[0.25, 0.75]]), ["r"], ["a", "b"], label="l", written=True)
+    assert ">0.25<" in drawn and ">0.75<" in drawn
+    assert ">0.25<" not in heat(np.array([[0.25, 0.75]]), ["r"], ["a", "b"], label="l")

@@ -229,6 +229,16 @@ def test_the_last_step_is_measured_and_shown_once(tiny: Tiny) -> None:
         assert [e["step"] for e in run.metrics if e["event"] == event] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_quiet_run_shows_nothing_and_writes_the_same_events(
+    quiet: bool, tiny: Tiny, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = train(tiny(steps=2, quiet=quiet))
+    shown = "".join(capfd.readouterr())
+    assert (shown == "") is quiet
+    assert {"start", "step", "held_out", "sample", "end"} <= {event["event"] for event in run.metrics}
+
+
 def test_a_sample_is_as_long_as_asked(tiny: Tiny, tmp_path: Path) -> None:
     written = [train(tiny(steps=1, out=str(tmp_path / f"{n}"), sample_tokens=n)).sample for n in (3, 40)]
     assert len(written[0]) <= 3 < len(written[1])

@@ -15,7 +15,7 @@ import numpy as np
 
 from .charts import Bar, Bars, Cell, Table
 from .html import Markup, Picture, quoted, tag, visible
-from .svg import curves, heat, legend
+from .svg import curves, heat
 from .text import bar, bars, fitted, spark
 
 LN2 = math.log(2)
@@ -170,7 +170,7 @@ def gradient_flow(view: Numbers, texts: Sequence[str]) -> Picture:
             )
     drawn = curves(series, label="gradient norm by layer", across="layer", up="gradient norm", log=True)
     key = tag("p", "Rows are layers, columns tokens; each step of light is a power of ten.", class_="note")
-    below = tag("div", drawn, legend([name for name, *_ in series]), style="margin-top:20px")
+    below = tag("div", drawn, style="margin-top:20px")
     body = Markup(key + whole + below)
     layers = list(zip(names, by_layer, strict=True))[::-1]
     # By powers of ten: one layer of a real model has a thousand times the gradient of the others.

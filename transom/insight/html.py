@@ -230,6 +230,18 @@ border-radius:8px}.page .opening h2{margin-top:12px}.page .opening ul{margin:4px
 @media(max-width:40rem){.transom-look.page{padding:24px 16px 64px}.page h1{font-size:20px}}
 """
 
+SVG_RULES = """SVG{display:block;max-width:100%;height:auto;overflow:visible}
+SVG text{font:11px/1 ui-monospace,"SF Mono",Menlo,Consolas,"Liberation Mono",monospace;
+fill:var(--soft)}
+SVG text.word{font-size:12px;fill:var(--ink)}SVG text.faint{fill:var(--faint)}
+SVG text.end{text-anchor:end}SVG text.mid{text-anchor:middle}
+SVG .pane{fill:var(--pane)}SVG .lit{fill:var(--accent)}
+SVG .arc{fill:none;stroke:var(--accent);stroke-linecap:round}
+SVG .arc:hover{stroke:var(--deep)}SVG .axis{stroke:var(--line);fill:none}
+SVG .curve{fill:none;stroke-width:1.6;stroke-linejoin:round}
+SVG image{image-rendering:pixelated}"""
+"""How a drawing is styled, `SVG` standing for what selects it."""
+
 STYLE = """
 .transom-look{color-scheme:light dark;--paper:light-dark(#f4f5f5,#111315);--sheet:light-dark(#fff,#191c1f);
 --ink:light-dark(#171a1d,#e8eaeb);--soft:light-dark(#4f575d,#a9b1b6);--faint:light-dark(#666e74,#8b9499);
@@ -254,16 +266,6 @@ background:var(--paper)}
 .transom-look .caveat{margin:12px 0 0;color:var(--faint);font-size:13px;max-width:48rem}
 .transom-look .caveat b{font-weight:600;color:var(--soft)}
 .transom-look .body{overflow-x:auto;padding-top:8px}
-.transom-look svg{display:block;max-width:100%;height:auto;overflow:visible}
-.transom-look svg text{font:11px/1 ui-monospace,"SF Mono",Menlo,Consolas,"Liberation Mono",monospace;
-fill:var(--soft)}
-.transom-look svg text.word{font-size:12px;fill:var(--ink)}.transom-look svg text.faint{fill:var(--faint)}
-.transom-look svg text.end{text-anchor:end}.transom-look svg text.mid{text-anchor:middle}
-.transom-look svg .pane{fill:var(--pane)}.transom-look svg .lit{fill:var(--accent)}
-.transom-look svg .arc{fill:none;stroke:var(--accent);stroke-linecap:round}
-.transom-look svg .arc:hover{stroke:var(--deep)}.transom-look svg .axis{stroke:var(--line);fill:none}
-.transom-look svg .curve{fill:none;stroke-width:1.6;stroke-linejoin:round}
-.transom-look svg image{image-rendering:pixelated}
 .transom-look code,.transom-look .tokens{font-family:ui-monospace,"SF Mono",Menlo,Consolas,"Liberation Mono",
 monospace;font-size:13px}
 .transom-look .tokens{display:flex;flex-wrap:wrap;gap:10px 3px;line-height:1.3}
@@ -287,7 +289,4 @@ font-size:13px}.transom-look .row code{overflow:hidden;text-overflow:ellipsis;wh
 .transom-look .row i::before{content:"";display:block;height:100%;width:calc(100%*var(--p));
 background:var(--accent)}.transom-look .row.apart i::before{background:var(--faint)}
 .transom-look .row span{text-align:right;white-space:nowrap;color:var(--soft)}
-.transom-look .legend{display:flex;flex-wrap:wrap;gap:4px 16px;margin:8px 0 0;font-size:12.5px;
-color:var(--soft)}
-.transom-look .legend i{display:inline-block;width:14px;height:3px;margin-right:6px;vertical-align:3px}
-"""
+""" + SVG_RULES.replace("SVG", ".transom-look svg")

@@ -12,11 +12,12 @@ import math
 import struct
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .html import Child, Markup, tag
+from .html import SVG_RULES, Child, Markup, tag
 
 Array = NDArray[np.floating]
 LIGHT = (224, 140, 8)
@@ -26,6 +27,12 @@ CHARACTER = 7.3
 CURVES = ("#e8a020", "#3b6ea5", "#7b8f3c", "#b0563f", "#6d5aa8", "#2f8f8b", "#a0713a", "#8a8f94")
 NUMBERED = 40
 """A map of more rows than this names no tokens: they would not be readable."""
+EDGE = 12
+"""Paper around a drawing that stands alone."""
+ALONE = (
+    ".transom-drawing{--ink:#171a1d;--soft:#4f575d;--faint:#666e74;--line:#dde1e3;--pane:#e6e9ea;"
+    "--accent:#e8a020;--deep:#8a5300}" + SVG_RULES.replace("SVG", ".transom-drawing")
+)
 
 
 def png(values: Array) -> str:
@@ -49,12 +56,35 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def drawing(width: float, height: float, *parts: Child, label: str) -> Markup:
+class Drawing(Markup):
+    """An SVG as a part of a page, which styles it; alone, in a notebook, it has paper and colours itself."""
+
+    width: float
+    height: float
+    parts: tuple[Child, ...]
+    label: str
+
+    def alone(self) -> Markup:
+        """It as an image of its own, the same on light and on dark pages."""
+        wide, high = self.width + 2 * EDGE, self.height + 2 * EDGE
+        paper = tag("rect", x=-EDGE, y=-EDGE, width=wide, height=high, rx=8, fill="#fff")
+        style = tag("style", Markup(ALONE))
+        return tag("svg", tag("title", self.label), style, paper, *self.parts, class_="transom-drawing",
+                   xmlns="http://www.w3.org/2000/svg", role="img", width=f"{wide:.0f}",
+                   viewBox=f"-{EDGE} -{EDGE} {wide:.0f} {high:.0f}")  # fmt: skip
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        return {"image/svg+xml": str(self.alone()), "text/plain": self.label}
+
+
+def drawing(width: float, height: float, *parts: Child, label: str) -> Drawing:
     """An SVG of this size; `label` is what a screen reader says."""
-    return tag(
+    drawn = Drawing(tag(
         "svg", tag("title", label), *parts, xmlns="http://www.w3.org/2000/svg", role="img",
         viewBox=f"0 0 {width:.0f} {height:.0f}", width=f"{width:.0f}",
-    )  # fmt: skip
+    ))  # fmt: skip
+    drawn.width, drawn.height, drawn.parts, drawn.label = width, height, parts, label
+    return drawn
 
 
 def shrunk(values: Array, most: int) -> Array:
@@ -71,16 +101,17 @@ def shrunk(values: Array, most: int) -> Array:
 
 def heat(
     values: Array, rows: Sequence[str], columns: Sequence[str], *, label: str, top: float | None = None,
-    size: float = 460, word: str = "",
-) -> Markup:  # fmt: skip
+    size: float = 460, word: str = "", written: bool = False,
+) -> Drawing:  # fmt: skip
     """A map (R, C), from 0 to `top` (by default its largest), its rows and columns named where there is room.
 
-    `word`: what a value is called when the pointer rests on it (maps of up to 24 x 24).
+    `word`: what a value is called when the pointer rests on it (maps of up to 24 x 24). `written`: cells are
+    large enough for their values, and have them.
     """
     values = np.asarray(values, dtype=np.float64)
     n_rows, n_columns = values.shape
     top = top or float(np.nanmax(values, initial=0.0)) or 1.0
-    cell = max(1.0, min(22.0, size / max(n_rows, n_columns)))
+    cell = max(1.0, min(44.0 if written else 22.0, size / max(n_rows, n_columns)))
     named = [n_rows <= NUMBERED, n_columns <= NUMBERED]
     left = 12 + CHARACTER * max((len(_short(name)) for name in rows), default=0) if named[0] else 34.0
     above = 12 + 5.2 * max((len(_short(name)) for name in columns), default=0) if named[1] else 20.0
@@ -100,6 +131,12 @@ def heat(
             tag("rect", tag("title", f"{rows[r]} → {columns[c]}: {values[r, c]:.3g} {word}"),
                 x=left + c * cell, y=above + r * cell, width=cell, height=cell, fill="transparent")
             for r in range(n_rows) for c in range(n_columns) if values[r, c] > top / 200
+        ]  # fmt: skip
+    if written:
+        parts += [
+            tag("text", f"{value:.2f}", class_="mid", x=left + (c + 0.5) * cell,
+                y=above + (r + 0.5) * cell + 4, style="fill:#171a1d" if value > top / 4 else None)
+            for (r, c), value in np.ndenumerate(values)
         ]  # fmt: skip
     return drawing(left + width + 40, above + height + 4, *parts, label=label)
 
@@ -134,7 +171,7 @@ def _numbers(n: int, cell: float, left: float, above: float, axis: str) -> list[
 
 def arcs(
     tokens: Sequence[str], query: int, weights: Sequence[float], *, label: str, most: int = 12
-) -> Markup:
+) -> Drawing:
     """Which keys a query's weight goes to: the heaviest as arcs over the tokens, as thick as they weigh.
 
     The first token is drawn in grey: what rests there is mostly weight that has nowhere to go.
@@ -176,7 +213,7 @@ def arcs(
 def panes(
     thumbnails: Sequence[Sequence[Array]], titles: Sequence[Sequence[str]], apart: Sequence[Sequence[bool]],
     *, label: str, first: int = 0,
-) -> Markup:  # fmt: skip
+) -> Drawing:  # fmt: skip
     """The heads of a model as a window: a row of panes for each layer, the last layer on top.
 
     thumbnails[layer][head] (R, C) from 0 to 1; apart: whether it rests on the first token, drawn dim.
@@ -208,11 +245,13 @@ def panes(
 def curves(
     series: Sequence[tuple[str, Sequence[float], Sequence[float]]], *, label: str, across: str, up: str,
     log: bool = False, width: float = 420, height: float = 200,
-) -> Markup:  # fmt: skip
-    """Curves (name, places, values) in one frame with round numbers at its sides; `log`: powers of ten."""
+) -> Drawing:  # fmt: skip
+    """Curves (name, places, values) in one frame with round numbers at its sides, several with their names
+    below; `log`: powers of ten.
+    """
     marks = [(x, y) for _, xs, ys in series for x, y in zip(xs, ys, strict=True) if _shown(y, log)]
     if not marks:
-        return Markup("")
+        return Drawing("")
     low_x, high_x = min(x for x, _ in marks), max(x for x, _ in marks)
     ticks = _ticks([y for _, y in marks], log)
     low, high = (math.log10(ticks[0]), math.log10(ticks[-1])) if log else (ticks[0], ticks[-1])
@@ -240,6 +279,9 @@ def curves(
             parts.append(tag("circle", tag("title", name), cx=x, cy=y, r=3, fill=color))
         elif points:
             parts.append(tag("polyline", tag("title", name), class_="curve", points=line, stroke=color))
+    if len(series) > 1:
+        keys, height = _legend([name for name, *_ in series], width, height)
+        parts += keys
     return drawing(width, height, *parts, label=label)
 
 
@@ -269,10 +311,16 @@ def _number(value: float) -> str:
     return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
-def legend(names: Sequence[str]) -> Markup:
-    """Names beside the colours of their curves."""
-    keys = [
-        tag("span", tag("i", style=f"background:{CURVES[i % len(CURVES)]}"), name)
-        for i, name in enumerate(names)
-    ]
-    return tag("p", *keys, class_="legend")
+def _legend(names: Sequence[str], width: float, y: float) -> tuple[list[Markup], float]:
+    """Names beside the colours of their curves, as many in a row as there is room for; and where they end."""
+    parts: list[Markup] = []
+    x, y = 0.0, y + 8
+    for i, name in enumerate(names):
+        wide = 40 + CHARACTER * len(name)
+        if x and x + wide > width:
+            x, y = 0.0, y + 18
+        color = CURVES[i % len(CURVES)]
+        parts.append(tag("path", d=f"M{x:.0f} {y - 4:.0f}h14", stroke=color, stroke_width=3))
+        parts.append(tag("text", name, x=x + 20, y=y))
+        x += wide
+    return parts, y + 6

@@ -71,7 +71,7 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
         folder, resuming = open_folder(settings, world, stack)
         if resuming:  # what is not said again is as it was
             settings = settings.with_({"out": str(folder.path), "resume": True})
-        report = stack.enter_context(Report(world.is_first, on_event))
+        report = stack.enter_context(Report(world.is_first, on_event, settings.quiet))
         if resuming and (run := finished(folder, settings, report)):
             return run
 

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from ..errors import Refused
 from ..insight.gradient_recorder import record_gradients
 from ..insight.gradients import gradient_flow
-from ..insight.html import Markup, Picture
+from ..insight.html import Picture
 from ..insight.overview import Overview
 from ..insight.reading import OF_RUN
-from ..insight.svg import curves, legend
+from ..insight.svg import curves
 from ..insight.text import spark
 from .folder import RunFolder
 from .report import Event, history
@@ -130,13 +130,12 @@ def _picture(name: str, events: list[Event]) -> Picture:
         for layer, values in moved
     ]
     note = "" if len(shown) == len(moved) else f"{len(shown)} of {len(moved)} layers are drawn."
-    body = Markup(drawn + legend([_layer(layer) for layer, _ in shown]))
     names = {_layer(layer) for layer, _ in shown}
     few = [line for line, (layer, _) in zip(lines, moved, strict=True) if _layer(layer) in names]
     text, brief = ("\n".join([f"  {unit}", *some]) for some in (lines, few))
     fell = sum(values[-1] < values[0] for _, values in moved)
     found = f"{title}: lower at the end than at the start in {fell} of {len(moved)} layers."
-    return Picture(title, body, text, caveat, note, finding=found, brief=brief)
+    return Picture(title, drawn, text, caveat, note, finding=found, brief=brief)
 
 
 MOST = 8

@@ -27,12 +27,17 @@ SCALARS = {
 
 
 class Report:
-    """Takes each event of a run and passes it on, as a context; silent on ranks other than the first."""
+    """Takes each event of a run and passes it on, as a context; silent on ranks other than the first.
 
-    def __init__(self, is_first: bool, on_event: Callable[[Event], None] | None = None) -> None:
+    quiet: nothing is shown on the screen.
+    """
+
+    def __init__(
+        self, is_first: bool, on_event: Callable[[Event], None] | None = None, quiet: bool = False
+    ) -> None:
         self.is_first = is_first
         self.on_event = on_event if is_first else None
-        self.display = Display(visible=is_first)
+        self.display = Display(visible=is_first and not quiet)
         self.metrics: Metrics | None = None
         self._early: list[Event] = []
         self._open = ExitStack()
