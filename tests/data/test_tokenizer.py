@@ -345,20 +345,6 @@ def test_the_frame_of_a_real_encoder() -> None:
     assert tokenizer.token(tokenizer.mask_id or 0) == "[MASK]"
 
 
-def test_only_some_tokens_may_come_first(bpe: Tokenizer) -> None:
-    import torch
-
-    _, first = bpe.encode_prompt("def ")
-    assert first
-    for shape in ((bpe.vocab_size,), (3, bpe.vocab_size)):
-        scores = torch.randn(shape)
-        left = bpe.only_first(scores, first)
-        kept = sorted(first)
-        assert torch.equal(left[..., kept], scores[..., kept])
-        assert int(left.isfinite().sum()) == len(kept) * scores[..., 0].numel()
-        assert bpe.only_first(scores, None) is scores
-
-
 def test_a_unigram_vocabulary_holds_its_control_tokens_back() -> None:
     """As T5 and Marian have it: `</s>` is a piece like any other, and the library would find it in a text."""
     pieces = ["<pad>", "</s>", "<unk>", "\u2581a", "a", "b", "\u2581", "<", "/", "s", ">"]

@@ -17,7 +17,6 @@ from transom.inference.sampling import (
     choose,
     draw,
     nucleus_floor,
-    penalize,
     probabilities,
     top_logprobs,
     uniform,
@@ -117,9 +116,22 @@ def test_the_repetition_penalty_is_that_of_transformers(penalty):
 
     logits = torch.randn(5, 40)
     tokens = torch.randint(0, 40, (5, 12))
-    seen = torch.zeros(5, 40, dtype=torch.bool).scatter(1, tokens, True)
     expected = RepetitionPenaltyLogitsProcessor(penalty)(tokens, logits.clone())
-    torch.testing.assert_close(penalize(logits, seen, penalty), expected, rtol=0, atol=0)
+    for scores, (*prompt, made, drafted), wanted in zip(logits, tokens.tolist(), expected, strict=True):
+        row = SamplingRow(SamplingParams(repetition_penalty=penalty), vocab_size=40, seed=0, prompt=prompt)
+        row.push(made)
+        torch.testing.assert_close(row.adjusted(scores, [drafted]), wanted, rtol=0, atol=0)
+
+
+def test_only_some_tokens_may_come_first():
+    scores, row = (
+        torch.randn(40),
+        SamplingRow(SamplingParams(), vocab_size=40, seed=0, first=frozenset({3, 8})),
+    )
+    left = row.adjusted(scores, [])
+    assert left.isfinite().nonzero()[:, 0].tolist() == [3, 8] and torch.equal(left[[3, 8]], scores[[3, 8]])
+    row.push(8)
+    assert not row.changes([]) and torch.equal(row.adjusted(scores, []), scores)
 
 
 def chi_square(counts: np.ndarray, expected: np.ndarray) -> float:

@@ -48,7 +48,7 @@ from transom.data.words import WordEncoder
 from transom.errors import Refused, nearest
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 Ids = npt.NDArray[np.uint32]
 
@@ -282,17 +282,6 @@ class Tokenizer:
         if not ids or table[ids[-1]] != b" " or len(self._with_a_space) == 1:
             return ids, None
         return ids[:-1], self._with_a_space
-
-    @staticmethod
-    def only_first(scores: torch.Tensor, first: frozenset[int] | None) -> torch.Tensor:
-        """Scores (..., V) in which every token that may not come first (`encode_prompt`) is at -inf."""
-        import torch
-
-        if first is None:
-            return scores
-        others = torch.ones(scores.shape[-1], dtype=torch.bool, device=scores.device)
-        others[torch.tensor(sorted(first), device=scores.device)] = False
-        return scores.masked_fill(others, -torch.inf)
 
     @cached_property
     def _with_a_space(self) -> frozenset[int]:

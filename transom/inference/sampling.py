@@ -107,11 +107,6 @@ def uniform(seed: int, sample: int, step: int) -> float:
     return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
 
 
-def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Make the tokens marked in seen (N, V) less likely when `penalty` > 1 (Keskar et al. 2019): (N, V)."""
-    return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
-
-
 def top_logprobs(logits: Tensor, tokens: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
     """Natural log-probabilities by the model alone, before penalty, temperature and filters.
 

@@ -98,7 +98,7 @@ class SamplingRow:
         if self._history is not None:
             ids, counts = (x.to(device) for x in self._history.after(drafted))
             values, penalty = logits[ids], self.params.repetition_penalty
-            if penalty != 1:
+            if penalty != 1:  # Keskar et al. 2019
                 values = torch.where(values < 0, values * penalty, values / penalty)
             values -= self.params.frequency_penalty * counts + self.params.presence_penalty * (counts > 0)
             logits[ids] = values
