@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,9 +46,6 @@ from transom.data.vocabulary import (
 )
 from transom.data.words import WordEncoder
 from transom.errors import Refused, nearest
-
-if TYPE_CHECKING:
-    pass
 
 Ids = npt.NDArray[np.uint32]
 
