@@ -3,7 +3,7 @@
 Indexed are the first chunks of MedQuAD's answers, by the real MiniLM everywhere; Transom and txtai (hybrid,
 with content) keep texts, words and vectors on disk, sentence-transformers with NumPy the vectors alone.
 Searched are synthetic vectors of 384, in clusters as texts are: Transom's mapped float16 matrix (above
-250,000 rows its int8 scan, scored again exactly) beside float32 in memory by NumPy and by faiss's flat index.
+50,000 rows its int8 scan, scored again exactly) beside float32 in memory by NumPy and by faiss's flat index.
 Every contender works in a process of its own, so that its memory is its own.
 """
 

@@ -1,6 +1,6 @@
 """The store of one machine: a folder with one SQLite file and one matrix of vectors, committed as a whole.
 
-    kb/  index.json  documents.sqlite  vectors.npy  (scan.npy, scales.npy above 250,000 chunks)  manifest.json
+    kb/  index.json  documents.sqlite  vectors.npy  (scan.npy, scales.npy above 50,000 chunks)  manifest.json
 
 A write copies the folder, changes the copy and swaps the two (`checkpoint.folder`), so whoever reads keeps
 the generation that they opened, a kill leaves the old one or the new one, and what was deleted leaves no gap.

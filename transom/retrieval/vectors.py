@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 FILE, SCAN, SCALES = "vectors.npy", "scan.npy", "scales.npy"
-SCANNED = 250_000
+SCANNED = 50_000
 """Rows above which the int8 copy is made and scanned."""
 RESCORED = 1000
 """Of the scan, at least so many are scored exactly."""
