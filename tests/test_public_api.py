@@ -11,6 +11,8 @@ import pytest
 
 import transom
 from transom.errors import Refused
+from transom.evaluation.before_after import TunedRun
+from transom.training.run import Run
 
 
 def test_importing_transom_imports_nothing_else() -> None:
@@ -21,7 +23,7 @@ def test_importing_transom_imports_nothing_else() -> None:
 
 def test_every_public_name_is_there() -> None:
     kinds = {"Generator", "Translator", "Classifier", "Embedder", "FillMask"}
-    verbs = {"train", "plan", "evaluate", "load", "look"}
+    verbs = {"train", "finetune", "plan", "evaluate", "load", "look"}
     assert set(transom.__all__) == {"Refused", "__version__", *kinds, *verbs} == set(dir(transom))
     for name in transom.__all__:
         assert getattr(transom, name) is not None
@@ -41,6 +43,22 @@ def test_train_takes_the_settings_of_the_command_line(monkeypatch: pytest.Monkey
         transom.train("notes/", modle="gpt")
     with pytest.raises(Refused, match=r"model.kind is 'nano'; it can be decoder, .*; 'nano' is a model.size"):
         transom.train("notes/", model="nano")
+
+
+def test_a_tuned_run_says_what_it_changed(tmp_path: Path) -> None:
+    text = tmp_path / "notes.txt"
+    text.write_text("Once upon a time there were three cats on a mat.\n" * 400)
+    tiny = {"dim": 32, "n_layers": 1, "max_len": 32}
+    asked = {"steps": 2, "dtype": "float32", "device": "cpu"}
+    base = transom.train(str(text), model=tiny, data={"tokenizer": "bytes"}, out=tmp_path / "base", **asked)
+    tuned = transom.finetune(base.folder, str(text), out=tmp_path / "tuned", **asked)
+    assert isinstance(tuned, TunedRun) and isinstance(tuned.run, Run)
+    settings = (tuned.run.folder / "settings.toml").read_text()
+    assert 'method = "lora"' in settings and 'recipe = "evidence"' in settings
+    assert tuned.found.sides == ("before", "after")
+    assert any(measure.name.startswith("general text") for measure in tuned.found.measures)
+    with pytest.raises(Refused, match="'modle' is not a setting"):
+        transom.finetune(base.folder, str(text), modle="gpt")
 
 
 def test_plan_takes_the_same(tmp_path: Path) -> None:

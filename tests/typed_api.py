@@ -11,6 +11,8 @@ import numpy.typing as npt
 from torch import Tensor
 
 import transom
+from transom.evaluation.before_after import TunedRun
+from transom.evaluation.examine import ExaminedRun
 from transom.evaluation.paired import Comparison
 from transom.evaluation.perplexity import TextScore
 from transom.evaluation.report import Report
@@ -23,6 +25,7 @@ from transom.training.run import Run
 
 run = transom.train("notes/", model="gpt", budget="10min", out="runs/notes")
 assert_type(run, Run)
+assert_type(transom.finetune(run.folder, "mine/", method="full"), Run | ExaminedRun | TunedRun)
 assert_type(transom.plan("notes/", budget="10min"), Forecast)
 assert_type(transom.evaluate(run.folder, beam=5), Report | TextScore)
 assert_type(transom.evaluate(run.folder, against="runs/before"), Comparison)

@@ -19,6 +19,7 @@ __all__ = [
     "Translator",
     "__version__",
     "evaluate",
+    "finetune",
     "load",
     "look",
     "plan",
@@ -27,6 +28,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .errors import Refused
+    from .evaluation.before_after import finetune
     from .evaluation.evaluate import evaluate
     from .inference.classifier import Classifier
     from .inference.embedder import Embedder
@@ -47,6 +49,7 @@ _HOMES = {
     "Refused": "errors",
     "Translator": "inference.translator",
     "evaluate": "evaluation.evaluate",
+    "finetune": "evaluation.before_after",
     "load": "inference.load",
     "look": "insight.look",
 }

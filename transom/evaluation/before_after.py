@@ -24,11 +24,13 @@ from ..inference.embedder import Embedder
 from ..inference.fill_mask import FillMask
 from ..inference.generator import Generator
 from ..output import write_whole
+from ..settings import TrainSettings
+from ..settings import load as load_settings
 from ..training.run import Run
 from .against import Both, partners_of_both, text_measures
 from .baselines import TfidfEmbedder
 from .cost import in_turns, size, speed
-from .examine import ExaminedRun, examine
+from .examine import ExaminedRun, examine, examined
 from .likelihood import Watch
 from .page import write_page
 from .paired import Comparison, Measure
@@ -39,6 +41,8 @@ GENERAL, HELD_OUT = 40_000, 200_000
 """Characters of general text, and at most of held-out text, conversations or pairs, that both are told by."""
 ASKED, OPENING, TOKENS = 16, 80, 24
 """Texts by which speed is measured, their characters, and the tokens that are written after each."""
+PER_CHARACTER = 4
+"""Tokens of a character at most: its bytes."""
 REPORT, NUMBERS, CARD = "report.html", "before_after.json", "README.md"
 HEADING, HEADING_CHEAP = "## Beside the model that it began as", "## Beside something cheap"
 
@@ -113,6 +117,20 @@ class TunedRun:
         return {**self.run.to_dict(), "before_after": self.found.to_dict()}
 
 
+def finetune(
+    model: str | Path, data: str, /, *, config: str | None = None, **settings: Any
+) -> Run | ExaminedRun | TunedRun:
+    """Teach a model your data: the same settings as `transom finetune`, as keywords.
+
+    model: a run's folder, a model folder or a hub id. Gives a TunedRun: its `run` (as of `transom.train`) and
+    what was `found`, a Comparison of before and after; a run that was interrupted as it is. Raises Refused.
+    """
+    from ..training.loop import train
+
+    asked = load_settings(TrainSettings, {"data.source": data, **settings}, config)
+    return tuned(examined(train(asked.with_({"model.weights": str(model), "recipe": "evidence"}))))
+
+
 def tuned(ended: Run | ExaminedRun, watch: Watch | None = None) -> Run | ExaminedRun | TunedRun:
     """Hold a run that has ended against what it began as, or against something cheap."""
     run, cheap = (ended.run, ended.report.beside) if isinstance(ended, ExaminedRun) else (ended, None)
@@ -173,10 +191,12 @@ def _general(both: Both, general: str | None) -> tuple[Measure, ...]:
 
 def _speed(both: Both, found: Comparison) -> list[Measure]:
     """How fast both do the same: write so many tokens after texts of the examples, or answer them."""
-    texts = [example.asked[:OPENING] for example in found.examples[:ASKED]]
     verb = next(
         (verb for verb in ("generate", "classify", "embed", "translate") if hasattr(both.pair[0], verb)), None
     )
+    room = min(loaded.model.config.max_len for loaded in both.pair)
+    opening = OPENING if verb != "generate" else max(1, min(OPENING, (room - TOKENS) // PER_CHARACTER))
+    texts = [example.asked[:opening] for example in found.examples[:ASKED]]
     if verb is None or len(texts) < 2:
         return []
     settings = dict(max_tokens=TOKENS, temperature=0, ignore_eos=True) if verb == "generate" else {}

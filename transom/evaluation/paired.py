@@ -233,6 +233,13 @@ class Comparison:
             "examples": [vars(example) for example in self.examples], "notes": list(self.notes),
         }  # fmt: skip
 
+    def _repr_html_(self) -> str:
+        """The verdict and the table, for a notebook."""
+        from ..insight.html import fragment
+        from .page import pictures
+
+        return fragment(pictures(self)[:2])
+
     def __str__(self) -> str:
         lines = [f"{self.model} against {self.against}, on {self.test}", "", *_columns(self.table()), ""]
         if self.examples:
