@@ -115,11 +115,11 @@ def _speed(hardware: Hardware) -> Iterator[Finding]:
 
 
 def _native(hardware: Hardware) -> Iterator[Finding]:
-    """The CPU kernels that models write with, or why there are none."""
+    """The CPU kernels that models run with, or why there are none."""
     from .native.library import COMPILE, WORDS, Unavailable, best
 
     try:
-        found = f"native, {WORDS[best().level]}: decoders write with them on a CPU, int8 too"
+        found = f"native, {WORDS[best().level]}: decoders write and encoders read with them on a CPU"
         yield Finding("kernels", found, "ok")
     except Unavailable as why:
         fix = f"{COMPILE}   (needs a C++ compiler: g++ or clang++)" if COMPILE in str(why) else ""

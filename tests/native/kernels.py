@@ -103,28 +103,29 @@ class Ops:
         vocab: int = 0,
         threads: int = 1,
         angles: tuple[Tensor, Tensor] | None = None,
+        segments: Sequence[int] = (),
     ) -> Tensor:
-        """Run on tokens of spans (start, n), each with its pages and its adapter; the logits."""
+        """Run on tokens of spans (start, n), each with its pages and its adapter; the result."""
         spans, flat = list(spans) or [(0, len(tokens))], [page for table in pages for page in table]
         firsts = np.cumsum([0, *map(len, pages)])[: len(spans)] if pages else [0] * len(spans)
         flat = flat or [0] * 64
         whose = adapters or [0] * len(spans)
         rows = [(*span, first, own) for span, first, own in zip(spans, firsts, whose, strict=True)]
-        arrays = [np.array(x, dtype=np.int32) for x in (tokens, rows, flat, list(wanted))]
-        logits = torch.zeros(len(wanted), vocab)
+        arrays = [np.array(x, dtype=np.int32) for x in (tokens, rows, flat, list(wanted), list(segments))]
+        result = torch.zeros(len(wanted), vocab)
         turns = (None, None) if angles is None else tuple(map(self.keep, angles))
         step = Step(
             len(tokens),
             len(spans),
             len(wanted),
             threads,
-            *(x.ctypes.data for x in arrays),
+            *(x.ctypes.data if len(x) else None for x in arrays),
             *turns,
-            logits.data_ptr(),
+            result.data_ptr(),
             None,
         )
         assert self.functions.transom_run(self.handle, step) == 0
-        return logits
+        return result
 
     def __del__(self) -> None:
         if hasattr(self, "handle"):

@@ -74,7 +74,7 @@ def test_product_into_the_residual_stream(level, format, m, n, k, seed):
 
 
 @pytest.mark.parametrize(("level", "format"), LEVELS)
-@pytest.mark.parametrize("name", [*ACTIVATIONS])
+@pytest.mark.parametrize("name", [*ACTIVATIONS, "tanh"])
 @pytest.mark.parametrize("gated", [False, True])
 def test_activations(level, format, name, gated):
     m, n, k = 7, 48, 24
@@ -89,7 +89,7 @@ def test_activations(level, format, name, gated):
     ])  # fmt: skip
     filled(ops, 0, x)
     ops.run([0] * m)
-    act = ACTIVATIONS[name]
+    act = ACTIVATIONS.get(name, torch.tanh)
     expected = act(x @ gate.T) * (x @ up.T) if gated else act(x @ up.T)
     close(ops.buffer(1, m)[:, :n], expected, format)
 
@@ -104,7 +104,7 @@ def test_logits_of_wanted_rows(level, format, m, n, k, seed):
     ops = Ops(library(level), format, [(k, F32), (k, format)])
     ops.plan([
         Op(kind=abi.NORM, in_=0, out=1, wanted=1, eps=1e-5, scale=scale, weight=ops.floats(norm)),
-        Op(kind=abi.PRODUCT, in_=1, wanted=1, store=abi.LOGITS, matrix=ops.matrix(weight),
+        Op(kind=abi.PRODUCT, in_=1, wanted=1, store=abi.RESULT, matrix=ops.matrix(weight),
            bias=ops.floats(bias)),
     ])  # fmt: skip
     filled(ops, 0, stream)
@@ -116,37 +116,57 @@ def test_logits_of_wanted_rows(level, format, m, n, k, seed):
 
 
 @pytest.mark.parametrize(("level", "format"), LEVELS)
-@given(m=rows, k=sizes, seed=st.integers(0, 99), layer=st.booleans())
+@given(m=rows, k=sizes, seed=st.integers(0, 99), layer=st.booleans(), replaces=st.booleans())
 @settings(max_examples=scaled(40))
-def test_norms(level, format, m, k, seed, layer):
+def test_norms(level, format, m, k, seed, layer, replaces):
     x = (drawn(seed, m, k) * 3 + 1).float().double()
     weight, bias = drawn(1, k).float().double(), drawn(2, k).float().double()
     ops = Ops(library(level), format, [(k, F32), (k, format)])
     ops.plan([
         Op(kind=abi.NORM, in_=0, out=1, eps=1e-5, scale=1.0, layer_norm=int(layer), weight=ops.floats(weight),
-           bias=ops.floats(bias) if layer else None)
+           bias=ops.floats(bias) if layer else None, store=abi.REPLACE if replaces else abi.WRITE)
     ])  # fmt: skip
     filled(ops, 0, x)
     ops.run([0] * m)
     expected = F.layer_norm(x, (k,), weight, bias, 1e-5) if layer else F.rms_norm(x, (k,), weight, 1e-5)
     close(ops.buffer(1, m)[:, :k], expected, format)
-    assert not ops.buffer(1, m)[:, k:].any()
+    close(ops.buffer(0, m)[:, :k], expected if replaces else x, F32)
+    assert not ops.buffer(1, m)[:, k:].any() and not ops.buffer(0, m)[:, k:].any()
 
 
 @pytest.mark.parametrize(("level", "format"), LEVELS)
-@given(k=sizes, spans=st.lists(st.tuples(st.integers(0, 20), st.integers(1, 20)), min_size=1, max_size=4))
+@given(k=sizes, lengths=st.lists(st.integers(1, 40), min_size=1, max_size=6), most=st.sampled_from([0, 1, 3]),
+       result=st.booleans(), threads=st.integers(1, 2), seed=st.integers(0, 99))  # fmt: skip
+@settings(max_examples=scaled(40))
+def test_means_of_texts(level, format, k, lengths, most, result, threads, seed):
+    x = drawn(seed, sum(lengths), k).float().double()
+    ops = Ops(library(level), format, [(k, F32), (k, format)])
+    ops.plan([Op(kind=abi.POOL, in_=0, out=1, window=most, store=abi.RESULT if result else abi.WRITE)])
+    filled(ops, 0, x)
+    firsts = [sum(lengths[:i]) for i in range(len(lengths))]
+    found = ops.run([0] * sum(lengths), [(0, n) for n in lengths], wanted=firsts, vocab=k, threads=threads)
+    expected = torch.stack([part[: most or None].mean(0) for part in x.split(lengths)])
+    close(found if result else ops.buffer(1, len(lengths))[:, :k], expected, F32 if result else format)
+    assert not ops.buffer(1, len(lengths))[:, k:].any()
+
+
+@pytest.mark.parametrize(("level", "format"), LEVELS)
+@given(k=sizes, spans=st.lists(st.tuples(st.integers(0, 20), st.integers(1, 20)), min_size=1, max_size=4),
+       kinds=st.sampled_from([0, 1, 3]))  # fmt: skip
 @settings(max_examples=scaled(30))
-def test_embeddings(level, format, k, spans):
-    table, learned = rounded(drawn(0, 30, k), format), rounded(drawn(1, 45, k), format)
+def test_embeddings(level, format, k, spans, kinds):
+    table, learned, types = (rounded(drawn(i, n, k), format) for i, n in enumerate((30, 45, 3)))
     tokens = [(5 * i + i * i) % 30 for i in range(sum(n for _, n in spans))]
     ops = Ops(library(level), format, [(k, F32)])
     ops.plan([
         Op(kind=abi.EMBED, out=0, scale=2.0, table=ops.keep(table.to(DTYPES[format])), position_offset=2,
-           positions=ops.keep(learned.to(DTYPES[format])))
+           positions=ops.keep(learned.to(DTYPES[format])), segments=ops.keep(types.to(DTYPES[format])))
     ])  # fmt: skip
-    ops.run(tokens, spans)
+    of_tokens = [(i // 3) % kinds for i in range(len(tokens))] if kinds else []
+    ops.run(tokens, spans, segments=of_tokens)
     places = [place for start, n in spans for place in range(start, start + n)]
     expected = table[tokens] * 2 + learned[[place + 2 for place in places]]
+    expected += types[of_tokens or [0] * len(tokens)]
     close(ops.buffer(0, len(tokens))[:, :k], expected, F32)
 
 
@@ -224,6 +244,49 @@ def test_attention_over_pages(level, format, rows, heads, width, window, norm, t
         # Weights are rounded to bfloat16 before they are multiplied with values of size up to 4.
         torch.testing.assert_close(mine, expected, rtol=2e-2 if format == BF16 else 1e-4,
                                    atol=2e-2 if format == BF16 else 1e-5)  # fmt: skip
+
+
+@pytest.mark.parametrize(("level", "format"), LEVELS)
+@given(
+    lengths=st.lists(st.one_of(st.integers(1, 70), st.sampled_from([1, 16, 17])), min_size=1, max_size=4),
+    long=st.sampled_from([(), (), (1024,), (1030,)]),
+    heads=st.sampled_from([(1, 1), (3, 3), (4, 2)]), width=st.sampled_from([4, 18, 32, 64, 80]),
+    threads=st.integers(1, 2), seed=st.integers(0, 99),
+)  # fmt: skip
+@settings(max_examples=scaled(40))
+def test_attention_to_all_of_a_text(level, format, lengths, long, heads, width, threads, seed):
+    (n_heads, n_kv_heads), lengths = heads, [*lengths, *long]
+    wide, total = (n_heads + 2 * n_kv_heads) * width, sum(lengths)
+    pages, first = [], 0
+    for n in lengths:
+        pages.append([first + i for i in range(-(-n // 16))][::-1])
+        first += len(pages[-1])
+    ops = Ops(
+        library(level), format,
+        [(wide, F32), (n_heads * (-(-width // 32) * 32), format), (n_heads * width, format)],
+        kv_heads=n_kv_heads, head_dim=width, n_pages=first,
+    )  # fmt: skip
+    shape = dict(n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=width)
+    ops.plan([
+        Op(kind=abi.HEADS, in_=0, out=1, **shape),
+        Op(kind=abi.ATTEND, in_=1, out=2, bidirectional=1, scale=width**-0.5, **shape),
+    ])  # fmt: skip
+    for page in range(first):
+        for head in range(n_kv_heads):
+            ops.page(page, head, 0).fill_(torch.nan)
+            ops.page(page, head, 1).fill_(torch.nan)
+    x = drawn(seed, total, wide).float()
+    filled(ops, 0, x)
+    ops.run([0] * total, [(0, n) for n in lengths], pages, threads=threads)
+    together = ops.buffer(2, total)[:, : n_heads * width].clone()
+    for i, (own, found) in enumerate(zip(x.split(lengths), together.split(lengths), strict=True)):
+        query, key, value = _heads_of(own.double(), heads, width, "", (None, None), None, format)
+        expected = attend_plain(query[None], key[None], value[None], Rule(scale=width**-0.5))[0].flatten(1)
+        torch.testing.assert_close(found.double(), expected, rtol=2e-2 if format == BF16 else 1e-4,
+                                   atol=2e-2 if format == BF16 else 1e-5)  # fmt: skip
+        filled(ops, 0, own)
+        ops.run([0] * len(own), [(0, len(own))], [pages[i]])
+        assert torch.equal(ops.buffer(2, len(own))[:, : n_heads * width], found), "beside others, and alone"
 
 
 def _heads_of(x, heads, width, norm, norms, angles, format):

@@ -1,6 +1,6 @@
 """Classification: the class of a text, how sure the model is, and the right to say nothing.
 
-Read next: batching, encoder_engine.
+Read next: batching, text_encoder, encoder_engine.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from transom.errors import Refused
 from transom.model.transformer import Transformer
 
 from .batching import TextBatch, as_list, batches, framed
-from .dtype import describe
-from .onednn_weights import Packing
+from .dtype import describe, dtype_of
+from .text_encoder import TextEncoder
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,18 @@ class Classifier:
         """A model in eval mode whose head classifies; `reason` says why it runs in its arithmetic."""
         self.model, self.tokenizer, self.reason = model, tokenizer, reason
         self.labels, self.max_tokens = model.config.labels, model.config.max_len
-        self._packing = Packing(model)
+        self._encoder = TextEncoder(model)
 
     def __repr__(self) -> str:
         named = ", ".join(self.labels[:6]) + (", ..." if len(self.labels) > 6 else "")
         said = f"{len(self.labels)} classes: {named}"
-        return f"{describe(self.model, 'Classifier', self.reason)[:-1]}; {said})"
+        how = f"{self.reason or dtype_of(self.model)}; {self.runs_by}"
+        return f"{describe(self.model, 'Classifier', how)[:-1]}; {said})"
+
+    @property
+    def runs_by(self) -> str:
+        """What computes its scores, and where that is PyTorch on a CPU, why."""
+        return self._encoder.runs_by
 
     @overload
     def classify(
@@ -103,12 +109,9 @@ class Classifier:
                           " apart; transom ask KB QUESTION --reranker MODEL")  # fmt: skip
         return [self._answer(row) for row in (self.logits(batch) / temperature).softmax(-1).tolist()]
 
-    @torch.inference_mode()
     def logits(self, batch: TextBatch, segments: Tensor | None = None) -> Tensor:
         """The scores of the classes of the texts of one batch: (B, C) float32; segments: (B, L) of tokens."""
-        model = self._packing.current()
-        hidden = model(batch.tokens, documents=batch.documents, segments=segments)
-        return model.label_logits(hidden, batch.documents)  # type: ignore[operator]
+        return self._encoder.read(batch, segments)
 
     def _answer(self, row: list[float]) -> Classification:
         confidence = max(row)

@@ -1,6 +1,6 @@
 """Embedding: a vector for each text, so that texts can be compared.
 
-Read next: batching, encoder_engine.
+Read next: batching, text_encoder, encoder_engine.
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from transom.data.tokenizer import Tokenizer
 from transom.model.transformer import Transformer
 
 from .batching import BUDGET, TextBatch, as_list, batches, framed
-from .dtype import describe
-from .onednn_weights import Packing
+from .dtype import describe, dtype_of
+from .text_encoder import TextEncoder
 
 
 class Embedder:
@@ -30,14 +29,20 @@ class Embedder:
         """
         self.max_tokens = max_tokens or model.config.max_len
         self.model, self.tokenizer, self.reason = model, tokenizer, reason
-        self._packing = Packing(model)
+        self._encoder = TextEncoder(model)
 
     def __repr__(self) -> str:
         config = self.model.config
         pooled = {"mean": "the mean of all tokens", "first": "the first token"}[config.pooling]
         length = ", scaled to length 1" if config.normalize else ""
         said = f"vectors of {config.dim}: {pooled}{length}; texts of up to {self.max_tokens} tokens"
-        return f"{describe(self.model, 'Embedder', self.reason)[:-1]}; {said})"
+        how = f"{self.reason or dtype_of(self.model)}; {self.runs_by}"
+        return f"{describe(self.model, 'Embedder', how)[:-1]}; {said})"
+
+    @property
+    def runs_by(self) -> str:
+        """What computes its vectors, and where that is PyTorch on a CPU, why."""
+        return self._encoder.runs_by
 
     def embed(
         self, texts: str | Sequence[str], *, cut: bool = False, batch_tokens: int = BUDGET
@@ -55,9 +60,6 @@ class Embedder:
             vectors[batch.places] = self.read(batch)
         return vectors if several else vectors[0]
 
-    @torch.inference_mode()
     def read(self, batch: TextBatch) -> npt.NDArray[np.float32]:
         """Return the vectors of the texts of one batch: (B, D)."""
-        model = self._packing.current()
-        hidden = model(batch.tokens, documents=batch.documents)
-        return model.vectors(hidden, batch.documents).cpu().numpy()  # type: ignore[operator]
+        return self._encoder.read(batch).cpu().numpy()

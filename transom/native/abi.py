@@ -6,13 +6,13 @@ import ctypes
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
 from typing import Any
 
-ABI = 3
+ABI = 4
 """Of `TRANSOM_ABI`: a library of another number is refused."""
 
 F32, BF16, I8 = range(3)
-EMBED, NORM, PRODUCT, HEADS, ATTEND, THIN, ENCODE = range(7)
-WRITE, ADD, GATE, LOGITS = range(4)
-ACTIVATIONS = {"none": 0, "silu": 1, "gelu": 2, "gelu_tanh": 3, "relu": 4, "relu2": 5}
+EMBED, NORM, PRODUCT, HEADS, ATTEND, THIN, ENCODE, POOL = range(8)
+WRITE, ADD, GATE, RESULT, REPLACE = range(5)
+ACTIVATIONS = {"none": 0, "silu": 1, "gelu": 2, "gelu_tanh": 3, "relu": 4, "relu2": 5, "tanh": 6}
 
 
 class Part(ctypes.Structure):
@@ -29,10 +29,13 @@ class Op(ctypes.Structure):
 
     _fields_ = [
         *((name, c_int32) for name in ("kind", "in_", "out", "wanted", "store", "activation", "layer")),
-        *((name, c_int32) for name in ("n_heads", "n_kv_heads", "head_dim", "window", "whole_norm")),
-        *((name, c_int32) for name in ("layer_norm", "position_offset", "thin", "n_parts")),
+        *((name, c_int32) for name in ("n_heads", "n_kv_heads", "head_dim", "window", "bidirectional")),
+        *((name, c_int32) for name in ("whole_norm", "layer_norm", "position_offset", "thin", "n_parts")),
         *((name, c_float) for name in ("eps", "scale")),
-        *((name, c_void_p) for name in ("matrix", "table", "positions", "weight", "bias", "parts")),
+        *(
+            (name, c_void_p)
+            for name in ("matrix", "table", "positions", "segments", "weight", "bias", "parts")
+        ),
     ]
 
 
@@ -41,8 +44,8 @@ class Step(ctypes.Structure):
 
     _fields_ = [
         *((name, c_int32) for name in ("n_tokens", "n_spans", "n_wanted", "n_threads")),
-        *((name, c_void_p) for name in ("tokens", "spans", "pages", "wanted", "cosines", "sines", "logits")),
-        ("streams", c_void_p),
+        *((name, c_void_p) for name in ("tokens", "spans", "pages", "wanted", "segments")),
+        *((name, c_void_p) for name in ("cosines", "sines", "result", "streams")),
     ]
 
 

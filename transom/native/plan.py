@@ -44,22 +44,25 @@ class Read(NamedTuple):
     pages: Sequence[int]
     adapter: int = 0
     """Who reads them: 1 is the plan's first adapter; 0: none."""
+    segments: Sequence[int] = ()
+    """The kind of segment of each token; empty: 0. Either all reads of a step have them or none."""
 
 
 def why_not(model: Any) -> str:
     """Return what of a model no plan can say, in a few words; nothing where one can."""
     config: ModelConfig = model.config
-    weight = model.embed.weight
+    weight, encoder = model.embed.weight, config.kind == "encoder"
     reasons = {
         f"its numbers are {str(weight.dtype).removeprefix('torch.')}": weight.dtype not in FORMATS,
-        "it is no decoder": config.kind != "decoder",
+        "it is an encoder-decoder": config.kind == "encoder-decoder",
         "it is a recurrence": config.cell is not None,
         "it has experts": config.experts is not None,
-        "its norms come after": config.norm_position != "before",
+        "its norms come after": config.norm_position != "before" and not (encoder and config.embed_norm),
         f"its positions are {config.position}": config.position not in ("rotary", "learned", "none"),
-        "its embeddings are normed": config.embed_norm or bool(config.segments),
+        "its embeddings are normed": not encoder and (config.embed_norm or bool(config.segments)),
         "its attention has a soft cap": config.attn_softcap is not None,
-        "its head has a layer of its own": config.head_transform,
+        "its head has a layer of its own": not encoder and config.head_transform,
+        "its head gives something to each token": encoder and config.head not in ("embed", "classify"),
         "its weights are of several types": len(
             {w.dtype for name, w in model.named_parameters() if ".lora_" not in name}
         )
@@ -74,7 +77,7 @@ class Plan:
     def __init__(
         self, library: Library, model: Any, n_pages: int, adapters: Sequence[Any] = (), *, int8: bool = False
     ) -> None:
-        """A decoder that `why_not` has nothing against; pages 0 .. n_pages - 1. adapters: models over its
+        """A model that `why_not` has nothing against; pages 0 .. n_pages - 1. adapters: models over its
         weights (`model.lora`), of which each row is read by one or none. int8: matrices in 8 bits with a
         scale for each output, what they multiply in 8 bits with one for each 32. Raises MemoryError.
         """
@@ -82,7 +85,7 @@ class Plan:
         self._matrices: list[int] = []
         self._handle: int | None = None
         config: ModelConfig = model.config
-        self.config, self._dtype = config, model.embed.weight.dtype
+        self.config, self._dtype, self.encodes = config, model.embed.weight.dtype, config.kind == "encoder"
         self.format = FORMATS[self._dtype]
         self._weights = abi.I8 if int8 else self.format
         self._coded: dict[int, int] = {}
@@ -97,7 +100,7 @@ class Plan:
         formats = (c_int32 * len(self._formats))(*self._formats)
         self._handle = self._functions.transom_plan(
             self.format, self._op_array, len(ops), widths, formats, len(self._widths),
-            config.n_layers, config.n_kv_heads, config.head_dim, n_pages,
+            1 if self.encodes else config.n_layers, config.n_kv_heads, config.head_dim, n_pages,
         )  # fmt: skip
         if not self._handle:
             raise MemoryError(f"no memory for {n_pages} pages of keys and values")
@@ -119,48 +122,85 @@ class Plan:
         projected = self._buffer((heads + 2 * keys) * width, abi.F32)
         queries = self._buffer(heads * (-(-width // UNIT) * UNIT))
         mixed, self._thin = self._buffer(heads * width), self._buffer(0)
-        ops = [self._embed(model, stream)]
+        ops, after = [self._embed(model, stream)], config.norm_position == "after"
+        store = abi.REPLACE if after else abi.WRITE
+        if config.embed_norm:
+            ops.append(self._norm(model.embed_norm, stream, normed, store=abi.REPLACE))
         for i, blocks in enumerate(zip(model.layers, *(adapter.layers for adapter in adapters), strict=True)):
             block, parts = blocks[0], partial(_named, blocks)
-            attn, shape = block.attn, dict(layer=i, n_heads=heads, n_kv_heads=keys, head_dim=width)
+            attn, shape = block.attn, dict(n_heads=heads, n_kv_heads=keys, head_dim=width)
+            if self.encodes:  # no layer reads another's keys: all of them have the same pages
+                shape["bidirectional"] = 1
+            else:
+                shape["layer"] = i
+            window = 0 if self.encodes else config.window_of(i) or 0
+            first = self._norm(block.attn_norm, stream, normed, store=store, layer=1 + i)
+            second = self._norm(block.ffn_norm, stream, normed, store=store)
             ops += [
-                self._norm(block.attn_norm, stream, normed, layer=1 + i),
+                *([] if after else [first]),
                 *self._product(parts("attn.q_proj", "attn.k_proj", "attn.v_proj"), normed, projected),
                 self._heads(attn, projected, queries, shape),
-                Op(kind=abi.ATTEND, in_=queries, out=mixed, window=config.window_of(i) or 0,
+                Op(kind=abi.ATTEND, in_=queries, out=mixed, window=window,
                    scale=width**-0.5 if config.attn_scale is None else config.attn_scale, **shape),
                 *self._product(parts("attn.o_proj"), mixed, stream, store=abi.ADD),
-                self._norm(block.ffn_norm, stream, normed),
+                first if after else second,
                 *self._feed_forward(parts, block.ffn.gated, normed, inner),
                 *self._product(parts("ffn.down_proj"), inner, stream, store=abi.ADD),
+                *([second] if after else []),
             ]  # fmt: skip
+        if self.encodes:
+            if not after:
+                ops.append(self._norm(model.final_norm, stream, normed, store=abi.REPLACE))
+            return [*ops, *self._pooled(model.head, stream)]
         last = 1 + config.n_layers
         ops.append(
             self._norm(model.final_norm, stream, normed, wanted=1, scale=config.logit_scale, layer=last)
         )
-        head = self._matrix(model.output_weight, self._weights)
-        bias = None if model.head.bias is None else self._floats(model.head.bias)
-        product = Op(kind=abi.PRODUCT, in_=normed, wanted=1, store=abi.LOGITS, matrix=head, bias=bias)
-        return [*ops, *self._encoded(product)]
+        return [*ops, *self._product_of(model.output_weight, model.head.bias, normed)]
+
+    def _pooled(self, head: Any, stream: int) -> list[Op]:
+        """What stands for a text, and where it is classified, the scores of its classes."""
+        window = int(self.config.pooling == "first")
+        if self.config.head == "embed":
+            return [Op(kind=abi.POOL, in_=stream, window=window, store=abi.RESULT)]
+        pooled, dense = self._buffer(self.config.dim), self._buffer(self.config.dim)
+        turned = self._product([[head.dense]], pooled, dense, activation="tanh")
+        for op in turned:
+            op.wanted = 1
+        return [
+            Op(kind=abi.POOL, in_=stream, out=pooled, window=window), *turned,
+            *self._product_of(head.out.weight, head.out.bias, dense),
+        ]  # fmt: skip
+
+    def _product_of(self, weight: Tensor, bias: Tensor | None, in_: int) -> list[Op]:
+        """The product that makes the result, of the rows that are wanted."""
+        matrix = self._matrix(weight, self._weights)
+        floats = None if bias is None else self._floats(bias)
+        return self._encoded(
+            Op(kind=abi.PRODUCT, in_=in_, wanted=1, store=abi.RESULT, matrix=matrix, bias=floats)
+        )
 
     def _embed(self, model: Any, out: int) -> Op:
         config: ModelConfig = model.config
-        places = None
+        places = segments = None
         if config.position == "learned":
             places = self._keep(model.position_embed.weight.detach()).data_ptr()
+        if config.segments:
+            segments = self._keep(model.segment_embed.weight.detach()).data_ptr()
         table = self._keep(model.embed.weight.detach()).data_ptr()
         scale = config.dim**0.5 if config.scale_embeddings else 1.0
-        return Op(kind=abi.EMBED, out=out, table=table, positions=places, scale=scale,
+        return Op(kind=abi.EMBED, out=out, table=table, positions=places, segments=segments, scale=scale,
                   position_offset=config.position_offset if config.position == "learned" else 0)  # fmt: skip
 
     def _norm(
-        self, norm: Any, in_: int, out: int, *, wanted: int = 0, scale: float = 1.0, layer: int = 0
-    ) -> Op:
+        self, norm: Any, in_: int, out: int, *, wanted: int = 0, scale: float = 1.0, layer: int = 0,
+        store: int = abi.WRITE,
+    ) -> Op:  # fmt: skip
         bias = getattr(norm, "bias", None)
         return Op(
-            kind=abi.NORM, in_=in_, out=out, wanted=wanted, layer=layer, eps=norm.eps, scale=scale,
-            weight=self._floats(norm.weight), bias=None if bias is None else self._floats(bias),
-            layer_norm=int(bias is not None),
+            kind=abi.NORM, in_=in_, out=out, wanted=wanted, layer=layer, store=store, eps=norm.eps,
+            scale=scale, weight=self._floats(norm.weight), layer_norm=int(bias is not None),
+            bias=None if bias is None else self._floats(bias),
         )  # fmt: skip
 
     def _heads(self, attn: Any, in_: int, out: int, shape: dict[str, int]) -> Op:
@@ -281,24 +321,47 @@ class Plan:
         tokens of the step whose numbers `wanted` names, in its order. streams: to be filled, where all
         tokens are wanted. Raises MemoryError.
         """
+        logits = torch.empty(len(wanted), self.config.vocab_size)
+        self._step(reads, wanted, n_threads, logits, streams)
+        cap = self.config.logit_softcap
+        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+
+    def encode(self, reads: Sequence[Read], n_threads: int) -> Tensor:
+        """Read whole texts: what the head makes of each, (texts, D) or (texts, C), float32; vectors are not
+        scaled yet. Raises IndexError for a token or a kind of segment that the model does not have,
+        ValueError for too long a text, and MemoryError.
+        """
+        config = self.config
+        for read in reads:
+            if len(read.tokens) > config.max_len:
+                raise ValueError(f"a text of {len(read.tokens)} tokens; the model reads {config.max_len}")
+            _check(read.tokens, config.vocab_size, "token")
+            _check(read.segments, max(1, config.segments), "kind of segment")
+        found = torch.empty(len(reads), config.dim if config.head == "embed" else len(config.labels))
+        firsts = np.cumsum([0, *(len(read.tokens) for read in reads[:-1])])
+        self._step(reads, firsts, n_threads, found)
+        return found
+
+    def _step(
+        self, reads: Sequence[Read], wanted: Sequence[int] | np.ndarray, n_threads: int, result: Tensor,
+        streams: Tensor | None = None,
+    ) -> None:  # fmt: skip
         spans, first = [], 0
         for read in reads:
             spans += [read.start, len(read.tokens), first, read.adapter]
             first += len(read.pages)
-        tokens = np.array([token for read in reads for token in read.tokens], dtype=np.int32)
-        pages = np.array([page for read in reads for page in read.pages], dtype=np.int32)
+        tokens = np.fromiter((token for read in reads for token in read.tokens), np.int32)
+        pages = np.fromiter((page for read in reads for page in read.pages), np.int32)
+        segments = np.fromiter((kind for read in reads for kind in read.segments), np.int32)
         arrays = tokens, np.array(spans, dtype=np.int32), pages, np.array(wanted, dtype=np.int32)
-        logits = torch.empty(len(wanted), self.config.vocab_size)
         cosines, sines = self._rotation(max(read.start + len(read.tokens) for read in reads))
         step = Step(
-            len(tokens), len(reads), len(wanted), n_threads,
-            *(array.ctypes.data for array in arrays), cosines, sines, logits.data_ptr(),
+            len(tokens), len(reads), len(wanted), n_threads, *(array.ctypes.data for array in arrays),
+            segments.ctypes.data if len(segments) else None, cosines, sines, result.data_ptr(),
             None if streams is None else streams.data_ptr(),
         )  # fmt: skip
         if self._functions.transom_run(self._handle, step) != 0:
             raise MemoryError(f"no memory for a step of {len(tokens)} tokens")
-        cap = self.config.logit_softcap
-        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
     def _rotation(self, n_places: int) -> tuple[int | None, int | None]:
         """Where the cosines and sines (places, K/2) of the first n places lie; more are made when needed."""
@@ -309,6 +372,11 @@ class Plan:
             angles = places[:, None].float() * self._frequencies.float()
             self._angles = angles.cos(), angles.sin()
         return self._angles[0].data_ptr(), self._angles[1].data_ptr()
+
+
+def _check(numbers: Sequence[int], n: int, what: str) -> None:
+    if numbers and not 0 <= min(numbers) <= max(numbers) < n:
+        raise IndexError(f"{what} {max(numbers)}; this model has 0 to {n - 1}")
 
 
 def _alternating(parts: Sequence[Tensor]) -> Tensor:

@@ -109,7 +109,7 @@ class Announcement:
     def __str__(self) -> str:
         lines = [f"{one.name}: {one.task}; {in_words(one.model.model)}" for one in self.models]
         lines += [
-            f"{one.name}: writes {by}" for one in self.models if (by := getattr(one.model, "runs_by", ""))
+            f"{one.name}: computed {by}" for one in self.models if (by := getattr(one.model, "runs_by", ""))
         ]
         lines += [
             f"{model.name}: no chat template, so it completes but does not chat (see --chat-template)"

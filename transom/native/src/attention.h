@@ -4,7 +4,8 @@
 // K is the head width, padded with zeros to a multiple of 32.
 //
 // A query is computed over the pages from the first that it may see, in stretches that begin at fixed places
-// of its row, so that its bits depend on its place alone: not on how much is read at once, nor beside what.
+// of its row, so that its bits depend on its place alone (and where it sees all of the row, on the row's
+// length): not on how much is read at once, nor beside what.
 #pragma once
 #include "product.h"
 
@@ -15,7 +16,9 @@ namespace transom {
 
 constexpr int PAGE = 16;
 constexpr int STRETCH = 1024;   // keys whose scores are held at a time; sums are rescaled between stretches
-constexpr int QUERY_ROWS = 16;  // queries that look back together
+constexpr int SCORES = STRETCH + LANES; // from a row's scores to the next's: not onto the same lines of a cache
+constexpr int QUERY_ROWS = 16;  // queries that look together
+constexpr int MIXED_ROWS = 8;    // queries whose values are summed at once
 constexpr float NEVER = -1e30f; // below every score
 
 struct Cache {
@@ -107,8 +110,8 @@ struct Scratch {
         total[QUERY_ROWS]; // of each row: the greatest score and the sum of weights so far
 
     void reserve(int64_t width) {
-        scores.resize(size_t(QUERY_ROWS * STRETCH));
-        weights.resize(size_t(QUERY_ROWS * STRETCH));
+        scores.resize(size_t(QUERY_ROWS * SCORES));
+        weights.resize(size_t(QUERY_ROWS * SCORES));
         sums.resize(size_t(QUERY_ROWS * width));
         head.resize(size_t(width)), numbers.resize(size_t(width) * sizeof(float));
     }
@@ -165,13 +168,16 @@ static void store_heads(const Heads& heads, const PageRun& run, int head, Scratc
     }
 }
 
-// Queries that look back together: rows of one span and one key-value head.
+// Queries that look together: rows of one span and one key-value head.
 struct Look {
     const Heads* heads;
     const TransomSpan* span;
     int64_t token; // of the span's first
     int head;
     int first, rows; // of the span's n * H/G queries
+
+    // Behind the last token that the one at `place` sees.
+    int end_of(int place) const { return heads->op.bidirectional ? span->start + span->n : place + 1; }
 };
 
 // The weights of a stretch, in the format that they are multiplied in; of float32 the scores themselves.
@@ -180,31 +186,41 @@ template <> inline float* weights_of<F32>(Scratch& scratch) { return scratch.sco
 template <> inline bf16* weights_of<Bf16>(Scratch& scratch) { return scratch.weights.data(); }
 
 // sums (rows, width) += weights (rows, 16 a page) times the values of n pages.
-template <class F> static inline void mix(const typename F::number* weights, int rows,
-                                          const char* const* pages, int n, int64_t width, float* sums) {
-    for (int r = 0; r < rows; r++)
+template <class F, int R = MIXED_ROWS> static inline void mix(const typename F::number* weights, int rows,
+                                                              const char* const* pages, int n, int64_t width,
+                                                              float* sums) {
+    for (; rows >= R; rows -= R, weights += R * SCORES, sums += R * width)
         for (int64_t d = 0; d < width; d += PAIR) {
-            Vec left = load(sums + r * width + d), right = load(sums + r * width + d + LANES);
+            Vec left[R], right[R];
+            for (int r = 0; r < R; r++)
+                left[r] = load(sums + r * width + d), right[r] = load(sums + r * width + d + LANES);
             for (int i = 0; i < n; i++)
                 for (int s = 0; s < PAGE; s += F::group) {
-                    const auto* weight = weights + r * STRETCH + i * PAGE + s;
                     const auto* values =
                         reinterpret_cast<const float*>(pages[i] + ((s / F::group) * width + d) * 4);
-                    left = F::dot(left, weight, load(values));
-                    right = F::dot(right, weight, load(values + LANES));
+                    const Vec one = load(values), other = load(values + LANES);
+#pragma GCC unroll 8
+                    for (int r = 0; r < R; r++) {
+                        const auto* weight = weights + r * SCORES + i * PAGE + s;
+                        left[r] = F::dot(left[r], weight, one);
+                        right[r] = F::dot(right[r], weight, other);
+                    }
                 }
-            store(sums + r * width + d, left), store(sums + r * width + d + LANES, right);
+            for (int r = 0; r < R; r++)
+                store(sums + r * width + d, left[r]), store(sums + r * width + d + LANES, right[r]);
         }
+    if constexpr (R > 1)
+        if (rows) mix<F, R / 2>(weights, rows, pages, n, width, sums);
 }
 
 #if defined(TRANSOM_AMX)
 template <>
-inline void mix<Bf16>(const bf16* weights, int, const char* const* pages, int n, int64_t width, float* sums) {
+inline void mix<Bf16, MIXED_ROWS>(const bf16* weights, int, const char* const* pages, int n, int64_t width, float* sums) {
     amx::configure(PAGE);
     const char* at[STRETCH / PAGE + 1];
     for (int64_t d = 0; d < width; d += 4 * LANES) {
         for (int i = 0; i < n; i++) at[i] = pages[i] + d * 4;
-        amx::mix(width - d > PAIR, weights, STRETCH, at, n, size_t(width) * 4, sums + d, int(width));
+        amx::mix(width - d > PAIR, weights, SCORES, at, n, size_t(width) * 4, sums + d, int(width));
     }
     amx::configure(amx::DEPTH);
 }
@@ -264,8 +280,8 @@ static inline void soften_rows(const Look& look, const Stretch& stretch, Scratch
         const int place = look.span->start + (look.first + r) / heads.per();
         const int seen_from = heads.op.window ? std::max(0, place - heads.op.window + 1) : 0;
         const float faded =
-            soften<F>(scratch.scores.data() + r * STRETCH, weights_of<F>(scratch) + r * STRETCH,
-                      stretch.begin, stretch.n_pages * PAGE, seen_from, place + 1,
+            soften<F>(scratch.scores.data() + r * SCORES, weights_of<F>(scratch) + r * SCORES,
+                      stretch.begin, stretch.n_pages * PAGE, seen_from, look.end_of(place),
                       heads.op.scale * 1.44269504f, scratch.newest[r], scratch.total[r]);
         float* sums = scratch.sums.data() + r * width;
         if (faded == 1.0f) continue;
@@ -292,17 +308,17 @@ static void look_back(const Look& look, const Rows& out, const int32_t* table, S
     const Heads& heads = *look.heads;
     const int per = heads.per(), window = heads.op.window;
     const int first_place = look.span->start + look.first / per;
-    const int last_place = look.span->start + (look.first + look.rows - 1) / per;
+    const int end = look.end_of(look.span->start + (look.first + look.rows - 1) / per);
     const int oldest = window ? std::max(0, first_place - window + 1) / PAGE * PAGE : 0;
     const int64_t width = heads.cache.width;
     const auto* queries = reinterpret_cast<const typename F::number*>(heads.queries) +
                           ((look.head * heads.n_tokens + look.token) * per + look.first) * width;
     scratch.begin();
-    for (int at = oldest / STRETCH * STRETCH; at <= last_place; at += STRETCH) {
-        const Stretch stretch(look, table, std::max(at, oldest), std::min(at + STRETCH, last_place + 1));
+    for (int at = oldest / STRETCH * STRETCH; at < end; at += STRETCH) {
+        const Stretch stretch(look, table, std::max(at, oldest), std::min(at + STRETCH, end));
         for (int i = 0; i < stretch.n_pages; i += 2)
             two_panels<F>(queries, size_t(width), look.rows, stretch.keys[i], stretch.keys[i + 1],
-                          int(width / F::group), scratch.scores.data() + i * PAGE, STRETCH);
+                          int(width / F::group), scratch.scores.data() + i * PAGE, SCORES);
         soften_rows<F>(look, stretch, scratch);
         mix<F>(weights_of<F>(scratch), look.rows, stretch.values, stretch.n_pages, width,
                scratch.sums.data());

@@ -96,6 +96,7 @@ class Worker {
         case TRANSOM_ATTEND: return attend<F>(op);
         case TRANSOM_THIN: return thin<F>(op);
         case TRANSOM_ENCODE: return encode<F>(op);
+        case TRANSOM_POOL: return pool(op);
         }
     }
 
@@ -108,7 +109,7 @@ class Worker {
         const Buffer& out = plan_.buffers[size_t(op.out)];
         share(step_.n_tokens, [&](int64_t row) {
             embed_row<F>(op, out.rows().at<float>(row), out.width, step_.tokens[row],
-                         plan_.places[size_t(row)]);
+                         plan_.places[size_t(row)], step_.segments ? step_.segments[row] : 0);
         });
     }
 
@@ -117,21 +118,30 @@ class Worker {
         const Rows out = plan_.buffers[size_t(op.out)].rows();
         share(n_rows(op), [&](int64_t row) {
             const int64_t token = op.wanted ? step_.wanted[row] : row;
-            const float* x = in.rows().at<float>(token);
+            float* x = in.rows().at<float>(token);
+            if (step_.streams && op.layer)
+                std::copy(x, x + in.width,
+                          step_.streams + ((op.layer - 1) * int64_t(step_.n_tokens) + token) * in.width);
             norm_row(op, x, out, row, in.width);
-            if (!step_.streams || !op.layer) return;
-            std::copy(x, x + in.width,
-                      step_.streams + ((op.layer - 1) * int64_t(step_.n_tokens) + token) * in.width);
+        });
+    }
+
+    void pool(const TransomOp& op) {
+        const Buffer& in = plan_.buffers[size_t(op.in)];
+        const Rows out = op.store == TRANSOM_RESULT ? Rows{} : plan_.buffers[size_t(op.out)].rows();
+        share(step_.n_spans, [&](int64_t s) {
+            const int n = op.window ? std::min(op.window, step_.spans[s].n) : step_.spans[s].n;
+            pool_rows(op, in.rows(), step_.wanted[s], n, out, step_.result, s, in.width);
         });
     }
 
     template <class F> void product(const TransomOp& op) {
         const Rows in = plan_.buffers[size_t(op.in)].rows();
-        const Rows out = op.store == TRANSOM_LOGITS ? Rows{} : plan_.buffers[size_t(op.out)].rows();
+        const Rows out = op.store == TRANSOM_RESULT ? Rows{} : plan_.buffers[size_t(op.out)].rows();
         const Rows thin = op.n_parts ? plan_.buffers[size_t(op.thin)].rows() : Rows{};
         const int64_t pairs = (op.matrix->n + PAIR - 1) / PAIR;
         share(pairs, [&](int64_t pair) {
-            product_pair<F>(op, in, out, thin, plan_.adapted, step_.logits, n_rows(op), pair);
+            product_pair<F>(op, in, out, thin, plan_.adapted, step_.result, n_rows(op), pair);
         });
     }
 

@@ -123,6 +123,7 @@ static inline Vec activate(int kind, Vec x) {
     case TRANSOM_GELU_TANH: return 0.5f * x * (1.0f + tanh(0.79788456f * (x + 0.044715f * x * x * x)));
     case TRANSOM_RELU: return larger(x, Vec{});
     case TRANSOM_RELU2: return larger(x, Vec{}) * larger(x, Vec{});
+    case TRANSOM_TANH: return tanh(x);
     default: return x;
     }
 }
@@ -164,8 +165,8 @@ static inline void finish(const TransomOp& op, const Rows& out, int64_t first, i
     }
 }
 
-// Logits go to the caller's memory, where nothing stands behind a row's last column but the next row.
-static inline void finish_logits(const TransomOp& op, float* out, int64_t width, int64_t first, int rows,
+// A result goes to the caller's memory, where nothing stands behind a row's last column but the next row.
+static inline void finish_result(const TransomOp& op, float* out, int64_t width, int64_t first, int rows,
                                  int64_t column, const float* c) {
     const int valid = int(width - column < PAIR ? width - column : PAIR);
     for (int r = 0; r < rows; r++, c += PAIR) {
@@ -237,7 +238,7 @@ template <class F> static inline void add_thin(const TransomOp& op, const Rows& 
 // Columns 32 * pair on of the product, all rows. adapted: in the order of their rows.
 template <class F>
 static void product_pair(const TransomOp& op, const Rows& in, const Rows& out, const Rows& thin,
-                         const std::vector<Adapted>& adapted, float* logits, int64_t n_rows, int64_t pair) {
+                         const std::vector<Adapted>& adapted, float* result, int64_t n_rows, int64_t pair) {
     const TransomMatrix& m = *op.matrix;
     const char* one = m.panels + 2 * pair * m.panel_bytes();
     const size_t lda = size_t(in.row_bytes) / sizeof(typename F::number);
@@ -255,8 +256,8 @@ static void product_pair(const TransomOp& op, const Rows& in, const Rows& out, c
                           int(m.groups), c, PAIR);
         for (; next < adapted.size() && adapted[next].first < first + rows; next++)
             add_thin<F>(op, thin, adapted[next], pair, c + (adapted[next].first - first) * PAIR);
-        if (op.store == TRANSOM_LOGITS)
-            finish_logits(op, logits, m.n, first, rows, pair * PAIR, c);
+        if (op.store == TRANSOM_RESULT)
+            finish_result(op, result, m.n, first, rows, pair * PAIR, c);
         else
             finish(op, out, first, rows, pair * PAIR, c);
     }

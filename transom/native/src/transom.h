@@ -4,7 +4,7 @@
 #pragma once
 #include <cstdint>
 
-#define TRANSOM_ABI 3
+#define TRANSOM_ABI 4
 
 extern "C" {
 
@@ -16,17 +16,19 @@ enum TransomKind : int32_t {
     TRANSOM_NORM = 1,    // RMS or layer norm: residual stream -> what a product reads
     TRANSOM_PRODUCT = 2, // a packed matrix, its bias, and what is fused behind it
     TRANSOM_HEADS = 3,   // queries, keys, values: norm, rotation, keys and values into their pages
-    TRANSOM_ATTEND = 4,  // queries look back in the pages of their row
+    TRANSOM_ATTEND = 4,  // queries look into the pages of their row
     TRANSOM_THIN = 5,    // what adapters make of the rows that a product reads: the thin matrices A
     TRANSOM_ENCODE = 6,  // what a product of 8-bit weights reads: rows of the plan's format in 8 bits
+    TRANSOM_POOL = 7,    // residual stream of a text -> its mean
 };
 
-// What a product does with its sums.
+// What becomes of what an op makes: of a product's sums; of a NORM, WRITE or REPLACE; of a POOL, WRITE or RESULT.
 enum TransomStore : int32_t {
     TRANSOM_WRITE = 0, // out = act(sum + bias), in the format of out
     TRANSOM_ADD = 1,   // out += sum + bias: a branch of the residual stream
     TRANSOM_GATE = 2,  // panels alternate gate, up: out = act(gate) * up
-    TRANSOM_LOGITS = 3 // float32 to the caller's own memory, row after row, nothing behind the last column
+    TRANSOM_RESULT = 3, // float32 to the caller's own memory, row after row, nothing behind the last column
+    TRANSOM_REPLACE = 4 // out, and in place of what was read: the norm of a sum (post-norm)
 };
 
 enum TransomActivation : int32_t {
@@ -35,7 +37,8 @@ enum TransomActivation : int32_t {
     TRANSOM_GELU = 2,
     TRANSOM_GELU_TANH = 3,
     TRANSOM_RELU = 4,
-    TRANSOM_RELU2 = 5
+    TRANSOM_RELU2 = 5,
+    TRANSOM_TANH = 6
 };
 
 typedef struct TransomMatrix TransomMatrix;
@@ -55,11 +58,13 @@ typedef struct {
 typedef struct {
     int32_t kind;
     int32_t in, out;    // buffers
-    int32_t wanted;     // 1: of the rows whose logits are wanted only (NORM gathers them; PRODUCT goes on)
-    int32_t store;      // PRODUCT
+    int32_t wanted;     // 1: of the rows that are wanted only (NORM, POOL gather them; PRODUCT goes on)
+    int32_t store;      // PRODUCT, NORM, POOL
     int32_t activation; // PRODUCT
     int32_t layer;      // HEADS, ATTEND: whose keys and values; NORM: 1 + which piece of `streams` it reads
-    int32_t n_heads, n_kv_heads, head_dim, window; // HEADS, ATTEND; window 0: all that came before
+    // HEADS, ATTEND; window 0: all that came before. POOL: over so many tokens from the first on, 0: all
+    int32_t n_heads, n_kv_heads, head_dim, window;
+    int32_t bidirectional;                         // ATTEND: all of the row is seen, which the step holds whole
     int32_t whole_norm;                            // HEADS: norm of all heads of a token together
     int32_t layer_norm;                            // NORM: mean and bias too
     int32_t position_offset;     // EMBED: rows left free at the beginning of the table of positions
@@ -70,6 +75,7 @@ typedef struct {
     const TransomMatrix* matrix; // PRODUCT
     const void* table;           // EMBED: (V, D) in the plan's format
     const void* positions;       // EMBED: (max_len, D) in the plan's format, or null
+    const void* segments;        // EMBED: (kinds, D) in the plan's format, or null
     const float* weight;         // NORM: (D,); HEADS: norm of queries (K,) or (H K,), or null
     const float* bias;           // NORM: (D,) or null; HEADS: norm of keys; PRODUCT: (N,) or null
     const TransomPart* parts;    // THIN, PRODUCT: (adapters, n_parts)
@@ -87,10 +93,11 @@ typedef struct {
     const int32_t* tokens;    // (n_tokens,), span after span
     const TransomSpan* spans; // (n_spans,)
     const int32_t* pages;     // of all spans
-    const int32_t* wanted;    // (n_wanted,): numbers of tokens
+    const int32_t* wanted;    // (n_wanted,): numbers of tokens; where there is a POOL, of each span's first
+    const int32_t* segments;  // (n_tokens,): the kind of segment of each; or null: 0
     const float* cosines;     // (places, K/2), or null where nothing rotates
     const float* sines;
-    float* logits;  // (n_wanted, V)
+    float* result;  // (n_wanted, N) logits, or what an encoder's head gives
     float* streams; // (n_layers + 1, n_tokens, D) what the layers and the head read, or null
 } TransomStep;
 
