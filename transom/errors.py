@@ -21,11 +21,15 @@ Code = Literal["", "context_length_exceeded", "logits_not_finite", "memory_file"
 
 
 class Refused(ValueError):
-    """A request that cannot be carried out as given: one line with the place, the limit and the fix."""
+    """A request that cannot be carried out as given: one line with the place, the limit and the fix.
+
+    A `ValueError`. The command line prints the line without a traceback and exits with 2.
+    """
 
     def __init__(self, message: str, *, code: Code = "") -> None:
         super().__init__(" ".join(message.split()))
         self.code: Code = code
+        """The kind of refusal, for a program that acts on it; "" for most."""
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -38,8 +38,11 @@ class Estimate:
     """A score with its 95% interval; both ends are nan where there is too little for one."""
 
     value: float
+    """The score itself, in the unit of what it is of."""
     low: float = math.nan
+    """The lower end."""
     high: float = math.nan
+    """The upper end."""
 
     @property
     def known(self) -> bool:

@@ -38,12 +38,15 @@ class PerClass:
     """How one class fares; a share is None where there was nothing to take it of."""
 
     label: str
+    """Its name."""
     precision: Estimate | None
     """Of what was given this label, so much is right."""
     recall: Estimate | None
     """Of what has this label, so much was found."""
     f1: float
+    """The harmonic mean of the two."""
     n: int
+    """Items that have this label."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -57,8 +60,11 @@ class Answered:
     """What is left when a model may say nothing below a confidence."""
 
     threshold: float
+    """The least confidence with which a label is given."""
     coverage: float
+    """Share of items that get one."""
     accuracy: float | None
+    """Share of those whose label is right; None where none gets one."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +72,13 @@ class ClassScore:
     """The scores of a classifier on a test set. It prints itself."""
 
     labels: tuple[str, ...]
+    """The C classes, in the model's order."""
     accuracy: Estimate
+    """Share of items whose likeliest class is the right one."""
     macro_f1: Estimate
+    """The mean of the classes' F1, a rare class counting as much as a frequent one."""
     per_class: tuple[PerClass, ...]
+    """Each class by itself."""
     confusion: NDArray[np.int64]
     """(C, C): how often truth (row) was called something (column)."""
     ece: float | None
@@ -76,10 +86,13 @@ class ClassScore:
     ece_by_chance: float | None
     """What that of a perfectly calibrated classifier stays below in 95 of 100 test sets of this size."""
     brier: Estimate
+    """The mean squared distance of the probabilities to the truth, 0 to 2 (Brier 1950)."""
     temperature: float | None
     """What logits should be divided by."""
     ece_tempered: float | None
+    """The expected calibration error after that."""
     answered: tuple[Answered, ...]
+    """What is left when it may say nothing below a confidence, from 0.5 to 0.99."""
 
     @property
     def n(self) -> int:

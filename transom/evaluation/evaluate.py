@@ -64,10 +64,16 @@ def evaluate(
 ) -> Report | TextScore | Comparison:
     """Score a model: a run's folder, a model folder or a hub id; against another one, or by itself.
 
-    test: the examples or the text; by default what its run held out. train: what the baselines of a
-    translator or classifier learn from. columns: FIELD=COLUMN, which columns of the test hold its fields,
-    where they are not those of the run. beam: of translations. limit: about so many characters of a text,
-    spread evenly, instead of all. watch: is told how many tokens of how many are read. Raises Refused.
+    Gives a `Comparison` with `against`; else a `Report` of a translator or classifier beside cheap baselines,
+    or a `TextScore` of a model that predicts text (perplexity, nats per token, bits per byte). Each prints
+    itself, and every score has its 95% interval.
+
+    against: the model that it is held against. test: the examples or the text; by default what its run held
+    out. test_target: the other side of pairs in two files. train: what the baselines of a translator or
+    classifier learn from; by default what its run learned from. train_target: as test_target. columns:
+    FIELD=COLUMN, which columns of the test hold its fields, where they are not those of the run. beam: of
+    translations. limit: about so many characters of a text, spread evenly, instead of all. watch: is told how
+    many tokens of how many are read. Raises Refused for what cannot be scored or compared.
     """
     if against is not None:
         if train is not None:

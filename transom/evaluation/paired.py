@@ -28,20 +28,27 @@ class Measure:
     """One measure of both models. What is called before is the model that the other is held against."""
 
     name: str
+    """What is measured: accuracy, BLEU, nats per token."""
     unit: str
     """What a difference is counted in."""
     before: Estimate
+    """The score of the model that the other is held against."""
     after: Estimate
+    """The score of the model in question."""
     difference: Estimate
     """After less before, on the same examples."""
     n: int
+    """So many were compared."""
     of: str = "texts"
     """What n counts."""
     more_is_better: bool = True
+    """Whether a larger score is the better one."""
     wins: int | None = None
     """Of those n, on so many the model is the better of the two."""
     losses: int | None = None
+    """And on so many the worse."""
     digits: int = 1
+    """Behind the point, in print."""
     suffix: str = ""
     """What stands behind a score: %."""
     repeats: bool = False
@@ -120,10 +127,13 @@ class Example:
     where: str
     """file:line"""
     asked: str
+    """What both were given."""
     wanted: str
-    """Empty where there is nothing but the text itself."""
+    """The right answer; empty where there is nothing but the text itself."""
     before: str
+    """What the other model made of it."""
     after: str
+    """What the model in question made of it."""
     gain: float
     """Above 0 where the model is the better of the two."""
 
@@ -133,9 +143,13 @@ class Comparison:
     """A model held against another on the same examples. It prints itself."""
 
     task: str
+    """What both do, by the names of `--task`."""
     model: str
+    """The folder or name of the model in question."""
     against: str
+    """That of the other one."""
     test: str
+    """What both answered."""
     measures: tuple[Measure, ...]
     """The task's own first: the one that decides."""
     examples: tuple[Example, ...] = ()

@@ -61,12 +61,15 @@ class TextScore:
     """How well a model predicts passages. It prints itself."""
 
     model: str
+    """The folder or name that was given."""
     test: str
+    """The text that it was scored on."""
     rows: NDArray[np.float64]
     """(n, 3): nats, tokens and bytes of each passage."""
     documents: NDArray[np.int64]
     """(n,): the document of each."""
     seconds: float
+    """What reading took."""
     pseudo: bool = False
     """Whether it is an encoder's."""
     of: str = "passages"
@@ -86,6 +89,7 @@ class TextScore:
 
     @property
     def bits_per_byte(self) -> Estimate:
+        """Bits per byte of UTF-8, which compares among tokenizers."""
         return self._estimate(bits_per_byte)
 
     @property

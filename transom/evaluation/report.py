@@ -23,6 +23,7 @@ class Rival:
     """A baseline on the same test texts."""
 
     name: str
+    """What it is: TF-IDF, the majority, a copy of the source."""
     said: str
     """Its scores in words."""
 
@@ -32,8 +33,11 @@ class Difference:
     """The model's score less the strongest baseline's, on the same texts."""
 
     against: str
+    """The name of that baseline."""
     unit: str
+    """What the difference is counted in."""
     estimate: Estimate
+    """Above 0 where the model is the better one."""
 
     @property
     def verdict(self) -> str:
@@ -50,17 +54,23 @@ class Report:
     """The outcome of an examination. It prints itself."""
 
     task: str
+    """'translate' or 'classify'."""
     score: TranslationScore | ClassScore
+    """Of the model."""
     rivals: tuple[Rival, ...]
+    """The baselines."""
     differences: tuple[Difference, ...]
     """The one that decides first."""
     heading: str
+    """What the samples are."""
     samples: tuple[str, ...]
     """A few answers, under `heading`."""
     seconds: float
     """What the model's answers took."""
     model: str = "the model"
+    """The folder or name that was given."""
     test: str = "the test set"
+    """What it was scored on."""
     needs: str = f"give at least {LEAST}"
     """What gives enough texts for a verdict."""
     remedy: str = ""
@@ -85,6 +95,7 @@ class Report:
 
     @property
     def texts_per_second(self) -> float:
+        """Of the model's answers."""
         return self.score.n / max(self.seconds, 1e-9)
 
     def to_dict(self) -> dict[str, Any]:

@@ -31,14 +31,19 @@ class TranslationScore:
     """The scores of translations on a test set. It prints itself."""
 
     n: int
+    """Texts."""
     bleu: Estimate | None
-    """None, as the lower-cased one, where fewer than half of the references have four tokens."""
+    """0 to 100; None, as the lower-cased one, where fewer than half of the references have four tokens."""
     bleu_signature: str
+    """How sacreBLEU counted it."""
     chrf: float
+    """0 to 100, by pieces of up to 6 characters."""
     chrf_signature: str
+    """How sacreBLEU counted it."""
     tokenised_bleu: float | None
     """BLEU of lower-cased text in 13a tokens, which is near to what papers call tokenised BLEU."""
     tokenised_bleu_signature: str
+    """How sacreBLEU counted it."""
     length_ratio: float
     """Tokens of the translations to tokens of the references."""
     exact: Estimate

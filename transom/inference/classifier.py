@@ -42,7 +42,11 @@ class Classification:
 
 
 class Classifier:
-    """An encoder that tells classes apart, with its tokenizer."""
+    """An encoder that tells classes apart, with its tokenizer.
+
+    `labels` are the names of its classes, `max_tokens` how long a text may be, `model` is the nn.Module,
+    `tokenizer` turns text into ids.
+    """
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer, *, reason: str = "") -> None:
         """A model in eval mode whose head classifies; `reason` says why it runs in its arithmetic."""

@@ -19,7 +19,10 @@ from .text_encoder import TextEncoder
 
 
 class Embedder:
-    """An encoder with its tokenizer, ready to turn texts into vectors."""
+    """An encoder with its tokenizer, ready to turn texts into vectors.
+
+    `max_tokens` is how long a text may be, `model` the nn.Module, `tokenizer` turns text into ids.
+    """
 
     def __init__(
         self, model: Transformer, tokenizer: Tokenizer, *, max_tokens: int | None = None, reason: str = ""
@@ -49,9 +52,10 @@ class Embedder:
     ) -> npt.NDArray[np.float32]:
         """The vectors of texts: (n, D) float32, or (D,) of one text.
 
-        batch_tokens: how many tokens go through at once. A blank text has a vector too, as in
-        sentence-transformers. Raises Refused for one that is longer than the model reads, unless `cut` says
-        that its end may be left out.
+        A blank text has a vector too, as in sentence-transformers.
+
+        cut: leave out the end of a text that is longer than the model reads. batch_tokens: how many tokens go
+        through at once. Raises Refused for a text that is too long and not to be cut.
         """
         listed, several = as_list(texts)
         ids = framed(self.tokenizer, listed, self.max_tokens, cut=cut, blank=True)

@@ -25,11 +25,16 @@ class Filling(NamedTuple):
     text: str
     """The token as text."""
     probability: float
+    """Among all tokens of the vocabulary; these sum to 1."""
     token: int
+    """Its id."""
 
 
 class FillMask:
-    """An encoder with a head for tokens, ready to fill gaps."""
+    """An encoder with a head for tokens, ready to fill gaps.
+
+    `model` is the nn.Module, `tokenizer` turns text into ids and back.
+    """
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer, *, reason: str = "") -> None:
         """A model in eval mode and a tokenizer with a mask token; raises Refused where there is none."""
@@ -41,8 +46,9 @@ class FillMask:
         return describe(self.model, "FillMask", self.reason)
 
     def fill(self, text: str, *, n: int = 5) -> list[list[Filling]]:
-        """The n likeliest tokens for every `<mask>` of a text, likeliest first.
+        """The likeliest tokens for every gap of a text, likeliest first: a list of `Filling` for each.
 
+        text: has the word `<mask>` where something is missing. n: how many tokens for each gap.
         Raises Refused for a text without a gap and for one that is longer than the model reads.
         """
         return self.read(self._with_gaps(text), n)

@@ -56,10 +56,11 @@ class CompiledGrammar(Protocol):
 
 
 class Stream(Iterator[str]):
-    """Text as it is written; `completion` holds the whole once the stream has ended."""
+    """Text as it is written: an iterator of its pieces (str)."""
 
     def __init__(self, request: Request, events: Iterator[Event]) -> None:
         self.completion: Completion | None = None
+        """The whole, once the stream has ended."""
         self._request, self._events = request, events
 
     def __next__(self) -> str:
@@ -72,7 +73,11 @@ class Stream(Iterator[str]):
 
 
 class Generator:
-    """A decoder with its tokenizer, ready to write."""
+    """A decoder with its tokenizer, ready to write.
+
+    `model` is the nn.Module, whose hidden states are (B, L, D) and whose logits (B, L, V); `tokenizer` turns
+    text into ids and back; `folder` is where both came from; `eos_ids` are the tokens that end a text.
+    """
 
     def __init__(
         self,
@@ -288,7 +293,10 @@ class Generator:
 
     @torch.no_grad()
     def logits(self, prompt: Prompt) -> Tensor:
-        """Scores of what follows each token of a text or of ids, by one plain pass: (L, V) float32."""
+        """Scores of what follows each token of a text or of ids, by one plain pass: (L, V) float32.
+
+        Raises Refused for several texts, and for one that is longer than the model reads.
+        """
         prompts, several = self._prompts(prompt, whole=True)
         if several:
             raise Refused("logits reads one text or one list of token ids; call it once for each")

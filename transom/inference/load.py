@@ -83,16 +83,18 @@ def load(
     adapters: Mapping[str, str | Path] = MappingProxyType({}),
     weights: str | None = None,
 ) -> Loaded:
-    """The model of a local folder or a hub id (`owner/name`), ready for its job; raises Refused.
+    """The model of a local folder, a GGUF file or a hub id (`owner/name`), ready for its job.
 
     Gives a Generator (decoder), Translator (encoder-decoder), Classifier, Embedder or FillMask (encoder, by
-    its head). kind: which of these it must be, so that an editor knows too. dtype: float32, bfloat16 or
+    its head). A folder may be a run, a model folder or an adapter (LoRA).
+
+    kind: which of these it must be, so that an editor knows too. dtype: float32, bfloat16 or
     float16, the weights being cast once; None chooses, and the repr of what is loaded tells why. device: as
     torch names it; None takes the GPU where there is one. merge: of an adapter folder (LoRA), put what it
     learned into the weights of its base; else it stands beside them, rounded apart. adapters: by
     name, the adapter folders that work over this model at once: `loaded.adapters[name]` is each of them.
     weights: `int8` multiplies in 8 bits, of a model that writes, on a CPU whose kernels run it: faster, and a
-    little less exact; None as the model has them.
+    little less exact; None as the model has them. Raises Refused for what is not there or cannot be read.
     """
     folder = resolve(folder_or_id)
     hardware = Hardware.detect("auto" if device is None else str(device))

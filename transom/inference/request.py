@@ -37,9 +37,13 @@ class TokenLogprob:
     """One token and its natural log-probability; `top` holds the likeliest ones instead of it, best first."""
 
     token: int
+    """Its id."""
     text: str
+    """The token as text by itself."""
     logprob: float
+    """In nats."""
     top: tuple[TokenLogprob, ...] = ()
+    """The likeliest tokens in its place, as many as `logprobs` asked for."""
     bytes: tuple[int, ...] = ()
     """What it writes in its place; those of all tokens are the bytes of the text."""
     span: tuple[int, int] = (0, 0)
@@ -61,6 +65,7 @@ class Completion:
     logprobs: list[TokenLogprob] | None
     """One entry per token, when asked for: by the model alone, before penalty, temperature and filters."""
     n_prompt_tokens: int
+    """Tokens of the prompt, with what the tokenizer or the chat template puts around it."""
     seed: int
     """Makes the same text again, with the same prompt and settings."""
 

@@ -45,11 +45,13 @@ class Translation:
     """One text in another language."""
 
     text: str
+    """Line by line as the source."""
     tokens: list[int]
     """As the model wrote them, the end token included."""
     logprob: float
     """The natural logarithm of the probability of all tokens together."""
     n_source_tokens: int
+    """Tokens of the source, with what frames it."""
     finished: bool
     """Whether it ended by itself; otherwise max_tokens cut it."""
     mean_logprob: float = field(init=False)
@@ -78,7 +80,11 @@ def _joined(lines: list[Translation]) -> Translation:
 
 
 class Translator:
-    """An encoder-decoder with its tokenizer, ready to translate."""
+    """An encoder-decoder with its tokenizer, ready to translate.
+
+    `model` is the nn.Module, `tokenizer` turns text into ids and back, `eos_ids` are the tokens that end a
+    target.
+    """
 
     def __init__(
         self,
@@ -143,12 +149,13 @@ class Translator:
     ) -> Translation | list[Translation]:
         """The translation of one text, or of each of several.
 
+        A text of several lines is translated line by line, and a blank line is blank in the answer too.
+
         beam: how many beginnings are kept at every step; 1 is greedy. length_penalty and early_stopping: as
         for `beam.BeamSearch`; None takes what the folder says (num_beams, length_penalty, early_stopping),
         else 4, 1.0 and False. max_tokens: most tokens of a target; None: 2 for each token of the source and
-        10 more (at most what the folder says and the model has room for). A text of several lines is
-        translated line by line, and a blank line is blank in the answer too. Raises Refused where all is
-        blank, and for a line that is longer than the model reads.
+        10 more (at most what the folder says and the model has room for). Raises Refused where all is blank,
+        and for a line that is longer than the model reads.
         """
         listed, several = as_list(texts)
         requests = self.requests(

@@ -42,8 +42,11 @@ class HeadGrid(View):
     """Figures of every head of every layer, each (n_layers, H) float32."""
 
     figures: dict[str, Tensor]
+    """By name: entropy, distance, sink, peak, previous, duplicate, as far as they can be had."""
     layers: tuple[int, ...]
+    """Which layer each row is."""
     kind: str
+    """'self', 'cross' or 'encoder', as for `Seen.attention`."""
     missing: dict[str, str]
     """Figures that cannot be had, with the reason."""
     caveat: ClassVar[str] = "means over the queries of one text; a head may do something else on another"

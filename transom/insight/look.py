@@ -30,7 +30,12 @@ KEEP = ("attention", "resid", "ffn", "router", "states")
 
 
 class Seen:
-    """What a `look` block saw."""
+    """What a `look` block saw. Layers, heads and tokens are counted from 0.
+
+    `batch` is which text of a batch; `kind` which attention or layer, 'self', 'cross' or 'encoder' (of an
+    encoder-decoder); `call` which one, where a layer ran several times in the block. Raises Refused for what
+    was not kept or is not there.
+    """
 
     def __init__(self, model: nn.Module, layers: frozenset[int] | None, keep: frozenset[str]) -> None:
         self.model, self._two = model, has_two_sides(model)
@@ -71,8 +76,7 @@ class Seen:
     ) -> AttentionMap:
         """The weights that one layer used: all heads, one head, or the row of one query.
 
-        (L, M) with `head`, (M,) with `row` too, (H, L, M) or (H, M) of all heads; float32. kind: 'self',
-        'cross', or 'encoder' in an encoder-decoder. call: which one, where the layer ran several times.
+        (L, M) with `head`, (M,) with `row` too, (H, L, M) or (H, M) of all heads; float32.
         Raises Mismatch when what is recomputed does not give the kernel's output.
         """
         return attention_map(self._call(layer, kind, call), head, row, batch)
@@ -170,8 +174,12 @@ def look(
 ) -> Iterator[Seen]:
     """See what the passes inside the block do: any model that calls PyTorch's attention, or recurs.
 
-    model: an nn.Module, or what holds one as `.model`. layers: which to keep, by number; None: all.
-    keep: of 'attention', 'resid', 'ffn', 'router', 'states'. Raises Refused for what cannot be looked into.
+    Gives a `Seen`, which answers inside the block and after it.
+
+    model: an nn.Module, or what holds one as its
+    `model`. layers: which to keep, by number from 0; None: all. keep: of 'attention', 'resid', 'ffn',
+    'router', 'states'; each keeps tensors that the pass would have freed. Raises Refused for what cannot be
+    looked into.
     """
     kept = frozenset([keep] if isinstance(keep, str) else keep)
     for what in sorted(kept):

@@ -48,7 +48,9 @@ class Call:
     """One attention call of a forward pass, in the order of the pass."""
 
     kept: RecordedCall
+    """What the kernel was asked and answered."""
     layer: int
+    """Counted from 0."""
     kind: str
     """'self'; 'cross': to another text; 'encoder': of the encoder that the cross attention reads."""
 
@@ -200,13 +202,19 @@ class AttentionMap(View):
     """Weights that a model used: (L, M) of a head, (M,) of a row of it, (H, L, M) or (H, M) of all heads."""
 
     weights: Tensor
+    """float32; the row of a query that sees anything sums to 1."""
     layer: int
+    """Counted from 0."""
     head: int | None
+    """Counted from 0; None: all of the layer."""
     row: int | None
+    """The query, counted from 0; None: all."""
     kind: str
+    """'self', 'cross' or 'encoder', as for `Seen.attention`."""
     error: float
     """The largest difference of these rows to the kernel's output."""
     name: str
+    """The module that attended."""
     caveat: ClassVar[str] = (
         "weights that were used; what was done with them, and whether it mattered, is not shown"
     )

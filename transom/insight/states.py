@@ -27,7 +27,9 @@ class States(View):
     """What a recurrent layer held after every token: each (B, L, D) float32."""
 
     cell: str
+    """'rnn', 'lstm' or 'gru'."""
     hidden: Tensor
+    """The state that the next layer reads."""
     memory: Tensor | None
     """The cell state of an LSTM."""
     gates: dict[str, Tensor]

@@ -25,6 +25,7 @@ class View:
     """Base of the records; `caveat` is one line that stands beside every picture of it."""
 
     caveat: ClassVar[str]
+    """What it does not show."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: tensors become lists, a number that is none becomes null."""

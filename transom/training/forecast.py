@@ -54,27 +54,40 @@ ASSUMED_SHARE = 0.35
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run is expected to take. Bytes, seconds, watt-hours."""
+    """What a run is expected to take. It prints itself. Bytes, seconds, watt-hours."""
 
     parameters: int
+    """Numbers in the weights."""
     learned: int
     """Of them; the others are frozen."""
     base_bytes: int
     """Python, PyTorch and its kernels, and what is held of the data; 0 where memory of a GPU is meant."""
     weights_bytes: int
+    """Four for each parameter; frozen matrices as wide as the arithmetic."""
     gradient_bytes: int
+    """Of the learned parameters."""
     optimizer_bytes: int
+    """What the optimizer keeps for each of them."""
     activation_bytes: int
+    """What the forward pass of one micro-batch keeps for the backward pass."""
     tokens_per_step: int
+    """Of one optimizer step, over all processes."""
     micro_windows: int
+    """Rows that go through the model at once."""
     steps: int
+    """Optimizer steps of the run."""
     tokens: int
+    """Tokens that it learns from, those read several times counted each time."""
     passes: float
     """How often the run goes through what it learns from."""
     tokens_per_second: float
+    """Of training, without what stands between the steps."""
     seconds: float
+    """Time of the whole run."""
     flops: float
+    """Floating-point operations of all steps."""
     watt_hours: float
+    """Energy, at the power that `reason` names."""
     measured: bool
     """Whether the speed was timed on this machine (else assumed as a share of its peak)."""
     reason: str
@@ -95,6 +108,7 @@ class Forecast:
         return self.base_bytes + kept + self.activation_bytes
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
         return {**asdict(self), "memory_bytes": self.memory_bytes}
 
     @property

@@ -45,24 +45,32 @@ def _first_words(text: str, most: int) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished or interrupted run."""
+    """A finished or interrupted run. It prints itself."""
 
     folder: Path
+    """Where it lies, with settings, checkpoints, metrics and the model."""
     step: int
+    """Optimizer steps taken."""
     tokens: int
+    """Tokens learned from, those read several times counted each time."""
     loss: float | None
     """Held-out, nats per token; None when the run was interrupted before it was measured."""
     bits_per_byte: float | None
+    """The same by the byte of the text, which compares among tokenizers; None where there is no such text."""
     references: dict[str, float]
     """Nats per token of uniform, unigram and bigram on the same text."""
     sentence: str
     """What the loss means, in plain words."""
     prompt: str
+    """What the last sample goes on from."""
     sample: str
     """What the model made of `prompt` last."""
     seconds: float
+    """Time that it took, over all its resumes."""
     weights_sha256: str
+    """Hash of the weights, in hexadecimal digits: two runs that are equal to the last bit have the same."""
     task: str = "lm"
+    """What it learned, by the names of `--task`."""
     unit: str = "token"
     """What the loss is counted by."""
     interrupted: bool = False
