@@ -61,7 +61,9 @@ def train(data: str = "stdlib", /, *, config: str | None = None, **settings: Any
     A section is a dict, a dotted name or its short form: `train("notes/", model="gpt", budget="10min",
     optim={"lr": 3e-4})`, `train(**{"model.n_layers": 6})`. Gives a Run: its `model` (as `load` gives it),
     `loss`, `references` (the baselines), `sentence` (what the loss means), `sample`, `metrics`, `ledger`.
-    Raises Refused for a setting that cannot be.
+
+    data: what to learn from, as `data.source`. config: a TOML file of settings, over which the keywords go.
+    Raises Refused for a setting that cannot be, and for data that cannot be learned from.
     """
     from .training.loop import train as run_training
 
@@ -70,7 +72,9 @@ def train(data: str = "stdlib", /, *, config: str | None = None, **settings: Any
 
 def plan(data: str = "stdlib", /, *, config: str | None = None, **settings: Any) -> Forecast:
     """What the run would cost that `train` makes of the same words: a Forecast of parameters, memory, steps,
-    tokens, passes through the data, seconds and energy. Nothing is learned. Raises Refused as `train` does.
+    tokens, passes through the data, seconds and energy. Nothing is learned.
+
+    Takes what `train` takes. Raises Refused as `train` does.
     """
     from .training.forecast import plan as forecast
 

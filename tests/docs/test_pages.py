@@ -21,7 +21,17 @@ from transom.settings import TrainSettings
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium")
 WIDTHS = (390, 1280)
-GIVEN = ("Run", "Forecast", "Completion", "Stream", "Translation", "Classification", "Filling", "Seen")
+GIVEN = (
+    "Run",
+    "TunedRun",
+    "Forecast",
+    "Completion",
+    "Stream",
+    "Translation",
+    "Classification",
+    "Filling",
+    "Seen",
+)
 GIVEN += ("AttentionMap", "HeadGrid", "States", "Report", "TextScore", "Comparison", "Estimate")
 """What the public names give back."""
 

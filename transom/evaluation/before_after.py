@@ -102,7 +102,11 @@ def _write_down(run: str | Path, found: Comparison) -> None:
 
 
 class TunedRun:
-    """A run with what it changed in the model that it began as. It prints itself."""
+    """A run with what it changed in the model that it began as. It prints itself.
+
+    `run` is the `Run`, or an `ExaminedRun` where its task has scores of its own; `found` the `Comparison` of
+    after and before; `report` where that is written as a page, None where it could not be.
+    """
 
     def __init__(self, run: Run | ExaminedRun, found: Comparison, report: Path | None) -> None:
         """report: where that is written, None where it could not be."""
@@ -122,8 +126,11 @@ def finetune(
 ) -> Run | ExaminedRun | TunedRun:
     """Teach a model your data: the same settings as `transom finetune`, as keywords.
 
-    model: a run's folder, a model folder or a hub id. Gives a TunedRun: its `run` (as of `transom.train`) and
-    what was `found`, a Comparison of before and after; a run that was interrupted as it is. Raises Refused.
+    Gives a `TunedRun`; a run that was interrupted, or is held against nothing, as it is.
+
+    model: what to begin with: a run's folder, a model folder, a GGUF file or a hub id. data: what to learn
+    from, as `data.source`. config: a TOML file of settings, over which the keywords go. Raises Refused for a
+    setting that cannot be, and for data that cannot be learned from.
     """
     from ..training.loop import train
 

@@ -127,7 +127,9 @@ class ExaminedRun:
     """A run with the scores of its model on what it never learned from, beside cheap baselines."""
 
     run: Run
+    """The run itself."""
     report: Report
+    """The scores."""
 
     @property
     def outcome(self) -> str:
