@@ -384,6 +384,9 @@ def test_figures_hold_their_points_and_nothing_from_outside() -> None:
     assert svg.count("<circle") == 3 and "a&lt;b" in svg and "75%" in svg and ">.50<" in svg
     assert "nan" not in svg and "prefers-color-scheme:dark" in svg
     assert not re.search(r"<script|href|url\(", svg)
+    alone = svg.alone()  # a notebook's image: its own width, paper and ink
+    assert 'width="384"' in alone and "a&lt;b" in alone and 'fill="#fff"' in alone
+    assert "prefers-color-scheme" not in alone and "width:100%" not in alone.replace("max-width:100%", "")
 
 
 def test_the_page_has_what_was_claimed_and_seen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

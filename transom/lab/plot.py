@@ -12,23 +12,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ..insight.html import Markup, tag
-from ..insight.svg import CURVES
+from ..insight.svg import CURVES, Drawing
 
 WIDTH, LEFT, RIGHT, ABOVE, BELOW = 360.0, 44.0, 18.0, 40.0, 34.0
 ROW, HEIGHT = 16.0, 210.0
 DASHES = ("", "6 3", "2 3", "9 3 2 3")
+SHARE = 24.0
+"""Width that a written share needs."""
 CHARACTER = 6.6
 """Width in pixels of a character of a legend, at most."""
 STYLE = """
-.lab{color-scheme:light dark;--ink:#171a1d;--soft:#4f575d;--line:#d5dae1}
-svg.lab{width:100%;max-width:30rem;height:auto}
-@media(prefers-color-scheme:dark){.lab{--ink:#e8eaeb;--soft:#a9b1b6;--line:#353b40}}
-svg.lab text{font:11.5px/1 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif;
+.lab{--ink:#171a1d;--soft:#4f575d;--line:#d5dae1}
+.lab text{font:11.5px/1 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif;
 fill:var(--soft)}
-svg.lab text.title{fill:var(--ink);font-weight:600;font-size:12.5px}svg.lab text.end{text-anchor:end}
-svg.lab text.mid{text-anchor:middle}svg.lab text.in{fill:#171a1d;text-anchor:middle}
+.lab text.title{fill:var(--ink);font-weight:600;font-size:12.5px}.lab text.end{text-anchor:end}
+.lab text.mid{text-anchor:middle}.lab text.in{fill:#171a1d;text-anchor:middle}
 .lab .axis{stroke:var(--line);fill:none}.lab .mark{stroke:var(--soft);stroke-dasharray:3 3}
 .lab .curve{fill:none;stroke-width:1.8;stroke-linejoin:round}
+"""
+ON_A_PAGE = """
+svg.lab{color-scheme:light dark;width:100%;max-width:30rem;height:auto}
+@media(prefers-color-scheme:dark){.lab{--ink:#e8eaeb;--soft:#a9b1b6;--line:#353b40}}
 """
 
 
@@ -52,16 +56,19 @@ class Panel:
     height: float = 0.0
 
 
-def figure(*panels: Panel, label: str) -> Markup:
+def figure(*panels: Panel, label: str) -> Drawing:
     """Panels one below the other as one SVG; `label` is what a screen reader says."""
     placed, y = [], 0.0
     for panel in panels:
         placed.append(tag("g", *panel.parts, transform=f"translate(0 {y:.0f})"))
         y += panel.height + 14
-    return tag(
-        "svg", tag("title", label), tag("style", Markup(STYLE)), *placed, xmlns="http://www.w3.org/2000/svg",
-        role="img", class_="lab", viewBox=f"0 0 {WIDTH:.0f} {y:.0f}",
-    )  # fmt: skip
+    drawn = Drawing(tag(
+        "svg", tag("title", label), tag("style", Markup(STYLE + ON_A_PAGE)), *placed,
+        xmlns="http://www.w3.org/2000/svg", role="img", class_="lab", viewBox=f"0 0 {WIDTH:.0f} {y:.0f}",
+    ))  # fmt: skip
+    alone = tag("g", tag("style", Markup(STYLE)), *placed, class_="lab")
+    drawn.width, drawn.height, drawn.parts, drawn.label = WIDTH, y, (alone,), label
+    return drawn
 
 
 def lines(
@@ -119,7 +126,7 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
 
 
 def stacks(rows: Sequence[tuple[str, Sequence[float]]], names: Sequence[str], *, title: str) -> Panel:
-    """A bar a row, of shares that add up to 1 and are named below. Shares of a tenth and more are written."""
+    """A bar a row, of shares that add up to 1 and are named below. Those that have the room are written."""
     left = CHARACTER * max(len(name) for name, _ in rows) + 8
     wide, parts = WIDTH - left - RIGHT, [tag("text", title, class_="title", x=0, y=12)]
     for r, (name, shares) in enumerate(rows):
@@ -129,7 +136,7 @@ def stacks(rows: Sequence[tuple[str, Sequence[float]]], names: Sequence[str], *,
             color = CURVES[i % len(CURVES)]
             parts.append(tag("rect", tag("title", f"{names[i]}: {share:.0%}"), x=x, y=y,
                              width=wide * share, height=17, fill=color))  # fmt: skip
-            if share >= 0.1:
+            if wide * share >= SHARE:
                 parts.append(tag("text", f"{share:.0%}", class_="in", x=x + wide * share / 2, y=y + 13))
             x += wide * share
     key, height = legend(names, 24 + len(rows) * 21.0 + 12, dashes=DASHES[:1])
