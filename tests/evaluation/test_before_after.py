@@ -139,9 +139,11 @@ def test_a_notebook_shows_the_verdict_and_the_table(tmp_path: Path) -> None:
     one, more = Estimate(1.0, 0.5, 1.5), Estimate(2.0, 1.5, 2.5)
     measure = Measure("<b>accuracy</b>", "points", one, more, Estimate(1.0, 0.5, 1.5), 90)
     found = Comparison("lm", "m", "o", "t", (measure,), (Example("x:1", "a", "b", "c", "d", 1.0),))
-    shown = found._repr_html_()
+    bundle = found._repr_mimebundle_()
+    shown = bundle["text/html"]
     assert ">better</b>" in shown and "+0.5 to +1.5" in shown and "x:1" not in shown
     assert "<b>accuracy" not in shown and "<script" not in shown
+    assert bundle["text/plain"].startswith("better: <b>accuracy</b> +1.0 points")
 
 
 # --- every other task

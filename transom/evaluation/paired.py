@@ -247,12 +247,12 @@ class Comparison:
             "examples": [vars(example) for example in self.examples], "notes": list(self.notes),
         }  # fmt: skip
 
-    def _repr_html_(self) -> str:
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         """The verdict and the table, for a notebook."""
         from ..insight.html import fragment
         from .page import pictures
 
-        return fragment(pictures(self)[:2])
+        return {"text/html": fragment(pictures(self)[:2]), "text/plain": self.headline}
 
     def __str__(self) -> str:
         lines = [f"{self.model} against {self.against}, on {self.test}", "", *_columns(self.table()), ""]
