@@ -17,12 +17,14 @@ from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origi
 
 from docutils import nodes
 from docutils.parsers.rst import directives
+from latex2mathml.converter import convert
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.nodes import make_refnode
+from sphinx.writers.html5 import HTML5Translator
 
 import transom
 from transom.settings import Settings
@@ -34,16 +36,21 @@ root_doc = "README"
 include_patterns = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**"]
 exclude_patterns = [".*", "benchmarks", "build", "dist", "runs", "tests", "transom"]  # not walked
 
+HERE = Path(__file__).parent
+COURSE = sorted(path.stem for path in HERE.glob("course/*.ipynb"))
 TREES = {
     "README": [
+        ("Learn", ["docs/course/README"] if COURSE else []),
         ("Use", ["docs/guide", "docs/fine-tuning", "docs/trust", "docs/performance", "docs/glossary"]),
         ("Python", ["docs/api/README"]),
         ("Change", ["CONTRIBUTING", "docs/map", "docs/changing", "docs/native", "CHANGELOG"]),
     ],
+    "docs/course/README": [("", COURSE)],
     "docs/api/README": [("", ["train", "settings", "load", "evaluate", "look"])],
 }
 """Below which page which pages stand, in the order of the menu."""
 
+myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 6  # a heading is linked to by the name that a code host gives it
 nb_execution_mode = "off"  # tests/docs/test_course.py runs the notebooks; their outputs are committed
 highlight_language = "none"
@@ -57,6 +64,7 @@ autodoc_member_order = "bysource"
 autodoc_class_signature = "separated"
 autodoc_default_options = {"members": True, "undoc-members": True}
 
+html_math_renderer = "mathml"  # which browsers draw by themselves
 html_theme = "furo"
 html_title = "Transom"
 html_static_path = ["pages.css"]
@@ -78,8 +86,17 @@ def keep_one_signature(app: Sphinx) -> None:
 def add_tree(app: Sphinx, page: str, source: list[str]) -> None:
     """Put the menu below a page."""
     for caption, pages in TREES.get(page, []):
+        if not pages:
+            continue
         options = [":hidden:", *[f":caption: {caption}"] * bool(caption)]
         source[0] += "\n".join(["\n\n```{toctree}", *options, "", *pages, "```\n"])
+
+
+def write_math(page: HTML5Translator, node: nodes.math | nodes.math_block) -> None:
+    """Write a formula as MathML."""
+    display: Any = "block" if isinstance(node, nodes.math_block) else "inline"
+    page.body.append(convert(node.astext(), display=display))
+    raise nodes.SkipNode
 
 
 class SettingsList(SphinxDirective):
@@ -172,6 +189,7 @@ def copy_home(app: Sphinx, error: Exception | None) -> None:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("builder-inited", keep_one_signature)
+    app.add_html_math_renderer("mathml", (write_math, None), (write_math, None))
     app.add_directive("settings", SettingsList)
     app.connect("source-read", add_tree)
     app.connect("missing-reference", find_class)

@@ -29,7 +29,12 @@ settings.load_profile("patient")
 N_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 
 
-FIRST = ("tests/test_readme.py", "tests/training/test_resume.py", "tests/training/test_distributed.py")
+FIRST = (
+    "tests/docs/test_course.py",
+    "tests/test_readme.py",
+    "tests/training/test_resume.py",
+    "tests/training/test_distributed.py",
+)
 """Files that hold a worker longest: begun first, so that none of them is what the others wait for."""
 
 
