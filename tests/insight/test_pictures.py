@@ -401,9 +401,7 @@ def test_what_comes_before_any_layer_flattens_no_layer_of_the_lens():
 def test_a_drawing_alone_has_its_own_paper_and_needs_no_page():
     series = [("one", [0, 1], [1.0, 2.0]), ("two", [0, 1], [2.0, 1.0])]
     drawn = curves(series, label="Two", across="x", up="y")
-    shown = drawn._repr_mimebundle_()
-    assert shown["text/plain"] == "Two"
-    picture = shown["image/svg+xml"]
+    picture = drawn._repr_svg_()
     root = ElementTree.fromstring(picture)
     is_harmless(picture)
     style = next(node.text or "" for node in root.iter() if node.tag.endswith("style"))
@@ -414,7 +412,7 @@ def test_a_drawing_alone_has_its_own_paper_and_needs_no_page():
     assert [float(paper.attrib[name]) for name in ("x", "y", "width", "height")] == [left, top, wide, high]
     words = [node.text for node in root.iter() if node.tag.endswith("text")]
     assert {"one", "two"} <= set(words)
-    assert "<style>" not in drawn  # in a page it is styled by the page
+    assert "<style>" not in drawn and drawn.label == "Two"  # in a page it is styled by the page
 
 
 def test_a_map_has_its_values_written_where_it_is_asked_to():

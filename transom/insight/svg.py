@@ -59,10 +59,10 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 class Drawing(Markup):
     """An SVG as a part of a page, which styles it; alone, in a notebook, it has paper and colours itself."""
 
-    width: float
-    height: float
-    parts: tuple[Child, ...]
-    label: str
+    width: float = 0.0
+    height: float = 0.0
+    parts: tuple[Child, ...] = ()
+    label: str = ""
 
     def alone(self) -> Markup:
         """It as an image of its own, the same on light and on dark pages."""
@@ -73,8 +73,11 @@ class Drawing(Markup):
                    xmlns="http://www.w3.org/2000/svg", role="img", width=f"{wide:.0f}",
                    viewBox=f"-{EDGE} -{EDGE} {wide:.0f} {high:.0f}")  # fmt: skip
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        return {"image/svg+xml": str(self.alone()), "text/plain": self.label}
+    def _repr_svg_(self) -> str:
+        return self.alone()
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(self.label)
 
 
 def drawing(width: float, height: float, *parts: Child, label: str) -> Drawing:
@@ -296,7 +299,7 @@ def _ticks(values: Sequence[float], log: bool) -> list[float]:
         first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
         last = max(last, first + 1)
         step = max(1, -(-(last - first) // 4))
-        return [10.0**k for k in range(first, last + step, step)]
+        return [10.0**k for k in range(last, first - step, -step)][::-1]  # no empty decades on top
     span = (high - low) or abs(high) or 1.0
     rough = span / 3
     power = 10 ** math.floor(math.log10(rough))

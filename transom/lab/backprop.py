@@ -163,6 +163,9 @@ class BackpropStory:
 
     _repr_svg_ = svg
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return {
