@@ -69,7 +69,7 @@ html_theme = "furo"
 html_title = "Transom"
 html_static_path = ["pages.css"]
 html_css_files = ["pages.css"]
-html_copy_source = html_show_sourcelink = False
+html_show_copyright = html_copy_source = html_show_sourcelink = False
 html_show_search_summary = False  # would be fetched, which a browser does not do from disk
 
 
@@ -156,8 +156,6 @@ def skip_making(app: Sphinx, what: str, name: str, thing: Any, skip: bool, optio
     return True if name in ("__init__", "__new__") else None
 
 
-NAMES = re.compile(r"(?:^|(?<=[.;] ))((?:\w+(?:, | and ))*\w+): ")
-"""Where a docstring comes to a parameter, or to several: `beam: how many beginnings are kept. n: ...`."""
 RAISES = re.compile(r"(?:^|(?<=[.;] ))Raises `?(\w+)`?[ .]?")
 
 
@@ -165,17 +163,17 @@ def list_parameters(app: Sphinx, what: str, name: str, thing: Any, options: Any,
     """Give each parameter of a docstring's running text, and what it raises, a line of its own."""
     if what not in ("function", "method"):
         return
-    known = set(inspect.signature(thing).parameters)
+    # Where it comes to a parameter, or to several: `beam: how many beginnings are kept. n: ...`.
+    one = f"(?:{'|'.join(inspect.signature(thing).parameters) or '(?!)'})"
+    names = re.compile(rf"(?:^|(?<=[.;] ))({one}(?:(?:, | and ){one})*): ")
     found: list[str] = []
     for paragraph in "\n".join(lines).split("\n\n"):
         text = " ".join(paragraph.split())
         text, *raised = RAISES.split(text, maxsplit=1)
-        said, *pairs = NAMES.split(text)
-        given = list(zip(pairs[::2], pairs[1::2], strict=True))
-        if not all(set(re.split(", | and ", names)) <= known for names, _ in given):
-            said, given = text, []
+        said, *pairs = names.split(text)
         found += [said.strip(), ""]
-        found += [f":param {names}: {words.strip()}" for names, words in given]
+        for listed, words in zip(pairs[::2], pairs[1::2], strict=True):
+            found += [f":param {name}: {words.strip()}" for name in re.split(", | and ", listed)]
         found += [f":raises {raised[0]}: {raised[1].strip()}"] if raised else []
         found += [""]
     lines[:] = found

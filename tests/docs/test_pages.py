@@ -110,6 +110,15 @@ def test_everything_in_the_reference_is_described(site: Path) -> None:
         assert not bare, f"{path.name}: {bare}"
 
 
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [("load", "kind weights length_penalty early_stopping reject_below cut"), ("look", "layers keep")],
+)
+def test_parameters_in_running_text_are_a_list(site: Path, page: str, names: str) -> None:
+    text = (site / "docs" / "api" / f"{page}.html").read_text(encoding="utf-8")
+    assert set(names.split()) <= set(re.findall(r"<strong>(\w+)</strong> – \w", text))
+
+
 def test_nothing_is_loaded_from_a_network(pages: dict[Path, Page], site: Path) -> None:
     loaded = [(path, one) for path, page in pages.items() for one in page.loads]
     for sheet in [*site.rglob("*.css"), *site.rglob("*.svg")]:
