@@ -156,6 +156,8 @@ def skip_making(app: Sphinx, what: str, name: str, thing: Any, skip: bool, optio
     return True if name in ("__init__", "__new__") else None
 
 
+LONG = 30
+"""Characters of a word of code that fit beside a list's margin on a telephone."""
 RAISES = re.compile(r"(?:^|(?<=[.;] ))Raises `?(\w+)`?[ .]?")
 
 
@@ -179,6 +181,13 @@ def list_parameters(app: Sphinx, what: str, name: str, thing: Any, options: Any,
     lines[:] = found
 
 
+def mark_long_words(app: Sphinx, page: nodes.document) -> None:
+    """Mark code with a word that a narrow window has no room for: it may break inside."""
+    for code in page.findall(nodes.literal):
+        if any(len(word) > LONG for word in code.astext().split()):
+            code["classes"].append("long")
+
+
 def copy_home(app: Sphinx, error: Exception | None) -> None:
     """A folder opens at index.html."""
     if error is None:
@@ -193,5 +202,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("missing-reference", find_class)
     app.connect("autodoc-skip-member", skip_making)
     app.connect("autodoc-process-docstring", list_parameters)
+    app.connect("doctree-read", mark_long_words)
     app.connect("build-finished", copy_home)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
