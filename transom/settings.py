@@ -195,7 +195,7 @@ class DataSettings(Settings):
 
 
 ALIASES = {"gpt": "decoder", "bert": "encoder", "transformer": "encoder-decoder"}
-EXPERTS = ("experts", "active_experts", "shared_experts", "expert_dim", "balance")
+EXPERTS = ("experts", "active_experts", "shared_experts", "expert_dim", "balance", "balance_rate")
 NO_FIELD = frozenset(("kind", "size", "weights", *EXPERTS))
 """Settings of a model that are no fields of its ModelConfig."""
 
@@ -276,6 +276,8 @@ class ModelSettings(Settings):
     """Width inside an expert [default: as wide, all that a token goes through together, as ffn_dim]."""
     balance: Literal["bias", "loss", "none"] = "bias"
     """What keeps the load of the experts even."""
+    balance_rate: Annotated[float, Field(gt=0)] | None = None
+    """How far the bias moves in a step, or the weight of the loss [default: 0.001]; short runs need more."""
 
     def overrides(self) -> dict[str, Any]:
         """The fields of a ModelConfig that were asked for, over those that the size stands for."""

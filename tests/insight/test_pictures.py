@@ -358,6 +358,8 @@ def test_a_picture_shows_itself_in_a_notebook_without_script():
     assert "<script>x</script>" in parts.text and "60.7%" in parts.text
     assert "60.7%" in bundle["text/plain"]
     assert len(bundle["text/html"]) < 200_000
+    # a notebook lays tables out by columns of one width, and paints every second row: theirs, not ours
+    assert "table-layout:auto!important}" in bundle["text/html"]
 
 
 def test_a_head_is_drawn_with_its_check_and_all_heads_at_once_are_refused():

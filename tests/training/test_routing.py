@@ -9,6 +9,9 @@ import pytest
 import torch
 
 from tests.training.conftest import Tiny
+from transom.errors import Refused
+from transom.settings import TrainSettings, load
+from transom.training.architecture import model_config
 from transom.training.loop import train
 from transom.training.routing import judge_load
 
@@ -21,6 +24,15 @@ def test_a_load_is_judged_by_its_figures() -> None:
     assert planted.dead == 1  # 2 of 100 is less than a tenth of 25; 23 is not
     assert planted.entropy < 1
     assert judge_load(torch.zeros(1, 4)).dead == 4
+
+
+def test_how_fast_the_load_is_evened_is_a_setting() -> None:
+    for given, rate in (({}, 1e-3), ({"model.balance_rate": 0.02}, 0.02)):
+        settings = load(TrainSettings, {"model.experts": 4, **given})
+        experts = model_config(settings.model, 100).experts
+        assert experts is not None and experts.balance_rate == rate
+    with pytest.raises(Refused, match="model.balance_rate is 0"):
+        load(TrainSettings, {"model.balance_rate": 0})
 
 
 @pytest.mark.slow

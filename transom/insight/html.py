@@ -274,7 +274,8 @@ white-space:pre}.transom-look .tok:hover{background:var(--pane)}
 .transom-look .tok i{width:100%;height:4px;margin:3px 0 2px;background:var(--pane);border-radius:2px;
 overflow:hidden}.transom-look .tok i::before{content:"";display:block;height:100%;width:calc(100%*var(--p));
 background:var(--accent)}.transom-look .tok small{font-size:10.5px;color:var(--faint)}
-.transom-look table{border-collapse:separate;border-spacing:2px;font-size:12.5px;line-height:1.25}
+.transom-look table{border-collapse:separate;border-spacing:2px;font-size:12.5px;line-height:1.25;
+table-layout:auto!important}.transom-look tr{background:none!important}
 .transom-look th{font-weight:400;color:var(--faint);text-align:left;padding:2px 8px 2px 0;white-space:nowrap}
 .transom-look thead th{color:var(--soft);padding:2px 6px}
 .transom-look td{padding:4px 7px;border-radius:3px;white-space:nowrap;text-align:left;

@@ -122,6 +122,7 @@ def experts(settings: ModelSettings, ffn_dim: int) -> Experts:
         n_shared=settings.shared_experts,
         score="sigmoid" if settings.balance == "bias" or settings.shared_experts else "softmax",
         balance=settings.balance,
+        balance_rate=settings.balance_rate or Experts.balance_rate,
     )
 
 
