@@ -40,7 +40,7 @@ HERE = Path(__file__).parent
 COURSE = sorted(path.stem for path in HERE.glob("course/*.ipynb"))
 TREES = {
     "README": [
-        ("Learn", ["docs/course/README"] if COURSE else []),
+        ("Learn", ["docs/course/README"]),
         ("Use", ["docs/guide", "docs/fine-tuning", "docs/trust", "docs/performance", "docs/glossary"]),
         ("Python", ["docs/api/README"]),
         ("Change", ["CONTRIBUTING", "docs/map", "docs/changing", "docs/native", "CHANGELOG"]),
@@ -86,8 +86,6 @@ def keep_one_signature(app: Sphinx) -> None:
 def add_tree(app: Sphinx, page: str, source: list[str]) -> None:
     """Put the menu below a page."""
     for caption, pages in TREES.get(page, []):
-        if not pages:
-            continue
         options = [":hidden:", *[f":caption: {caption}"] * bool(caption)]
         source[0] += "\n".join(["\n\n```{toctree}", *options, "", *pages, "```\n"])
 

@@ -23,7 +23,6 @@ OF_A_MACHINE = re.compile(
 )
 """A path that is somebody's own."""
 
-pytestmark = pytest.mark.skipif(not NOTEBOOKS, reason="no course in docs/course")
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
