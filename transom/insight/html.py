@@ -253,7 +253,7 @@ background:var(--paper);padding:4px 20px 16px;border-radius:10px;font-variant-nu
 .transom-look *{box-sizing:border-box}.transom-look .view{margin:28px 0 0;padding:0}
 .transom-look .view+.view{border-top:1px solid var(--line);padding-top:24px}
 .transom-look h2{font-size:17px;font-weight:650;letter-spacing:-.01em;line-height:1.3;margin:0 0 4px;
-color:inherit}
+padding:0;color:inherit}
 .transom-look summary{cursor:pointer}.transom-look summary h2{display:inline}
 .transom-look .note{margin:0 0 12px;color:var(--soft);font-size:13px;max-width:48rem}
 .transom-look .finding{margin:0 0 4px;max-width:48rem}.transom-look .hint{display:none;margin:0;
