@@ -101,13 +101,13 @@ def quotes(place: Path, readers: Sequence[str | None]) -> None:
             f"answer_quality quotes, {path or 'SmolLM2 as it comes'}",
             [
                 f"answered {share(sum(answered), len(rows)).percent()} of {len(rows)}",
-                f"exact match {mean(exact)}, F1 {mean(common)} of all questions",
-                f"exact match {mean([row[0] for row in held] or [0.0])},"
+                f"exact match {share(sum(exact), len(rows)).percent()}, F1 {mean(common)} of all questions",
+                f"exact match {share(sum(row[0] for row in held), len(held) or 1).percent()},"
                 f" F1 {mean([row[1] for row in held] or [0.0])} of the {len(held)} answered",
                 f"its paragraph taken out: answered {share(sum(anyway), len(rows)).percent()}",
                 f"{1000 * took / (2 * len(rows)):.0f} ms a question",
             ],
-            {"reader": path, "exact": mean(exact).to_dict(), "f1": mean(common).to_dict(),
+            {"reader": path, "exact": share(sum(exact), len(rows)).to_dict(), "f1": mean(common).to_dict(),
              "answered": sum(answered), "anyway": sum(anyway), "n": len(rows)},
         )  # fmt: skip
 
