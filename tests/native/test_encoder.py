@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tests.native.kernels import levels
+from tests.native.test_runner import in_8_bits
 from transom.data.tokenizer import Tokenizer, train_tokenizer
 from transom.errors import Refused
 from transom.inference import text_encoder
@@ -25,6 +26,7 @@ from transom.inference.text_encoder import TextEncoder
 from transom.insight.hooks import Edit, edited
 from transom.model.build import Model, build
 from transom.model.config import ModelConfig
+from transom.model.layers import Linear
 from transom.model.lora import Lora, add_lora, linear_layers
 
 LEVELS = levels() or ["scalar"]
@@ -134,6 +136,38 @@ def test_a_text_has_its_bits_beside_any_others_and_by_any_number_of_threads(
         torch.set_num_threads(before)
 
 
+def rounded(model: Model) -> Model:
+    """The same in float64 by weights that are rounded to 8 bits, and what they are multiplied with too."""
+    model = copy.deepcopy(model).double()
+    for part in model.modules():
+        if isinstance(part, Linear):
+            part.weight.data = in_8_bits(part.weight, part.in_features)
+            part.register_forward_pre_hook(lambda _, given: (in_8_bits(given[0], 32),))
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_8_bits_are_those_of_weights_and_of_what_they_multiply(name: str, dtype: torch.dtype) -> None:
+    model = family(name, dtype)
+    encoder, exact = TextEncoder(model, "int8"), copy.deepcopy(model).double()  # type: ignore[arg-type]
+    assert encoder.runs_by.endswith(", int8 weights)")
+    found = read(encoder, ALL)
+    ours, twin, plainly = (
+        torch.stack(one)
+        for one in zip(*((found[i], plain(rounded(model), i), plain(exact, i)) for i in ALL), strict=True)
+    )
+
+    def away(one: Tensor, other: Tensor) -> float:
+        return float((one - other).square().mean().sqrt())
+
+    # A last bit before a rounding moves its result by a step, so it is not bit by bit the same.
+    assert dtype == torch.bfloat16 or away(ours, twin) < 0.5 * away(twin, plainly)
+    assert 0.5 < away(ours, plainly) / away(twin, plainly) < 1.5
+    for text in ALL:
+        assert torch.equal(read(encoder, [text])[text], found[text])
+
+
 def test_kinds_of_segments_are_read(level: str) -> None:
     encoder = TextEncoder(family("classes", torch.float32))  # type: ignore[arg-type]
     told, untold = read(encoder, ALL), read(encoder, ALL, kinds=False)
@@ -206,6 +240,8 @@ def test_what_a_plan_cannot_say_is_left_to_pytorch_and_said(level: str, monkeypa
     assert soft.read(batch).shape == (1, 48) and soft._plan is None
     assert TextEncoder(family("bert", torch.float32)).runs_by.startswith("by native kernels (")  # type: ignore[arg-type]
     monkeypatch.setenv("TRANSOM_NATIVE", "0")
+    with pytest.raises(Refused, match="int8 weights are read by native kernels alone"):
+        TextEncoder(family("bert", torch.float32), "int8")  # type: ignore[arg-type]
     off = TextEncoder(family("bert", torch.float32))  # type: ignore[arg-type]
     assert off.runs_by == "by PyTorch: native kernels turned off (TRANSOM_NATIVE=0)"
     torch.testing.assert_close(off.read(batch)[0].double(), plain(family("bert", torch.float32), 1, False))

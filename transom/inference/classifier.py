@@ -48,11 +48,15 @@ class Classifier:
     `tokenizer` turns text into ids.
     """
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, *, reason: str = "") -> None:
-        """A model in eval mode whose head classifies; `reason` says why it runs in its arithmetic."""
+    def __init__(
+        self, model: Transformer, tokenizer: Tokenizer, *, reason: str = "", weights: str = ""
+    ) -> None:
+        """A model in eval mode whose head classifies; `reason` says why it runs in its arithmetic. weights:
+        `int8`, or "": as the model has them. Raises Refused where it cannot have them.
+        """
         self.model, self.tokenizer, self.reason = model, tokenizer, reason
         self.labels, self.max_tokens = model.config.labels, model.config.max_len
-        self._encoder = TextEncoder(model)
+        self._encoder = TextEncoder(model, weights)
 
     def __repr__(self) -> str:
         named = ", ".join(self.labels[:6]) + (", ..." if len(self.labels) > 6 else "")

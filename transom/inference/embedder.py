@@ -25,14 +25,16 @@ class Embedder:
     """
 
     def __init__(
-        self, model: Transformer, tokenizer: Tokenizer, *, max_tokens: int | None = None, reason: str = ""
-    ) -> None:
+        self, model: Transformer, tokenizer: Tokenizer, *, max_tokens: int | None = None, reason: str = "",
+        weights: str = "",
+    ) -> None:  # fmt: skip
         """A model in eval mode whose head embeds, meant for texts of at most `max_tokens` (None: all that it
-        can read); `reason` says why it runs in its arithmetic.
+        can read); `reason` says why it runs in its arithmetic. weights: `int8`, or "": as the model has
+        them. Raises Refused where it cannot have them.
         """
         self.max_tokens = max_tokens or model.config.max_len
         self.model, self.tokenizer, self.reason = model, tokenizer, reason
-        self._encoder = TextEncoder(model)
+        self._encoder = TextEncoder(model, weights)
 
     def __repr__(self) -> str:
         config = self.model.config

@@ -93,8 +93,9 @@ def load(
     torch names it; None takes the GPU where there is one. merge: of an adapter folder (LoRA), put what it
     learned into the weights of its base; else it stands beside them, rounded apart. adapters: by
     name, the adapter folders that work over this model at once: `loaded.adapters[name]` is each of them.
-    weights: `int8` multiplies in 8 bits, of a model that writes, on a CPU whose kernels run it: faster, and a
-    little less exact; None as the model has them. Raises Refused for what is not there or cannot be read.
+    weights: `int8` multiplies in 8 bits, on a CPU whose kernels run the model (one that writes on, embeds or
+    classifies): faster, and a little less exact; None as the model has them. Raises Refused for what is not
+    there or cannot be read.
     """
     folder = resolve(folder_or_id)
     hardware = Hardware.detect("auto" if device is None else str(device))
@@ -114,8 +115,8 @@ def load(
         places = {name: resolve(place) for name, place in adapters.items()}
         made = partial(made, adapters=places, base=folder)
     if weights:
-        if config.kind != "decoder":
-            raise Refused(f"{folder}: weights in {weights} are for a model that writes; leave it out")
+        if config.kind == "encoder-decoder" or (config.kind, config.head) == ("encoder", "tokens"):
+            raise Refused(f"{folder}: no kernels read {weights} weights of such a model; leave it out")
         made = partial(made, weights=weights)
     return made(model.eval(), tokenizer, reason=reason)
 

@@ -19,7 +19,7 @@ from transom.model.transformer import Transformer
 from transom.native.plan import PAGE, Plan, Read
 
 from .batching import TextBatch
-from .native_runner import available, watched
+from .native_runner import INT8, available, check_weights, watched
 from .onednn_weights import Packing, version_of
 
 STEP = 512
@@ -29,9 +29,12 @@ STEP = 512
 class TextEncoder:
     """A model whose head embeds or classifies, on texts."""
 
-    def __init__(self, model: Transformer) -> None:
-        """A model in eval mode."""
-        self.model, self._packing = model, Packing(model)
+    def __init__(self, model: Transformer, weights: str = "") -> None:
+        """A model in eval mode. weights: `int8`, or "": as the model has them. Raises Refused where it cannot
+        have them.
+        """
+        check_weights(weights, model)
+        self.model, self.weights, self._packing = model, weights, Packing(model)
         self._plan: Plan | None = None
         self._adapter = 0
         self._version: Any = None
@@ -39,7 +42,7 @@ class TextEncoder:
     @property
     def runs_by(self) -> str:
         """What computes, and where that is PyTorch on a CPU, why."""
-        return available(self.model)[1]
+        return available(self.model, self.weights)[1]
 
     @torch.inference_mode()
     def read(self, batch: TextBatch, segments: Tensor | None = None) -> Tensor:
@@ -62,7 +65,7 @@ class TextEncoder:
                 adapters = [self.model] if adapted_layers(self.model) else []
                 self._adapter = len(adapters)
                 n_pages = max(STEP, self.model.config.max_len)  # a text has one at least
-                self._plan = Plan(library, self.model, n_pages, adapters)
+                self._plan = Plan(library, self.model, n_pages, adapters, int8=self.weights == INT8)
         return self._plan
 
     def _by_plan(self, plan: Plan, batch: TextBatch, segments: Tensor | None) -> Tensor:

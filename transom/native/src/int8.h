@@ -27,16 +27,18 @@ struct Coded {
     static int64_t bytes(int64_t width) { return round_up(width + width / BLOCK * 8, 64); }
 };
 
-// To the nearest integer, ties to even, of -127 .. 127.
-static inline void store_rounded(int8_t* to, Vec v) {
+// To the nearest integer, ties to even, of -127 .. 127; what was stored.
+static inline IntVec store_rounded(int8_t* to, Vec v) {
+    IntVec whole;
 #if defined(TRANSOM_AVX512)
     // Those with a mask: gcc 12 warns of what its own others leave undefined.
-    const __m512i whole = _mm512_maskz_cvtps_epi32(0xffff, (__m512)v);
-    const __m128i bytes = _mm512_maskz_cvtepi32_epi8(0xffff, whole);
+    whole = (IntVec)_mm512_maskz_cvtps_epi32(0xffff, (__m512)v);
+    const __m128i bytes = _mm512_maskz_cvtepi32_epi8(0xffff, (__m512i)whole);
     std::memcpy(to, &bytes, sizeof bytes);
 #else
-    for (int i = 0; i < LANES; i++) to[i] = int8_t(std::nearbyint(v[i]));
+    for (int i = 0; i < LANES; i++) whole[i] = int32_t(std::nearbyint(v[i])), to[i] = int8_t(whole[i]);
 #endif
+    return whole;
 }
 
 // One block of activations x (32,). Where one of them is no number, or endless, neither is the scale.
@@ -45,15 +47,13 @@ static inline void encode_block(const Coded& to, int64_t block, Vec left, Vec ri
     const float most = largest(size), none = sum(left * 0.0f + right * 0.0f);
     const float factor = most > SMALL ? LARGEST / most : 0.0f;
     int8_t* numbers = to.numbers() + block * BLOCK;
-    if (none == none) {
-        store_rounded(numbers, left * factor), store_rounded(numbers + LANES, right * factor);
-    } else {
+    IntVec whole = {};
+    if (none == none)
+        whole = store_rounded(numbers, left * factor) + store_rounded(numbers + LANES, right * factor);
+    else
         std::memset(numbers, 0, BLOCK);
-    }
-    int32_t total = 0;
-    for (int i = 0; i < BLOCK; i++) total += numbers[i];
     to.scales()[block] = factor > 0 ? most / LARGEST + none : none;
-    to.begins()[block] = -OFFSET * total;
+    to.begins()[block] = -OFFSET * int32_t(sum(__builtin_convertvector(whole, Vec))); // exact: they are small
 }
 
 // sum (16,) + 4 signed activations times 4 unsigned weights of each of 16 outputs; exact.

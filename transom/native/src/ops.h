@@ -20,7 +20,9 @@ static void embed_row(const TransomOp& op, float* out, int width, int32_t token,
 
 static inline float mean_of(const float* x, int width) {
     Vec total = {};
-    for (int i = 0; i < width; i += LANES) total += load_part(x + i, width - i < LANES ? width - i : LANES);
+    int i = 0;
+    for (; i + LANES <= width; i += LANES) total += load(x + i);
+    if (i < width) total += load_part(x + i, width - i);
     return sum(total) / float(width);
 }
 

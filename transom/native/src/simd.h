@@ -29,7 +29,7 @@ static inline Vec load(const float* p) {
     return v;
 }
 static inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
-static inline Vec broadcast(float x) { return Vec{} + x; }
+static inline Vec broadcast(float x) { return Vec{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
 static inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
 static inline Vec smaller(Vec a, Vec b) { return a < b ? a : b; }
 
@@ -40,20 +40,23 @@ static inline Vec load_part(const float* p, int n) {
     return v;
 }
 
-// Always in one order, so that a sum depends on its terms alone.
-static inline float sum(Vec v) {
-    float x[LANES];
-    store(x, v);
-    for (int width = LANES / 2; width; width /= 2)
-        for (int i = 0; i < width; i++) x[i] += x[i + width];
-    return x[0];
+// Halves onto halves, always in one order, so that a sum depends on its terms alone.
+template <class Join> static inline float fold(Vec v, const Join& join) {
+    typedef float Half __attribute__((vector_size(32)));
+    typedef float Quarter __attribute__((vector_size(16)));
+    Half halves[2];
+    std::memcpy(halves, &v, sizeof v);
+    const Half half = join(halves[0], halves[1]);
+    Quarter quarters[2];
+    std::memcpy(quarters, &half, sizeof half);
+    const Quarter four = join(quarters[0], quarters[1]);
+    return join(join(four[0], four[2]), join(four[1], four[3]));
 }
-
+static inline float sum(Vec v) {
+    return fold(v, [](auto a, auto b) { return a + b; });
+}
 static inline float largest(Vec v) {
-    float x[LANES];
-    store(x, v);
-    for (int i = 1; i < LANES; i++) x[0] = x[i] > x[0] ? x[i] : x[0];
-    return x[0];
+    return fold(v, [](auto a, auto b) { return a > b ? a : b; });
 }
 
 static inline float widen(bf16 x) {
