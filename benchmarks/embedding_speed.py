@@ -14,6 +14,7 @@ import gzip
 import json
 import os
 import statistics
+import time
 from functools import partial
 from typing import Any
 
@@ -35,9 +36,33 @@ def captions() -> list[str]:
         return [line.strip() for line in file][:1000]
 
 
-def paragraphs() -> list[str]:
+def passages() -> list[dict[str, Any]]:
+    """XQuAD's paragraphs with their questions."""
     articles = json.loads((DATA / "xquad" / "xquad.en.json").read_text("utf-8"))["data"]
-    return [paragraph["context"] for article in articles for paragraph in article["paragraphs"]]
+    return [paragraph for article in articles for paragraph in article["paragraphs"]]
+
+
+def paragraphs() -> list[str]:
+    return [paragraph["context"] for paragraph in passages()]
+
+
+def recall(ours: dict[str, Embedder]) -> tuple[list[str], dict[str, Any]]:
+    """What an index in another type finds for questions in float32, beside float32 by PyTorch."""
+    asked = [(qa["question"], place) for place, one in enumerate(passages()) for qa in one["qas"]]
+    right = np.array([place for _, place in asked])
+    questions = ours["float32"].embed([question for question, _ in asked], cut=True)
+    nearest = {
+        who: np.argsort(-questions @ one.embed(paragraphs(), cut=True).T, axis=1)[:, :10]
+        for who, one in ours.items()
+    }
+    lines, figures = [f"{len(asked):,} questions over {len(paragraphs())} paragraphs"], dict[str, Any]()
+    for who, found in nearest.items():
+        first, five = (float((found[:, :k] == right[:, None]).any(1).mean()) for k in (1, 5))
+        both = zip(found, nearest["float32 by PyTorch"], strict=True)
+        same = float(np.mean([len({*one} & {*other}) / 10 for one, other in both]))
+        figures[who] = {"first": first, "among_5": five, "same_of_10": same}
+        lines.append(f"  {who}: right first {first:.1%}, among 5 {five:.1%}, of float32's ten {same:.1%}")
+    return lines, figures
 
 
 def embedder(dtype: str | None, *, native: bool = True, weights: str | None = None) -> Embedder:
@@ -60,6 +85,8 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser("embedding_speed", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--texts", type=int, default=1000, help="of each kind at most")
+    parser.add_argument("--processor-time", action="store_true", help="where other programs are at work")
+    parser.add_argument("--recall", action="store_true", help="what is found instead of how fast")
     asked = parser.parse_args(arguments)
     use_threads()
     keep_memory()
@@ -73,6 +100,10 @@ def main(arguments: list[str]) -> None:
     }
     lines = [f"{torch.get_num_threads()} threads, medians of {asked.rounds}; by default {embedder(None)!r}"]
     figures = dict[str, Any]()
+    if asked.recall:
+        tell("embedding recall", *recall(ours))
+        return
+    clock = time.process_time if asked.processor_time else time.perf_counter
     for kind, texts in (("captions", captions()[: asked.texts]), ("paragraphs", paragraphs()[: asked.texts])):
         expected = theirs.encode(texts)
         vectors = {who: one.embed(texts, cut=True) for who, one in ours.items()}
@@ -80,7 +111,7 @@ def main(arguments: list[str]) -> None:
         cosine = {who: float((found * expected).sum(1).min()) for who, found in vectors.items()}
         runs: dict[str, Any] = {"sentence-transformers": partial(theirs.encode, texts)}
         runs |= {who: partial(one.embed, texts, cut=True) for who, one in ours.items()}
-        seconds = in_turns(runs, asked.rounds)
+        seconds = in_turns(runs, asked.rounds, clock=clock)
         rates = {who: len(texts) / statistics.median(taken) for who, taken in seconds.items()}
         ratios = {who: median_ratio(seconds["sentence-transformers"], seconds[who]) for who in ours}
         figures[kind] = {
