@@ -177,23 +177,24 @@ def mean(points: Sequence[Point], key: str) -> Estimate:
 
 def mean_share(shares: Shares, n: int) -> Estimate:
     """The mean of every seed's share of n questions of its own, as sure as `_seeds_and_questions`."""
-    return _seeds_and_questions(student(shares), _together(shares, n))
+    return _seeds_and_questions(student(shares), _together(shares, n), least=0.0)
 
 
 def share_gap(a: Shares, b: Shares, n: int) -> Estimate:
     """What the shares a have more than the shares b, seed by seed, as sure as `_seeds_and_questions`."""
-    return _seeds_and_questions(student(a - b), mover(_together(a, n), _together(b, n)))
+    return _seeds_and_questions(student(a - b), mover(_together(a, n), _together(b, n)), least=-1.0)
 
 
 def _together(shares: Shares, n: int) -> Estimate:
     return share(float(shares.sum()) * n, len(shares) * n)
 
 
-def _seeds_and_questions(seeds: Estimate, questions: Estimate) -> Estimate:
+def _seeds_and_questions(seeds: Estimate, questions: Estimate, *, least: float) -> Estimate:
     """Over seeds, and never surer than over their questions: few seeds may agree by chance."""
     if not seeds.known:
         return seeds
-    return Estimate(seeds.value, min(seeds.low, questions.low), max(seeds.high, questions.high))
+    low, high = min(seeds.low, questions.low), max(seeds.high, questions.high)
+    return Estimate(seeds.value, max(low, least), min(high, 1.0))
 
 
 def gap(points: Points, a: str, b: str, key: str) -> Estimate:
