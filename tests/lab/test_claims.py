@@ -355,6 +355,9 @@ def test_steps_saved_are_counted_from_the_best_of_scratch() -> None:
     assert found["tasks of 30,000 bytes after which learning code has paid"].value == pytest.approx(10.0)
     assert judge(one, found).word == "holds"
     assert judge(one, one.read({**points, transfer.TUNED: [slow] * 3})).word == "refuted"
+    assert [transfer.steps_to(slow, 3000, loss) for loss in (3.1, 2.9, 2.7, 2.0)] == pytest.approx(
+        [1, 10, 30, 80]
+    )
 
 
 @pytest.mark.parametrize("name", ["power-law", "transfer"])

@@ -66,10 +66,17 @@ def measure(arm: Settings, seeds: Sequence[int]) -> list[Point]:
     return points
 
 
-def steps_to(point: Point, amount: int, loss: float) -> int:
-    """After how many steps, at least one, the held-out loss was there first; the last where it never was."""
-    reached = [step for step, found in zip(point["steps"], point[f"{amount}"], strict=True) if found <= loss]
-    return max(1, reached[0]) if reached else point["steps"][-1]
+def steps_to(point: Point, amount: int, loss: float) -> float:
+    """After how many steps, at least one, the held-out loss was there first; the last where it never was.
+
+    Between two looks it falls in a straight line: whole looks alone would let all seeds agree.
+    """
+    steps, losses = point["steps"], point[f"{amount}"]
+    at = next((i for i, found in enumerate(losses) if found <= loss), None)
+    if not at:
+        return float(steps[-1]) if at is None else 1.0
+    share = (losses[at - 1] - loss) / (losses[at - 1] - losses[at])
+    return max(1.0, steps[at - 1] + share * (steps[at] - steps[at - 1]))
 
 
 def saved(points: Points, arm: str, amount: int) -> list[float]:
