@@ -136,6 +136,35 @@ def writer(smollm2: Path) -> Writer:
     return Writer(load(smollm2, Generator))
 
 
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("员工有多少天假期？", "员工每年有25天假期。"),
+        ("锅炉由谁维修？", "锅炉由王师傅维修。"),
+        ("有給休暇は何日ありますか？", "社員の有給休暇は年に25日です。"),
+        ("ボイラーは誰が点検しますか？", "ボイラーは田中さんが点検します。"),
+        ("公司的总部在火星上吗？", ""),
+    ],
+)
+def test_words_are_found_where_no_space_divides_them(question: str, answer: str, tmp_path: Path) -> None:
+    texts = {
+        "zh-leave.txt": "员工每年有25天假期。请在门户网站上申请。",
+        "zh-house.txt": "房子很旧。锅炉由王师傅维修。",
+        "ja-leave.txt": "社員の有給休暇は年に25日です。申請はポータルで行います。",
+        "ja-house.txt": "家は古いです。ボイラーは田中さんが点検します。",
+    }
+    (tmp_path / "docs").mkdir()
+    for name, text in texts.items():
+        (tmp_path / "docs" / name).write_text(text, encoding="utf-8")
+    index([tmp_path / "docs"], tmp_path / "kb", embedder="none")
+    # How sure that makes is another matter: the judge's weights are of English.
+    found = ask(KnowledgeBase.open(tmp_path / "kb"), question, threshold=0.0)
+    assert found.abstained if not answer else found.text == answer, str(found)
+    for citation in (cited for one in found.sentences for cited in one.citations):
+        text = texts[citation.document.removeprefix("docs/")]
+        assert text[citation.start : citation.end] == citation.quote
+
+
 @pytest.mark.heavy
 def test_a_reader_writes_words_of_the_passage_and_nothing_else(base: KnowledgeBase, writer: Writer) -> None:
     """Whatever the model is: this one was never taught to read."""

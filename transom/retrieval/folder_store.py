@@ -30,10 +30,10 @@ from transom.errors import Refused, nearest_path
 from .chunks import Chunk
 from .store import FILES, Changes, Document, File, Hits, Indexed, Labels, Passage, Stats
 from .vectors import FILE, Vectors, write_vectors
-from .words import TOKENIZE
+from .words import TOKENIZE, divided
 
 INDEX, DATABASE, CALIBRATION = "index.json", "documents.sqlite", "calibration.json"
-VERSION = 1
+VERSION = 2
 TRIES = 50
 """To open a folder that is being replaced at this very moment."""
 SCHEMA = f"""
@@ -42,8 +42,8 @@ CREATE TABLE files (name TEXT PRIMARY KEY, root TEXT NOT NULL, sha256 TEXT NOT N
 NULL, text TEXT NOT NULL); CREATE INDEX documents_by_file ON documents (file); CREATE TABLE labels (document
 INTEGER NOT NULL, label TEXT NOT NULL, PRIMARY KEY (document, label)) WITHOUT ROWID; CREATE TABLE chunks (id
 INTEGER PRIMARY KEY, document INTEGER NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, section TEXT
-NOT NULL); CREATE INDEX chunks_by_document ON chunks (document); CREATE VIRTUAL TABLE words USING
-fts5(section, text, tokenize='{TOKENIZE}');
+NOT NULL, undivided TEXT); CREATE INDEX chunks_by_document ON chunks (document); CREATE VIRTUAL TABLE words
+USING fts5(section, text, tokenize='{TOKENIZE}');
 """
 SEEN = (
     "(NOT EXISTS (SELECT 1 FROM labels WHERE labels.document = {0}) OR EXISTS"
@@ -174,7 +174,7 @@ class FolderStore:
         found = []
         for id in ids:
             name, kind, title, first, last, section, text, before = self._all(
-                "SELECT name, kind, title, first, last, chunks.section, words.text,"
+                "SELECT name, kind, title, first, last, chunks.section, COALESCE(undivided, words.text),"
                 " CASE kind WHEN 'pdf' THEN substr(documents.text, 1, first) ELSE '' END"
                 " FROM chunks JOIN documents ON documents.id = document JOIN words ON words.rowid = chunks.id"
                 " WHERE chunks.id = ?",
@@ -331,11 +331,13 @@ def _add(database: sqlite3.Connection, file: File, documents: Sequence[Indexed])
             "INSERT INTO labels VALUES (?, ?)", [(added, label) for label in {*document.labels}]
         )
         for chunk in one.chunks:
-            id = database.execute(
-                "INSERT INTO chunks (document, first, last, section) VALUES (?, ?, ?, ?)",
-                (added, chunk.start, chunk.end, chunk.section),
-            ).lastrowid
             text = document.text[chunk.start : chunk.end]
+            spaced = divided(text)  # most texts are as they were, and then kept once
+            id = database.execute(
+                "INSERT INTO chunks (document, first, last, section, undivided) VALUES (?, ?, ?, ?, ?)",
+                (added, chunk.start, chunk.end, chunk.section, text if text != spaced else None),
+            ).lastrowid
             database.execute(
-                "INSERT INTO words (rowid, section, text) VALUES (?, ?, ?)", (id, chunk.section, text)
+                "INSERT INTO words (rowid, section, text) VALUES (?, ?, ?)",
+                (id, divided(chunk.section), spaced),
             )

@@ -26,7 +26,7 @@ from .words import phrases, stems
 if TYPE_CHECKING:
     import psycopg
 
-VERSION = 1
+VERSION = 2
 SCHEME = ("postgresql://", "postgres://")
 USUAL = "transom"
 """The schema, where the address names none."""

@@ -22,6 +22,7 @@ from .embedding import TextEncoder, for_index
 from .places import name_of, open_store, shown
 from .reranker import Reranker
 from .store import Hits, Labels, Passage, Store
+from .words import divided
 
 POOL = 200
 """Chunks that each side proposes."""
@@ -159,7 +160,7 @@ def checked(question: str) -> None:
 
 def terms(question: str) -> list[str]:
     """The different words of a question, as they are looked up."""
-    words = list(dict.fromkeys(word.lower() for word in WORD.findall(question)))
+    words = list(dict.fromkeys(word.lower() for word in WORD.findall(divided(question))))
     return [word for word in words if word not in STOP] or words
 
 

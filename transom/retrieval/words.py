@@ -6,6 +6,7 @@ Read next: postgres_store.
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Sequence
 
@@ -14,8 +15,25 @@ TOKENIZE = "porter unicode61 remove_diacritics 2"
 APART = 1 << 24
 """Between the words of a heading and those of the text, so that no phrase runs across."""
 
+_UNSPACED = re.compile(
+    r"[\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+"
+)
+"""Characters of Chinese and Japanese, between whose words no space stands."""
 Places = dict[str, list[int]]
 """Where each stem stands."""
+
+
+def divided(text: str) -> str:
+    """A text whose words spaces divide: of Chinese and Japanese each two characters in a row are one, as in
+    Lucene's CJKAnalyzer.
+    """
+    return _UNSPACED.sub(_pairs, text)
+
+
+def _pairs(run: re.Match[str]) -> str:
+    characters = run[0]
+    pairs = (characters[at : at + 2] for at in range(max(1, len(characters) - 1)))
+    return f" {' '.join(pairs)} "
 
 
 def stems(texts: Sequence[tuple[str, str]]) -> list[Places]:
@@ -24,7 +42,7 @@ def stems(texts: Sequence[tuple[str, str]]) -> list[Places]:
     database.execute(f"CREATE VIRTUAL TABLE words USING fts5(section, text, tokenize='{TOKENIZE}')")
     database.execute("CREATE VIRTUAL TABLE found USING fts5vocab(words, instance)")
     database.executemany("INSERT INTO words (rowid, section, text) VALUES (?, ?, ?)",
-                         ((row, *pair) for row, pair in enumerate(texts)))  # fmt: skip
+                         ((row, *map(divided, pair)) for row, pair in enumerate(texts)))  # fmt: skip
     made: list[Places] = [{} for _ in texts]
     for row, stem, column, at in database.execute('SELECT doc, term, col, "offset" FROM found'):
         made[row].setdefault(stem, []).append(at + APART * (column == "text"))
