@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .chunks import BETWEEN, is_heading, sentences
-from .search import STOP, WORD, Hit, KnowledgeBase
-from .words import divided
+from .search import STOP, Hit, KnowledgeBase
+from .words import words_of
 
 READ = 8
 """Passages whose sentences are looked at."""
@@ -53,7 +53,7 @@ class Candidate:
 
 def stems(text: str) -> list[str]:
     """The words of a text without their commonest English endings, stop words left out."""
-    return [_stem(word) for word in map(str.lower, WORD.findall(divided(text))) if word not in STOP]
+    return [_stem(word) for word in words_of(text) if word not in STOP]
 
 
 def coverage(asked: dict[str, float], text: str) -> float:

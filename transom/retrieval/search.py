@@ -22,7 +22,7 @@ from .embedding import TextEncoder, for_index
 from .places import name_of, open_store, shown
 from .reranker import Reranker
 from .store import Hits, Labels, Passage, Store
-from .words import divided
+from .words import words_of
 
 POOL = 200
 """Chunks that each side proposes."""
@@ -33,7 +33,6 @@ MIX = 0.5
 LONGEST = 4000
 """Characters of a question."""
 Way = Literal["both", "words", "vectors"]
-WORD = re.compile(r"\w+")
 STOP = frozenset(
     re.findall(
         r"\S+",
@@ -160,7 +159,7 @@ def checked(question: str) -> None:
 
 def terms(question: str) -> list[str]:
     """The different words of a question, as they are looked up."""
-    words = list(dict.fromkeys(word.lower() for word in WORD.findall(divided(question))))
+    words = list(dict.fromkeys(words_of(question)))
     return [word for word in words if word not in STOP] or words
 
 

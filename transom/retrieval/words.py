@@ -19,6 +19,7 @@ _UNSPACED = re.compile(
     r"[\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+"
 )
 """Characters of Chinese and Japanese, between whose words no space stands."""
+_WORD = re.compile(r"\w+")
 Places = dict[str, list[int]]
 """Where each stem stands."""
 
@@ -28,6 +29,11 @@ def divided(text: str) -> str:
     Lucene's CJKAnalyzer.
     """
     return _UNSPACED.sub(_pairs, text)
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text in lower case, as they stand."""
+    return [word.lower() for word in _WORD.findall(divided(text))]
 
 
 def _pairs(run: re.Match[str]) -> str:
