@@ -186,6 +186,26 @@ class Row:
         self.pages = [first_page + i for i in range(used)][::-1]  # not in the order of memory
 
 
+def attention(level, format, heads, width, *, n_pages):
+    """Buffers for a step of attention (projections, queries, what is mixed), and the shape of its ops."""
+    n_heads, n_kv_heads = heads
+    ops = Ops(
+        library(level), format,
+        [((n_heads + 2 * n_kv_heads) * width, F32), (n_heads * (-(-width // 32) * 32), format),
+         (n_heads * width, format)],
+        kv_heads=n_kv_heads, head_dim=width, n_pages=n_pages,
+    )  # fmt: skip
+    return ops, dict(n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=width)
+
+
+def spoil(ops, n_pages, n_kv_heads):
+    """What was never written to pages, or written by another, may hold anything."""
+    for page in range(n_pages):
+        for head in range(n_kv_heads):
+            ops.page(page, head, 0).fill_(torch.nan)
+            ops.page(page, head, 1).fill_(torch.nan)
+
+
 @pytest.mark.parametrize(("level", "format"), LEVELS)
 @given(
     rows=st.lists(st.tuples(st.integers(0, 70), st.sampled_from([1, 1, 2, 5, 17, 40])), min_size=1,
@@ -202,12 +222,7 @@ def test_attention_over_pages(level, format, rows, heads, width, window, norm, t
         asked.append(Row(before, n, first))
         first += len(asked[-1].pages)
     wide = (n_heads + 2 * n_kv_heads) * width
-    ops = Ops(
-        library(level), format,
-        [(wide, F32), (n_heads * (-(-width // 32) * 32), format), (n_heads * width, format)],
-        kv_heads=n_kv_heads, head_dim=width, n_pages=first,
-    )  # fmt: skip
-    shape = dict(n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=width)
+    ops, shape = attention(level, format, heads, width, n_pages=first)
     over = (n_heads * width, n_kv_heads * width) if norm == "projection" else (width, width)
     norms = [drawn(7 + i, size).float().double() + 2 for i, size in enumerate(over)] if norm else [None, None]
     scale = 0.7 / width**0.5
@@ -220,10 +235,7 @@ def test_attention_over_pages(level, format, rows, heads, width, window, norm, t
     if turned:
         turn = torch.arange(160)[:, None] * torch.logspace(0, -2, width // 2)
         angles = turn.cos().float(), turn.sin().float()
-    for page in range(first):  # what was never written, or written by another, may hold anything
-        for head in range(n_kv_heads):
-            ops.page(page, head, 0).fill_(torch.nan)
-            ops.page(page, head, 1).fill_(torch.nan)
+    spoil(ops, first, n_kv_heads)
     given_ = [drawn(seed + i, row.before + row.n, wide).float() for i, row in enumerate(asked)]
     early = [(row, x) for row, x in zip(asked, given_, strict=True) if row.before]
     if early:
@@ -259,22 +271,14 @@ def test_attention_to_all_of_a_text(level, format, lengths, long, heads, width, 
     wide, total = (n_heads + 2 * n_kv_heads) * width, sum(lengths)
     pages, first = [], 0
     for n in lengths:
-        pages.append([first + i for i in range(-(-n // 16))][::-1])
+        pages.append(Row(0, n, first).pages)
         first += len(pages[-1])
-    ops = Ops(
-        library(level), format,
-        [(wide, F32), (n_heads * (-(-width // 32) * 32), format), (n_heads * width, format)],
-        kv_heads=n_kv_heads, head_dim=width, n_pages=first,
-    )  # fmt: skip
-    shape = dict(n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=width)
+    ops, shape = attention(level, format, heads, width, n_pages=first)
     ops.plan([
         Op(kind=abi.HEADS, in_=0, out=1, **shape),
         Op(kind=abi.ATTEND, in_=1, out=2, bidirectional=1, scale=width**-0.5, **shape),
     ])  # fmt: skip
-    for page in range(first):
-        for head in range(n_kv_heads):
-            ops.page(page, head, 0).fill_(torch.nan)
-            ops.page(page, head, 1).fill_(torch.nan)
+    spoil(ops, first, n_kv_heads)
     x = drawn(seed, total, wide).float()
     filled(ops, 0, x)
     ops.run([0] * total, [(0, n) for n in lengths], pages, threads=threads)
