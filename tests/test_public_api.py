@@ -59,6 +59,11 @@ def test_a_tuned_run_says_what_it_changed(tmp_path: Path) -> None:
     assert any(measure.name.startswith("general text") for measure in tuned.found.measures)
     with pytest.raises(Refused, match="'modle' is not a setting"):
         transom.finetune(base.folder, str(text), modle="gpt")
+    with pytest.raises(Refused, match="gone.txt: no such file"):  # before anything is learned
+        transom.finetune(
+            base.folder, str(text), general=str(tmp_path / "gone.txt"), out=tmp_path / "none", **asked
+        )
+    assert not (tmp_path / "none").exists()
 
 
 def test_plan_takes_the_same(tmp_path: Path) -> None:

@@ -971,14 +971,11 @@ def doctor(*, device: str = "auto", json: Json = False) -> int:
 
 def _trained(settings: TrainSettings, json: bool) -> int:
     """Train, and show how it went and what it changed; the exit code."""
-    from .data.sources import open_source
     from .evaluation.before_after import tuned
     from .evaluation.examine import examined
     from .evaluation.likelihood import Progress
     from .training.loop import train as run_training
 
-    if settings.general is not None:
-        open_source(settings.general)  # refuses before anything is learned
     with _answer(json) as show:
         run = run_training(settings)
         if os.environ.get("RANK", "0") == "0":

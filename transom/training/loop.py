@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from .. import hardware as machine
+from ..data.sources import open_source
 from ..hardware import Hardware
 from ..model.experts import routers
 from ..model.layers import set_dropout
@@ -58,6 +59,8 @@ def train(settings: TrainSettings, *, on_event: Callable[[Event], None] | None =
     """
     clock = Clock()
     check_followers(settings.log)
+    if settings.general is not None:
+        open_source(settings.general)  # read when all is learned, and refused before
     hardware = Hardware.detect(settings.device)
     machine.keep_memory()
     with ExitStack() as stack:
