@@ -7,7 +7,7 @@ by however many threads. Read next: embedder, classifier, native/plan.
 
 from __future__ import annotations
 
-from itertools import accumulate, count, islice
+from itertools import accumulate, count, islice, takewhile
 from typing import Any
 
 import torch
@@ -77,8 +77,8 @@ class TextEncoder:
         kinds = [[]] * n_texts if segments is None else segments.tolist()
         parts, at = list[Tensor](), 0
         while at < n_texts:
-            ends = accumulate(lengths[at:])
-            n = max(1, sum(end <= STEP for end in ends))
+            fitting = takewhile(lambda end: end <= STEP, accumulate(islice(lengths, at, None)))
+            n = max(1, sum(1 for _ in fitting))
             pages, reads = count(), list[Read]()
             for row, length, kind in zip(
                 tokens[at : at + n], lengths[at : at + n], kinds[at : at + n], strict=True
