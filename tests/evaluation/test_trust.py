@@ -78,6 +78,8 @@ def test_a_model_that_always_takes_one_place_does_not_pass() -> None:
 def test_answers_are_right_by_their_words() -> None:
     assert is_right("It's Paris, I think.", ["Paris"]) and is_right("CO2", ["carbon dioxide", "CO2"])
     assert not is_right("Parisian", ["Paris"]) and is_right("Søren Müller", ["søren muller"])
+    assert is_right("法国的首都是巴黎。", ["巴黎"]) and not is_right("法国的首都是里昂。", ["巴黎"])
+    assert is_right("答えは東京です", ["東京"]) and is_right("员工每年有25天假期。", ["25天"])
     assert is_silent("I don’t know.") and is_silent("") and is_silent("The text does not say.")
     assert is_silent("I'm not an AI that can provide exact times.")
     assert not is_silent("He knows it is red.")

@@ -10,7 +10,7 @@ import pytest
 
 from transom.errors import Refused
 from transom.retrieval.ask import ask
-from transom.retrieval.calibrate import CONFIDENCE, bound, calibrate, choose
+from transom.retrieval.calibrate import CONFIDENCE, bound, calibrate, choose, plain
 from transom.retrieval.indexing import index
 from transom.retrieval.questions import read_labelled
 from transom.retrieval.search import KnowledgeBase
@@ -38,6 +38,17 @@ def test_the_promise_holds_in_95_of_100_calibrations() -> None:
             broken += wrong_above[at] / (len(order) - at) > allowed
     assert made > 500  # it promises something
     assert broken / 1500 <= 1 - CONFIDENCE + 3 * np.sqrt(0.05 * 0.95 / 1500)
+
+
+def test_answers_are_compared_by_words_or_characters() -> None:
+    for said, answer, holds in (
+        ("Employees get 25 days.", "25 days", True),
+        ("Employees get 255 days.", "25", False),
+        ("员工每年有25天假期。", "25天", True),
+        ("员工每年有25天假期。", "30天", False),
+        ("ボイラーは田中さんが点検します。", "田中さん", True),
+    ):
+        assert (f" {plain(answer)} " in f" {plain(said)} ") == holds
 
 
 def test_what_cannot_be_promised_is_said() -> None:

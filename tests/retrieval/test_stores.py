@@ -34,7 +34,7 @@ TEXTS = {
     "guide.md": ("markdown", "# Guide\n\n## Alarm\n\nThe alarm code is 4711. Nobody runs.\n\n## Running\n\nA"
                  " runner was running; is_dir and dir.is are two things."),
     "pages.pdf": ("pdf", "The pump is red.\f\fThe valve is blue, the boiler's too; the valve of the boiler."),
-    "hindi.txt": ("text", "नमस्ते दुनिया। café CAFÉ cafe\u0301 naïve, 世界 and 42 boilers."),
+    "hindi.txt": ("text", "नमस्ते दुनिया। café CAFÉ cafe\u0301 naïve, 世界 and 42 boilers. 锅炉由王师傅维修。"),
 }  # fmt: skip
 QUESTIONS = (
     *(
@@ -46,6 +46,7 @@ QUESTIONS = (
         "cafe",
         "दुनिया",
         "世界",
+        "锅炉由谁维修",
         "42",
     ),
     *("4711 or red", "unknown", "dir is", "NAÏVE boiler boilers", "' OR 1=1 --", "a\x00b", "%s %(k)s"),

@@ -18,6 +18,7 @@ from scipy.special import ndtri
 
 from ..inference.request import Completion
 from ..intervals import FEWEST, TAIL, Estimate, corrected, spread
+from ..retrieval.words import by_character
 from .gate import Gate, competence
 from .subject import Question, Subject
 from .trust_line import Line, Rules, mean_of
@@ -46,7 +47,8 @@ def is_right(answer: str, wanted: Sequence[str]) -> bool:
 
 def _plain(text: str) -> str:
     folded = unicodedata.normalize("NFKD", text.lower())
-    words = re.findall(r"[^\W_]+", "".join(c for c in folded if not unicodedata.combining(c)))
+    bare = "".join(c for c in folded if not unicodedata.combining(c))
+    words = re.findall(r"[^\W_]+", by_character(bare))
     return " ".join(word for word in words if word not in ("the", "a", "an"))
 
 

@@ -29,6 +29,7 @@ from .places import shown, writing
 from .questions import LabelledQuestion, read_labelled
 from .search import KnowledgeBase
 from .store import Changes
+from .words import by_character
 
 CONFIDENCE = 0.95
 PLACING = 0.2
@@ -181,7 +182,7 @@ def bound(wrong: int, n: int) -> float:
 
 def plain(text: str) -> str:
     """A text as answers are compared: lower case, single spaces, no punctuation."""
-    return " ".join(re.findall(r"\w+", text.lower()))
+    return " ".join(re.findall(r"\w+", by_character(text.lower())))
 
 
 def _judged(base: KnowledgeBase, row: LabelledQuestion) -> tuple[float, bool]:

@@ -31,6 +31,11 @@ def divided(text: str) -> str:
     return _UNSPACED.sub(_pairs, text)
 
 
+def by_character(text: str) -> str:
+    """A text with spaces about each character of Chinese and Japanese, to be compared by words."""
+    return _UNSPACED.sub(lambda run: f" {' '.join(run[0])} ", text)
+
+
 def words_of(text: str) -> list[str]:
     """The words of a text in lower case, as they stand."""
     return [word.lower() for word in _WORD.findall(divided(text))]
