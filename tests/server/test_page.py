@@ -84,7 +84,7 @@ def parrot(folder: Path) -> Path:
     n, tokenizer = len(data), train_tokenizer("bytes", iter(["any text"]), 258)
     config = ModelConfig(
         tokenizer.vocab_size, n, 1, 1, 1, head_dim=8, ffn_dim=8, max_len=1024, activation="gelu_tanh",
-        gated=False, norm="layer", norm_eps=1e-5, qkv_bias=True, out_bias=True, ffn_bias=True,
+        gated=False, norm="rms", norm_eps=1e-5, qkv_bias=True, out_bias=True, ffn_bias=True,
         position="learned", tie_embeddings=False, eos_id=tokenizer.eos_id,
     )  # fmt: skip
     model: Any = build(config, 0).eval()
@@ -94,6 +94,7 @@ def parrot(folder: Path) -> Path:
             if "norm" not in name:
                 weight.zero_()
         model.position_embed.weight.copy_(torch.nn.functional.one_hot(place, n))
+        model.head.weight.fill_(-8 / n**0.5)  # drawn at random too, it never ends by itself
         for at in range(n):
             for rank, letter in enumerate(b"eariotnsl"):  # what else it may be
                 model.head.weight[letter, at] = (5 - rank / 2) / n**0.5
