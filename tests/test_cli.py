@@ -160,7 +160,6 @@ WRONG = [
     ("train --config none.toml", "none.toml: no such file or directory; --config needs a TOML file"),
     ("generate", 'command "generate" parameter MODEL requires an argument'),
     ("generate x --temperature hot", "temperature is 'hot'; it must be a number"),
-    ("generate x --workers 2 --weights int8", "--weights is for one process; leave out --workers, --ray and"),
     ("generate x y --logprobs 3", "--logprobs is shown with --json only; add --json"),
     ("doctor --device tpu", "device is 'tpu'; this machine has cpu"),
 ]  # fmt: skip

@@ -220,13 +220,8 @@ def generate(
     settings = flags.given()
     if "stop" in settings:
         settings["stop"] = [unescaped(stop) for stop in settings["stop"]]
-    if weights and share != ALONE:
-        raise Refused("--weights is for one process; leave out --workers, --ray and --deterministic")
-    rows = (
-        None
-        if weights
-        else _answer_file("generate", model, prompts, input, field, out, settings, share, dtype, device, json)
-    )
+    how: dict[str, Any] = dict(dtype=dtype, device=device, weights=weights)
+    rows = _answer_file("generate", model, prompts, input, field, out, settings, share, how, json)
     if rows is not None:
         return rows
     whole = () if prompts or input else (whole_input(),)
@@ -234,7 +229,7 @@ def generate(
     asked = TextInput(prompts or whole, input, field, out, model=model, fix=pipe)
     texts = asked.texts
     with _answer(json) as show:
-        generator = _loaded(model, "Generator", dtype, device, weights)
+        generator = _loaded(model, "Generator", **how)
         if json or input or out or len(texts) > 1 or flags.n > 1:
             show(Completions(asked, flags.n, generator.generate(texts, **settings)))
         else:
@@ -275,11 +270,12 @@ def translate(
     from .inference.answers import TextInput, doubts, translated
 
     settings = dict(beam=beam, length_penalty=length_penalty, max_tokens=max_tokens)
-    rows = _answer_file("translate", model, texts, input, field, out, settings, share, dtype, device, json)
+    how: dict[str, Any] = dict(dtype=dtype, device=device)
+    rows = _answer_file("translate", model, texts, input, field, out, settings, share, how, json)
     if rows is not None:
         return rows
     asked = TextInput(texts, input, field, out, model=model)
-    translator = _loaded(model, "Translator", dtype, device)
+    translator = _loaded(model, "Translator", **how)
     with _answer(json) as show:
         found = translator.translate(asked.texts, **settings)
         show(translated(asked, found))
@@ -299,6 +295,7 @@ def classify(
     reject_below: float | None = None,
     cut: Cut = False,
     temperature: float = 1.0,
+    weights: Weights = None,
     dtype: Dtype = None,
     device: Device = None,
     json: Json = False,
@@ -315,11 +312,12 @@ def classify(
     from .inference.answers import TextInput, classified
 
     settings = dict(reject_below=reject_below, cut=cut, temperature=temperature)
-    rows = _answer_file("classify", model, texts, input, field, out, settings, share, dtype, device, json)
+    how: dict[str, Any] = dict(dtype=dtype, device=device, weights=weights)
+    rows = _answer_file("classify", model, texts, input, field, out, settings, share, how, json)
     if rows is not None:
         return rows
     asked = TextInput(texts, input, field, out, model=model)
-    classifier = _loaded(model, "Classifier", dtype, device)
+    classifier = _loaded(model, "Classifier", **how)
     with _answer(json) as show:
         show(classified(classifier, asked, **settings))
     return 0
@@ -334,6 +332,7 @@ def embed(
     out: Path | None = None,
     share: Share = ALONE,
     cut: Cut = False,
+    weights: Weights = None,
     dtype: Dtype = None,
     device: Device = None,
     json: Json = False,
@@ -349,11 +348,12 @@ def embed(
     """
     from .inference.answers import Embeddings, TextInput
 
-    rows = _answer_file("embed", model, texts, input, field, out, {"cut": cut}, share, dtype, device, json)
+    how: dict[str, Any] = dict(dtype=dtype, device=device, weights=weights)
+    rows = _answer_file("embed", model, texts, input, field, out, {"cut": cut}, share, how, json)
     if rows is not None:
         return rows
     asked = TextInput(texts, input, field, out, model=model, also=".npy")
-    embedder = _loaded(model, "Embedder", dtype, device)
+    embedder = _loaded(model, "Embedder", **how)
     with _answer(json) as show:
         show(Embeddings(asked, embedder.embed(asked.texts, cut=cut)))
     return 0
@@ -448,6 +448,7 @@ def index(
     embedder: str | None = None,
     field: Field = None,
     label: tuple[str, ...] = (),
+    weights: Weights = None,
     device: Device = None,
     json: Json = False,
 ) -> None:
@@ -478,7 +479,7 @@ def index(
             show(migrate(*documents[1:], tell=_say))
             return
         show(run_index(documents, out, embedder=embedder, text_field=field, labels=label, device=device,
-                       tell=_say))  # fmt: skip
+                       weights=weights, tell=_say))  # fmt: skip
 
 
 def ask(
@@ -1094,12 +1095,11 @@ def _answer_file(
     out: Path | None,
     settings: dict[str, Any],
     share: Sharing,
-    dtype: str | None,
-    device: str | None,
+    how: dict[str, Any],
     json: bool,
 ) -> int | None:
     """Answer the rows of a file into another one; the exit code, 1 where a row has no answer. None: that is
-    not what was asked for.
+    not what was asked for. how: what `load` is told.
     """
     if texts or input in (None, Path("-")) or out is None or (verb == "embed" and out.suffix == ".npy"):
         if share != ALONE:
@@ -1108,11 +1108,9 @@ def _answer_file(
         return None
     from .inference.batch import Batch
 
-    how: dict[str, Any] = dict(
-        workers=share.workers, deterministic=share.deterministic, dtype=dtype, device=device
-    )
+    split: dict[str, Any] = dict(workers=share.workers, deterministic=share.deterministic)
     with _answer(json) as show:
-        batch = Batch(verb, model, input, out, settings=settings, field=field, **how)
+        batch = Batch(verb, model, input, out, settings=settings, field=field, **split, **how)
         written = batch.run(ray=share.ray, tell=_say)
         show(written)
     if written.doubts:

