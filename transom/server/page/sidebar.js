@@ -78,8 +78,7 @@ export class Sidebar {
       item("Export as Markdown", () => one("md", asMarkdown)),
       item("Export as JSON", () => one("json", (conversation) => asJson([conversation]))),
       item("Delete", () => this.sure(id)));
-    const held = () => document.activeElement === document.body || menu.contains(document.activeElement);
-    menu.ontoggle = (event) => event.newState === "closed" && held() && button.focus(); // it comes late: never from where one went on
+    menu.ontoggle = (event) => event.newState === "closed" && (document.activeElement === document.body || menu.contains(document.activeElement)) && button.focus();
     menu.showPopover();
     const { bottom, left } = button.getBoundingClientRect();
     menu.style.setProperty("--x", `${Math.min(left, innerWidth - menu.offsetWidth - 8)}px`);
