@@ -78,7 +78,7 @@ export class Sidebar {
       item("Export as Markdown", () => one("md", asMarkdown)),
       item("Export as JSON", () => one("json", (conversation) => asJson([conversation]))),
       item("Delete", () => this.sure(id)));
-    menu.ontoggle = (event) => event.newState === "closed" && (document.activeElement === document.body || menu.contains(document.activeElement)) && button.focus();
+    menu.ontoggle = (event) => event.newState === "closed" && (document.activeElement === document.body || menu.contains(document.activeElement)) && button.focus(); // it comes late
     menu.showPopover();
     const { bottom, left } = button.getBoundingClientRect();
     menu.style.setProperty("--x", `${Math.min(left, innerWidth - menu.offsetWidth - 8)}px`);
