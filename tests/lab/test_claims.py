@@ -17,7 +17,7 @@ from transom.__main__ import run
 from transom.errors import Refused
 from transom.insight.html import Markup
 from transom.intervals import Estimate, share
-from transom.lab import CLAIMS, experts, parallel, recall, retrieval, transfer
+from transom.lab import CLAIMS, bias, experts, parallel, recall, retrieval, transfer
 from transom.lab.claim import (
     Claim,
     Control,
@@ -30,6 +30,7 @@ from transom.lab.claim import (
     mean,
     mean_share,
     share_gap,
+    share_sum,
     solved,
 )
 from transom.lab.claim_run import run_claim
@@ -85,15 +86,42 @@ def test_seeds_that_agree_by_chance_are_not_surer_than_their_questions() -> None
     assert (found.low, found.high) == (share(3, 300).low, share(3, 300).high)
     assert less.value == -0.005 and less.low < 0 < less.high  # 1 and 2 in 200 tell nothing apart
     assert not mean_share(np.array([0.2]), 100).known  # one seed has no interval
+    half = mean_share(np.full(3, 0.5), 100)  # many right and many wrong: one standard error, not two
+    assert 0.5 - half.low == pytest.approx(half.high - 0.5) == pytest.approx((0.25 / 300) ** 0.5, rel=0.05)
+
+
+def test_no_share_passes_what_it_can_be() -> None:
+    wild = np.array([[1.0, 0.0], [0.2, 0.9], [1.0, 0.3]])
+    assert mean_share(wild[:, 0], 50).high == 1.0 and mean_share(wild[:, 1], 50).low == 0.0
+    assert share_gap(wild[:, 0], wild[:, 1], 50).high == 1.0
+    assert share_sum(wild, [0.5, -0.25], [50, 50]).high == 0.5  # all of the first, none of the second
 
 
 @pytest.mark.parametrize("apart", [0.0, 0.02])
-def test_shares_over_seeds_cover_the_truth(apart: float) -> None:
+@pytest.mark.parametrize(
+    "truth, weights",
+    [((0.05,), [1.0]), ((0.5,), [1.0]), ((0.9, 0.5), [1.0, -1.0]), ((0.95, 0.7, 0.3), [0.25, 0.0, -0.25]),
+     ((1.0, 0.95, 0.6, 0.35), [0.26, 0.03, -0.09, -0.2])],
+)  # fmt: skip
+def test_intervals_of_shares_over_seeds_hold_the_truth_95_times_of_100(
+    apart: float, truth: tuple[float, ...], weights: list[float]
+) -> None:
     """2,000 runs of 4 seeds, 300 questions each: seeds that differ, and seeds that do not."""
-    rng, truth, n = np.random.default_rng(5), 0.05, 300
-    runs = rng.binomial(n, np.clip(truth + apart * rng.standard_normal((2000, 4)), 0, 1)) / n
-    inside = [found.low <= truth <= found.high for found in (mean_share(run, n) for run in runs)]
-    assert 0.94 <= np.mean(inside) <= 0.999  # the wider of two is never too sure
+    rng, n, due = np.random.default_rng(5), 300, float(np.array(truth) @ weights)
+    each = np.where(np.array(truth) < 1, truth + apart * rng.standard_normal((2000, 4, len(truth))), 1.0)
+    runs = rng.binomial(n, np.clip(each, 0, 1)) / n
+    found = [share_sum(run, weights, [n] * len(truth)) for run in runs]
+    assert 0.93 <= np.mean([one.low <= due <= one.high for one in found]) <= 0.97
+    assert min(one.high - one.low for one in found) > 0
+
+
+def test_shares_near_their_end_are_covered_too() -> None:
+    """2,000 runs of 3 seeds of which most make no mistake, where Student's interval has mostly no width."""
+    rng, n = np.random.default_rng(6), 250
+    for truth in (0.99, 0.997, 0.9995):
+        runs = rng.binomial(n, truth, (2000, 3)) / n
+        found = [mean_share(run, n) for run in runs]
+        assert np.mean([one.low <= truth <= one.high for one in found]) >= 0.93
 
 
 def test_the_falsifier_stands_before_the_numbers_and_a_run_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -272,9 +300,9 @@ def test_recall_asks_for_what_was_paired() -> None:
         pairs = dict(row[:3])
         assert len(pairs) == 3 and all(key >= recall.FILLER for key, _ in row[3:8])
         assert [pairs[key] for key, mark in row[8:] if mark == recall.ASK] == [v for v in asked if v >= 0]
-    point = {"1 at 4": 1.0, "1 at 16": 0.8, "1 at 64": 0.6}
-    cells = [(1, 4), (1, 16), (1, 64)]
-    assert recall.per_doubling(point, cells, [4, 16, 64]) == pytest.approx(0.1)
+    points = [{"1 at 4": 1.0, "1 at 16": 0.8, "1 at 64": 0.6}] * 3
+    lost = recall.per_doubling(points, [(1, 4), (1, 16), (1, 64)], [4, 16, 64])
+    assert lost.value == pytest.approx(0.1) and 0.08 < lost.low < 0.1 < lost.high < 0.12
 
 
 def test_recall_is_measured_by_cells() -> None:
@@ -286,12 +314,25 @@ def test_recall_is_measured_by_cells() -> None:
     assert "16 facts" in one.draw(points)
 
 
+def test_a_recall_that_never_fails_is_level_within_what_its_questions_can_tell() -> None:
+    """The points as a run keeps them; all seeds agree, and no interval is without width or passes 1."""
+    point = {f"{n} at {far}": 1.0 for n in recall.FACTS for far in recall.AWAY}
+    found = recall.read({"Transformer": [point] * 3})
+    at_twice = found["accuracy at twice the learned distance, Transformer"]
+    assert 0.99 < at_twice.low < at_twice.high == 1.0
+    lost = found["accuracy lost per doubling of distance, Transformer"]
+    assert lost.value == pytest.approx(0) and -0.01 < lost.low < 0 < lost.high < 0.01
+
+
 def test_without_a_skew_in_the_data_there_is_none_in_the_model() -> None:
     one = small("bias", steps=300, rows=64)
     few = {name: {**settings, "steps": 1 if settings["swapped"] else settings["steps"]}
            for name, settings in one.arms(True).items()}  # fmt: skip
     one = dataclasses.replace(one, arms=lambda quick: few)
     slope = one.predictions[0].reading
+    point = {"data": [0.05, 0.2, 0.8, 0.95, 0.5], "model": [0.1, 0.6, 0.9, 0.7, 0.9]}
+    more = bias.likelier([point] * 3)
+    assert more.value == pytest.approx(0.5) and more.low < 0.5 < more.high <= 1
     assert outcomes(one, False)[slope] == "holds" and outcomes(one, True)[slope] == "refuted"
 
 

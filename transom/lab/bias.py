@@ -16,7 +16,7 @@ from torch import Tensor
 from ..insight.html import Markup
 from ..intervals import Estimate
 from ..model.losses import IGNORE
-from .claim import Plant, Point, Points, Settings, gap, mean, solved
+from .claim import Plant, Point, Points, Settings, gap, mean, share_sum, solved
 from .plot import Series, figure, lines
 from .tiny import Draw, Net, Rows, Seeds, shape, thinned
 
@@ -82,10 +82,8 @@ def measure(arm: Settings, seeds: Sequence[int]) -> list[Point]:
         he = (given[:, HE] - given[:, SHE]).view(HELD, OCCUPATIONS).mean(0)
         due = given.softmax(-1)[:, [HE, SHE]].sum(-1).mean()
         log_odds = torch.logit(skews(seed))
-        likelier = (he > 0).float()
         found.append({
             "slope": float(np.polyfit(log_odds.numpy(), he.numpy(), 1)[0]), "due": float(due),
-            "greedy": float(likelier[log_odds > 0].mean() - likelier[log_odds < 0].mean()),
             "data": skews(seed).tolist(), "model": he.sigmoid().tolist(), "curve": thinned(loss),
         })  # fmt: skip
     return found
@@ -102,13 +100,24 @@ def probes(seed: int) -> tuple[Tensor, Tensor]:
     return tokens, targets
 
 
+def likelier(found: Sequence[Point]) -> Estimate:
+    """How much oftener "he" is the likelier pronoun of occupations that are mostly his than mostly hers."""
+    shares, n = [], []
+    for point in found:
+        data, he = np.array(point["data"]), np.array(point["model"]) > 0.5
+        his, hers = data > 0.5 + 1e-6, data < 0.5 - 1e-6
+        shares.append((he[his].mean(), he[hers].mean()))
+        n.append((his.sum(), hers.sum()))
+    return share_sum(np.array(shares), (1.0, -1.0), np.mean(n, 0).tolist())
+
+
 def read(points: Points) -> dict[str, Estimate]:
     found = points[AS_IT_IS]
     return {
         "slope of the model's skew over the data's": mean(found, "slope"),
         "the same, balanced data": mean(points[BALANCED], "slope"),
         "slope, balanced less as they are": gap(points, BALANCED, AS_IT_IS, "slope"),
-        "the likelier pronoun: mostly-he less mostly-she occupations": mean(found, "greedy"),
+        "the likelier pronoun: mostly-he less mostly-she occupations": likelier(found),
         "seeds that expect a pronoun": solved(found, "due", 0.5),
     }
 

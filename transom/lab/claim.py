@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Literal
 
 import numpy as np
 
 from ..insight.html import Markup
-from ..intervals import Estimate, mover, share, student
+from ..intervals import FEWEST, TAIL, Estimate, mover, share, student
 
 Settings = Mapping[str, Any]
 """What an arm is made of: plain values, which decide all that it measures but for its seed."""
@@ -25,7 +26,9 @@ Points = Mapping[str, Sequence[Point]]
 """Of every arm, one point a seed, the same seeds in the same order: those of two arms are pairs."""
 Readings = Mapping[str, Estimate]
 Shares = np.ndarray[Any, np.dtype[np.float64]]
-"""Of every seed, how many of its questions, (S,)."""
+"""Of every seed, how many of its questions, (S,); or of several kinds, (S, C)."""
+ONE_ERROR = 0.16
+"""What lies beyond each end of an interval of one standard error."""
 Outcome = Literal["holds", "refuted", "undecided"]
 
 
@@ -175,26 +178,37 @@ def mean(points: Sequence[Point], key: str) -> Estimate:
     return student(values(points, key))
 
 
-def mean_share(shares: Shares, n: int) -> Estimate:
-    """The mean of every seed's share of n questions of its own, as sure as `_seeds_and_questions`."""
-    return _seeds_and_questions(student(shares), _together(shares, n), least=0.0)
+def mean_share(shares: Shares, n: float) -> Estimate:
+    """The mean of every seed's share of n questions of its own, as sure as `share_sum`."""
+    return share_sum(shares[:, None], [1.0], [n])
 
 
-def share_gap(a: Shares, b: Shares, n: int) -> Estimate:
-    """What the shares a have more than the shares b, seed by seed, as sure as `_seeds_and_questions`."""
-    return _seeds_and_questions(student(a - b), mover(_together(a, n), _together(b, n)), least=-1.0)
+def share_gap(a: Shares, b: Shares, n: float) -> Estimate:
+    """What the shares a have more than the shares b, seed by seed, as sure as `share_sum`."""
+    return share_sum(np.column_stack((a, b)), [1.0, -1.0], [n, n])
 
 
-def _together(shares: Shares, n: int) -> Estimate:
-    return share(float(shares.sum()) * n, len(shares) * n)
+def share_sum(shares: Shares, weights: Sequence[float], n: Sequence[float]) -> Estimate:
+    """Shares (S, C) times weights (C,), added up: the mean over seeds, by Student's t.
 
-
-def _seeds_and_questions(seeds: Estimate, questions: Estimate, *, least: float) -> Estimate:
-    """Over seeds, and never surer than over their questions: few seeds may agree by chance."""
+    n: questions behind each share of a seed, (C,). Few seeds may agree by chance: it is never surer than one
+    standard error of all their questions, nor than their own 95% interval where too few were right or wrong
+    for shares to differ. So 95 of 100 hold the truth, whether seeds differ or only their questions do.
+    """
+    seeds = student(shares @ np.asarray(weights))
     if not seeds.known:
         return seeds
-    low, high = min(seeds.low, questions.low), max(seeds.high, questions.high)
-    return Estimate(seeds.value, max(low, least), min(high, 1.0))
+    each = [_together(of, many).times(w) for of, many, w in zip(shares.T, n, weights, strict=True)]
+    all_ = reduce(lambda a, b: mover(a, b.times(-1)), each)
+    least, most = (sum(end(w, 0.0) for w in weights) for end in (min, max))
+    low, high = min(seeds.low, all_.low), max(seeds.high, all_.high)
+    return Estimate(seeds.value, max(low, least), min(high, most))
+
+
+def _together(shares: Shares, n: float) -> Estimate:
+    """What the questions of all seeds, n each, say of a share."""
+    right, asked = min(float(shares.sum()), len(shares)) * n, len(shares) * n
+    return share(right, asked, TAIL if min(right, asked - right) < FEWEST else ONE_ERROR)
 
 
 def gap(points: Points, a: str, b: str, key: str) -> Estimate:

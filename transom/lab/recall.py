@@ -7,7 +7,6 @@ is Zoology's, Arora et al. 2023). Read next: tiny.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,9 +15,9 @@ import torch
 from torch import Tensor
 
 from ..insight.html import Markup
-from ..intervals import Estimate, student
+from ..intervals import Estimate
 from ..model.losses import IGNORE
-from .claim import Plant, Point, Points, Settings, solved
+from .claim import Plant, Point, Points, Settings, Shares, mean_share, share_sum, solved
 from .distance import remember_long
 from .plot import Series, figure, grid, lines
 from .tiny import Draw, Net, Seeds, rows_of, shape, thinned
@@ -29,7 +28,8 @@ VOCABULARY = ASK + 1
 FACTS, AWAY = (1, 4, 8, 16), (4, 16, 64, 128)
 LEARNED, LONGEST = 64, 256
 """The farthest that is learned from; what a chrono LSTM is set to remember."""
-QUERIES = 4
+QUERIES, ASKED = 4, 250
+"""The most that a row asks; rows that are asked of each number of facts and distance."""
 # Recurrences leave the plateau later, and their steps cost less: they are given more of them.
 MEMBERS: dict[str, dict[str, Any]] = {
     "Transformer": {"cell": None, "init": "ours", "rate": 3e-3},
@@ -40,7 +40,7 @@ MEMBERS: dict[str, dict[str, Any]] = {
 
 
 def arms(quick: bool) -> dict[str, dict[str, Any]]:
-    work = {"rows": 24, "asked": 250, "position": "rotary"}
+    work = {"rows": 24, "asked": ASKED, "position": "rotary"}
     return {name: {**member, **work, "steps": (4000 if member["cell"] else 1500) * (1 if quick else 3)}
             for name, member in MEMBERS.items()}  # fmt: skip
 
@@ -97,23 +97,26 @@ def measure(arm: Settings, seeds: Sequence[int]) -> list[Point]:
     return points
 
 
-def per_doubling(point: Point, cells: Sequence[tuple[int, int]], over: Sequence[int]) -> float:
+def per_doubling(of: Sequence[Point], cells: Sequence[tuple[int, int]], over: Sequence[int]) -> Estimate:
     """How much accuracy is lost for each doubling of what changes over cells (facts, distance)."""
-    right = [point[f"{n} at {far}"] for n, far in cells]
-    return -float(np.polyfit([math.log2(x) for x in over], right, 1)[0])
+    doublings = np.log2(over) - np.log2(over).mean()
+    return share_sum(recalled(of, cells), (-doublings / (doublings**2).sum()).tolist(), [ASKED] * len(cells))
+
+
+def recalled(of: Sequence[Point], cells: Sequence[tuple[int, int]]) -> Shares:
+    """The accuracy of every seed in every cell, (S, C); what a row asks hangs together, and counts as one."""
+    return np.array([[point[f"{n} at {far}"] for n, far in cells] for point in of])
 
 
 def read(points: Points) -> dict[str, Estimate]:
     within = [far for far in AWAY if far <= LEARNED]
     found: dict[str, Estimate] = {}
     for name, of in points.items():
-        far = [per_doubling(p, [(1, d) for d in within], within) for p in of]
-        many = [per_doubling(p, [(n, AWAY[0]) for n in FACTS], FACTS) for p in of]
-        found[f"accuracy lost per doubling of distance, {name}"] = student(np.array(far))
-        found[f"accuracy lost per doubling of facts, {name}"] = student(np.array(many))
-        found[f"accuracy at twice the learned distance, {name}"] = student(
-            np.array([p[f"1 at {AWAY[-1]}"] for p in of])
-        )
+        far, many = [(1, d) for d in within], [(n, AWAY[0]) for n in FACTS]
+        found[f"accuracy lost per doubling of distance, {name}"] = per_doubling(of, far, within)
+        found[f"accuracy lost per doubling of facts, {name}"] = per_doubling(of, many, FACTS)
+        beyond = mean_share(recalled(of, [(1, AWAY[-1])])[:, 0], ASKED)
+        found[f"accuracy at twice the learned distance, {name}"] = beyond
         found[f"seeds that recall one near fact, {name}"] = solved(of, f"1 at {AWAY[0]}", 0.95)
     return found
 

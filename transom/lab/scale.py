@@ -16,7 +16,7 @@ from torch import Tensor
 from ..insight.html import Markup
 from ..insight.look import look
 from ..intervals import Estimate
-from .claim import Plant, Point, Points, Settings, gap, mean, mean_share, solved, values
+from .claim import Plant, Point, Points, Settings, gap, mean_share, solved, values
 from .plot import Series, figure, lines
 from .texts import byte_rows, code, frequencies
 from .tiny import Net, Seeds, rows_of, shape, thinned
@@ -24,6 +24,8 @@ from .tiny import Net, Seeds, rows_of, shape, thinned
 WIDTHS = (4, 16, 64, 128, 256, 1024)
 TRAINED = (16, 64, 256)
 KEYS, DEAD = 64, 1e-3
+LENGTH, LAYERS, WATCHED = 64, 2, 4
+"""Of the byte models; and how many texts are looked at for dead rows, over the later half of positions."""
 
 
 def arms(quick: bool) -> dict[str, dict[str, Any]]:
@@ -36,7 +38,7 @@ def arms(quick: bool) -> dict[str, dict[str, Any]]:
         found |= {
             f"{name}, trained, d_k {k}": {
                 "part": "trained", "d_k": k, "scaled": scaled, "steps": 150 if quick else 600, "rate": 3e-3,
-                "rows": 16, "length": 64,
+                "rows": 16, "length": LENGTH,
             }
             for k in TRAINED
         }  # fmt: skip
@@ -62,14 +64,14 @@ def _random(arm: Settings, seed: int) -> Point:
 
 
 def _trained(arm: Settings, seeds: Sequence[int]) -> list[Point]:
-    config = shape(256, arm["length"], dim=64, n_heads=1, head_dim=arm["d_k"], ffn_dim=128,
+    config = shape(256, arm["length"], dim=64, n_layers=LAYERS, n_heads=1, head_dim=arm["d_k"], ffn_dim=128,
                    attn_scale=_scale(arm))  # fmt: skip
     nets = Seeds(lambda seed: Net(config, seed), seeds)
     learned, held = code()
     asked = rows_of(byte_rows(held, 4 * arm["rows"], arm["length"]), [0] * len(seeds), salt=7)
-    dead_first = [dead_rows(net.model, asked.tokens[0, :4]) for net in nets.nets()]
+    dead_first = [dead_rows(net.model, asked.tokens[0, :WATCHED]) for net in nets.nets()]
     curves = nets.train(byte_rows(learned, arm["rows"], arm["length"]), arm["steps"], arm["rate"])
-    dead_last = [dead_rows(net.model, asked.tokens[0, :4]) for net in nets.nets()]
+    dead_last = [dead_rows(net.model, asked.tokens[0, :WATCHED]) for net in nets.nets()]
     blind = frequencies(learned, held)
     return [
         {"loss": loss, "ahead": blind - loss, "dead at first": first, "dead at last": last,
@@ -107,6 +109,10 @@ def jacobian(weights: Tensor) -> Tensor:
 
 def read(points: Points) -> dict[str, Estimate]:
     wide = {k: (f"divided, trained, d_k {k}", f"not divided, trained, d_k {k}") for k in TRAINED}
+
+    def watched(when: str) -> Estimate:
+        return mean_share(values(points[wide[256][1]], when), WATCHED * LAYERS * LENGTH / 2)
+
     return {
         "dead rows, d_k 256, not divided": _dead(points["not divided, d_k 256"]),
         "dead rows, d_k 1024, divided": _dead(points["divided, d_k 1024"]),
@@ -114,8 +120,8 @@ def read(points: Points) -> dict[str, Estimate]:
             gap(points, "not divided, d_k 64", "divided, d_k 64", "steep"),
         **{f"loss, d_k {k}, not divided less divided": gap(points, undivided, divided, "loss")
            for k, (divided, undivided) in wide.items()},
-        "dead rows of the untrained model, d_k 256, not divided": mean(points[wide[256][1]], "dead at first"),
-        "dead rows of the trained model, d_k 256, not divided": mean(points[wide[256][1]], "dead at last"),
+        "dead rows of the untrained model, d_k 256, not divided": watched("dead at first"),
+        "dead rows of the trained model, d_k 256, not divided": watched("dead at last"),
         "seeds half a nat ahead of byte frequencies": solved(points[wide[16][0]], "ahead", 0.5),
     }  # fmt: skip
 
