@@ -166,7 +166,7 @@ GENERATE = {
     + 40 * "x"
     + " --max-tokens 99": "the prompt has 40 tokens and max_tokens is 99: together 139, where this model's limit (max_len) is 32; shorten the prompt and set max_tokens below 32",
     "model hi --max-tokens 99": "the prompt has 2 tokens and max_tokens is 99: together 101, where this model's limit (max_len) is 32; set max_tokens to at most 30",
-    "model hi --max-tokens 31": "the prompt has 2 tokens and max_tokens is 31: together 33, where this model's limit (max_len) is 32; shorten the prompt by 1 tokens or set max_tokens to at most 30",
+    "model hi --max-tokens 31": "the prompt has 2 tokens and max_tokens is 31: together 33, where this model's limit (max_len) is 32; shorten the prompt by 1 token or set max_tokens to at most 30",
     "model hi --max-tokens 0": "max_tokens is 0; it must be a whole number, at least 1, below 2^31",
     "model hi --temperature -1": "temperature is -1; it must be a number, 0 (the likeliest token) or more",
     "model hi --top-p -1": "top_p is -1; it must be between 0 (the likeliest token) and 1 (no limit)",

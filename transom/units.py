@@ -15,6 +15,11 @@ TIME_UNITS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "hour": 3600, "d"
 COUNT_UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
 
 
+def counted(n: int, noun: str) -> str:
+    """3 pairs, 1 pair."""
+    return f"{n:,} {noun}" + ("" if n == 1 else "s")
+
+
 def parse_time(value: Any) -> float:
     """Seconds in `90s`, `10min`, `2h` or `1h30min`; a bare number from Python or TOML is seconds already."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):

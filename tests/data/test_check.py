@@ -50,7 +50,7 @@ def test_it_says_what_was_mended(written: Written) -> None:
     path = written("a.txt", b"ok\n" * 500 + b"caf\xe9\n")
     report = check(open_source(path, on_error="replace"))
     assert report.n_replaced == 1
-    assert f"bad UTF-8 1 times (first at {path}:501): 1 characters replaced" in str(report)
+    assert f"bad UTF-8 1 time (first at {path}:501): 1 character replaced" in str(report)
     report = check(open_source(path, on_error="skip"))
     assert report.n_skipped_bytes == 5 and "5 bytes skipped" in str(report)
     with pytest.raises(Refused, match=r"would be skipped, the limit is 1%"):

@@ -48,7 +48,7 @@ def test_texts_that_differ_in_swapped_words_alone_are_one_template() -> None:
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [("old", "two groups"), ("old,young\n", "two groups"), ("old,young\nretired\n", ":2: 1 words for 2"),
+    [("old", "two groups"), ("old,young\n", "two groups"), ("old,young\nretired\n", ":2: 1 word for 2"),
      ("old,old\na,b\n", "two groups")],
 )  # fmt: skip
 def test_a_list_that_is_none_is_refused(content: str, says: str, tmp_path: Path) -> None:

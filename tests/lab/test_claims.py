@@ -17,7 +17,7 @@ from transom.__main__ import run
 from transom.errors import Refused
 from transom.insight.html import Markup
 from transom.intervals import Estimate, share
-from transom.lab import CLAIMS, bias, experts, parallel, recall, retrieval, transfer
+from transom.lab import CLAIMS, bias, experts, parallel, power_law, recall, retrieval, transfer
 from transom.lab.claim import (
     Claim,
     Control,
@@ -381,6 +381,7 @@ def test_a_planted_power_law_is_found_and_told_from_one_without_size() -> None:
     assert found["exponent of size"].value == pytest.approx(0.35, abs=0.1)
     assert judge(one, one.read(points(2.0, 0.0))).outcomes[0] == "refuted"
     assert "foretold" in one.draw(law)
+    assert [power_law.name(size) for size in ((1, 16), (2, 24))] == ["1 layer of 16", "2 layers of 24"]
 
 
 def test_steps_saved_are_counted_from_the_best_of_scratch() -> None:

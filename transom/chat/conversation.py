@@ -20,6 +20,8 @@ from transom.data.tokenizer import Tokenizer
 from transom.errors import Refused
 from transom.output import write_whole
 
+from ..units import counted
+
 Role = Literal["system", "user", "assistant"]
 
 
@@ -185,7 +187,7 @@ def _too_long(n_prompt: int, max_tokens: int, limit: int) -> str:
     over = n_prompt + max_tokens - limit
     less = f" or set max_tokens to at most {limit - n_prompt}" if n_prompt < limit else ""
     return (
-        f"the last message makes a prompt of {n_prompt} tokens, and max_tokens is {max_tokens}: together"
-        f" {n_prompt + max_tokens}, where this model's limit (max_len) is {limit}; shorten it by"
-        f" {over} tokens{less}"
+        f"the last message makes a prompt of {counted(n_prompt, 'token')}, and max_tokens is {max_tokens}:"
+        f" together {n_prompt + max_tokens}, where this model's limit (max_len) is {limit}; shorten it by"
+        f" {counted(over, 'token')}{less}"
     )

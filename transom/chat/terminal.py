@@ -21,6 +21,7 @@ from transom.errors import Refused, nearest
 from transom.inference.dtype import in_words
 from transom.inference.generator import Generator
 
+from ..units import counted
 from .conversation import ContextWindow, Conversation
 from .memory import Fact, Memory, note, used_here
 
@@ -184,7 +185,7 @@ class ChatSession:
         if self.interactive or kept.n_dropped:
             self.say(str(kept))
         if stream.completion and stream.completion.finish_reason == "length":
-            self.say(f"cut at {self.max_tokens} tokens; --max-tokens allows more")
+            self.say(f"cut at {counted(self.max_tokens, 'token')}; --max-tokens allows more")
 
     def _kept(self) -> tuple[ContextWindow, list[Fact]]:
         """What the model will read now, and the facts in it."""
@@ -244,7 +245,8 @@ class ChatSession:
             raise Refused(f"/memory {printable(switch)}: say /memory, /memory on or /memory off")
         state = "on" if memory.enabled else "off: nothing is kept or used"
         facts = [f"  {fact.id}: {printable(fact.text)}" for fact in memory.facts()]
-        self.say("\n".join([f"memory is {state}; {len(facts)} facts in {printable(memory.path)}", *facts]))
+        lead = f"memory is {state}; {counted(len(facts), 'fact')} in {printable(memory.path)}"
+        self.say("\n".join([lead, *facts]))
 
     def remember(self, text: str) -> None:
         fact = self._memory().remember(text)
@@ -253,7 +255,7 @@ class ChatSession:
     def forget(self, which: str) -> None:
         memory = self._memory()
         if which == "all":
-            self.say(f"{memory.forget_all()} facts forgotten")
+            self.say(f"{counted(memory.forget_all(), 'fact')} forgotten")
         elif which.isdecimal():
             memory.forget(int(which))
             self.say(f"fact {which} forgotten")
@@ -267,7 +269,7 @@ class ChatSession:
             raise Refused(f"{printable(path)} is there already; /save under another name")
         self.conversation.save(path)
         self.saved.add(path)
-        self.say(f"{len(self.conversation.messages)} messages saved in {printable(path)}")
+        self.say(f"{counted(len(self.conversation.messages), 'message')} saved in {printable(path)}")
 
     def new(self, _: str) -> None:
         self.conversation = Conversation(self.conversation.system)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from transom.model.config import ModelConfig
 
+from ..units import counted
 from .family import Family
 
 # What the hub calls the job of a model, and what a person does.
@@ -24,7 +25,7 @@ def plain_card(config: ModelConfig, family: Family | None) -> str:
     if family is not None:
         library = "sentence-transformers" if config.head == "embed" else "transformers"
         written = f"`{family.architecture_of(config)}`"
-    mixes = f"{config.n_heads} heads" if config.cell is None else config.cell.upper()
+    mixes = counted(config.n_heads, "head") if config.cell is None else config.cell.upper()
     return f"""---
 library_name: {library}
 pipeline_tag: {tag}
@@ -32,7 +33,7 @@ tags: [transom]
 ---
 # A {job}
 
-Made with Transom, stored as {written}: {config.n_layers} layers of width {config.dim},
+Made with Transom, stored as {written}: {counted(config.n_layers, "layer")} of width {config.dim},
 {mixes}, {config.vocab_size:,} tokens in the vocabulary, at most {config.max_len:,} in a text.
 
 What it learned from and how good it is was not recorded here.

@@ -25,6 +25,8 @@ from transom.data.sources import Source
 from transom.data.textfile import controls_note, n_controls
 from transom.errors import Refused
 
+from ..units import counted
+
 LONG_LINE_BYTES = 1 << 20
 _SHORT = 4096
 
@@ -149,11 +151,14 @@ class Report:
     def _faults(self) -> str:
         if not self.faults:
             return "none: valid UTF-8, no NUL bytes"
-        done = [f"{self.n_replaced:,} characters replaced"] if self.n_replaced else []
+        done = [f"{counted(self.n_replaced, 'character')} replaced"] if self.n_replaced else []
         done += [f"{_size(self.n_skipped_bytes)} skipped"] if self.n_skipped_bytes else []
-        done += [f"{self.n_skipped_records:,} records skipped"] if self.n_skipped_records else []
-        done += [f"{self.n_skipped_files:,} files skipped"] if self.n_skipped_files else []
-        kinds = [f"{kind} {count:,} times (first at {first})" for kind, (count, first) in self.faults.items()]
+        done += [f"{counted(self.n_skipped_records, 'record')} skipped"] if self.n_skipped_records else []
+        done += [f"{counted(self.n_skipped_files, 'file')} skipped"] if self.n_skipped_files else []
+        kinds = [
+            f"{kind} {counted(count, 'time')} (first at {first})"
+            for kind, (count, first) in self.faults.items()
+        ]
         return "; ".join(kinds) + ": " + ", ".join(done)
 
     def _lines(self) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from transom.data.documents import printable
 from transom.data.issues import Issues
+from transom.units import counted
 
 _SHOWN_LABELS = 12
 
@@ -117,10 +118,5 @@ class ExampleReport:
         if not self.faults:
             return []
         faults = self.faults.items()
-        kinds = [f"{kind} {count:,} times (first at {first})" for kind, (count, first) in faults]
+        kinds = [f"{kind} {counted(count, 'time')} (first at {first})" for kind, (count, first) in faults]
         return [f"{'; '.join(kinds)}: {counted(self.n_skipped, 'record')} skipped"]
-
-
-def counted(n: int, noun: str) -> str:
-    """3 pairs, 1 pair."""
-    return f"{n:,} {noun}" + ("" if n == 1 else "s")

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from transom.data.check import Meter
 from transom.data.documents import printable
-from transom.data.example_report import ExampleReport, counted
+from transom.data.example_report import ExampleReport
 from transom.data.example_source import Example, ExampleSource, hashed_bytes
 from transom.data.example_split import Groups, Mask, digest_of, held_out_groups, held_out_of_each, linked
 from transom.data.issues import Issues
@@ -26,6 +26,7 @@ from transom.data.split import MOST
 from transom.data.textfile import controls_note, n_controls
 from transom.errors import Refused, nearest
 from transom.intervals import LEAST
+from transom.units import counted
 
 _NO_LABEL = ("nan", "na", "n/a", "null", "none", "nil", "-")
 """What tables write where they have no value."""

@@ -30,9 +30,8 @@ class Shuffled:
         """lengths (n,): the tokens of each example. Raises Refused for fewer of them than `least_rows`."""
         self.n_examples, self.seed, self.lengths, self.sides = len(lengths), seed, lengths, lengths[:, None]
         if self.n_examples < least_rows:
-            raise Refused(
-                f"{self.n_examples:,} examples are fewer than the {least_rows} that a batch needs; give more"
-            )
+            has = "1 example is" if self.n_examples == 1 else f"{self.n_examples:,} examples are"
+            raise Refused(f"{has} fewer than the {least_rows} that a batch needs; give more")
         most = self.n_examples // least_rows
         self.n_batches = min(most, max(1, round(self.n_examples / n_texts)))
         """Steps of every epoch."""

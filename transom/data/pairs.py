@@ -27,6 +27,8 @@ from transom.data.tables import TABLES
 from transom.data.textfile import opened, plain_lines, skip_record
 from transom.errors import Refused
 
+from ..units import counted
+
 N_DATES, N_HELD_OUT_DATES = 50_000, 1_000
 
 
@@ -189,20 +191,20 @@ def _one_file(file: RowFile | HubRows, columns: Columns, issues: Issues) -> Iter
 def _aligned(path: Path, where: str, other: Path, there: str, issues: Issues) -> Iterator[Pair]:
     """Line n of one file with line n of the other; Refused, with both counts, when one has more lines."""
     with opened(path, where) as one_file, opened(other, there) as other_file:
-        counted = _Counted(one_file), _Counted(other_file)
+        streams = _Counted(one_file), _Counted(other_file)
         lines = [
             plain_lines(cast(BinaryIO, stream), name, issues)
-            for stream, name in zip(counted, (where, there), strict=True)
+            for stream, name in zip(streams, (where, there), strict=True)
         ]
         yield from _joined(lines[0], lines[1], where, there, issues)
         for side in lines:
             for _ in side:
                 pass
-    n, m = (stream.n_lines for stream in counted)
+    n, m = (stream.n_lines for stream in streams)
     if n != m:
         raise Refused(
-            f"{where} has {n:,} lines and {there} has {m:,}: aligned files have equally many, line n of one "
-            "being the translation of line n of the other; find where a line was lost or added"
+            f"{where} has {counted(n, 'line')} and {there} has {m:,}: aligned files have equally many, line n"
+            " of one being the translation of line n of the other; find where a line was lost or added"
         )
 
 

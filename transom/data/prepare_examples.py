@@ -29,7 +29,7 @@ from transom.data import cache
 from transom.data.answer_rows import AnswerRow, answer_rows
 from transom.data.chat_template import ChatTemplate
 from transom.data.check import Meter, OnProgress
-from transom.data.example_report import ExampleReport, counted
+from transom.data.example_report import ExampleReport
 from transom.data.example_source import Example, ExampleSource, hashed_bytes
 from transom.data.example_survey import ExampleSurvey, survey_examples
 from transom.data.examples import ConversationRows, LabelledRows, PairRows, PreferenceRows
@@ -40,6 +40,8 @@ from transom.data.tokenizer import Tokenizer, tokenizer_named, train_tokenizer
 from transom.data.tokens import TokenFile, TokenWriter, disk_faults_named
 from transom.data.vocabulary import bpe_size
 from transom.errors import Refused
+
+from ..units import counted
 
 VERSION = 1
 PARTS = ("train", "held_out")

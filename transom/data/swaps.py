@@ -20,6 +20,8 @@ from pathlib import Path
 from transom.data.textfile import opened
 from transom.errors import Refused
 
+from ..units import counted
+
 SLOT = "_"
 _FOLLOWS = re.compile(
     r"\s+(?!(?:and|or|but|to|for|from|in|on|at|with|by|as|is|was|the|a|an|that|when|because|if)\b)\w"
@@ -114,9 +116,8 @@ class SwapList:
             )
         for number, row in enumerate(rows, 1):
             if len(row) != len(rows[0]) or not all(row):
-                raise Refused(
-                    f"{path}:{number}: {len(row)} words for {len(rows[0])} groups; give one for each"
-                )
+                words = f"{counted(len(row), 'word')} for {len(rows[0])} groups"
+                raise Refused(f"{path}:{number}: {words}; give one for each")
         return cls(path.stem, rows[0], tuple(rows[1:]), str(path))
 
 

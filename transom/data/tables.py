@@ -24,6 +24,8 @@ from transom.data.issues import MAX_RECORD_BYTES, Issues
 from transom.data.textfile import head_of, plain_lines, read_lines, skip_record
 from transom.errors import Refused
 
+from ..units import counted
+
 TABLES = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 """Files of tables by extension, and what stands between their cells unless another is seen."""
 
@@ -114,7 +116,7 @@ def table_rows(
             whole = [*row, *[""] * (width - len(row))]  # what is too much belongs to the last cell
             whole[width - 1 :] = [layout.separator.join(whole[width - 1 :])]
             fix = table_line(whole, layout.separator, quoted=layout.quoted)
-            says = f"the row has {len(row)} columns where the first has {width}; write {fix}"
+            says = f"the row has {counted(len(row), 'column')} where the first has {width}; write {fix}"
             skip_record(issues, "rows of another width", where, line, says)
 
 

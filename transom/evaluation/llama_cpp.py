@@ -22,6 +22,7 @@ import torch
 
 from ..errors import Refused
 from ..inference.generator import Generator
+from ..units import counted
 
 NEAR = 1.0
 """Nats between two tokens from which on rounding does not explain that another one was taken."""
@@ -74,7 +75,7 @@ class Agreement:
     def __str__(self) -> str:
         same = self.n_prompts - len(self.partings)
         said = f"the same tokens of a text; {self.n_tokens} greedy tokens are the same after {same} of "
-        return "; ".join([f"{said}{self.n_prompts} prompts", *map(str, self.partings)])
+        return "; ".join([f"{said}{counted(self.n_prompts, 'prompt')}", *map(str, self.partings)])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

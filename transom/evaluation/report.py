@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..intervals import LEAST, Estimate, verdict
+from ..units import counted
 from .classification import ClassScore
 from .translation import TranslationScore
 
@@ -111,7 +112,8 @@ class Report:
 
     def __str__(self) -> str:
         wide = max(len(rival.name) for rival in self.rivals)
-        title = f"{self.model} on {self.test}: {self.score.n:,} texts, {self.texts_per_second:,.0f} texts/s"
+        texts = f"{counted(self.score.n, 'text')}, {self.texts_per_second:,.0f} texts/s"
+        title = f"{self.model} on {self.test}: {texts}"
         beside = [f"  {rival.name:<{wide}}   {rival.said}" for rival in self.rivals]
         lines = [title, "", str(self.score), "", "beside it, on the same texts", *beside, ""]
         if self.samples:

@@ -31,6 +31,8 @@ from transom.errors import Refused
 from transom.output import for_terminal, whole_file, writable, write_whole
 from transom.settings import TrainSettings, load
 
+from ..units import counted
+
 if TYPE_CHECKING:
     from .classifier import Classification, Classifier
 
@@ -74,7 +76,7 @@ class TextInput:
         writer = RowWriter.of(self.out, self.rows, answers[0], self.file)
         with whole_file(self.out) as file:
             writer.write(file, ({**row, **answer} for row, answer in zip(self.rows, answers, strict=True)))
-        return f"{len(answers):,} rows: {self.out}"
+        return f"{counted(len(answers), 'row')}: {self.out}"
 
 
 def spoken(texts: Sequence[str], fix: str) -> list[str]:
@@ -216,7 +218,7 @@ class Embeddings:
             asked.write([{"embedding": vector} for vector in vectors.tolist()])
 
     def __str__(self) -> str:
-        size = f"{len(self.texts):,} vectors of {self.vectors.shape[1]} numbers"
+        size = f"{counted(len(self.texts), 'vector')} of {self.vectors.shape[1]} numbers"
         if self.out is not None:
             return f"{size}: {self.out}"
         first = self.vectors[:SHOWN]

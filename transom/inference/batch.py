@@ -31,7 +31,7 @@ from transom.data.rows import RowFile
 from transom.errors import Refused
 from transom.hardware import Hardware, physical_cores
 from transom.output import whole_file, write_whole
-from transom.units import format_time
+from transom.units import counted, format_time
 
 from .answers import doubts, learned_field
 from .load import foreseen
@@ -59,7 +59,7 @@ class Written:
     doubts: str = ""
 
     def __str__(self) -> str:
-        lines = [f"{self.n_rows:,} rows: {self.out}"]
+        lines = [f"{counted(self.n_rows, 'row')}: {self.out}"]
         if self.unanswered:
             n = len(self.unanswered)
             lines.append(f"{n:,} without an answer; the column '{ERROR}' says why:")

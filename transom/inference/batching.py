@@ -18,6 +18,8 @@ from transom.data.textfile import not_text
 from transom.data.tokenizer import Ids, Tokenizer
 from transom.errors import Refused
 
+from ..units import counted
+
 BUDGET = 2048
 """Tokens of a batch, padding included. Measured with MiniLM on one core (torch 2.13, 2026-11-24): texts/s of
 1,000 captions in bfloat16 are within 5% from 1,024 to 8,192; float32 loses 14% at 8,192."""
@@ -91,7 +93,7 @@ def framed(
             if not cut:
                 raise Refused(
                     f"{names[place]} has {len(ids)} tokens; this model reads at most {max_len}:"
-                    f" shorten it by {len(ids) - max_len} tokens or split it"
+                    f" shorten it by {counted(len(ids) - max_len, 'token')} or split it"
                 )
             found[place] = np.concatenate([ids[: max_len - after], ids[len(ids) - after :]])
     return found

@@ -13,6 +13,8 @@ from transom.errors import Refused
 from transom.hardware import Hardware
 from transom.model.build import Model
 
+from ..units import counted
+
 DTYPES = ("float32", "bfloat16", "float16")
 SMALL = 50_000_000
 """Parameters below which a decoder that writes a text at a time stays in float32; see `choose`."""
@@ -56,8 +58,7 @@ def in_words(model: Model) -> str:
 def describe(model: Model, job: str, reason: str) -> str:
     """Return one line for people: the job, the size of the model, where and in what arithmetic it runs."""
     config = model.config
-    layers = (
-        f"{config.n_encoder_layers or ''}{'+' if config.n_encoder_layers else ''}{config.n_layers} layers"
-    )
+    read = f"{config.n_encoder_layers}+" if config.n_encoder_layers else ""
+    layers = f"{read}{config.n_layers} layers" if read else counted(config.n_layers, "layer")
     size = f"{model.n_parameters:,} parameters, {layers}, {config.max_len:,} tokens long"
     return f"{job}({size}, on {model.embed.weight.device}; {reason or dtype_of(model)})"

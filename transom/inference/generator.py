@@ -27,6 +27,7 @@ from transom.errors import Refused
 from transom.model.build import Model
 from transom.sampling_params import Sampling, SamplingParams, by_name
 
+from ..units import counted
 from .adapters import on_base
 from .dtype import describe, dtype_of
 from .engine import Engine, EngineSettings
@@ -403,12 +404,12 @@ class Generator:
         if max_tokens > room:
             excess, ways = max_tokens - room, []
             if excess < n_prompt:
-                ways.append(f"shorten the prompt by {excess} tokens")
+                ways.append(f"shorten the prompt by {counted(excess, 'token')}")
             if room > 0:
                 ways.append(f"set max_tokens to at most {room}")
             ways = ways or [f"shorten the prompt and set max_tokens below {limit}"]
             raise Refused(
-                f"{name} has {n_prompt} tokens and max_tokens is {max_tokens}: together"
+                f"{name} has {counted(n_prompt, 'token')} and max_tokens is {max_tokens}: together"
                 f" {n_prompt + max_tokens}, where this model's limit (max_len) is {limit};"
                 f" {' or '.join(ways)}",
                 code="context_length_exceeded",

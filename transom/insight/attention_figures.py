@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import Refused
+from ..units import counted
 from .html import Markup, Picture, quoted, tag, visible
 from .svg import arcs, heat, panes
 from .text import SHADES, bars, grid
@@ -123,7 +124,8 @@ def heads(view: Numbers, thumbnails: Sequence[Any]) -> Picture:
 
     titles = [[said(at, head) for head in range(n_heads)] for at in range(n_layers)]
     shown = [list(np.asarray(layer, dtype=np.float64)) for layer in thumbnails]
-    body = panes(shown, titles, _resting(view), label=f"{n_layers} layers of {n_heads} heads")
+    size = f"{counted(n_layers, 'layer')} of {counted(n_heads, 'head')}"
+    body = panes(shown, titles, _resting(view), label=size)
     table = tag("details", tag("summary", "All figures"), _figures_table(view), style="margin-top:12px")
     habits = _habits(view)
     note = (
@@ -133,8 +135,8 @@ def heads(view: Numbers, thumbnails: Sequence[Any]) -> Picture:
     found = f"{habits[0].strip()}." if sum(map(sum, _resting(view))) else ""
     listed = tag("ul", [tag("li", line.strip()) for line in habits])
     text, brief = "\n".join([*habits, *_largest(view)]), "\n".join(habits)
-    return Picture(f"All {n_layers * n_heads} heads", Markup(listed + body + table), text, view["caveat"],
-                   note, finding=found, brief=brief)  # fmt: skip
+    return Picture(f"All {counted(n_layers * n_heads, 'head')}", Markup(listed + body + table), text,
+                   view["caveat"], note, finding=found, brief=brief)  # fmt: skip
 
 
 def _resting(view: Numbers) -> list[list[bool]]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import Refused
 from ..model.recurrent import Recurrent
+from ..units import counted
 from . import figures
 from .activations import embedded, residual_stream
 from .answer_score import AnswerScore, answer_score, chunks, device_of, logits_at
@@ -131,7 +132,7 @@ def token_gradients(model: nn.Module, tokens: Tensor | Sequence[int], *, rows: i
     parts = model_parts(model)
     ids = torch.as_tensor(tokens, device=device_of(model)).flatten()
     if len(ids) < 2:
-        raise Refused(f"a text of {len(ids)} tokens has none that is predicted; give at least 2")
+        raise Refused(f"a text of {counted(len(ids), 'token')} has none that is predicted; give at least 2")
     found = []
     for some in chunks(len(ids) - 1, rows):
         losses = lambda logits, some=some: F.cross_entropy(  # noqa: E731

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..errors import Refused
 from ..model.recurrent import Recurrent
 from ..model.transformer import Transformer
+from ..units import counted
 from . import figures
 from .answer_score import chunks, device_of, hidden_of, logits_at
 from .html import Picture
@@ -69,7 +70,7 @@ def token_probabilities(
     """
     ids = torch.as_tensor(tokens, device=device_of(model)).flatten()
     if len(ids) < 2:
-        raise Refused(f"a text of {len(ids)} tokens has none that is predicted; give at least 2")
+        raise Refused(f"a text of {counted(len(ids), 'token')} has none that is predicted; give at least 2")
     config = getattr(model, "config", None)
     if getattr(config, "kind", "") == "encoder":
         raise Refused("an encoder sees the token it would be asked for; mask it and use attribute()")

@@ -23,6 +23,7 @@ from .. import __version__
 from ..errors import Refused
 from ..hardware import Hardware
 from ..output import write_whole
+from ..units import counted
 from .claim import Claim, Point, Settings, judge
 
 RESULT, FIGURE = "result.json", "figure.svg"
@@ -106,7 +107,7 @@ def _arm(
         started = time.perf_counter()
         measured = claim.measure(arm, missing)
         each = (time.perf_counter() - started) / len(missing)
-        say(f"lab {claim.name}: {name}, {len(missing)} seeds: {each * len(missing):.0f} s")
+        say(f"lab {claim.name}: {name}, {counted(len(missing), 'seed')}: {each * len(missing):.0f} s")
         for seed, point in zip(missing, measured, strict=True):
             kept[seed] = {"settings": dict(arm), "seconds": each, "point": {"seed": seed, **point}}
             write_json(files[seed], kept[seed])

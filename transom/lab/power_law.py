@@ -16,6 +16,7 @@ from scipy.optimize import minimize
 
 from ..insight.html import Markup
 from ..intervals import Estimate, student
+from ..units import counted
 from .claim import Plant, Point, Points, Settings, solved
 from .plot import Series, figure, lines
 from .texts import byte_rows, code
@@ -43,7 +44,7 @@ def arms(quick: bool) -> dict[str, dict[str, Any]]:
 
 
 def name(size: tuple[int, int]) -> str:
-    return f"{size[0]} layers of {size[1]}"
+    return f"{counted(size[0], 'layer')} of {size[1]}"
 
 
 def measure(arm: Settings, seeds: Sequence[int]) -> list[Point]:

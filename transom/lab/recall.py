@@ -17,6 +17,7 @@ from torch import Tensor
 from ..insight.html import Markup
 from ..intervals import Estimate
 from ..model.losses import IGNORE
+from ..units import counted
 from .claim import Plant, Point, Points, Settings, Shares, mean_share, share_sum, solved
 from .distance import remember_long
 from .plot import Series, figure, grid, lines
@@ -124,7 +125,7 @@ def read(points: Points) -> dict[str, Estimate]:
 def draw(points: Points) -> Markup:
     panels = [
         grid([[float(np.mean([p[f"{n} at {far}"] for p in of])) for far in AWAY] for n in FACTS],
-             [f"{n} facts" if n > 1 else "1 fact" for n in FACTS], [str(far) for far in AWAY],
+             [counted(n, "fact") for n in FACTS], [str(far) for far in AWAY],
              title=f"{name}: share recalled", across=f"tokens between (learned: up to {LEARNED})")
         for name, of in points.items()
     ]  # fmt: skip

@@ -25,6 +25,7 @@ from transom.retrieval.store import Passage
 from transom.retrieval.writer import ANSWER_TOKENS, SMALL, Writer, messages
 from transom.server_settings import ServerSettings
 
+from ..units import counted
 from .chat_schema import AskBody, ChatBody, Grounding, PassageBody
 from .endpoint import DONE, Answer, Call, Frames, frame
 from .errors import ApiError
@@ -225,7 +226,10 @@ def told(known: Mapping[str, KnowledgeBase], keys: bool) -> list[str]:
     lines = []
     for name, base in known.items():
         stats = base.store.stats
-        lines.append(f"{name}: knowledge base; {stats.n_documents:,} documents, {stats.n_chunks:,} chunks")
+        lines.append(
+            f"{name}: knowledge base; {counted(stats.n_documents, 'document')}, "
+            f"{counted(stats.n_chunks, 'chunk')}"
+        )
         if stats.labels and not keys:
             n = sum(stats.labels.values())
             lines.append(

@@ -21,7 +21,6 @@ from ..data.answer_rows import AnswerRow, answer_rows
 from ..data.check import survey
 from ..data.documents import printable
 from ..data.duplicates import Duplicates
-from ..data.example_report import counted
 from ..data.example_source import ExampleSource
 from ..data.example_split import digest_of
 from ..data.issues import MAX_SKIPPED
@@ -31,6 +30,7 @@ from ..data.sources import open_source
 from ..data.tokenizer import Tokenizer
 from ..errors import Refused
 from ..settings import TrainSettings
+from ..units import counted
 from .example_tasks import preparation
 from .report import Report as Events
 from .task_facts import TASK_FACTS

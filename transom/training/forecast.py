@@ -22,6 +22,7 @@ from ..model.initialize import is_matrix
 from ..model.lora import frozen_matrices, hold_frozen
 from ..model.losses import run_rows
 from ..settings import TrainSettings
+from ..units import counted
 from .architecture import (
     ENOUGH,
     MOST_PASSES,
@@ -137,7 +138,8 @@ class Forecast:
             f" + weights {mb['weights_bytes']:,.0f} {weights} + gradients {mb['gradient_bytes']:,.0f}"
             f" (4) + optimizer {mb['optimizer_bytes']:,.0f} (Muon 4, AdamW 8)"
             f" + activations {mb['activation_bytes']:,.0f} (micro-batch of {self.micro_windows} windows)",
-            f"tokens      {self.tokens / 1e6:,.2f} million, {self.steps:,} steps of {self.tokens_per_step:,}",
+            f"tokens      {self.tokens / 1e6:,.2f} million, "
+            f"{counted(self.steps, 'step')} of {self.tokens_per_step:,}",
             f"data        {self.says_passes}",
             f"rates       {self.rates}",
             f"speed       {self.tokens_per_second:,.0f} tokens/s, {how}",

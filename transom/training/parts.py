@@ -13,6 +13,7 @@ from ..checkpoint.families import family_for
 from ..hardware import DtypeChoice, EnergyMeter, Hardware
 from ..model.build import Model
 from ..settings import TrainSettings
+from ..units import counted
 from .budget import Budget, Clock
 from .folder import RunFolder
 from .forecast import Forecast
@@ -64,9 +65,10 @@ class RunParts:
     def in_words(self, micro: MicroBatch) -> list[str]:
         """Say before the work what is about to happen, a line for each thing."""
         config, expected, n_parameters = self.model.config, self.expected, self.model.n_parameters
-        layers = f"{config.n_layers} layers"
+        layers = counted(config.n_layers, "layer")
         if config.n_encoder_layers is not None:
-            layers = f"{config.n_encoder_layers} layers that read and {config.n_layers} that write,"
+            read = counted(config.n_encoder_layers, "layer")
+            layers = f"{read} that read and {config.n_layers} that write,"
         active = self.model.n_active_parameters
         used = f" ({active:,} active)" if active < n_parameters else ""
         written = (

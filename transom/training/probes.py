@@ -24,6 +24,7 @@ from ..insight.overview import Overview
 from ..insight.reading import OF_RUN
 from ..insight.svg import curves
 from ..insight.text import spark
+from ..units import counted
 from .folder import RunFolder
 from .report import Event, history
 
@@ -111,7 +112,8 @@ def look_at_run(path: Path) -> Overview:
             f"{folder.metrics}: nothing was noted of the inside of this run; runs made from now on do"
         )
     pictures = [_picture(name, events) for name in FIGURES if any(name in event for event in events)]
-    lead = f"{len(events)} looks in {events[-1]['step']:,} steps, always over the same rows."
+    looks, steps = counted(len(events), "look"), counted(events[-1]["step"], "step")
+    lead = f"{looks} in {steps}, always over the same rows."
     return Overview(f"How {path.resolve().name} moved", lead, pictures, events, OF_RUN)
 
 
