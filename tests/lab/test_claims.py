@@ -429,6 +429,12 @@ def test_figures_hold_their_points_and_nothing_from_outside() -> None:
     assert svg.count("<circle") == 3 and "a&lt;b" in svg and "75%" in svg and ">.50<" in svg
     assert "nan" not in svg and "prefers-color-scheme:dark" in svg
     assert not re.search(r"<script|href|url\(", svg)
+    dots = lines([Series(name, [x], [[2.0]]) for name, x in (("a", 80.0), ("b", 110.0))],
+                 title="t", across="x", up="y")  # fmt: skip
+    places = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', str(figure(dots, label="dots")))]
+    assert len(places) == 4 and 44 < places[0] < places[1] < 342  # clear of the frame, and two of the key
+    many = lines([Series("a", [i / 30 for i in range(1, 31)], [[1.0]] * 30)], title="t", across="x", up="y")
+    assert re.findall(r'class="mid"[^>]*>([^<]+)<', str(figure(many, label="l"))) == ["0.5", "1"]
     alone = svg.alone()  # a notebook's image: its own width, paper and ink
     assert 'width="384"' in alone and "a&lt;b" in alone and 'fill="#fff"' in alone
     assert "prefers-color-scheme" not in alone and "width:100%" not in alone.replace("max-width:100%", "")

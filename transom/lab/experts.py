@@ -89,13 +89,16 @@ def read(points: Points) -> dict[str, Estimate]:
 
 
 def draw(points: Points) -> Markup:
-    learning = [Series(name, *curve(of), dots=False) for name, of in points.items()]
+    drawn = [(name, *curve(of)) for name, of in points.items()]
+    early = len(drawn[0][1]) // 5  # what all learn first is larger than what sets them apart
+    learning = [Series(name, x[early:], y[early:], dots=False) for name, x, y in drawn]
     in_the_end = [Series(name, [of[0]["active"] / 1e3], [values(of, "loss").tolist()])
                   for name, of in points.items()]  # fmt: skip
     return figure(
         lines(in_the_end, title="Held-out loss by compute", across="thousand weights a token meets",
               up="nats per byte"),
-        lines(learning, title="While learning", across="share of the steps", up="loss in nats"),
+        lines(learning, title="While learning, after the first fifth", across="share of the steps",
+              up="loss in nats"),
         label="Loss of experts and of dense models of equal compute and equal size",
     )  # fmt: skip
 

@@ -21,12 +21,15 @@ SHARE = 24.0
 """Width that a written share needs."""
 CHARACTER = 6.6
 """Width in pixels of a character of a legend, at most."""
+FEW = 8
+"""So many places of a scale are named each; of more, round numbers."""
 STYLE = """
 .lab{--ink:#171a1d;--soft:#4f575d;--line:#d5dae1}
-.lab text{font:11.5px/1 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif;
+.lab.lab text{font:11.5px/1 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif;
 fill:var(--soft)}
 .lab text.title{fill:var(--ink);font-weight:600;font-size:12.5px}.lab text.end{text-anchor:end}
-.lab text.mid{text-anchor:middle}.lab text.in{fill:#171a1d;text-anchor:middle}
+.lab text.mid,.lab text.on,.lab text.in{text-anchor:middle}.lab text.on{fill:var(--ink)}
+.lab text.in{fill:#171a1d}
 .lab .axis{stroke:var(--line);fill:none}.lab .mark{stroke:var(--soft);stroke-dasharray:3 3}
 .lab .curve{fill:none;stroke-width:1.8;stroke-linejoin:round}
 """
@@ -86,6 +89,9 @@ def lines(
     ticks = _ticks(min(ys), max(ys), log_y)
     low, high, low_x, high_x = ticks[0], ticks[-1], min(xs), max(xs)
     wide, tall = WIDTH - LEFT - RIGHT, HEIGHT - ABOVE - BELOW
+    single = all(len(one.x) == 1 for one in series)
+    if single:  # no line runs to the frame: dots stand clear of it
+        low_x, high_x = (end + way * 0.08 * (high_x - low_x or 1) for end, way in ((low_x, -1), (high_x, 1)))
 
     def at(x: float, y: float) -> tuple[float, float]:
         return (LEFT + wide * (scale(x, log_x) - low_x) / (high_x - low_x or 1),
@@ -98,6 +104,8 @@ def lines(
         parts.append(tag("text", _number(10**tick if log_y else tick), class_="end", x=LEFT - 6, y=y + 4))
     parts += [tag("path", class_="mark", d=f"M{LEFT} {at(1, m)[1]:.1f}h{wide}") for m in marks]
     places = sorted({x for one in series for x in one.x})
+    if len(places) > FEW and not log_x:
+        places = [x for x in _ticks(places[0], places[-1], False) if places[0] <= x <= places[-1]]
     for x in _some(places, lambda x: at(x, floor)[0]):
         parts.append(tag("text", _number(x), class_="mid", x=at(x, 1)[0], y=HEIGHT - BELOW + 16))
     parts.append(tag("text", across, class_="end", x=WIDTH - RIGHT, y=HEIGHT - BELOW + 31))
@@ -117,7 +125,7 @@ def lines(
         dots = [(x, v) for x, seeds in zip(one.x, one.y, strict=True) for v in seeds if math.isfinite(v)]
         if one.dots:
             parts += [tag("circle", cx=at(x, v)[0], cy=at(x, v)[1], r=2.0, fill=color) for x, v in dots]
-    key, height = legend([one.name for one in series], HEIGHT + 16)
+    key, height = legend([one.name for one in series], HEIGHT + 16, dots=single)
     return Panel(parts + key, height)
 
 
@@ -157,7 +165,7 @@ def grid(
             parts.append(tag("rect", x=x, y=y, width=wide - 2, height=20, fill=CURVES[0],
                              fill_opacity=f"{0.08 + 0.8 * value:.2f}"))  # fmt: skip
             shown = f"{value:.2f}".removeprefix("0") if value < 0.995 else "1"
-            on = "in" if value >= 0.7 else "mid"  # dark ink on a full colour, whatever the paper
+            on = "in" if value >= 0.7 else "on"  # dark ink on a full colour, whatever the paper
             parts.append(tag("text", shown, class_=on, x=x + wide / 2 - 1, y=y + 14))
     y = 22 + len(rows) * 22.0 + 12
     parts += [tag("text", n, class_="mid", x=left + (c + 0.5) * wide, y=y) for c, n in enumerate(columns)]
@@ -165,17 +173,22 @@ def grid(
     return Panel(parts, y + 22)
 
 
-def legend(names: Sequence[str], y: float, dashes: Sequence[str] = DASHES) -> tuple[list[Markup], float]:
-    """Names beside strokes as their lines have them, as many in a row as there is room for; and the end."""
-    parts, x = [], 0.0
+def legend(
+    names: Sequence[str], y: float, dashes: Sequence[str] = DASHES, dots: bool = False
+) -> tuple[list[Markup], float]:
+    """Names beside strokes as their lines have them, or dots, as many in a row as there is room for; and the
+    end.
+    """
+    parts, x, stroke = [], 0.0, 8 if dots else 20
     for i, name in enumerate(names):
-        wide = 30 + CHARACTER * len(name)
+        wide = stroke + 10 + CHARACTER * len(name)
         if x and x + wide > WIDTH:
             x, y = 0.0, y + ROW
         dash = dashes[i % len(dashes)] or None
-        parts.append(tag("path", d=f"M{x:.0f} {y - 4:.0f}h20", stroke=CURVES[i % len(CURVES)],
-                         stroke_width="3", stroke_dasharray=dash))  # fmt: skip
-        parts.append(tag("text", name, x=x + 25, y=y))
+        color, at = CURVES[i % len(CURVES)], f"M{x:.0f} {y - 4:.0f}h{stroke}"
+        parts.append(tag("circle", cx=x + 4, cy=y - 4, r=3, fill=color) if dots else
+                     tag("path", d=at, stroke=color, stroke_width="3", stroke_dasharray=dash))  # fmt: skip
+        parts.append(tag("text", name, x=x + stroke + 5, y=y))
         x += wide + 8
     return parts, y + 6
 
