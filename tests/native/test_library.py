@@ -85,7 +85,8 @@ def test_nothing_outside_of_what_was_allocated_is_touched(tmp_path: Path) -> Non
         "TRANSOM_TEST_KERNELS": str(tmp_path),
     }
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/native/test_ops.py"],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/native/test_ops.py",
+         "tests/native/test_experts.py", "-k", "not transformers and not pytorch and not anew"],
         cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
@@ -105,7 +106,8 @@ def test_kernels_of_tiles_are_right_where_tiles_are_memory(tmp_path: Path) -> No
     environment = {**os.environ, "TRANSOM_TEST_KERNELS": str(tmp_path)}
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/native/test_ops.py",
-         "-k", "avx512 or levels"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+         "tests/native/test_experts.py", "-k", "avx512 or levels"],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
 

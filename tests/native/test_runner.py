@@ -27,6 +27,7 @@ from transom.insight.hooks import Edit, edited
 from transom.insight.look import look
 from transom.model.build import Model, build
 from transom.model.config import Experts, RopeScaling
+from transom.model.experts import routers
 from transom.model.lora import Lora, adapted_layers, add_lora, linear_layers, named_by
 
 LEVELS = levels() or ["scalar"]
@@ -58,6 +59,19 @@ FAMILIES = {
     },
     "caps and scales": {"logit_softcap": 8.0, "logit_scale": 0.5, "attn_scale": 0.3, "activation": "relu2"},
     "no positions": {"position": "none", "ffn_dim": 41, "dim": 19, "activation": "gelu"},
+    "mixtral": {"experts": Experts(5, 2, 13, score="softmax", balance="none")},
+    "olmoe": {
+        "experts": Experts(6, 3, 12, score="softmax", normalize=False, balance="loss"),
+        "qk_norm": True,
+        "qk_norm_over": "projection",
+    },
+    "qwen3-moe": {"experts": Experts(8, 2, 9, score="softmax", balance="loss"), "qk_norm": True},
+    "dots1": {"experts": Experts(6, 3, 11, n_shared=2, scale=2.5, first_dense=1), "qk_norm": True},
+    "one of many experts, no gate": {
+        "experts": Experts(70, 1, 20, score="softmax"),
+        "gated": False,
+        "activation": "relu2",
+    },
 }
 
 
@@ -70,6 +84,9 @@ def family(name: str, dtype: torch.dtype) -> Model:
         for part in model.parameters():
             if part.ndim == 1:  # norms that are not 1, biases that are not 0
                 part.add_(0.2 * torch.randn(part.shape, generator=generator))
+        for router in routers(model):
+            if router.correction is not None:  # chosen by it, not weighted
+                router.correction.normal_(std=0.1, generator=generator)
     return model.to(dtype).requires_grad_(False)
 
 
@@ -124,7 +141,7 @@ def test_bfloat16_is_no_further_from_exact_than_pytorch_is(name: str, level: str
 @given(plan=moves)
 @settings(max_examples=scaled(40))
 def test_any_workload_gives_what_one_pass_gives(level, plan):
-    name = ("llama", "mistral", "qwen3", "gpt2")[plan[0][1] % 4]
+    name = ("llama", "mistral", "qwen3", "gpt2", "dots1")[plan[0][1] % 5]
     runner = made(
         name, level, torch.float32, n_tokens=(32, 64, 400)[plan[0][1] // 4 % 3], reuse=plan[0][1] % 2 > 0
     )
@@ -135,20 +152,24 @@ def test_any_workload_gives_what_one_pass_gives(level, plan):
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["mistral", "dots1"])
 @given(one=moves, other=moves)
 @settings(max_examples=scaled(20))
-def test_logits_are_bitwise_a_function_of_the_row(level, dtype, one, other):
+def test_logits_are_bitwise_a_function_of_the_row(level, dtype, name, one, other):
     """Alone and beside others, in any chunks, from the prefix cache, as a fork: always the same bits."""
     known: dict[Key, Tensor] = {}
     for plan, reuse in ((one, True), (other, False), (one + other, True)):
-        for key, logits in Play(made("mistral", level, dtype, reuse=reuse), False).play(plan).seen:
+        for key, logits in Play(made(name, level, dtype, reuse=reuse), False).play(plan).seen:
             assert torch.equal(known.setdefault(key, logits), logits)
 
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_bits_are_those_of_any_number_of_threads_and_any_chunks(level: str, dtype: torch.dtype) -> None:
-    config = CONFIG.with_(max_len=2100, dim=48, window=1500)
+@pytest.mark.parametrize("experts", [None, Experts(7, 3, 40, n_shared=1)], ids=["dense", "experts"])
+def test_bits_are_those_of_any_number_of_threads_and_any_chunks(
+    level: str, dtype: torch.dtype, experts: Experts | None
+) -> None:
+    config = CONFIG.with_(max_len=2100, dim=48, window=1500, experts=experts)
     model = build(config, 0).eval().to(dtype)
     tokens, before = [(7 * i + i * i) % 23 for i in range(2100)], torch.get_num_threads()
     found = []
@@ -365,8 +386,9 @@ def test_every_family_runs_in_8_bits(name: str, level: str) -> None:
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_a_row_in_8_bits_has_its_bits_beside_any_others(level: str, dtype: torch.dtype) -> None:
-    base, over, known = family("qwen2", dtype), adapters_to("qwen2", dtype), dict[str, Tensor]()
+@pytest.mark.parametrize("name", ["qwen2", "dots1"])
+def test_a_row_in_8_bits_has_its_bits_beside_any_others(level: str, dtype: torch.dtype, name: str) -> None:
+    base, over, known = family(name, dtype), adapters_to(name, dtype), dict[str, Tensor]()
     before = torch.get_num_threads()
     try:
         for n_threads, step in ((1, 48), (2, 7), (3, 1)):
@@ -392,9 +414,9 @@ def test_weights_of_8_bits_are_told_and_refused_where_pytorch_computes(
     with pytest.raises(Refused, match="weights is 'int4'; it must be int8, or left out"):
         Generator(model, tokenizer, weights="int4")
     with pytest.raises(
-        Refused, match="int8 weights are read by native kernels alone, and this model .*experts"
+        Refused, match="int8 weights are read by native kernels alone, and this model .*a recurrence"
     ):
-        Generator(build(config.with_(experts=Experts(4, 2, 12)), 0).eval(), tokenizer, weights="int8")
+        Generator(build(config.with_(cell="gru"), 0).eval(), tokenizer, weights="int8")
     monkeypatch.setenv("TRANSOM_NATIVE", "0")
     with pytest.raises(Refused, match="by PyTorch: native kernels turned off"):
         Generator(model, tokenizer, weights="int8")
@@ -416,7 +438,6 @@ def test_what_a_plan_cannot_say_is_left_to_pytorch_and_said(monkeypatch: pytest.
     if len(LEVELS) == 1:
         pytest.skip("no level here that would be chosen")
     cases = {
-        "it has experts": {"experts": Experts(4, 2, 12)},
         "it is a recurrence": {"cell": "lstm"},
         "its positions are relative": {"position": "relative"},
         "its attention has a soft cap": {"attn_softcap": 3.0},

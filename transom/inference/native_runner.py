@@ -55,7 +55,7 @@ class NativeRunner(BlockRunner):
         return self._version_now() != self._version or watched(self._model)
 
     def _version_now(self) -> list[tuple[Any, ...]]:
-        return version_of(chain(self._model.parameters(), self._thin))
+        return version_of(chain(self._model.parameters(), self._model.buffers(), self._thin))
 
     def _renew(self) -> None:
         adapters = list(self._adapters.values())

@@ -7,7 +7,7 @@ by however many threads. Read next: embedder, classifier, native/plan.
 
 from __future__ import annotations
 
-from itertools import accumulate, count, islice, takewhile
+from itertools import accumulate, chain, count, islice, takewhile
 from typing import Any
 
 import torch
@@ -57,7 +57,7 @@ class TextEncoder:
 
     def _current_plan(self) -> Plan | None:
         """The plan of the weights as they are, where the kernels run this model."""
-        version = version_of(self.model.parameters())
+        version = version_of(chain(self.model.parameters(), self.model.buffers()))
         if version != self._version:
             self._plan, self._version = None, version
             library, _ = available(self.model)

@@ -6,11 +6,11 @@ import ctypes
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
 from typing import Any
 
-ABI = 4
+ABI = 5
 """Of `TRANSOM_ABI`: a library of another number is refused."""
 
 F32, BF16, I8 = range(3)
-EMBED, NORM, PRODUCT, HEADS, ATTEND, THIN, ENCODE, POOL = range(8)
+EMBED, NORM, PRODUCT, HEADS, ATTEND, THIN, ENCODE, POOL, ROUTE, GROUP, GATHER, EXPERTS = range(12)
 WRITE, ADD, GATE, RESULT, REPLACE = range(5)
 ACTIVATIONS = {"none": 0, "silu": 1, "gelu": 2, "gelu_tanh": 3, "relu": 4, "relu2": 5, "tanh": 6}
 
@@ -31,10 +31,11 @@ class Op(ctypes.Structure):
         *((name, c_int32) for name in ("kind", "in_", "out", "wanted", "store", "activation", "layer")),
         *((name, c_int32) for name in ("n_heads", "n_kv_heads", "head_dim", "window", "bidirectional")),
         *((name, c_int32) for name in ("whole_norm", "layer_norm", "position_offset", "thin", "n_parts")),
+        *((name, c_int32) for name in ("n_experts", "n_active", "sigmoid", "normalize")),
         *((name, c_float) for name in ("eps", "scale")),
         *(
             (name, c_void_p)
-            for name in ("matrix", "table", "positions", "segments", "weight", "bias", "parts")
+            for name in ("matrix", "table", "positions", "segments", "weight", "bias", "parts", "matrices")
         ),
     ]
 

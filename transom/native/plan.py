@@ -10,7 +10,7 @@ Read next: src/transom.h.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from ctypes import c_int32
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -56,7 +56,6 @@ def why_not(model: Any) -> str:
         f"its numbers are {str(weight.dtype).removeprefix('torch.')}": weight.dtype not in FORMATS,
         "it is an encoder-decoder": config.kind == "encoder-decoder",
         "it is a recurrence": config.cell is not None,
-        "it has experts": config.experts is not None,
         "its norms come after": config.norm_position != "before" and not (encoder and config.embed_norm),
         f"its positions are {config.position}": config.position not in ("rotary", "learned", "none"),
         "its embeddings are normed": not encoder and (config.embed_norm or bool(config.segments)),
@@ -90,6 +89,10 @@ class Plan:
         self._weights = abi.I8 if int8 else self.format
         self._coded: dict[int, int] = {}
         """Buffers that products of 8-bit weights read, by those that they are made of."""
+        self._gathered: dict[int, int] = {}
+        """Those that experts read, a row for each choice, in the same way."""
+        self._routed: tuple[int, ...] = ()
+        """Of experts: scores, choices, what is inside one, and inside the shared one."""
         self._frequencies: Tensor | None = model.frequencies
         self._angles: tuple[Tensor, Tensor] | None = None
         self._widths: list[int] = []
@@ -122,6 +125,12 @@ class Plan:
         projected = self._buffer((heads + 2 * keys) * width, abi.F32)
         queries = self._buffer(heads * (-(-width // UNIT) * UNIT))
         mixed, self._thin = self._buffer(heads * width), self._buffer(0)
+        if (experts := config.experts) is not None:
+            widths = (experts.n_experts, 2 * experts.n_active)  # of a choice, the expert and its weight
+            self._routed = (
+                *(self._buffer(width, abi.F32) for width in widths),
+                *(self._buffer(n * experts.ffn_dim) for n in (1, experts.n_shared)),
+            )
         ops, after = [self._embed(model, stream)], config.norm_position == "after"
         store = abi.REPLACE if after else abi.WRITE
         if config.embed_norm:
@@ -144,8 +153,8 @@ class Plan:
                    scale=width**-0.5 if config.attn_scale is None else config.attn_scale, **shape),
                 *self._product(parts("attn.o_proj"), mixed, stream, store=abi.ADD),
                 first if after else second,
-                *self._feed_forward(parts, block.ffn.gated, normed, inner),
-                *self._product(parts("ffn.down_proj"), inner, stream, store=abi.ADD),
+                *(self._feed_forward(parts, "ffn", normed, inner, stream) if config.experts_of(i) is None
+                  else self._experts(parts, block.ffn, normed, stream)),
                 *([second] if after else []),
             ]  # fmt: skip
         if self.encodes:
@@ -265,11 +274,57 @@ class Plan:
         A, B = (self._matrix(thin, self.format) for thin in (layer.lora_A, pad(rise, (0, 0, above, 0))))
         return Part(A=A, B=B, gain=gain, at=at, first=first, step=step)
 
-    def _feed_forward(self, parts: Any, gated: bool, in_: int, out: int) -> list[Op]:
-        """The product into the inner width, with the activation."""
-        names = ("ffn.gate_proj", "ffn.up_proj") if gated else ("ffn.up_proj",)
-        store = abi.GATE if gated else abi.WRITE
-        return self._product(parts(*names), in_, out, store=store, activation=self.config.activation)
+    def _feed_forward(self, parts: Any, name: str, in_: int, inner: int, stream: int) -> list[Op]:
+        """The product into the inner width, with the activation, and the one that adds to the stream."""
+        gated = self.config.gated
+        names = (f"{name}.gate_proj", f"{name}.up_proj") if gated else (f"{name}.up_proj",)
+        store, activation = abi.GATE if gated else abi.WRITE, self.config.activation
+        return [
+            *self._product(parts(*names), in_, inner, store=store, activation=activation),
+            *self._product(parts(f"{name}.down_proj"), inner, stream, store=abi.ADD),
+        ]
+
+    def _experts(self, parts: Any, ffn: Any, in_: int, stream: int) -> list[Op]:
+        """A mixture of experts, added to the stream expert by expert, and then the shared one."""
+        router, bank, config = ffn.router, ffn.experts, self.config
+        scores, chosen, inner, shared = self._routed
+        own = dict(n_experts=router.experts.n_experts, n_active=router.experts.n_active)
+        wide = [bank.up_proj] if not bank.gated else [bank.gate_proj, bank.up_proj]
+        correction = router.correction
+        ops = [
+            # Never in 8 bits: a rounded score sends a token to another expert.
+            Op(kind=abi.PRODUCT, in_=in_, out=scores, matrix=self._matrix(router.weight, self.format)),
+            Op(kind=abi.ROUTE, in_=scores, out=chosen, scale=router.experts.scale,
+               sigmoid=int(router.experts.score == "sigmoid"), normalize=int(router.experts.normalize),
+               bias=None if correction is None else self._floats(correction), **own),
+            Op(kind=abi.GROUP, in_=chosen, **own),
+        ]  # fmt: skip
+        *encode, first = self._encoded(
+            Op(kind=abi.EXPERTS, in_=in_, out=inner, store=abi.GATE if bank.gated else abi.WRITE,
+               activation=abi.ACTIVATIONS[config.activation],
+               matrices=self._table(_alternating(each) for each in zip(*wide, strict=True)), **own)
+        )  # fmt: skip
+        rows = first.in_
+        if rows not in self._gathered:
+            self._gathered[rows] = self._buffer(self._widths[rows], self._formats[rows])
+        first.in_ = self._gathered[rows]
+        ops += [*encode, Op(kind=abi.GATHER, in_=rows, out=first.in_, **own), first]
+        *encode, second = self._encoded(
+            Op(kind=abi.EXPERTS, in_=inner, out=stream, store=abi.ADD, matrices=self._table(bank.down_proj),
+               **own)
+        )  # fmt: skip
+        for op in encode:
+            op.n_active = own["n_active"]
+        ops += [*encode, second]
+        if ffn.shared is not None:
+            ops += self._feed_forward(parts, "ffn.shared", in_, shared, stream)
+        return ops
+
+    def _table(self, weights: Iterable[Tensor]) -> int:
+        """A matrix for each expert; where they stand."""
+        matrices = [self._matrix(weight, self._weights) for weight in weights]
+        self._kept.append((ctypes.c_void_p * len(matrices))(*matrices))
+        return ctypes.addressof(self._kept[-1])
 
     def _buffer(self, width: int, format: int | None = None) -> int:
         self._widths.append(width)

@@ -1,5 +1,6 @@
 // Executes a plan: all its ops on one step, inside one parallel region. Read transom.h first.
 #include "attention.h"
+#include "experts.h"
 #include "ops.h"
 #include "threads.h"
 #include "transom.h"
@@ -41,6 +42,7 @@ struct Buffer {
     int32_t width, format;
     int64_t row_bytes, capacity;
     Memory memory;
+    int64_t per = 1; // rows of a token
 
     bool reserve(int64_t n) {
         if (n <= capacity) return true;
@@ -73,6 +75,8 @@ struct TransomPlan {
     std::vector<int32_t> places;
     std::vector<Adapted> adapted;
     std::vector<Scratch> scratch;
+    Groups groups;
+    std::vector<Ranking> rankings; // of each thread
     std::unique_ptr<Pieces[]> pieces; // of each op
 };
 
@@ -97,13 +101,21 @@ class Worker {
         case TRANSOM_THIN: return thin<F>(op);
         case TRANSOM_ENCODE: return encode<F>(op);
         case TRANSOM_POOL: return pool(op);
+        case TRANSOM_ROUTE: return route(op);
+        case TRANSOM_GROUP: return group(op);
+        case TRANSOM_GATHER: return gather(op);
+        case TRANSOM_EXPERTS: return experts<F>(op);
         }
     }
 
   private:
     template <class Work> void share(int64_t n, const Work& work) { pieces_->share(n, work); }
 
-    int64_t n_rows(const TransomOp& op) const { return op.wanted ? step_.n_wanted : step_.n_tokens; }
+    int64_t n_rows(const TransomOp& op) const {
+        return op.wanted ? step_.n_wanted : step_.n_tokens * int64_t(std::max(op.n_active, 1));
+    }
+
+    Rows rows(int32_t buffer) const { return plan_.buffers[size_t(buffer)].rows(); }
 
     template <class F> void embed(const TransomOp& op) {
         const Buffer& out = plan_.buffers[size_t(op.out)];
@@ -158,6 +170,36 @@ class Worker {
             const Adapted& some = plan_.adapted[size_t(i / op.n_parts)];
             const TransomPart& part = op.parts[(some.adapter - 1) * op.n_parts + i % op.n_parts];
             if (part.A) thin_part<F>(part, in, out, some);
+        });
+    }
+
+    void route(const TransomOp& op) {
+        Ranking& mine = plan_.rankings[size_t(thread_)];
+        share(step_.n_tokens, [&](int64_t row) { route_row(op, rows(op.in), rows(op.out), row, mine); });
+    }
+
+    void group(const TransomOp& op) {
+        share(1, [&](int64_t) { transom::group(op, rows(op.in), step_.n_tokens, plan_.groups); });
+    }
+
+    void gather(const TransomOp& op) {
+        const Rows in = rows(op.in), out = rows(op.out);
+        share(n_rows(op), [&](int64_t place) {
+            std::memcpy(out.at<char>(place), in.at<char>(plan_.groups.rows[size_t(place)]), size_t(in.row_bytes));
+        });
+    }
+
+    template <class F> void experts(const TransomOp& op) {
+        const Rows in = rows(op.in), out = rows(op.out);
+        const Groups& groups = plan_.groups;
+        const int64_t pairs = op.matrices[0]->n_panels / 2;
+        if (op.store == TRANSOM_ADD)
+            return share(pairs, [&](int64_t pair) { add_experts<F>(op, in, out, groups, pair); });
+        // As many pieces as these tokens can ask for: a thread that comes late, when another layer has other
+        // groups, must find the same number, all taken.
+        share(std::min(int64_t(op.n_experts), n_rows(op)) * pairs, [&](int64_t i) {
+            if (const size_t which = size_t(i / pairs); which < groups.met.size())
+                expert_pair<F>(op, in, out, groups, groups.met[which], i % pairs);
         });
     }
 
@@ -232,9 +274,12 @@ static void lay_out(TransomPlan& plan, const TransomStep& step) {
 static bool make_room(TransomPlan& plan, const TransomStep& step) {
     const int64_t most = std::max(step.n_tokens, step.n_wanted);
     for (Buffer& buffer : plan.buffers)
-        if (!buffer.reserve(most)) return false;
+        if (!buffer.reserve(most * buffer.per)) return false;
     if (int(plan.scratch.size()) < step.n_threads) plan.scratch.resize(size_t(step.n_threads));
     for (Scratch& scratch : plan.scratch) scratch.reserve(plan.cache.width);
+    plan.rankings.resize(plan.scratch.size());
+    for (const TransomOp& op : plan.ops)
+        if (op.kind == TRANSOM_GROUP) plan.groups.reserve(op.n_experts, int64_t(step.n_tokens) * op.n_active);
     for (size_t i = 0; i < plan.ops.size(); i++) plan.pieces[i].reset();
     return true;
 }
@@ -344,6 +389,9 @@ TransomPlan* transom_plan(int32_t format, const TransomOp* ops, int32_t n_ops, c
             formats[i] == TRANSOM_I8 ? Coded::bytes(width) : width * number_bytes(formats[i]);
         plan->buffers.push_back({widths[i], formats[i], row_bytes, 0, nullptr});
     }
+    for (const TransomOp& op : plan->ops) // a row for each choice
+        if (op.n_active && op.kind != TRANSOM_ROUTE && op.kind != TRANSOM_GROUP && op.store != TRANSOM_ADD)
+            plan->buffers[size_t(op.out)].per = op.n_active;
     plan->pieces.reset(new Pieces[size_t(n_ops)]);
     Cache& cache = plan->cache;
     cache.n_pages = n_pages, cache.n_heads = n_kv_heads, cache.width = round_up(head_dim, DEPTH_UNIT);

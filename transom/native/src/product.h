@@ -235,29 +235,34 @@ template <class F> static inline void add_thin(const TransomOp& op, const Rows& 
     });
 }
 
+// c (rows, 32) = at most 32 rows of `in`, from `first` on, times pair `pair` of a matrix.
+template <class F>
+static inline void pair_sums(const TransomMatrix& m, const Rows& in, int64_t first, int rows, int64_t pair,
+                             float* c) {
+    const char* one = m.panels + 2 * pair * m.panel_bytes();
+    if (m.format == TRANSOM_I8)
+        two_coded(in.at<char>(first), in.row_bytes, m.groups * 4, rows, one, one + m.panel_bytes(),
+                  m.scales() + pair * PAIR, c, PAIR);
+    else
+        two_panels<F>(in.at<typename F::number>(first), size_t(in.row_bytes) / sizeof(typename F::number), rows,
+                      one, one + m.panel_bytes(), int(m.groups), c, PAIR);
+}
+
 // Columns 32 * pair on of the product, all rows. adapted: in the order of their rows.
 template <class F>
 static void product_pair(const TransomOp& op, const Rows& in, const Rows& out, const Rows& thin,
                          const std::vector<Adapted>& adapted, float* result, int64_t n_rows, int64_t pair) {
-    const TransomMatrix& m = *op.matrix;
-    const char* one = m.panels + 2 * pair * m.panel_bytes();
-    const size_t lda = size_t(in.row_bytes) / sizeof(typename F::number);
     alignas(64) float c[BLOCK_ROWS * PAIR];
     size_t next = op.n_parts ? 0 : adapted.size();
     for (int64_t first = 0; first < n_rows; first += BLOCK_ROWS) {
         int rows = int(n_rows - first < BLOCK_ROWS ? n_rows - first : BLOCK_ROWS);
         for (size_t i = next; i < adapted.size() && adapted[i].first < first + rows; i++)
             fetch_thin(op, adapted[i], pair);
-        if (m.format == TRANSOM_I8)
-            two_coded(in.at<char>(first), in.row_bytes, m.groups * 4, rows, one, one + m.panel_bytes(),
-                      m.scales() + pair * PAIR, c, PAIR);
-        else
-            two_panels<F>(in.at<typename F::number>(first), lda, rows, one, one + m.panel_bytes(),
-                          int(m.groups), c, PAIR);
+        pair_sums<F>(*op.matrix, in, first, rows, pair, c);
         for (; next < adapted.size() && adapted[next].first < first + rows; next++)
             add_thin<F>(op, thin, adapted[next], pair, c + (adapted[next].first - first) * PAIR);
         if (op.store == TRANSOM_RESULT)
-            finish_result(op, result, m.n, first, rows, pair * PAIR, c);
+            finish_result(op, result, op.matrix->n, first, rows, pair * PAIR, c);
         else
             finish(op, out, first, rows, pair * PAIR, c);
     }

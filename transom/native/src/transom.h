@@ -4,7 +4,7 @@
 #pragma once
 #include <cstdint>
 
-#define TRANSOM_ABI 4
+#define TRANSOM_ABI 5
 
 extern "C" {
 
@@ -20,6 +20,10 @@ enum TransomKind : int32_t {
     TRANSOM_THIN = 5,    // what adapters make of the rows that a product reads: the thin matrices A
     TRANSOM_ENCODE = 6,  // what a product of 8-bit weights reads: rows of the plan's format in 8 bits
     TRANSOM_POOL = 7,    // residual stream of a text -> its mean
+    TRANSOM_ROUTE = 8,   // scores of a row's experts -> those that it meets, and their weights
+    TRANSOM_GROUP = 9,   // all of them -> for each expert the rows that meet it: a place for each choice
+    TRANSOM_GATHER = 10, // rows -> one for each choice, those of an expert side by side
+    TRANSOM_EXPERTS = 11 // a product of each expert with its own rows; ADD: weighted, into the stream
 };
 
 // What becomes of what an op makes: of a product's sums; of a NORM, WRITE or REPLACE; of a POOL, WRITE or RESULT.
@@ -70,15 +74,18 @@ typedef struct {
     int32_t position_offset;     // EMBED: rows left free at the beginning of the table of positions
     int32_t thin;                // PRODUCT: the buffer that THIN wrote
     int32_t n_parts;             // THIN, PRODUCT: linear maps that the product is made of; 0: no adapter
+    int32_t n_experts, n_active; // ROUTE to EXPERTS; ENCODE with n_active: so many rows of each token's
+    int32_t sigmoid, normalize;  // ROUTE: scores by it, not the softmax; weights over their sum
     float eps;                   // NORM, HEADS
-    float scale;                 // EMBED, NORM: factor of what comes out; ATTEND: factor of the scores
+    float scale;                 // EMBED, NORM, ROUTE: factor of what comes out; ATTEND: factor of the scores
     const TransomMatrix* matrix; // PRODUCT
     const void* table;           // EMBED: (V, D) in the plan's format
     const void* positions;       // EMBED: (max_len, D) in the plan's format, or null
     const void* segments;        // EMBED: (kinds, D) in the plan's format, or null
     const float* weight;         // NORM: (D,); HEADS: norm of queries (K,) or (H K,), or null
-    const float* bias;           // NORM: (D,) or null; HEADS: norm of keys; PRODUCT: (N,) or null
+    const float* bias;           // NORM: (D,) or null; HEADS: norm of keys; PRODUCT: (N,) or null; ROUTE: (E,)
     const TransomPart* parts;    // THIN, PRODUCT: (adapters, n_parts)
+    const TransomMatrix* const* matrices; // EXPERTS: one of each
 } TransomOp;
 
 // One row's part of a step: n tokens from place `start` on, whose pages stand in `pages` from `first_page`
