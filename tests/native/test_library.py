@@ -67,27 +67,44 @@ def test_without_a_compiler_it_says_so_in_a_line(tmp_path: Path) -> None:
     )
 
 
-@needs_compiler
-@pytest.mark.slow
-def test_nothing_outside_of_what_was_allocated_is_touched(tmp_path: Path) -> None:
-    """The tests of ops once more, on a build with sanitizers, which ends at the first fault."""
-    made = building.build(tmp_path, checked=True)
-    assert made[0] == LEVELS[0]
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a process whose kernels have sanitizers, and end it at the first fault."""
+    home = tmp_path_factory.mktemp("checked")
+    assert building.build(home, checked=True)[0] == LEVELS[0]
     runtime = subprocess.run(
         [str(COMPILER), "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
     ).stdout.strip()
-    if not Path(runtime).exists() or shutil.which("env") is None:
+    if not Path(runtime).exists():
         pytest.skip("the compiler has no AddressSanitizer")
-    environment = {
+    return {
         **os.environ,
         "LD_PRELOAD": runtime,
         "ASAN_OPTIONS": "detect_leaks=0",
-        "TRANSOM_TEST_KERNELS": str(tmp_path),
+        "TRANSOM_TEST_KERNELS": str(home),
     }
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["test_ops.py", "test_runner.py", "test_encoder.py", "test_experts.py"])
+def test_nothing_outside_of_what_was_allocated_is_touched(checked: dict[str, str], file: str) -> None:
+    """The tests of ops, of decoders and of encoders once more, with sanitizers."""
+    without = ["-k", "not transformers and not pytorch and not anew"] if file == "test_experts.py" else []
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/native/test_ops.py",
-         "tests/native/test_experts.py", "-k", "not transformers and not pytorch and not anew"],
-        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/native/{file}", *without],
+        cwd=ROOT, env=checked, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.skipif(len(levels()) < 2, reason="this CPU runs nothing by kernels")
+def test_five_minutes_of_two_engines_and_an_encoder_with_sanitizers(checked: dict[str, str]) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.native.soak", "300", checked["TRANSOM_TEST_KERNELS"]],
+        cwd=ROOT, env=checked, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
 

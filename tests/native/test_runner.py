@@ -527,3 +527,20 @@ def test_whoever_looks_sees_what_is_computed() -> None:
     with edited([Edit(model.get_submodule("layers.0"), "out", lambda x: -3 * x)]):
         assert text() != before
     assert text() == before and runner() is NativeRunner
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not tell")
+def test_a_thousand_runners_leave_nothing_behind():
+    model, held = build(CONFIG.with_(dim=128, ffn_dim=256, vocab_size=2000), 0).eval(), list[int]()
+    size = 4 * model.n_parameters
+    for number in range(1000):
+        runner = NativeRunner(model, library(LEVELS[-1]), n_tokens=64)
+        runner.run([Chunk(runner.open(TOKENS), 48, 1)])
+        if number in (99, 999):
+            held.append(resident())
+    assert size > 1e6 and held[1] - held[0] < 10 * size  # of 900
