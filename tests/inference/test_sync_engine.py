@@ -67,6 +67,16 @@ def test_a_stream_that_is_left_holds_nothing(generator: Generator):
     assert not engine.busy
 
 
+def test_a_stream_that_is_closed_ends_at_once(generator: Generator):
+    stream = generator.stream("abc", max_tokens=50)
+    next(stream)
+    stream.close()
+    stream.close()
+    engine = engine_of(generator)
+    engine.step()  # the abort is told
+    assert not engine.busy and list(stream) == [] and stream.completion is None
+
+
 def test_an_error_of_one_leaves_the_others(generator: Generator):
     stream = generator.stream("abc", max_tokens=20, seed=1)
     whole = generator.generate("abc", max_tokens=20, seed=1).text

@@ -73,7 +73,7 @@ def main(seconds: float) -> int:
                 stream = writers[place].stream(prompt, max_tokens=30, temperature=0.8, seed=seed)
                 expected, most = wanted[place, prompt, seed], draw.choice((2, 30, 30))
                 text = "".join(piece for piece, _ in zip(stream, range(most), strict=False))
-                del stream  # some go before the end
+                stream.close()  # some go before the end
                 right = expected.startswith(text) and (most < 30 or text == expected)
             if not right:
                 wrong.append(f"{('decoder', 'window', 'encoder')[place]}, {prompt!r}, seed {seed}")

@@ -72,6 +72,10 @@ class Stream(Iterator[str]):
             self.completion = self._request.completion()
         raise StopIteration
 
+    def close(self) -> None:
+        """End it before its time, as a generator's: nothing more is computed for it."""
+        self._events = iter(())  # whoever runs them hears that nobody reads them any more
+
 
 class Generator:
     """A decoder with its tokenizer, ready to write.
