@@ -39,6 +39,9 @@ CHATS, SHARED, OWN = 16, 1000, 24
 SMOL = ModelConfig(49_152, 576, 30, 9, 3, head_dim=64, ffn_dim=1536, max_len=2048, tie_embeddings=True)
 TINY = ModelConfig(512, 64, 2, 4, 2, head_dim=16, ffn_dim=96, max_len=2048, tie_embeddings=True)
 
+PAIRS = {"llama.cpp, q8_0": "Transom, int8"}
+"""What a contender is compared with where that is not "Transom": numbers of as many bits."""
+
 Write = Callable[[list[list[int]], int], list[list[int]]]
 """Prompts of one length, and how many tokens to write after each -> those tokens."""
 
@@ -66,6 +69,8 @@ def main(arguments: list[str]) -> None:
         missing = llama_cpp_peer.missing()
         if not missing:
             peers["llama.cpp"] = llama_cpp_peer.writer(folder, max(BATCHES))
+            if "Transom, int8" in peers:
+                peers["llama.cpp, q8_0"] = llama_cpp_peer.writer(folder, max(BATCHES), "q8_0")
         lines = [f"{model.n_parameters / 1e6:.0f}M parameters, {torch.get_num_threads()} threads, medians of"
                  f" {asked.rounds} rounds" + (f"; llama.cpp: {missing}" if missing else "")]  # fmt: skip
         figures: dict[str, Any] = {}
@@ -135,8 +140,10 @@ def _decoding(
     writes = {who: lambda write=write: write(prompts, NEW) for who, write in peers.items()}
     seconds = in_turns(writes, rounds, clock=clock)
     rates = {who: batch * NEW / statistics.median(taken) for who, taken in seconds.items()}
-    limit = batch / _least_seconds(generator, batch, 1, PROMPT + NEW // 2)
-    _report(f"decoding, batch {batch}", "tokens/s", rates, seconds, limit, lines, figures)
+    limits = {
+        who: batch / _least_seconds(generator, batch, 1, PROMPT + NEW // 2, bits_of(who)) for who in peers
+    }
+    _report(f"decoding, batch {batch}", "tokens/s", rates, seconds, limits, lines, figures)
 
 
 def _prefill(
@@ -152,18 +159,23 @@ def _prefill(
     writes = {who: lambda write=write: write(prompts, 1) for who, write in peers.items()}
     seconds = in_turns(writes, rounds, clock=clock)
     rates = {who: LONG / statistics.median(taken) for who, taken in seconds.items()}
-    limit = LONG / _least_seconds(generator, 1, LONG, LONG // 2)
-    _report(f"prefill of {LONG}", "tokens/s", rates, seconds, limit, lines, figures)
+    limits = {who: LONG / _least_seconds(generator, 1, LONG, LONG // 2, bits_of(who)) for who in peers}
+    _report(f"prefill of {LONG}", "tokens/s", rates, seconds, limits, lines, figures)
 
 
-def _least_seconds(generator: Generator, rows: int, tokens: int, held: int) -> float:
+def bits_of(who: str) -> float:
+    """Of a weight, with its share of a scale; operations are always bfloat16's, which 8 bits can pass."""
+    return 16 if who not in (*PAIRS, *PAIRS.values()) else 8.5
+
+
+def _least_seconds(generator: Generator, rows: int, tokens: int, held: int, bits: float = 16) -> float:
     """What one step takes at best: reading weights and caches once, or the arithmetic, whichever is longer.
 
-    rows: how many; tokens: read by each, looking back on `held` others on average.
+    rows: how many; tokens: read by each, looking back on `held` others on average. bits: of a weight.
     """
     config, model, hardware = generator.model.config, generator.model, Hardware.detect()
     cached = 2 * config.n_layers * config.n_kv_heads * config.head_dim * held * rows
-    read = 2 * (model.n_parameters + cached)
+    read = model.n_parameters * bits / 8 + 2 * cached
     embedding = config.vocab_size * config.dim  # looked up for all, multiplied with for the last token only
     looking = 4 * config.n_layers * config.n_heads * config.head_dim * held
     flops = rows * (tokens * (2 * (model.n_parameters - embedding) + looking) + 2 * embedding)
@@ -175,17 +187,21 @@ def _report(
     unit: str,
     rates: dict[str, float],
     seconds: dict[str, list[float]],
-    limit: float,
+    limits: dict[str, float],
     lines: list[str],
     figures: dict[str, Any],
 ) -> None:
-    said = ", ".join(f"{who} {rate:,.0f} ({rate / limit:.0%})" for who, rate in rates.items())
+    said = ", ".join(f"{who} {rate:,.0f} ({rate / limits[who]:.0%})" for who, rate in rates.items())
     ratios = {
-        who: median_ratio(taken, seconds["Transom"]) for who, taken in seconds.items() if who != "Transom"
+        who: median_ratio(taken, seconds[PAIRS.get(who, "Transom")])
+        for who, taken in seconds.items()
+        if who != "Transom"
     }
-    beside = ", ".join(f"{ratio:.2f} x {who}" for who, ratio in ratios.items())
-    lines.append(f"{what:<20} {said} {unit} (of the machine's {limit:,.0f}): {beside}")
-    figures[what] = {**rates, "limit": limit, "ratios": ratios}
+    beside = ", ".join(
+        f"{f'{PAIRS[who]} ' if who in PAIRS else ''}{ratio:.2f} x {who}" for who, ratio in ratios.items()
+    )
+    lines.append(f"{what:<20} {said} {unit} (of the machine's {limits['Transom']:,.0f}): {beside}")
+    figures[what] = {**rates, "limits": limits, "ratios": ratios}
 
 
 def _first_tokens(generator: Generator, rounds: int, lines: list[str], figures: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""llama.cpp as a contender, through llama-cpp-python, on a folder of a Llama written as GGUF in bfloat16.
+"""llama.cpp as a contender, through llama-cpp-python, on a folder of a Llama written as GGUF.
 
 It is no dependency: `missing` says that it is not there. Greedy, all rows in one batch a step.
 """
@@ -26,13 +26,16 @@ def missing() -> str:
     return "" if find_spec("llama_cpp") else "not there (llama_cpp not installed)"
 
 
-def writer(folder: Path, rows: int) -> Callable[[list[list[int]], int], list[list[int]]]:
-    """Writes greedily after at most `rows` prompts of one length, as `engine_speed.Write`."""
+def writer(folder: Path, rows: int, dtype: str = "bf16") -> Callable[[list[list[int]], int], list[list[int]]]:
+    """Writes greedily after at most `rows` prompts of one length, as `engine_speed.Write`.
+
+    dtype: of the GGUF file.
+    """
     import llama_cpp as llama
 
-    path = folder / "model.gguf"
+    path = folder / f"{dtype}.gguf"
     model, tokenizer = load_model(folder), Tokenizer.load(folder)
-    save_gguf(path, model, tokenizer, {}, dtype="bf16", name="peer")
+    save_gguf(path, model, tokenizer, {}, dtype=dtype, name="peer")
     llama.llama_backend_init()
     handle = llama.llama_model_load_from_file(str(path).encode(), llama.llama_model_default_params())
     limits: Any = llama.llama_context_default_params()
