@@ -17,6 +17,7 @@ NAMES = (
     "big_file",
     "engine_speed",
     "gguf_parity",
+    "shared_cores",
     "adapter_speed",
     "weights_quality",
     "answer_quality",
