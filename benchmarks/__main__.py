@@ -18,6 +18,7 @@ NAMES = (
     "engine_speed",
     "gguf_parity",
     "shared_cores",
+    "serving_speed",
     "adapter_speed",
     "weights_quality",
     "answer_quality",
