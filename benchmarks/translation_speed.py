@@ -26,8 +26,8 @@ from transom.checkpoint.huggingface import load_model
 from transom.data.tokenizer import train_tokenizer
 from transom.hardware import keep_memory
 from transom.inference.engine import Engine
+from transom.inference.native_runner import runner_for
 from transom.inference.request import Request
-from transom.inference.runner import TorchRunner
 from transom.inference.sync_engine import SyncEngine, sync_settings
 from transom.inference.token_rules import TokenRules
 from transom.sampling_params import SamplingParams
@@ -60,7 +60,7 @@ def random_marian(folder: Path) -> None:
 def of_transom(folder: Path, dtype: torch.dtype) -> Callable[[Tensor, int], list[list[int]]]:
     model, tokenizer = load_model(folder, dtype=dtype).eval(), train_tokenizer("bytes", iter(["text"]), 258)
     rules = TokenRules(read_generation(folder, VOCAB, searches=True))
-    runner = TorchRunner(model, n_tokens=SENTENCES * 4 * 2 * NEW)
+    runner = runner_for(model, n_tokens=SENTENCES * 4 * 2 * NEW)
     engine = SyncEngine(
         lambda: Engine(runner, tokenizer, settings=sync_settings(4 * SENTENCES, chunk_tokens=4096))
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,9 @@ from transom.data.tokenizer import train_tokenizer
 from transom.errors import Refused
 from transom.inference.beam import Finished, best_next, search_plain, top
 from transom.inference.engine import Engine
+from transom.inference.native_runner import runner_for
 from transom.inference.request import Request
-from transom.inference.runner import TorchRunner
+from transom.inference.runner import Runner, TorchRunner
 from transom.inference.sync_engine import SyncEngine, sync_settings
 from transom.inference.token_rules import TokenRules
 from transom.model.build import Model, build
@@ -82,8 +84,9 @@ def search(
     length_penalty: float = 1.0,
     early_stopping: bool | str = False,
     rules: TokenRules | None = None,
+    by: Callable[..., Runner] = TorchRunner,
 ) -> list[list[Finished]]:
-    """The best texts after each start, and after each source, by an engine."""
+    """The best texts after each start, and after each source, by an engine; by: whose logits it asks for."""
     greedy = SamplingParams(temperature=0, logprobs=0)
     requests = [
         Request(
@@ -94,7 +97,7 @@ def search(
         for start, longest, source in zip(starts, most, texts or [None] * len(starts), strict=True)
     ]  # fmt: skip
     rows = max(64, beam)
-    runner = TorchRunner(model, n_tokens=rows * 64)
+    runner = by(model, n_tokens=rows * 64)
     for _ in SyncEngine(lambda: Engine(runner, BYTES, settings=sync_settings(rows))).run(requests):
         pass
     return [request.found or [_greedy(request, length_penalty)] for request in requests]
@@ -247,7 +250,8 @@ def both(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.mark.parametrize("early_stopping", [False, True, "never"])
 @pytest.mark.parametrize("penalty", [0.0, 0.6, 1.0, 2.0])
-def test_beams_are_those_of_transformers(both, penalty, early_stopping):
+@pytest.mark.parametrize("by", [TorchRunner, runner_for], ids=["PyTorch", "the best here"])
+def test_beams_are_those_of_transformers(both, by, penalty, early_stopping):
     theirs, ours, rules = both
     lengths = (7, 5, 6, 2, 7)
     tokens, documents = sources(*lengths, vocab_size=58)
@@ -267,6 +271,7 @@ def test_beams_are_those_of_transformers(both, penalty, early_stopping):
         length_penalty=penalty,
         early_stopping=early_stopping,
         rules=rules,
+        by=by,
     )
     for row, score, best in zip(expected.sequences.tolist(), expected.sequences_scores, found, strict=True):
         text = [token for token in row[1:] if token != 59]

@@ -104,14 +104,18 @@ class Ops:
         threads: int = 1,
         angles: tuple[Tensor, Tensor] | None = None,
         segments: Sequence[int] = (),
+        sources: Sequence[tuple[int, int]] = (),
     ) -> Tensor:
-        """Run on tokens of spans (start, n), each with its pages and its adapter; the result."""
+        """Run on tokens of spans (start, n), each with its pages, its adapter and its source (where the pages
+        of that are, and how many tokens it has); the result.
+        """
         spans, flat = list(spans) or [(0, len(tokens))], [page for table in pages for page in table]
         firsts = np.cumsum([0, *map(len, pages)])[: len(spans)] if pages else [0] * len(spans)
         flat = flat or [0] * 64
         whose = adapters or [0] * len(spans)
         rows = [(*span, first, own) for span, first, own in zip(spans, firsts, whose, strict=True)]
         arrays = [np.array(x, dtype=np.int32) for x in (tokens, rows, flat, list(wanted), list(segments))]
+        given = np.array(sources, dtype=np.int64)
         result = torch.zeros(len(wanted), vocab)
         turns = (None, None) if angles is None else tuple(map(self.keep, angles))
         step = Step(
@@ -119,7 +123,9 @@ class Ops:
             len(spans),
             len(wanted),
             threads,
-            *(x.ctypes.data if len(x) else None for x in arrays),
+            0,
+            len(self.ops),
+            *(x.ctypes.data if len(x) else None for x in (*arrays, given)),
             *turns,
             result.data_ptr(),
             None,

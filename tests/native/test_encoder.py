@@ -46,6 +46,8 @@ FAMILIES = {
         "norm_position": "before", "norm": "rms", "position": "rotary", "embed_norm": False, "segments": 0,
         "gated": True, "activation": "silu", "n_kv_heads": 2, "qk_norm": True,
     },
+    "embeddings without a norm": {"embed_norm": False, "position": "sinusoidal", "segments": 0},
+    "relative": {"position": "relative", "norm_position": "before", "embed_norm": False},
     "odd widths": {"dim": 37, "ffn_dim": 41, "n_heads": 3, "n_kv_heads": 3, "head_dim": 9},
 }  # fmt: skip
 LENGTHS = (1, 90, 17, 33, 2, 16, 5, 48)
@@ -230,7 +232,6 @@ def test_what_the_tables_do_not_hold_is_refused_before_it_is_read(level: str) ->
 def test_what_a_plan_cannot_say_is_left_to_pytorch_and_said(level: str, monkeypatch) -> None:
     cases = {
         "its attention has a soft cap": {"attn_softcap": 3.0},
-        "its norms come after": {"embed_norm": False},
         "its head gives something to each token": {"head": "tokens"},
     }
     for why, parts in cases.items():

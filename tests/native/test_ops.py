@@ -116,19 +116,23 @@ def test_logits_of_wanted_rows(level, format, m, n, k, seed):
 
 
 @pytest.mark.parametrize(("level", "format"), LEVELS)
-@given(m=rows, k=sizes, seed=st.integers(0, 99), layer=st.booleans(), replaces=st.booleans())
+@given(m=rows, k=sizes, seed=st.integers(0, 99), kind=st.sampled_from(["rms", "layer", "none"]),
+       replaces=st.booleans())  # fmt: skip
 @settings(max_examples=scaled(40))
-def test_norms(level, format, m, k, seed, layer, replaces):
+def test_norms(level, format, m, k, seed, kind, replaces):
     x = (drawn(seed, m, k) * 3 + 1).float().double()
     weight, bias = drawn(1, k).float().double(), drawn(2, k).float().double()
     ops = Ops(library(level), format, [(k, F32), (k, format)])
+    layer = kind == "layer"
     ops.plan([
-        Op(kind=abi.NORM, in_=0, out=1, eps=1e-5, scale=1.0, layer_norm=int(layer), weight=ops.floats(weight),
-           bias=ops.floats(bias) if layer else None, store=abi.REPLACE if replaces else abi.WRITE)
+        Op(kind=abi.NORM, in_=0, out=1, eps=1e-5, scale=1.0, layer_norm=int(layer),
+           weight=None if kind == "none" else ops.floats(weight), bias=ops.floats(bias) if layer else None,
+           store=abi.REPLACE if replaces else abi.WRITE)
     ])  # fmt: skip
     filled(ops, 0, x)
     ops.run([0] * m)
     expected = F.layer_norm(x, (k,), weight, bias, 1e-5) if layer else F.rms_norm(x, (k,), weight, 1e-5)
+    expected = x if kind == "none" else expected
     close(ops.buffer(1, m)[:, :k], expected, format)
     close(ops.buffer(0, m)[:, :k], expected if replaces else x, F32)
     assert not ops.buffer(1, m)[:, k:].any() and not ops.buffer(0, m)[:, k:].any()
@@ -291,6 +295,107 @@ def test_attention_to_all_of_a_text(level, format, lengths, long, heads, width, 
         filled(ops, 0, own)
         ops.run([0] * len(own), [(0, len(own))], [pages[i]])
         assert torch.equal(ops.buffer(2, len(own))[:, : n_heads * width], found), "beside others, and alone"
+
+
+def relative(n_heads: int, reach: int) -> Tensor:
+    """What distances -reach .. reach - 1 add to the scores of each head, (H, 2 reach)."""
+    return drawn(5, n_heads, 2 * reach).float().double()
+
+
+def biases(table: Tensor, n: int) -> Tensor:
+    """(1, H, n, n) of queries and keys at 0 .. n - 1."""
+    places = torch.arange(n)
+    return table[:, places - places[:, None] + table.shape[1] // 2][None]
+
+
+@pytest.mark.parametrize(("level", "format"), LEVELS)
+@given(
+    n=st.one_of(st.integers(1, 70), st.sampled_from([16, 17, 1030])), early=st.integers(0, 60),
+    heads=st.sampled_from([(1, 1), (3, 3), (4, 2)]), width=st.sampled_from([4, 18, 64]),
+    causal=st.booleans(), threads=st.integers(1, 2), seed=st.integers(0, 99),
+)  # fmt: skip
+@settings(max_examples=scaled(40))
+def test_attention_with_what_distances_add(level, format, n, early, heads, width, causal, threads, seed):
+    """In one step, and where it looks back only in two."""
+    (n_heads, n_kv_heads), early = heads, min(early, n - 1) if causal else 0
+    pages = Row(0, n, 0).pages
+    ops, shape = attention(level, format, heads, width, n_pages=len(pages))
+    table = relative(n_heads, n + 32)
+    ops.plan([
+        Op(kind=abi.HEADS, in_=0, out=1, **shape),
+        Op(kind=abi.ATTEND, in_=1, out=2, bidirectional=int(not causal), scale=0.7, reach=n + 32,
+           weight=ops.keep((table * 1.4426950408889634).float()), **shape),
+    ])  # fmt: skip
+    spoil(ops, len(pages), n_kv_heads)
+    x = drawn(seed, n, (n_heads + 2 * n_kv_heads) * width).float()
+    found = list[Tensor]()
+    for begin, end in ((0, early), (early, n)) if early else ((0, n),):
+        filled(ops, 0, x[begin:end])
+        ops.run([0] * (end - begin), [(begin, end - begin)], [pages], threads=threads)
+        found.append(ops.buffer(2, end - begin)[:, : n_heads * width].double().clone())
+    query, key, value = _heads_of(x.double(), heads, width, "", (None, None), None, format)
+    rule = Rule(causal=causal, scale=0.7, bias=biases(table, n))
+    expected = attend_plain(query[None], key[None], value[None], rule)[0].flatten(1)
+    torch.testing.assert_close(torch.cat(found), expected, rtol=2e-2 if format == BF16 else 1e-4,
+                               atol=3e-2 if format == BF16 else 2e-5)  # fmt: skip
+
+
+@pytest.mark.parametrize(("level", "format"), LEVELS)
+@given(
+    lengths=st.lists(st.one_of(st.integers(1, 40), st.sampled_from([16, 17, 1030])), min_size=1, max_size=3),
+    asked=st.lists(st.tuples(st.integers(0, 2), st.sampled_from([1, 1, 1, 2, 17, 33])), min_size=1,
+                   max_size=9),
+    heads=st.sampled_from([(1, 1), (3, 3), (4, 2)]), width=st.sampled_from([4, 18, 32, 64, 80]),
+    threads=st.integers(1, 2), seed=st.integers(0, 99),
+)  # fmt: skip
+@settings(max_examples=scaled(40))
+def test_attention_to_sources(level, format, lengths, asked, heads, width, threads, seed):
+    """Keys and values of whole texts into pages of their own; then rows look into one of them each."""
+    n_heads, n_kv_heads = heads
+    _, shape = attention(level, format, heads, width, n_pages=1)
+    number_bytes, padded = DTYPES[format].itemsize, -(-width // 32) * 32
+    layers = [  # each of two layers has keys of its own
+        drawn(seed + layer, sum(lengths), 2 * n_kv_heads * width).float() for layer in range(2)
+    ]
+    sources = []
+    for n in lengths:
+        n_bytes = 2 * -(-n // 16) * n_kv_heads * 2 * 16 * padded * number_bytes
+        sources.append((torch.full((n_bytes + 64,), 255, dtype=torch.uint8), n))  # bytes 255: no numbers
+    given_ = [(memory.data_ptr(), n) for memory, n in sources]
+    for layer, x in enumerate(layers):
+        writer, _ = attention(level, format, heads, width, n_pages=1)
+        writer.plan([
+            Op(kind=abi.HEADS, in_=0, out=1, maps=abi.KEYS_AND_VALUES, source=1, layer=layer, **shape)
+        ])  # fmt: skip
+        filled(writer, 0, x)
+        tables = [list(range(-(-n // 16))) for n in lengths]
+        writer.run([0] * len(x), [(0, n) for n in lengths], tables, threads=threads, sources=given_)
+    assert all((memory[-64:] == 255).all() for memory, _ in sources), "written behind the last page"
+    asked = [(which % len(lengths), n) for which, n in asked]
+    total = sum(n for _, n in asked)
+    queries = drawn(seed + 7, total, n_heads * width).float()
+    for layer, x in enumerate(layers):
+        reader, _ = attention(level, format, heads, width, n_pages=1)
+        reader.plan([
+            Op(kind=abi.HEADS, in_=0, out=1, maps=abi.QUERIES, **shape),
+            Op(kind=abi.ATTEND, in_=1, out=2, source=1, layer=layer, scale=width**-0.5, **shape),
+        ])  # fmt: skip
+        filled(reader, 0, queries)
+        spans, own = [(3, n) for _, n in asked], [given_[which] for which, _ in asked]
+        reader.run([0] * total, spans, [[0] * 4 for _ in asked], threads=threads, sources=own)
+        found = reader.buffer(2, total)[:, : n_heads * width].double().clone()
+        parts, texts = queries.split([n for _, n in asked]), x.split(lengths)
+        for (which, n), asks, mine in zip(asked, parts, found.split([n for _, n in asked]), strict=True):
+            query = rounded(asks.double(), format).unflatten(1, (-1, width))
+            key, value = rounded(texts[which].double(), format).unflatten(1, (-1, width)).chunk(2, 1)
+            expected = attend_plain(query[None], key[None], value[None], Rule(scale=width**-0.5))[0].flatten(
+                1
+            )
+            torch.testing.assert_close(mine, expected, rtol=2e-2 if format == BF16 else 1e-4,
+                                       atol=2e-2 if format == BF16 else 1e-5)  # fmt: skip
+            filled(reader, 0, asks)
+            reader.run([0] * n, [(3, n)], [[0] * 4], sources=[given_[which]])
+            assert torch.equal(reader.buffer(2, n)[:, : n_heads * width].double(), mine), "alone"
 
 
 def _heads_of(x, heads, width, norm, norms, angles, format):

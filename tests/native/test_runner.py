@@ -58,6 +58,8 @@ FAMILIES = {
         "head_bias": True,
     },
     "caps and scales": {"logit_softcap": 8.0, "logit_scale": 0.5, "attn_scale": 0.3, "activation": "relu2"},
+    "relative": {"position": "relative", "relative_buckets": 8, "relative_max_distance": 20, "window": 9},
+    "sinusoidal": {"position": "sinusoidal"},
     "no positions": {"position": "none", "ffn_dim": 41, "dim": 19, "activation": "gelu"},
     "mixtral": {"experts": Experts(5, 2, 13, score="softmax", balance="none")},
     "olmoe": {
@@ -439,7 +441,7 @@ def test_what_a_plan_cannot_say_is_left_to_pytorch_and_said(monkeypatch: pytest.
         pytest.skip("no level here that would be chosen")
     cases = {
         "it is a recurrence": {"cell": "lstm"},
-        "its positions are relative": {"position": "relative"},
+        "its norms come after": {"norm_position": "after"},
         "its attention has a soft cap": {"attn_softcap": 3.0},
     }
     for why, parts in cases.items():

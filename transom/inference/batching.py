@@ -7,6 +7,7 @@ attention needs no mask. Results belong to the places that the texts had. Read n
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate, islice, takewhile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,6 +36,16 @@ class TextBatch(NamedTuple):
     """(B, L) int64."""
     documents: Tensor | None
     """(B, L) int32: 0 for text, -1 for padding; None: all are equally long."""
+
+
+def together(lengths: Sequence[int], most: int) -> Iterator[slice]:
+    """Which of texts that follow each other are read in one step: at most `most` tokens, or one text."""
+    at = 0
+    while at < len(lengths):
+        fitting = takewhile(lambda end: end <= most, accumulate(islice(lengths, at, None)))
+        end = at + max(1, sum(1 for _ in fitting))
+        yield slice(at, end)
+        at = end
 
 
 def as_list(texts: Any, what: str = "text") -> tuple[list[str], bool]:

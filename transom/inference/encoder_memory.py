@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transom.model.build import Model
 from transom.model.cache import Memory
 from transom.model.recurrent import Recurrent
+from transom.native.plan import Source as NativeSource
 
 Project = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -30,6 +31,8 @@ class EncodedSource:
         """(M, D)."""
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}
         """Keys and values of each layer, (M, H, K)."""
+        self.by_kernels: NativeSource | None = None
+        """The same as native kernels keep it."""
         self.first: Tensor | None = None
         """Of a recurrence: the state before the target, (layers, parts, D)."""
 

@@ -22,12 +22,15 @@ from transom.native.library import WORDS, Library, Unavailable, best
 from transom.native.plan import PAGE, Plan, Read, why_not
 
 from .adapters import BASE
+from .batching import together
 from .onednn_weights import version_of
 from .runner import BlockRunner, TorchRunner
 from .sequence import Span, TokenSequence
 
 INT8 = "int8"
 """Weights in 8 bits, a scale for each output."""
+STEP = 512
+"""Tokens of whole texts that are read at once: what a layer makes of them stays in a core's cache."""
 PIECE = 128
 """Tokens of a text whose streams are read at once: each has logits over the whole vocabulary beside."""
 
@@ -39,9 +42,9 @@ class NativeRunner(BlockRunner):
         self, model: Model, library: Library, *, n_tokens: int, reuse: bool = True,
         adapters: Mapping[str, Model] | None = None, weights: str = "",
     ) -> None:  # fmt: skip
-        """As for `BlockRunner`; a decoder that `why_not` has nothing against. adapters: by name, those over
-        the model that a sequence may be read by; one that is part of the model itself reads all. weights:
-        int8, or "": as the model has them. Raises MemoryError.
+        """As for `BlockRunner`; a model that writes and that `why_not` has nothing against. adapters: by
+        name, those over the model that a sequence may be read by; one that is part of the model itself reads
+        all. weights: int8, or "": as the model has them. Raises MemoryError.
         """
         super().__init__(model, n_tokens=n_tokens, block=PAGE, reuse=reuse)
         self.library, self._model, self.weights = library, model, weights
@@ -69,13 +72,31 @@ class NativeRunner(BlockRunner):
         for one, other in zip(origin, to, strict=True):
             self.plan.copy_page(one, other)
 
+    def _encode(self, spans: Sequence[Span]) -> None:
+        """Read the sources that are asked for the first time."""
+        new = {
+            span.sequence.source: self._number[span.sequence.adapter]
+            for span in spans
+            if span.sequence.source is not None and span.sequence.source.by_kernels is None
+        }
+        for adapter in sorted(set(new.values())):
+            sources = [source for source, own in new.items() if own == adapter]
+            for some in together([len(source.tokens) for source in sources], STEP):
+                texts = [source.tokens for source in sources[some]]
+                read = self.plan.read_sources(texts, adapter, torch.get_num_threads())
+                for source, made in zip(sources[some], read, strict=True):
+                    source.by_kernels = made
+
     def _read(self, spans: Sequence[Span], wanted: Sequence[int]) -> Tensor:
+        self._encode(spans)
         reads, ends, end = list[Read](), dict[TokenSequence, int](), 0
         # Rows of one adapter side by side: they are multiplied with its matrices together.
         for span in sorted(spans, key=lambda span: self._number[span.sequence.adapter]):
             if span.n:
                 pages, number = span.blocks[: -(-span.stop // PAGE)], self._number[span.sequence.adapter]
-                reads.append(Read(span.tokens(), span.start, pages, number))
+                source = span.sequence.source
+                made = None if source is None else source.by_kernels
+                reads.append(Read(span.tokens(), span.start, pages, number, source=made))
             ends[span.sequence] = end = end + span.n
         places = [
             ends[span.sequence] - n + i for span, n in zip(spans, wanted, strict=True) for i in range(n)

@@ -7,7 +7,7 @@ by however many threads. Read next: embedder, classifier, native/plan.
 
 from __future__ import annotations
 
-from itertools import accumulate, chain, count, islice, takewhile
+from itertools import chain, count, islice
 from typing import Any
 
 import torch
@@ -18,12 +18,9 @@ from transom.model.lora import adapted_layers
 from transom.model.transformer import Transformer
 from transom.native.plan import PAGE, Plan, Read
 
-from .batching import TextBatch
-from .native_runner import INT8, available, check_weights, watched
+from .batching import TextBatch, together
+from .native_runner import INT8, STEP, available, check_weights, watched
 from .onednn_weights import Packing, version_of
-
-STEP = 512
-"""Tokens that the kernels read at once, whole texts: what a layer makes of them stays in a core's cache."""
 
 
 class TextEncoder:
@@ -75,16 +72,11 @@ class TextEncoder:
             lengths = (batch.documents == 0).sum(1).tolist()
         tokens = batch.tokens.tolist()
         kinds = [[]] * n_texts if segments is None else segments.tolist()
-        parts, at = list[Tensor](), 0
-        while at < n_texts:
-            fitting = takewhile(lambda end: end <= STEP, accumulate(islice(lengths, at, None)))
-            n = max(1, sum(1 for _ in fitting))
+        parts = list[Tensor]()
+        for some in together(lengths, STEP):
             pages, reads = count(), list[Read]()
-            for row, length, kind in zip(
-                tokens[at : at + n], lengths[at : at + n], kinds[at : at + n], strict=True
-            ):
+            for row, length, kind in zip(tokens[some], lengths[some], kinds[some], strict=True):
                 own = list(islice(pages, -(-length // PAGE)))
                 reads.append(Read(row[:length], 0, own, self._adapter, kind[:length]))
             parts.append(plan.encode(reads, torch.get_num_threads()))
-            at += n
         return torch.cat(parts)

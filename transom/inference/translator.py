@@ -20,10 +20,10 @@ from transom.sampling_params import SamplingParams
 
 from .batching import as_list, framed, lines_of
 from .beam import EarlyStopping
-from .dtype import describe
+from .dtype import describe, dtype_of
 from .engine import Engine, EngineSettings
+from .native_runner import available, runner_for
 from .request import Request
-from .runner import TorchRunner
 from .sync_engine import SyncEngine, cache_tokens, sync_settings
 from .token_rules import TokenRules
 
@@ -111,7 +111,12 @@ class Translator:
         self._local = SyncEngine(lambda: self.engine(sync_settings(MAX_ROWS, CHUNK_TOKENS)))
 
     def __repr__(self) -> str:
-        return describe(self.model, "Translator", self.reason)
+        return describe(self.model, "Translator", f"{self.reason or dtype_of(self.model)}; {self.runs_by}")
+
+    @property
+    def runs_by(self) -> str:
+        """What computes, and where that is PyTorch on a CPU, why."""
+        return available(self.model)[1]
 
     @property
     def beam(self) -> int:
@@ -177,9 +182,9 @@ class Translator:
     def engine(
         self, settings: EngineSettings, *, n_tokens: int | None = None, deterministic: bool = False
     ) -> Engine:
-        """A new engine for this model; n_tokens: room of its cache (None: of 1 GiB); see `TorchRunner`."""
+        """A new engine for this model; n_tokens: room of its cache (None: of 1 GiB); see `runner_for`."""
         room = n_tokens or cache_tokens(self.model, settings.max_rows)
-        runner = TorchRunner(self.model, n_tokens=room, deterministic=deterministic)
+        runner = runner_for(self.model, n_tokens=room, deterministic=deterministic)
         return Engine(runner, self.tokenizer, eos_ids=self.eos_ids, settings=settings)
 
     def requests(

@@ -83,8 +83,12 @@ class RelativeBias(nn.Embedding):
     def forward(self, positions: Tensor, n_keys: int) -> Tensor:
         """Queries at positions (B or 1, L), keys at 0 .. M-1 -> (B or 1, H, L, M)."""
         distance = torch.arange(n_keys, device=positions.device) - positions[..., None]
+        return self.of_distances(distance).permute(0, 3, 1, 2)
+
+    def of_distances(self, distance: Tensor) -> Tensor:
+        """What distances key - query (...) add for each head: (..., H)."""
         bucket = distance_bucket(distance, self.num_embeddings, self.max_distance, self.causal)
-        return super().forward(bucket).permute(0, 3, 1, 2)
+        return super().forward(bucket)
 
 
 def distance_bucket(distance: Tensor, n_buckets: int, max_distance: int, causal: bool) -> Tensor:

@@ -112,16 +112,20 @@ class Transformer(Stack):
         x = self.embed(tokens)
         if config.scale_embeddings:
             x = x * config.dim**0.5
-        if config.position == "learned":
-            x = x + self.position_embed(positions + config.position_offset)
-        elif config.position == "sinusoidal":
-            x = x + sinusoids(positions, config.dim, x.dtype)
+        if config.position in ("learned", "sinusoidal"):
+            x = x + self.placed(positions)
         if config.segments:
             x = x + self.segment_embed(torch.zeros_like(tokens) if segments is None else segments)
         x = x.to(dtype or self.embed.weight.dtype)
         if config.embed_norm:
             x = self.embed_norm(x)
         return dropout(x, config.dropout, self.training)
+
+    def placed(self, positions: Tensor) -> Tensor:
+        """What learned or sinusoidal positions (...) add to the embeddings: (..., D)."""
+        if self.config.position == "learned":
+            return self.position_embed(positions + self.config.position_offset)
+        return sinusoids(positions, self.config.dim, self.embed.weight.dtype)
 
     @property
     def output_weight(self) -> Tensor:

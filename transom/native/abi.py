@@ -6,12 +6,13 @@ import ctypes
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
 from typing import Any
 
-ABI = 5
+ABI = 6
 """Of `TRANSOM_ABI`: a library of another number is refused."""
 
 F32, BF16, I8 = range(3)
 EMBED, NORM, PRODUCT, HEADS, ATTEND, THIN, ENCODE, POOL, ROUTE, GROUP, GATHER, EXPERTS = range(12)
 WRITE, ADD, GATE, RESULT, REPLACE = range(5)
+ALL, QUERIES, KEYS_AND_VALUES = range(3)
 ACTIVATIONS = {"none": 0, "silu": 1, "gelu": 2, "gelu_tanh": 3, "relu": 4, "relu2": 5, "tanh": 6}
 
 
@@ -30,6 +31,7 @@ class Op(ctypes.Structure):
     _fields_ = [
         *((name, c_int32) for name in ("kind", "in_", "out", "wanted", "store", "activation", "layer")),
         *((name, c_int32) for name in ("n_heads", "n_kv_heads", "head_dim", "window", "bidirectional")),
+        *((name, c_int32) for name in ("source", "maps", "reach")),
         *((name, c_int32) for name in ("whole_norm", "layer_norm", "position_offset", "thin", "n_parts")),
         *((name, c_int32) for name in ("n_experts", "n_active", "sigmoid", "normalize")),
         *((name, c_float) for name in ("eps", "scale")),
@@ -44,8 +46,8 @@ class Step(ctypes.Structure):
     """`TransomStep`: what one run reads."""
 
     _fields_ = [
-        *((name, c_int32) for name in ("n_tokens", "n_spans", "n_wanted", "n_threads")),
-        *((name, c_void_p) for name in ("tokens", "spans", "pages", "wanted", "segments")),
+        *((name, c_int32) for name in ("n_tokens", "n_spans", "n_wanted", "n_threads", "first_op", "n_ops")),
+        *((name, c_void_p) for name in ("tokens", "spans", "pages", "wanted", "segments", "sources")),
         *((name, c_void_p) for name in ("cosines", "sines", "result", "streams")),
     ]
 

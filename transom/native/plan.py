@@ -10,6 +10,7 @@ Read next: src/transom.h.
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Iterable, Sequence
 from ctypes import c_int32
 from functools import partial
@@ -36,6 +37,14 @@ UNIT = 32
 FORMATS = {torch.float32: abi.F32, torch.bfloat16: abi.BF16}
 
 
+class Source(NamedTuple):
+    """A text that an encoder-decoder writes from, as its kernels look into it."""
+
+    n_tokens: int
+    pages: Tensor
+    """Bytes: keys and values of each layer."""
+
+
 class Read(NamedTuple):
     """Tokens of one row that a step reads: from place `start` on, by the pages of all its tokens so far."""
 
@@ -46,6 +55,8 @@ class Read(NamedTuple):
     """Who reads them: 1 is the plan's first adapter; 0: none."""
     segments: Sequence[int] = ()
     """The kind of segment of each token; empty: 0. Either all reads of a step have them or none."""
+    source: Source | None = None
+    """Of an encoder-decoder; all reads of a step have one, or none has."""
 
 
 def why_not(model: Any) -> str:
@@ -54,10 +65,10 @@ def why_not(model: Any) -> str:
     weight, encoder = model.embed.weight, config.kind == "encoder"
     reasons = {
         f"its numbers are {str(weight.dtype).removeprefix('torch.')}": weight.dtype not in FORMATS,
-        "it is an encoder-decoder": config.kind == "encoder-decoder",
         "it is a recurrence": config.cell is not None,
-        "its norms come after": config.norm_position != "before" and not (encoder and config.embed_norm),
-        f"its positions are {config.position}": config.position not in ("rotary", "learned", "none"),
+        "its norms come after": config.norm_position != "before" and config.kind == "decoder",
+        "it has fewer heads of keys than of queries": config.kind == "encoder-decoder"
+        and config.n_kv_heads != config.n_heads,
         "its embeddings are normed": not encoder and (config.embed_norm or bool(config.segments)),
         "its attention has a soft cap": config.attn_softcap is not None,
         "its head has a layer of its own": not encoder and config.head_transform,
@@ -97,6 +108,7 @@ class Plan:
         self._angles: tuple[Tensor, Tensor] | None = None
         self._widths: list[int] = []
         self._formats: list[int] = []
+        self._encoding = list[Op]()
         ops = self._ops(model, adapters)
         self._op_array = (Op * len(ops))(*ops)
         widths = (c_int32 * len(self._widths))(*self._widths)
@@ -119,53 +131,75 @@ class Plan:
 
     def _ops(self, model: Any, adapters: Sequence[Any]) -> list[Op]:
         config: ModelConfig = model.config
-        heads, keys, width = config.n_heads, config.n_kv_heads, config.head_dim
-        stream = self._buffer(config.dim, abi.F32)
-        normed, inner = self._buffer(config.dim), self._buffer(config.ffn_dim)
-        projected = self._buffer((heads + 2 * keys) * width, abi.F32)
-        queries = self._buffer(heads * (-(-width // UNIT) * UNIT))
-        mixed, self._thin = self._buffer(heads * width), self._buffer(0)
+        wide = config.n_heads * config.head_dim
+        self._stream, self._normed = self._buffer(config.dim, abi.F32), self._buffer(config.dim)
+        self._inner = self._buffer(config.ffn_dim)
+        self._projected = self._buffer(wide + 2 * config.n_kv_heads * config.head_dim, abi.F32)
+        self._queries = self._buffer(config.n_heads * (-(-config.head_dim // UNIT) * UNIT))
+        self._mixed, self._thin = self._buffer(wide), self._buffer(0)
         if (experts := config.experts) is not None:
             widths = (experts.n_experts, 2 * experts.n_active)  # of a choice, the expert and its weight
             self._routed = (
                 *(self._buffer(width, abi.F32) for width in widths),
                 *(self._buffer(n * experts.ffn_dim) for n in (1, experts.n_shared)),
             )
-        ops, after = [self._embed(model, stream)], config.norm_position == "after"
-        store = abi.REPLACE if after else abi.WRITE
-        if config.embed_norm:
-            ops.append(self._norm(model.embed_norm, stream, normed, store=abi.REPLACE))
-        for i, blocks in enumerate(zip(model.layers, *(adapter.layers for adapter in adapters), strict=True)):
-            block, parts = blocks[0], partial(_named, blocks)
-            attn, shape = block.attn, dict(n_heads=heads, n_kv_heads=keys, head_dim=width)
-            if self.encodes:  # no layer reads another's keys: all of them have the same pages
-                shape["bidirectional"] = 1
-            else:
-                shape["layer"] = i
-            window = 0 if self.encodes else config.window_of(i) or 0
-            first = self._norm(block.attn_norm, stream, normed, store=store, layer=1 + i)
-            second = self._norm(block.ffn_norm, stream, normed, store=store)
-            ops += [
-                *([] if after else [first]),
-                *self._product(parts("attn.q_proj", "attn.k_proj", "attn.v_proj"), normed, projected),
-                self._heads(attn, projected, queries, shape),
-                Op(kind=abi.ATTEND, in_=queries, out=mixed, window=window,
-                   scale=width**-0.5 if config.attn_scale is None else config.attn_scale, **shape),
-                *self._product(parts("attn.o_proj"), mixed, stream, store=abi.ADD),
-                first if after else second,
-                *(self._feed_forward(parts, "ffn", normed, inner, stream) if config.experts_of(i) is None
-                  else self._experts(parts, block.ffn, normed, stream)),
-                *([second] if after else []),
-            ]  # fmt: skip
+        if config.kind == "encoder-decoder":
+            self._encoding = self._encode_ops(model, adapters)
+        ops = [*self._encoding, *self._embed_ops(model), *self._stack(model, [model, *adapters])]
         if self.encodes:
-            if not after:
-                ops.append(self._norm(model.final_norm, stream, normed, store=abi.REPLACE))
-            return [*ops, *self._pooled(model.head, stream)]
-        last = 1 + config.n_layers
-        ops.append(
-            self._norm(model.final_norm, stream, normed, wanted=1, scale=config.logit_scale, layer=last)
-        )
-        return [*ops, *self._product_of(model.output_weight, model.head.bias, normed)]
+            return [*ops, *self._pooled(model.head, self._stream)]
+        last = self._norm(getattr(model, "final_norm", None), wanted=1, scale=config.logit_scale,
+                          layer=1 + config.n_layers)  # fmt: skip
+        return [*ops, last, *self._product_of(model.output_weight, model.head.bias, self._normed)]
+
+    def _encode_ops(self, model: Any, adapters: Sequence[Any]) -> list[Op]:
+        """From a source to the keys and values that every layer of the decoder finds in it."""
+        ops = self._embed_ops(model)
+        ops += self._stack(model.encoder, [one.encoder for one in (model, *adapters)], source=1)
+        for i, blocks in enumerate(zip(*(one.layers for one in (model, *adapters)), strict=True)):
+            maps = _named(blocks, "cross_attn.k_proj", "cross_attn.v_proj")
+            ops += [
+                *self._product(maps, self._normed, self._projected),
+                self._heads(None, abi.KEYS_AND_VALUES, source=1, layer=i),
+            ]
+        return ops
+
+    def _stack(self, own: Any, stacks: Sequence[Any], *, source: int = 0) -> list[Op]:
+        """The layers of a stack, `own`, beside those of adapters: branches of the stream, each with its norm
+        before or behind it. source: 1 where it reads the sources of others, in whose pages all of it happens.
+        """
+        bias, after, ops = self._biases(own), self.config.norm_position == "after", list[Op]()
+        for i, blocks in enumerate(zip(*(stack.layers for stack in stacks), strict=True)):
+            block, parts = blocks[0], partial(_named, blocks)
+            # Where all is seen no layer reads another's keys: all of them have the same pages.
+            where = dict(layer=i if own.causal else 0, source=source)
+            window = self.config.window_of(i) or 0 if own.causal else 0
+            maps = parts("attn.q_proj", "attn.k_proj", "attn.v_proj")
+            branches = [(block.attn_norm, [
+                *self._product(maps, self._normed, self._projected),
+                self._heads(block.attn, abi.ALL, **where),
+                self._attend(window=window, weight=bias, bidirectional=int(self.encodes), **where),
+                *self._product(parts("attn.o_proj"), self._mixed, self._stream, store=abi.ADD),
+            ])]  # fmt: skip
+            if block.reads_source:
+                branches.append((block.cross_norm, [
+                    *self._product(parts("cross_attn.q_proj"), self._normed, self._projected),
+                    self._heads(None, abi.QUERIES),
+                    self._attend(source=1, layer=i),
+                    *self._product(parts("cross_attn.o_proj"), self._mixed, self._stream, store=abi.ADD),
+                ]))  # fmt: skip
+            if self.config.experts_of(i) is None:
+                ffn = self._feed_forward(parts, "ffn", self._normed, self._inner, self._stream)
+            else:
+                ffn = self._experts(parts, block.ffn, self._normed, self._stream)
+            branches.append((block.ffn_norm, ffn))
+            for number, (norm, branch) in enumerate(branches):
+                layer = 0 if number else 1 + i  # of `streams`
+                normed = self._norm(norm, store=abi.REPLACE if after else abi.WRITE, layer=layer)
+                ops += [*branch, normed] if after else [normed, *branch]
+        if not own.causal and not after:
+            ops.append(self._norm(own.final_norm, store=abi.REPLACE))
+        return ops
 
     def _pooled(self, head: Any, stream: int) -> list[Op]:
         """What stands for a text, and where it is classified, the scores of its classes."""
@@ -189,37 +223,70 @@ class Plan:
             Op(kind=abi.PRODUCT, in_=in_, wanted=1, store=abi.RESULT, matrix=matrix, bias=floats)
         )
 
-    def _embed(self, model: Any, out: int) -> Op:
+    def _embed_ops(self, model: Any) -> list[Op]:
+        """What the first layer reads."""
         config: ModelConfig = model.config
         places = segments = None
         if config.position == "learned":
             places = self._keep(model.position_embed.weight.detach()).data_ptr()
+        elif config.position == "sinusoidal":
+            places = self._keep(model.placed(torch.arange(config.max_len))).data_ptr()
         if config.segments:
             segments = self._keep(model.segment_embed.weight.detach()).data_ptr()
         table = self._keep(model.embed.weight.detach()).data_ptr()
         scale = config.dim**0.5 if config.scale_embeddings else 1.0
-        return Op(kind=abi.EMBED, out=out, table=table, positions=places, segments=segments, scale=scale,
-                  position_offset=config.position_offset if config.position == "learned" else 0)  # fmt: skip
+        ops = [Op(kind=abi.EMBED, out=self._stream, table=table, positions=places, segments=segments,
+                  position_offset=config.position_offset if config.position == "learned" else 0,
+                  scale=scale)]  # fmt: skip
+        if config.embed_norm or config.norm_position == "after":
+            ops.append(self._norm(getattr(model, "embed_norm", None), store=abi.REPLACE))
+        return ops
 
     def _norm(
-        self, norm: Any, in_: int, out: int, *, wanted: int = 0, scale: float = 1.0, layer: int = 0,
-        store: int = abi.WRITE,
-    ) -> Op:  # fmt: skip
-        bias = getattr(norm, "bias", None)
-        return Op(
-            kind=abi.NORM, in_=in_, out=out, wanted=wanted, layer=layer, store=store, eps=norm.eps,
-            scale=scale, weight=self._floats(norm.weight), layer_norm=int(bias is not None),
-            bias=None if bias is None else self._floats(bias),
+        self, norm: Any, *, wanted: int = 0, scale: float = 1.0, layer: int = 0, store: int = abi.WRITE
+    ) -> Op:
+        """norm: None where products read the stream as it is."""
+        op = Op(
+            kind=abi.NORM, in_=self._stream, out=self._normed, wanted=wanted, layer=layer, store=store,
+            scale=scale,
         )  # fmt: skip
-
-    def _heads(self, attn: Any, in_: int, out: int, shape: dict[str, int]) -> Op:
-        op = Op(kind=abi.HEADS, in_=in_, out=out, whole_norm=int(attn.whole_norm), **shape)
-        if attn.qk_norm:
-            op.eps, op.weight, op.bias = (
-                attn.q_norm.eps,
-                *map(self._floats, (attn.q_norm.weight, attn.k_norm.weight)),
-            )
+        if norm is not None:
+            bias = getattr(norm, "bias", None)
+            op.eps, op.weight, op.layer_norm = norm.eps, self._floats(norm.weight), int(bias is not None)
+            op.bias = None if bias is None else self._floats(bias)
         return op
+
+    @property
+    def _shape(self) -> dict[str, int]:
+        config = self.config
+        return dict(n_heads=config.n_heads, n_kv_heads=config.n_kv_heads, head_dim=config.head_dim)
+
+    def _heads(self, attn: Any, maps: int, **where: int) -> Op:
+        """attn: whose norms and rotation heads have; None: neither."""
+        op = Op(kind=abi.HEADS, in_=self._projected, out=self._queries, maps=maps, **self._shape, **where)
+        if attn is not None and attn.qk_norm:
+            op.eps, op.whole_norm = attn.q_norm.eps, int(attn.whole_norm)
+            op.weight, op.bias = map(self._floats, (attn.q_norm.weight, attn.k_norm.weight))
+        return op
+
+    def _attend(self, *, weight: int | None = None, **where: int) -> Op:
+        config = self.config
+        scale = config.head_dim**-0.5 if config.attn_scale is None else config.attn_scale
+        return Op(kind=abi.ATTEND, in_=self._queries, out=self._mixed, scale=scale, weight=weight,
+                  reach=self._reach if weight else 0, **self._shape, **where)  # fmt: skip
+
+    @property
+    def _reach(self) -> int:
+        """How far off a key may stand, that which pads a page included."""
+        return self.config.max_len + UNIT
+
+    def _biases(self, stack: Any) -> int | None:
+        """What a key's distance adds to its score, times log2(e), (H, 2 reach), from -reach on."""
+        if self.config.position != "relative":
+            return None
+        distances = torch.arange(-self._reach, self._reach)
+        table = stack.relative.of_distances(distances).detach().float() * math.log2(math.e)
+        return self._keep(table.T).data_ptr()
 
     def _product(
         self, maps: Sequence[Sequence[Any]], in_: int, out: int, *, store: int = abi.WRITE,
@@ -388,19 +455,43 @@ class Plan:
         """
         config = self.config
         for read in reads:
-            if len(read.tokens) > config.max_len:
-                raise ValueError(f"a text of {len(read.tokens)} tokens; the model reads {config.max_len}")
-            _check(read.tokens, config.vocab_size, "token")
-            _check(read.segments, max(1, config.segments), "kind of segment")
+            self._check_text(read)
         found = torch.empty(len(reads), config.dim if config.head == "embed" else len(config.labels))
         firsts = np.cumsum([0, *(len(read.tokens) for read in reads[:-1])])
         self._step(reads, firsts, n_threads, found)
         return found
 
+    def read_sources(self, texts: Sequence[Sequence[int]], adapter: int, n_threads: int) -> list[Source]:
+        """Read whole sources of an encoder-decoder: what the rows that write from them look into. Raises as
+        `encode` does.
+        """
+        reads = list[Read]()
+        for text in texts:
+            if not len(text):
+                raise ValueError("a source without tokens; it has at least one")
+            pages = range(-(-len(text) // PAGE))
+            width = -(-self.config.head_dim // UNIT) * UNIT
+            numbers = self.config.n_layers * len(pages) * 2 * PAGE * self.config.n_kv_heads * width
+            source = Source(len(text), torch.empty(numbers * self._dtype.itemsize, dtype=torch.uint8))
+            reads.append(Read(text, 0, pages, adapter, source=source))
+            self._check_text(reads[-1])
+        self._step(reads, (), n_threads, torch.empty(0), ops=slice(0, len(self._encoding)))
+        return [read.source for read in reads if read.source is not None]
+
+    def _check_text(self, read: Read) -> None:
+        """Raise where a text that is read as a whole is none that the model reads."""
+        config = self.config
+        if len(read.tokens) > config.max_len:
+            raise ValueError(f"a text of {len(read.tokens)} tokens; the model reads {config.max_len}")
+        _check(read.tokens, config.vocab_size, "token")
+        _check(read.segments, max(1, config.segments), "kind of segment")
+
     def _step(
         self, reads: Sequence[Read], wanted: Sequence[int] | np.ndarray, n_threads: int, result: Tensor,
-        streams: Tensor | None = None,
+        streams: Tensor | None = None, ops: slice | None = None,
     ) -> None:  # fmt: skip
+        """ops: those that run; None: all that do not read sources."""
+        first_op, end, _ = (ops or slice(len(self._encoding), None)).indices(len(self._op_array))
         spans, first = [], 0
         for read in reads:
             spans += [read.start, len(read.tokens), first, read.adapter]
@@ -409,10 +500,13 @@ class Plan:
         pages = np.fromiter((page for read in reads for page in read.pages), np.int32)
         segments = np.fromiter((kind for read in reads for kind in read.segments), np.int32)
         arrays = tokens, np.array(spans, dtype=np.int32), pages, np.array(wanted, dtype=np.int32)
+        given = [read.source for read in reads if read.source is not None]
+        sources = np.array([(one.pages.data_ptr(), one.n_tokens) for one in given], np.int64)
         cosines, sines = self._rotation(max(read.start + len(read.tokens) for read in reads))
         step = Step(
-            len(tokens), len(reads), len(wanted), n_threads, *(array.ctypes.data for array in arrays),
-            segments.ctypes.data if len(segments) else None, cosines, sines, result.data_ptr(),
+            len(tokens), len(reads), len(wanted), n_threads, first_op, end - first_op,
+            *(array.ctypes.data for array in arrays), segments.ctypes.data if len(segments) else None,
+            sources.ctypes.data if len(sources) else None, cosines, sines, result.data_ptr(),
             None if streams is None else streams.data_ptr(),
         )  # fmt: skip
         if self._functions.transom_run(self._handle, step) != 0:

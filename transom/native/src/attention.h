@@ -35,7 +35,7 @@ struct Cache {
 
 // Tokens of one span that lie in one page: n of them from place `start` of their row on.
 struct PageRun {
-    int64_t token;
+    int64_t token, span;
     int32_t start, n, page;
 };
 
@@ -81,7 +81,8 @@ static inline void store_value(char* page, int slot, const typename F::number* x
 struct Heads {
     const TransomOp& op;
     const TransomStep& step;
-    const Cache& cache;
+    Cache cache;
+    int32_t n_source; // tokens of the source, where the cache is that of one
     int64_t n_tokens;
     Rows in;       // (N, (H + 2 G) K) float32: queries, keys, values
     char* queries; // (G, N H/G, K padded): the queries that share a head of keys are rows of one matrix
@@ -95,7 +96,7 @@ static inline void turn(const Heads& heads, float* x, const float* from, const f
     const int width = heads.op.head_dim;
     std::copy(from, from + width, x);
     if (weight) head_norm(x, width, weight, heads.op.eps, squares, over);
-    if (heads.step.cosines) {
+    if (heads.step.cosines && heads.op.maps == TRANSOM_ALL) {
         const int64_t at = int64_t(place) * (width / 2);
         rotate(x, width, heads.step.cosines + at, heads.step.sines + at);
     }
@@ -128,56 +129,73 @@ template <class F> static inline typename F::number* numbers_of(Scratch& scratch
     return numbers;
 }
 
-// The key, the value and the queries of one key-value head, for the tokens of one page.
+// The queries that share one key-value head, of one token.
 template <class F>
-static void store_heads(const Heads& heads, const PageRun& run, int head, Scratch& scratch) {
+static void store_queries(const Heads& heads, int64_t token, int place, int head, Scratch& scratch) {
     const TransomOp& op = heads.op;
-    const int width = op.head_dim, per = heads.per();
-    const int64_t padded = heads.cache.width, first_key = int64_t(op.n_heads) * width;
-    const int64_t first_value = first_key + int64_t(op.n_kv_heads) * width;
-    char* keys = heads.cache.at(op.layer, run.page, head, 0);
-    char* values = heads.cache.at(op.layer, run.page, head, 1);
-    // A page's new owner finds zeros: a hidden value has weight 0, and 0 * NaN is NaN.
-    if (run.start % PAGE == 0) std::memset(keys, 0, size_t(2 * heads.cache.side_bytes()));
+    const int width = op.head_dim, per = heads.per(), all = op.n_heads * width;
+    const int64_t padded = heads.cache.width;
+    const float* row = heads.in.at<float>(token);
+    const float of_all = op.weight && op.whole_norm ? squares_of(row, all) : 0;
     float* x = scratch.head.data();
-    std::fill(x, x + padded, 0.0f);
-    for (int i = 0; i < run.n; i++) {
-        const float* row = heads.in.at<float>(run.token + i);
-        const int place = run.start + i, slot = place % PAGE;
-        float of_queries = 0, of_keys = 0; // of all heads of the token
-        if (op.weight && op.whole_norm)
-            of_queries = squares_of(row, int(first_key)),
-            of_keys = squares_of(row + first_key, op.n_kv_heads * width);
-        for (int h = head * per; h < (head + 1) * per; h++) {
-            const float* from = row + int64_t(h) * width;
-            const float* weight = op.weight && op.whole_norm ? op.weight + int64_t(h) * width : op.weight;
-            const float squares = op.weight && !op.whole_norm ? squares_of(from, width) : of_queries;
-            turn(heads, x, from, weight, squares, op.whole_norm ? int(first_key) : width, place);
-            const int64_t at = (head * heads.n_tokens + run.token + i) * per + h - head * per;
-            auto* query = reinterpret_cast<typename F::number*>(heads.queries) + at * padded;
-            for (int64_t d = 0; d < padded; d += LANES) store(query + d, load(x + d));
-        }
-        const float* from = row + first_key + int64_t(head) * width;
-        const float* weight = op.bias && op.whole_norm ? op.bias + int64_t(head) * width : op.bias;
-        const float squares = op.bias && !op.whole_norm ? squares_of(from, width) : of_keys;
-        turn(heads, x, from, weight, squares, op.whole_norm ? op.n_kv_heads * width : width, place);
-        store_key<F>(keys, slot, numbers_of<F>(scratch, padded), width);
-        const float* value = row + first_value + int64_t(head) * width;
-        std::copy(value, value + width, x);
-        store_value<F>(values, slot, numbers_of<F>(scratch, padded), width, padded);
+    for (int h = head * per; h < (head + 1) * per; h++) {
+        const float* from = row + int64_t(h) * width;
+        const float* weight = op.weight && op.whole_norm ? op.weight + int64_t(h) * width : op.weight;
+        const float squares = op.weight && !op.whole_norm ? squares_of(from, width) : of_all;
+        turn(heads, x, from, weight, squares, op.whole_norm ? all : width, place);
+        const int64_t at = (head * heads.n_tokens + token) * per + h - head * per;
+        auto* query = reinterpret_cast<typename F::number*>(heads.queries) + at * padded;
+        for (int64_t d = 0; d < padded; d += LANES) store(query + d, load(x + d));
     }
 }
 
-// Queries that look together: rows of one span and one key-value head.
+// The key and the value of one head, of one token.
+template <class F>
+static void store_pair(const Heads& heads, int64_t token, int place, int32_t page, int head, Scratch& scratch) {
+    const TransomOp& op = heads.op;
+    const int width = op.head_dim, all = op.n_kv_heads * width, slot = place % PAGE;
+    const int64_t padded = heads.cache.width;
+    const float* keys = heads.in.at<float>(token) + (op.maps == TRANSOM_ALL ? int64_t(op.n_heads) * width : 0);
+    const float* from = keys + int64_t(head) * width;
+    const float* weight = op.bias && op.whole_norm ? op.bias + int64_t(head) * width : op.bias;
+    const float squares = !op.bias ? 0 : op.whole_norm ? squares_of(keys, all) : squares_of(from, width);
+    float* x = scratch.head.data();
+    turn(heads, x, from, weight, squares, op.whole_norm ? all : width, place);
+    store_key<F>(heads.cache.at(op.layer, page, head, 0), slot, numbers_of<F>(scratch, padded), width);
+    std::copy(from + all, from + all + width, x);
+    store_value<F>(heads.cache.at(op.layer, page, head, 1), slot, numbers_of<F>(scratch, padded), width, padded);
+}
+
+// What a row holds of one key-value head, for the tokens of one page.
+template <class F>
+static void store_heads(const Heads& heads, const PageRun& run, int head, Scratch& scratch) {
+    const TransomOp& op = heads.op;
+    const bool stores = op.maps != TRANSOM_QUERIES;
+    // A page's new owner finds zeros: a hidden value has weight 0, and 0 * NaN is NaN.
+    if (stores && run.start % PAGE == 0)
+        std::memset(heads.cache.at(op.layer, run.page, head, 0), 0, size_t(2 * heads.cache.side_bytes()));
+    std::fill(scratch.head.begin(), scratch.head.end(), 0.0f);
+    for (int i = 0; i < run.n; i++) {
+        const int place = run.start + i;
+        if (op.maps != TRANSOM_KEYS_AND_VALUES) store_queries<F>(heads, run.token + i, place, head, scratch);
+        if (stores) store_pair<F>(heads, run.token + i, place, run.page, head, scratch);
+    }
+}
+
+// Queries that look together: rows of one key-value head, and of one span, or of several that follow each
+// other and have one source.
 struct Look {
     const Heads* heads;
-    const TransomSpan* span;
-    int64_t token; // of the span's first
+    const TransomSpan* span; // the first
+    int64_t token;           // its first
     int head;
-    int first, rows; // of the span's n * H/G queries
+    int first, rows; // of the n * H/G queries of all
 
     // Behind the last token that the one at `place` sees.
-    int end_of(int place) const { return heads->op.bidirectional ? span->start + span->n : place + 1; }
+    int end_of(int place) const {
+        if (heads->op.source) return heads->n_source;
+        return heads->op.bidirectional ? span->start + span->n : place + 1;
+    }
 };
 
 // The weights of a stretch, in the format that they are multiplied in; of float32 the scores themselves.
@@ -227,16 +245,20 @@ inline void mix<Bf16, MIXED_ROWS>(const bf16* weights, int, const char* const* p
 #endif
 
 // One row's scores of a stretch become weights; `newest` and `total` are the row's greatest score and sum so
-// far. Keys begin .. end of the row are seen, of those first .. first + n that the stretch holds.
-template <class F> static inline float soften(float* scores, typename F::number* weights, int first, int n,
-                                              int begin, int end, float scale, float& newest, float& total) {
+// far. Keys begin .. end of the row are seen, of those first .. first + n that the stretch holds. bias: what is
+// added to the score of each of these, or null.
+template <class F>
+static inline float soften(float* scores, typename F::number* weights, int first, int n, int begin, int end,
+                           float scale, const float* bias, float& newest, float& total) {
     const int from = std::max(begin - first, 0) / LANES * LANES, to = std::min(end - first, n);
     IntVec lane;
     for (int i = 0; i < LANES; i++) lane[i] = i;
     Vec most = broadcast(newest);
     for (int i = from; i < to; i += LANES) {
         const IntVec key = lane + (first + i);
-        Vec seen = (key >= begin) & (key < end) ? load(scores + i) * scale : broadcast(2 * NEVER);
+        Vec seen = load(scores + i) * scale;
+        if (bias) seen += load(bias + i);
+        seen = (key >= begin) & (key < end) ? seen : broadcast(2 * NEVER);
         store(scores + i, seen);
         most = larger(most, seen);
     }
@@ -263,7 +285,7 @@ struct Stretch {
         : begin(from), n_pages((to - from + PAGE - 1) / PAGE) {
         const Heads& heads = *look.heads;
         for (int i = 0; i < n_pages; i++) {
-            const int32_t page = table[begin / PAGE + i];
+            const int32_t number = begin / PAGE + i, page = heads.op.source ? number : table[number];
             // Products take two panels at a time: what comes of one more than there are is not read.
             keys[i] = keys[i + 1] = heads.cache.at(heads.op.layer, page, look.head, 0);
             values[i] = heads.cache.at(heads.op.layer, page, look.head, 1);
@@ -279,10 +301,13 @@ static inline void soften_rows(const Look& look, const Stretch& stretch, Scratch
     for (int r = 0; r < look.rows; r++) {
         const int place = look.span->start + (look.first + r) / heads.per();
         const int seen_from = heads.op.window ? std::max(0, place - heads.op.window + 1) : 0;
+        const int64_t reach = heads.op.reach, head = look.head * heads.per() + (look.first + r) % heads.per();
+        const float* bias =
+            heads.op.weight ? heads.op.weight + (2 * head + 1) * reach + stretch.begin - place : nullptr;
         const float faded =
             soften<F>(scratch.scores.data() + r * SCORES, weights_of<F>(scratch) + r * SCORES,
                       stretch.begin, stretch.n_pages * PAGE, seen_from, look.end_of(place),
-                      heads.op.scale * 1.44269504f, scratch.newest[r], scratch.total[r]);
+                      heads.op.scale * 1.44269504f, bias, scratch.newest[r], scratch.total[r]);
         float* sums = scratch.sums.data() + r * width;
         if (faded == 1.0f) continue;
         for (int64_t d = 0; d < width; d += LANES) store(sums + d, load(sums + d) * faded);

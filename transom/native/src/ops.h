@@ -39,13 +39,15 @@ static inline float spread_of(const float* x, int width, float mean) {
     return sum(total) + rest;
 }
 
-// RMS norm (x / rms * weight) or layer norm ((x - mean) / deviation * weight + bias), times the op's scale.
-// What comes out is padded with zeros: weight and bias are.
+// RMS norm (x / rms * weight) or layer norm ((x - mean) / deviation * weight + bias), or the row as it is, times
+// the op's scale. What comes out is padded with zeros: weight and bias are.
 static void norm_row(const TransomOp& op, float* x, const Rows& out, int64_t row, int width) {
     const float mean = op.layer_norm ? mean_of(x, width) : 0.0f;
-    const float factor = op.scale / std::sqrt(spread_of(x, width, mean) / float(width) + op.eps);
+    const float factor =
+        op.weight ? op.scale / std::sqrt(spread_of(x, width, mean) / float(width) + op.eps) : op.scale;
     for (int i = 0; i < width; i += LANES) {
-        Vec v = (load(x + i) - mean) * factor * load(op.weight + i);
+        Vec v = (load(x + i) - mean) * factor;
+        if (op.weight) v *= load(op.weight + i);
         if (op.bias) v += load(op.bias + i) * op.scale;
         put_any(out, row, i, v);
         if (op.store == TRANSOM_REPLACE) store(x + i, v);

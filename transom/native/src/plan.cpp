@@ -71,7 +71,7 @@ struct TransomPlan {
     int32_t n_layers;
     // Of the step that runs.
     std::vector<PageRun> runs;
-    std::vector<Look> looks;
+    std::vector<Look> looks, source_looks;
     std::vector<int32_t> places;
     std::vector<Adapted> adapted;
     std::vector<Scratch> scratch;
@@ -203,31 +203,36 @@ class Worker {
         });
     }
 
-    Heads heads_of(const TransomOp& op, int32_t in, int32_t queries) const {
-        return {op,
-                step_,
-                plan_.cache,
-                step_.n_tokens,
-                plan_.buffers[size_t(in)].rows(),
+    // Of a span, whose source has the pages where the op asks for that.
+    Heads heads_of(const TransomOp& op, int32_t in, int32_t queries, int64_t span) const {
+        Cache cache = plan_.cache;
+        int32_t n_source = 0;
+        if (op.source) {
+            const TransomSource& source = step_.sources[span];
+            cache.data = source.pages, cache.n_pages = (source.n + PAGE - 1) / PAGE;
+            n_source = int32_t(source.n);
+        }
+        return {op, step_, cache, n_source, step_.n_tokens, plan_.buffers[size_t(in)].rows(),
                 plan_.buffers[size_t(queries)].memory.get()};
     }
 
     template <class F> void heads(const TransomOp& op) {
-        const Heads heads = heads_of(op, op.in, op.out);
         Scratch& scratch = plan_.scratch[size_t(thread_)];
         share(int64_t(plan_.runs.size()) * op.n_kv_heads, [&](int64_t i) {
-            store_heads<F>(heads, plan_.runs[size_t(i / op.n_kv_heads)], int(i % op.n_kv_heads), scratch);
+            const PageRun& run = plan_.runs[size_t(i / op.n_kv_heads)];
+            store_heads<F>(heads_of(op, op.in, op.out, run.span), run, int(i % op.n_kv_heads), scratch);
         });
     }
 
     template <class F> void attend(const TransomOp& op) {
-        const Heads heads = heads_of(op, op.in, op.in);
+        const std::vector<Look>& looks = op.source ? plan_.source_looks : plan_.looks;
         const Rows out = plan_.buffers[size_t(op.out)].rows();
         Scratch& scratch = plan_.scratch[size_t(thread_)];
         // The longest looks come last in a prompt: taken first, no thread is left alone with one at the end.
-        const int64_t n = int64_t(plan_.looks.size());
+        const int64_t n = int64_t(looks.size());
         share(n * op.n_kv_heads, [&](int64_t i) {
-            Look look = plan_.looks[size_t(n - 1 - i / op.n_kv_heads)];
+            Look look = looks[size_t(n - 1 - i / op.n_kv_heads)];
+            const Heads heads = heads_of(op, op.in, op.in, look.span - step_.spans);
             look.heads = &heads, look.head = int(i % op.n_kv_heads);
             look_back<F>(look, out, step_.pages + look.span->first_page, scratch);
         });
@@ -239,9 +244,27 @@ class Worker {
     Pieces* pieces_ = nullptr;
 };
 
+// Queries that look together, at most QUERY_ROWS of `n` that follow each other.
+static void add_looks(std::vector<Look>& looks, const TransomSpan& span, int64_t token, int n) {
+    for (int32_t first = 0; first < n; first += QUERY_ROWS)
+        looks.push_back({nullptr, &span, token, 0, first, std::min(QUERY_ROWS, n - first)});
+}
+
+// Those of spans that follow each other and have one source.
+static void add_source_looks(TransomPlan& plan, const TransomStep& step, int32_t per) {
+    int64_t token = 0;
+    for (int32_t s = 0; s < step.n_spans;) {
+        const int32_t first = s;
+        int32_t n = 0;
+        for (; s < step.n_spans && step.sources[s].pages == step.sources[first].pages; s++) n += step.spans[s].n;
+        add_looks(plan.source_looks, step.spans[first], token, n * per);
+        token += n;
+    }
+}
+
 // Where each token stands, which run of a page it belongs to, and which queries look back together.
 static void lay_out(TransomPlan& plan, const TransomStep& step) {
-    plan.runs.clear(), plan.looks.clear(), plan.places.clear(), plan.adapted.clear();
+    plan.runs.clear(), plan.looks.clear(), plan.source_looks.clear(), plan.places.clear(), plan.adapted.clear();
     int32_t per = 1;
     for (const TransomOp& op : plan.ops)
         if (op.kind == TRANSOM_ATTEND) per = op.n_heads / op.n_kv_heads;
@@ -251,13 +274,11 @@ static void lay_out(TransomPlan& plan, const TransomStep& step) {
         for (int32_t place = span.start, stop = span.start + span.n; place < stop;) {
             const int32_t n = std::min(stop, (place / PAGE + 1) * PAGE) - place;
             plan.runs.push_back(
-                {token + place - span.start, place, n, step.pages[span.first_page + place / PAGE]});
+                {token + place - span.start, s, place, n, step.pages[span.first_page + place / PAGE]});
             for (int32_t i = 0; i < n; i++) plan.places.push_back(place + i);
             place += n;
         }
-        for (int32_t first = 0; first < span.n * per; first += QUERY_ROWS)
-            plan.looks.push_back(
-                {nullptr, &span, token, 0, first, std::min(QUERY_ROWS, span.n * per - first)});
+        add_looks(plan.looks, span, token, span.n * per);
         for (int64_t first = token, stop = token + span.n; span.adapter && first < stop;) {
             const int64_t end = std::min(stop, (first / BLOCK_ROWS + 1) * BLOCK_ROWS);
             Adapted* last = plan.adapted.empty() ? nullptr : &plan.adapted.back();
@@ -269,6 +290,7 @@ static void lay_out(TransomPlan& plan, const TransomStep& step) {
         }
         token += span.n;
     }
+    if (step.sources) add_source_looks(plan, step, per);
 }
 
 static bool make_room(TransomPlan& plan, const TransomStep& step) {
@@ -304,7 +326,7 @@ template <class F> static void run_in(TransomPlan& plan, const TransomStep& step
     amx::configure(amx::DEPTH);
 #endif
     Worker worker(plan, step, thread);
-    for (size_t i = 0; i < plan.ops.size(); i++) worker.run<F>(i);
+    for (int32_t i = step.first_op; i < step.first_op + step.n_ops; i++) worker.run<F>(size_t(i));
 #if defined(TRANSOM_AMX)
     amx::release();
 #endif

@@ -4,7 +4,7 @@
 #pragma once
 #include <cstdint>
 
-#define TRANSOM_ABI 5
+#define TRANSOM_ABI 6
 
 extern "C" {
 
@@ -13,7 +13,7 @@ enum TransomFormat : int32_t { TRANSOM_F32 = 0, TRANSOM_BF16 = 1, TRANSOM_I8 = 2
 
 enum TransomKind : int32_t {
     TRANSOM_EMBED = 0,   // tokens -> residual stream
-    TRANSOM_NORM = 1,    // RMS or layer norm: residual stream -> what a product reads
+    TRANSOM_NORM = 1,    // RMS or layer norm, or neither: residual stream -> what a product reads
     TRANSOM_PRODUCT = 2, // a packed matrix, its bias, and what is fused behind it
     TRANSOM_HEADS = 3,   // queries, keys, values: norm, rotation, keys and values into their pages
     TRANSOM_ATTEND = 4,  // queries look into the pages of their row
@@ -45,6 +45,10 @@ enum TransomActivation : int32_t {
     TRANSOM_TANH = 6
 };
 
+// What HEADS finds in a row: the maps of self-attention, or those of a look into another text, whose queries
+// are the looking row's, and whose keys and values are that text's; these are neither normed nor rotated.
+enum TransomMaps : int32_t { TRANSOM_ALL = 0, TRANSOM_QUERIES = 1, TRANSOM_KEYS_AND_VALUES = 2 };
+
 typedef struct TransomMatrix TransomMatrix;
 typedef struct TransomPlan TransomPlan;
 
@@ -68,9 +72,12 @@ typedef struct {
     int32_t layer;      // HEADS, ATTEND: whose keys and values; NORM: 1 + which piece of `streams` it reads
     // HEADS, ATTEND; window 0: all that came before. POOL: over so many tokens from the first on, 0: all
     int32_t n_heads, n_kv_heads, head_dim, window;
-    int32_t bidirectional;                         // ATTEND: all of the row is seen, which the step holds whole
-    int32_t whole_norm;                            // HEADS: norm of all heads of a token together
-    int32_t layer_norm;                            // NORM: mean and bias too
+    int32_t bidirectional;       // ATTEND: all of the row is seen, which the step holds whole
+    int32_t source;              // HEADS, ATTEND: the pages are those of the row's source, all of which is seen
+    int32_t maps;                // HEADS
+    int32_t reach;               // ATTEND: of `weight`
+    int32_t whole_norm;          // HEADS: norm of all heads of a token together
+    int32_t layer_norm;          // NORM: mean and bias too
     int32_t position_offset;     // EMBED: rows left free at the beginning of the table of positions
     int32_t thin;                // PRODUCT: the buffer that THIN wrote
     int32_t n_parts;             // THIN, PRODUCT: linear maps that the product is made of; 0: no adapter
@@ -82,7 +89,9 @@ typedef struct {
     const void* table;           // EMBED: (V, D) in the plan's format
     const void* positions;       // EMBED: (max_len, D) in the plan's format, or null
     const void* segments;        // EMBED: (kinds, D) in the plan's format, or null
-    const float* weight;         // NORM: (D,); HEADS: norm of queries (K,) or (H K,), or null
+    // NORM: (D,), or null: no norm; HEADS: norm of queries (K,) or (H K,), or null; ATTEND: (H, 2 reach), what
+    // a key that stands -reach .. reach - 1 behind the query adds to their score, times log2(e); or null
+    const float* weight;
     const float* bias;           // NORM: (D,) or null; HEADS: norm of keys; PRODUCT: (N,) or null; ROUTE: (E,)
     const TransomPart* parts;    // THIN, PRODUCT: (adapters, n_parts)
     const TransomMatrix* const* matrices; // EXPERTS: one of each
@@ -94,14 +103,23 @@ typedef struct {
     int32_t start, n, first_page, adapter;
 } TransomSpan;
 
+// What a row looks into besides: n tokens in pages of their own, (n_layers, ceil(n / 16)), as a cache's. A step
+// of the texts themselves, whose pages are numbered from 0, writes them; one of rows that look at them reads.
+typedef struct {
+    char* pages;
+    int64_t n;
+} TransomSource;
+
 // What one call of transom_run reads. All pointers are borrowed for the call.
 typedef struct {
     int32_t n_tokens, n_spans, n_wanted, n_threads;
+    int32_t first_op, n_ops;  // those of the plan that are run
     const int32_t* tokens;    // (n_tokens,), span after span
     const TransomSpan* spans; // (n_spans,)
     const int32_t* pages;     // of all spans
     const int32_t* wanted;    // (n_wanted,): numbers of tokens; where there is a POOL, of each span's first
     const int32_t* segments;  // (n_tokens,): the kind of segment of each; or null: 0
+    const TransomSource* sources; // (n_spans,), or null
     const float* cosines;     // (places, K/2), or null where nothing rotates
     const float* sines;
     float* result;  // (n_wanted, N) logits, or what an encoder's head gives
