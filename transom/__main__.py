@@ -84,12 +84,13 @@ app = App(
 for _place, (_verb, _help) in enumerate(VERBS.items()):
     app.command(f"transom.cli:{_verb}", name=_verb, help=_help, help_epilogue=epilogue(_verb),
                 sort_key=_place)  # fmt: skip
-lab = App(name="lab", help="Experiments that print their numbers and draw them.", help_epilogue="",
-          sort_key=len(VERBS))  # fmt: skip
+lab = App(name="lab", help="Experiments that print their numbers and draw them.",
+          help_epilogue=epilogue("lab"), sort_key=len(VERBS))  # fmt: skip
 for _verb, _help in EXPERIMENTS.items():
-    lab.command(f"transom.cli:{_verb}", name=_verb, help=_help)
+    lab.command(f"transom.cli:{_verb}", name=_verb, help=_help, help_epilogue=epilogue("lab"))
 for _verb, _help in {**CLAIMS, **OF_CLAIMS}.items():
-    lab.command(f"transom.cli:lab_{_verb.replace('-', '_')}", name=_verb, help=_help)
+    lab.command(f"transom.cli:lab_{_verb.replace('-', '_')}", name=_verb, help=_help,
+                help_epilogue=epilogue("lab"))  # fmt: skip
 app.command(lab)
 data = App(name="data", help="Look at data before anything is learned from it.", help_epilogue="",
            sort_key=len(VERBS))  # fmt: skip

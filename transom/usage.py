@@ -67,6 +67,10 @@ EXAMPLES = {
         ("transom data check chats.jsonl MODEL", "two examples, what is learned of them, what is wrong"),
         ("transom data check chats.jsonl MODEL --strict", "exit code 1 for any finding, for CI"),
     ),
+    "lab": (
+        ("transom lab all --quick", "all claims, and their page"),
+        ("transom lab order --planted", "one, with its cause taken away"),
+    ),
     "compare": (("transom compare decoder lstm --budget 2min", ""),),
     "generate": (
         ('transom generate runs/notes "Once upon a time"', ""),

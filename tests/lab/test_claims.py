@@ -36,8 +36,9 @@ from transom.lab.claim import (
 from transom.lab.claim_run import run_claim
 from transom.lab.claims import claim, glass_box
 from transom.lab.plot import Series, figure, grid, lines, stacks
-from transom.lab.report import write_report
+from transom.lab.report import MEANT, write_report
 from transom.lab.tiny import Net, Rows, Seeds, clip_each, rows_of, shape
+from transom.usage import GLOSSARY
 
 
 @pytest.mark.parametrize(
@@ -452,8 +453,10 @@ def test_the_page_has_what_was_claimed_and_seen(tmp_path: Path, capsys: pytest.C
     assert run(["lab", "report", str(tmp_path)]) == 0
     page = (tmp_path / "lab.html").read_text(encoding="utf-8")
     for said in (record["claim"], record["textbook"], record["expected"], record["not_shown"],
-                 "transom lab gradient --quick", "With its cause taken away", "chain rule"):  # fmt: skip
+                 "transom lab gradient --quick", "With its cause taken away", "chain rule",
+                 "Words on this page", "planted: the same test without"):  # fmt: skip
         assert said.replace("'", "&#x27;") in page
+    assert "expert" in MEANT and "<dt>expert</dt>" not in page  # of words those that it uses
     assert page.count('class="lab"') == 1 and "<script" not in page
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "").replace("http-equiv", "")
 
@@ -461,6 +464,8 @@ def test_the_page_has_what_was_claimed_and_seen(tmp_path: Path, capsys: pytest.C
 def test_wrong_words_are_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["lab", "ordre"]) == 2
     assert "did you mean 'order'?" in capsys.readouterr().err
+    assert run(["lab", "order", "--help"]) == 0
+    assert capsys.readouterr().out.rstrip().endswith(GLOSSARY)
     (tmp_path / "file").write_text("")
     assert run(["lab", "order", "--quick", "--out", str(tmp_path / "file")]) == 2
     assert "--out names a folder" in capsys.readouterr().err

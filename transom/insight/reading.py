@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from .html import Markup, Picture, tag
 
@@ -50,17 +50,23 @@ def found(pictures: Sequence[Picture]) -> list[str]:
     return [picture.finding for picture in pictures if picture.finding][:MOST]
 
 
+def words_in(said: str, words: Mapping[str, str]) -> Markup:
+    """Those of the words that a page uses, folded, with what they mean; said: all that it says, in small
+    letters.
+    """
+    used = [(tag("dt", word), tag("dd", f"{meaning}.")) for word, meaning in words.items() if word in said]
+    return tag("details", tag("summary", "Words on this page"), tag("dl", used))
+
+
 def opening(pictures: Sequence[Picture], how: Sequence[str]) -> Markup:
     """What a page begins with; of the words those that it uses."""
     said = " ".join(f"{p.title} {p.body} {p.note} {p.caveat} {p.finding}" for p in pictures).lower()
-    words = [(word, meaning) for word, meaning in WORDS.items() if word in said]
     sentences = found(pictures)
     return tag(
         "section",
         (tag("h2", "What it found"), tag("ul", [tag("li", one) for one in sentences])) if sentences else None,
         tag("h2", "How to read it"),
         tag("ul", [tag("li", line) for line in how], class_="how"),
-        tag("details", tag("summary", "Words on this page"),
-            tag("dl", [(tag("dt", word), tag("dd", f"{meaning}.")) for word, meaning in words])),
+        words_in(said, WORDS),
         class_="opening",
     )  # fmt: skip

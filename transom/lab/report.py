@@ -11,6 +11,7 @@ from typing import Any
 from ..checkpoint.strict_json import read_json
 from ..errors import Refused
 from ..insight.html import Markup, Picture, tag, write
+from ..insight.reading import WORDS, words_in
 from .claim_run import FIGURE, RESULT, shown
 
 CAT, GLASS_BOX = "cat.json", "backprop.svg"
@@ -19,6 +20,19 @@ LEAD = (
     "What textbooks say of Transformers, each sentence put to the test on one machine: what would refute it "
     "was written down before the run, and the verdict is computed from that."
 )
+MEANT = {
+    "falsifier": "what would refute a prediction, written down before anything was measured: the whole 95% "
+    "interval on the wrong side of a bound",
+    "95% interval": "what a figure might have been with other seeds and questions of the same kind",
+    "seed": "what decides a model's first weights and the order of its data; a spread over seeds is chance",
+    "undecided": "the interval lies on both sides of the bound: it may be either. With few seeds it is "
+    "called “cannot tell”",
+    "control": "what a model must have learned for its failures to say anything; else it is undertrained, "
+    "and nothing follows",
+    "cause taken away": "planted: the same test without what the claim hangs on; its verdict must flip",
+    **{word: WORDS[word] for word in ("token", "nats", "layer", "gradient", "entropy", "expert")},
+}
+"""Word -> what it means; docs/glossary.md has them with examples."""
 WRAPPED = "white-space:normal"
 SIGNS = {
     "holds": "✓",
@@ -42,8 +56,10 @@ def write_report(folder: Path, page: Path) -> Path:
             tag("td", record["claim"], style=f"{WRAPPED};background:none"))
         for record, _, _ in found
     ]  # fmt: skip
-    table = tag("section", tag("h2", "Verdicts"), tag("table", tag("tbody", *rows)), class_="opening")
-    return write(page, TITLE, [*(_picture(*one) for one in found), *extra], LEAD, table)
+    pictures = [*(_picture(*one) for one in found), *extra]
+    words = words_in(" ".join(f"{one.title} {one.body}" for one in pictures).lower(), MEANT)
+    table = tag("section", tag("h2", "Verdicts"), tag("table", tag("tbody", *rows)), words, class_="opening")
+    return write(page, TITLE, pictures, LEAD, table)
 
 
 def results(folder: Path) -> list[tuple[dict[str, Any], str, dict[str, Any] | None]]:
