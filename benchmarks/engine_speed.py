@@ -3,7 +3,8 @@
 Of the shape of SmolLM2-135M (30 layers, 576 wide, 9 and 3 heads, 49,152 tokens, tied): tokens/s of decoding
 at batch 1, 8 and 32 and of reading a prompt of 512, each with its share of what the machine can do; and the
 time to the first token of 16 chats that share 1,000 tokens, with and without reuse of prefixes. Where native
-kernels run, the same by PyTorch stands beside them.
+kernels run, the same by PyTorch stands beside them. `--experts`: of a Qwen3-MoE's shape, 8 experts a layer of
+which a token goes through 2, 112M parameters, 36M of them active.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from transom.hardware import Hardware, keep_memory
 from transom.inference.engine import Engine, EngineSettings
 from transom.inference.generator import Generator
 from transom.inference.native_runner import available
-from transom.model.config import ModelConfig
+from transom.model.config import Experts, ModelConfig
 from transom.model.transformer import Transformer
 from transom.sampling_params import SamplingParams
 
@@ -38,6 +39,8 @@ BATCHES, PROMPT, NEW, LONG = (1, 8, 32), 16, 64, 512
 CHATS, SHARED, OWN = 16, 1000, 24
 SMOL = ModelConfig(49_152, 576, 30, 9, 3, head_dim=64, ffn_dim=1536, max_len=2048, tie_embeddings=True)
 TINY = ModelConfig(512, 64, 2, 4, 2, head_dim=16, ffn_dim=96, max_len=2048, tie_embeddings=True)
+EXPERTS = ModelConfig(8_192, 512, 8, 8, 4, head_dim=64, ffn_dim=1024, max_len=2048, qk_norm=True,
+                      experts=Experts(8, 2, 1024, score="softmax", balance="loss"))  # fmt: skip
 
 PAIRS = {"llama.cpp, q8_0": "Transom, int8"}
 """What a contender is compared with where that is not "Transom": numbers of as many bits."""
@@ -50,6 +53,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser("engine_speed", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tiny", action="store_true", help="a toy model: only to see that all runs")
+    parser.add_argument("--experts", action="store_true", help="a mixture of experts")
     parser.add_argument("--busy", action="store_true", help="others are at work: one thread, processor time")
     asked = parser.parse_args(arguments)
     keep_memory()
@@ -58,7 +62,8 @@ def main(arguments: list[str]) -> None:
         torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model = Transformer(TINY if asked.tiny else SMOL).to(torch.bfloat16)
+        config = TINY if asked.tiny else EXPERTS if asked.experts else SMOL
+        model = Transformer(config).to(torch.bfloat16)
         save_model(folder, model, train_tokenizer("bytes", iter(["text"]), 258))
         generator = transom.load(folder, Generator, dtype="bfloat16")
         peers: dict[str, Write] = {"transformers": of_transformers(folder), "Transom": of_transom(generator)}
@@ -175,10 +180,14 @@ def _least_seconds(generator: Generator, rows: int, tokens: int, held: int, bits
     """
     config, model, hardware = generator.model.config, generator.model, Hardware.detect()
     cached = 2 * config.n_layers * config.n_kv_heads * config.head_dim * held * rows
-    read = model.n_parameters * bits / 8 + 2 * cached
+    weights = active = model.n_active_parameters
+    if config.experts is not None:  # of the idle ones those that other rows may meet
+        n, k = config.experts.n_experts, config.experts.n_active
+        weights += (model.n_parameters - active) * (min(n, rows * tokens * k) - k) // max(1, n - k)
+    read = weights * bits / 8 + 2 * cached
     embedding = config.vocab_size * config.dim  # looked up for all, multiplied with for the last token only
     looking = 4 * config.n_layers * config.n_heads * config.head_dim * held
-    flops = rows * (tokens * (2 * (model.n_parameters - embedding) + looking) + 2 * embedding)
+    flops = rows * (tokens * (2 * (active - embedding) + looking) + 2 * embedding)
     return max(read / hardware.bandwidth(), flops / hardware.peak_flops("bfloat16"))
 
 

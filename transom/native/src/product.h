@@ -44,6 +44,8 @@ template <class F, int R, bool two = true> static inline void few_rows(const typ
                                                       const char* one, const char* other, int groups,
                                                       float* c, int ldc) {
     Vec left[R], right[R];
+    // All loops over rows unrolled: else the sums have a place in memory, and each dot writes its own there.
+#pragma GCC unroll 12
     for (int r = 0; r < R; r++) left[r] = right[r] = Vec{};
     for (int g = 0; g < groups; g++) {
         const Vec w = load(reinterpret_cast<const float*>(one + g * 64));
@@ -55,6 +57,7 @@ template <class F, int R, bool two = true> static inline void few_rows(const typ
             if (two) right[r] = F::dot(right[r], x, v);
         }
     }
+#pragma GCC unroll 12
     for (int r = 0; r < R; r++) {
         store(c + r * ldc, left[r]);
         if (two) store(c + r * ldc + LANES, right[r]);
