@@ -4,23 +4,37 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.evaluation.broken_models import as_text, decisions, guides, trained, write_rows
+from tests.evaluation.broken_models import (
+    as_text,
+    decisions,
+    guides,
+    like_winobias,
+    trained,
+    translations,
+    translator,
+    write_rows,
+)
 from tests.evaluation.members import write_model
 from transom.__main__ import run
 from transom.errors import Refused
 from transom.evaluation.gate import Gate, competence
 from transom.evaluation.made_up import areas_apart, is_right, is_silent, replace_passage
 from transom.evaluation.own_questions import facts, open_prompts, settled_prompts, world
+from transom.evaluation.subject import Subject
+from transom.evaluation.translated import translated_gender
 from transom.evaluation.trust import trust
 from transom.evaluation.trust_diff import diff
-from transom.evaluation.trust_line import Rule, Rules
+from transom.evaluation.trust_line import Line, Rule, Rules
 from transom.evaluation.trust_report import TrustReport, saved
+from transom.inference.translator import Translator
 from transom.intervals import Estimate
 
 PASSED, FAILED = (Gate(ok, Estimate(0.9, 0.8, 1.0), 0.5, 50) for ok in (True, False))
@@ -180,7 +194,7 @@ def test_a_model_that_cannot_do_the_task_is_not_read(classifier: Path, tmp_path:
     assert words["swap-flips.gender"] == words["swap-shift.gender"] == words["group-gap"] == "CANNOT TELL"
     told = str(report)
     assert "not read: the model does not show that it does the task" in told
-    assert "Not measured: made-up answers (it tells classes)" in told
+    assert "Not measured: made-up answers (it makes classes)" in told
     assert max(map(len, told.splitlines()[:-1])) <= 100
 
 
@@ -263,3 +277,53 @@ def test_what_is_no_model_or_no_report_is_one_line(
                         ([str(classifier), "--on", str(tmp_path)], "a folder without WinoBias")):  # fmt: skip
         assert run(["trust", *words]) == 2
         assert says in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------- translators
+
+
+def test_a_translator_that_goes_by_the_occupation_is_found(tmp_path: Path) -> None:
+    folder = like_winobias(tmp_path / "winobias")
+    model = translator(translations(2000, "occupation"), tmp_path / "skewed", 100)
+    report = trust(model, on=[folder], out=tmp_path / "report")
+    words = {line.kind: line.decision for line in report.lines}
+    assert words["translated-stereotype"] == "ACT" and words["translated-women"] != "OK"
+    assert report.lines[0].estimate.low > 10 and report.header["task"] == "translations"
+    assert "El señor" in (tmp_path / "report" / "trust.html").read_text(encoding="utf-8")
+
+
+def test_a_translator_that_goes_by_the_pronoun_is_let_be(tmp_path: Path) -> None:
+    model = translator(translations(2000, "pronoun"), tmp_path / "balanced", 100)
+    report = trust(model, on=[like_winobias(tmp_path / "winobias")])
+    assert [line.decision for line in report.lines] == ["OK", "OK"]
+    with pytest.raises(Refused, match="name the folder of WinoBias"):
+        trust(model)
+    with pytest.raises(Refused, match="asked with WinoBias so far"):
+        trust(model, on=[write_rows(tmp_path / "rows.jsonl", decisions(3, skewed=False))])
+
+
+class Says(Translator):
+    """Says what it is told to of each sentence."""
+
+    def __init__(self, says: Callable[[str], str]) -> None:
+        self.says = says
+
+    def translate(self, texts: Any, **_: Any) -> Any:
+        return [SimpleNamespace(text=self.says(text)) for text in texts]
+
+
+def test_genders_are_read_off_the_article_that_a_translation_begins_with(tmp_path: Path) -> None:
+    folder, rules = like_winobias(tmp_path / "winobias"), Rules.read()
+
+    def lines(says: Callable[[str], str]) -> list[Line]:
+        return translated_gender(Subject(Says(says), "it"), folder, rules, None)
+
+    stereotype, women = lines(lambda text: "Der Pilot kam zu spät.")  # everybody is a man
+    assert (stereotype.decision, women.decision) == ("CANNOT TELL", "ACT")
+    assert women.estimate.value == 100 and stereotype.gate is not None and not stereotype.gate.passed
+    right = lines(lambda text: "«Die» Pilotin" if " she " in text else "Der Pilot")
+    assert [line.decision for line in right] == ["OK", "OK"]
+    with pytest.raises(Refused, match=r"no translation begins with an article of a gender, but with 'the'"):
+        lines(lambda text: text)
+    half = lines(lambda text: "L'aide" if " she " in text else "Le pilote")
+    assert [line.decision for line in half] == ["CANNOT TELL"] * 2 and half[0].n == 0  # no pair shows both

@@ -39,23 +39,10 @@ def winobias(subject: Subject, folder: Path, rules: Rules, limit: int | None) ->
     Read only where the model finds it in type 1, along and against together: there neither the stereotype nor
     a place is right more than half the time, while in type 2 the occupation meant is always the later one.
     """
-    occupations = {
-        line.strip()
-        for name in ("male_occupations.txt", "female_occupations.txt")
-        for line in _text(folder / name).splitlines()
-        if line.strip()
+    pairs = {
+        kind: evenly(met, len(met), limit and limit // 4)
+        for kind, met in ((kind, winobias_pairs(folder, kind)) for kind in READ_BY)
     }
-    pairs: dict[str, list[tuple[Row, Row]]] = {}
-    for kind in ("type1", "type2"):
-        pro, anti = (
-            [
-                _winobias_item(line, occupations)
-                for line in _text(_one(folder, f"{side}_stereotyped_{kind}*")).splitlines()
-            ]
-            for side in ("pro", "anti")
-        )
-        met = [(a, b) for a, b in zip(pro, anti, strict=False) if a and b and a["options"] == b["options"]]
-        pairs[kind] = evenly(met, len(met), limit and limit // 4)
     started = time.perf_counter()
     flat = [item for some in pairs.values() for pair in some for item in pair]
     odds = subject.log_odds([Choice(item["prompt"], item["options"]) for item in flat])
@@ -111,6 +98,24 @@ def winobias(subject: Subject, folder: Path, rules: Rules, limit: int | None) ->
     return lines
 
 
+def winobias_pairs(folder: Path, kind: str) -> list[tuple[Row, Row]]:
+    """The sentences of a type, each along the stereotype and against it. Raises Refused."""
+    occupations = {
+        line.strip()
+        for name in ("male_occupations.txt", "female_occupations.txt")
+        for line in _text(folder / name).splitlines()
+        if line.strip()
+    }
+    pro, anti = (
+        [
+            _winobias_item(line, occupations)
+            for line in _text(_one(folder, f"{side}_stereotyped_{kind}*")).splitlines()
+        ]
+        for side in ("pro", "anti")
+    )
+    return [(a, b) for a, b in zip(pro, anti, strict=False) if a and b and a["options"] == b["options"]]
+
+
 def _winobias_item(line: str, occupations: set[str]) -> Row | None:
     """A sentence with whom its pronoun may mean; None where it does not name two occupations."""
     said = line.partition(" ")[2].strip()
@@ -127,6 +132,8 @@ def _winobias_item(line: str, occupations: set[str]) -> Row | None:
     if len(wanted) != 1:
         return None
     return {
+        "sentence": sentence,
+        "woman": pronoun.lower() in ("she", "her", "hers"),
         "prompt": f"{sentence} ‘{pronoun.capitalize()}’ refers to the",
         "options": tuple(f" {name}" for name in names),
         "wanted": wanted[0],

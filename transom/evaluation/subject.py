@@ -18,6 +18,7 @@ from ..errors import Refused
 from ..inference.classifier import Classifier
 from ..inference.generator import Generator
 from ..inference.request import Completion
+from ..inference.translator import Translator
 from .likelihood import Row, Watch, likelihoods
 
 ANSWER_TOKENS = 24
@@ -56,9 +57,11 @@ class Written(NamedTuple):
 
 
 class Subject:
-    """A classifier or a language model, and what it was asked so far."""
+    """A model, and how it is asked."""
 
-    def __init__(self, loaded: Classifier | Generator, name: str, watch: Watch | None = None) -> None:
+    def __init__(
+        self, loaded: Classifier | Generator | Translator, name: str, watch: Watch | None = None
+    ) -> None:
         """watch: is told how many tokens of how many are read."""
         self.loaded, self.name, self.watch = loaded, name, watch
         self.labels = loaded.labels if isinstance(loaded, Classifier) else ()
@@ -79,6 +82,7 @@ class Subject:
                 np.log(np.maximum([given.probabilities[name] for name in one.options], 1e-12))
                 for given, one in zip(found, choices, strict=True)
             ]
+        assert isinstance(self.loaded, Generator)
         rows = [self._row(one, option) for one in choices for option in one.options]
         nats = iter([-one.nats for one in likelihoods(self.loaded.model, rows, self.watch)])
         return [np.array([next(nats) for _ in one.options]) for one in choices]

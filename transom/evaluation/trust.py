@@ -30,6 +30,7 @@ from ..hardware import EnergyMeter, Hardware, peak_memory
 from ..inference.classifier import Classifier
 from ..inference.generator import Generator
 from ..inference.load import load
+from ..inference.translator import Translator
 from ..intervals import Estimate
 from . import bias_sets
 from .bias_sets import Row
@@ -40,13 +41,16 @@ from .made_up import closed_book, from_passages, gate_of
 from .own_questions import OPTIONS, facts, open_prompts, settled_prompts, world
 from .subject import Question, Subject
 from .test_set import evenly, examples, origin_of
+from .translated import translated_gender
 from .trust_line import Line, Rules
 from .trust_report import TrustReport
 
 LIMIT = 300
 """Rows of a set that are asked, spread evenly, where nobody says."""
 MOST_OPTIONS = 20
-FOLDERS = {"occupations-stats.tsv": bias_sets.winogender, "pro_stereotyped_type1*": bias_sets.winobias}
+TASKS: dict[type, str] = {Classifier: "classes", Generator: "text", Translator: "translations"}
+WINOBIAS = "pro_stereotyped_type1*"
+FOLDERS = {"occupations-stats.tsv": bias_sets.winogender, WINOBIAS: bias_sets.winobias}
 NEVER = ("languages other than English", "toxicity", "images", "texts of more than some thousand tokens")
 
 
@@ -176,6 +180,11 @@ class _Measuring:
 
     def data(self, path: Path) -> None:
         """Whatever a file or a folder holds. Raises Refused for what is none of what is known."""
+        if isinstance(self.subject.loaded, Translator):
+            if not (path.is_dir() and list(path.glob(WINOBIAS))):
+                raise Refused(f"{path}: a translator is asked with WinoBias so far; --on names its folder")
+            self.lines += translated_gender(self.subject, path, self.rules, self.limit)
+            return
         if path.is_dir():
             known = [ask for pattern, ask in FOLDERS.items() if list(path.glob(pattern))]
             files = (
@@ -242,6 +251,8 @@ class _Measuring:
     def ours(self) -> None:
         """What can be asked without any data of the user's."""
         subject = self.subject
+        if isinstance(subject.loaded, Translator):
+            raise Refused(f"{self.model} is a translator; name the folder of WinoBias: --on FOLDER")
         if isinstance(subject.loaded, Generator):
             asked = open_prompts()
             settled = Answered.by(subject, settled_prompts(), OPTIONS)
@@ -273,21 +284,20 @@ def trust(
     rules: str | Path | None = None, limit: int | None = LIMIT, out: str | Path | None = None,
     dtype: str | None = None, device: str | None = None, watch: Watch | None = None,
 ) -> TrustReport:  # fmt: skip
-    """Ask a classifier or a language model what a report of trust needs to know.
+    """Ask a classifier, a language model or a translator what a report of trust needs to know.
 
-    on: files or folders of data; without, our own questions, or what a classifier's run held out. swaps:
-    files of words by group, besides our lists. group: the column that says whom a labelled text is about.
-    rules: a TOML file over our tolerances. limit: rows of each set, spread evenly. out: a folder that gets
-    trust.json, trust.md, trust.html and the rows. Raises Refused.
+    on: files or folders of data (of a translator, WinoBias's); without, our own questions, or what a
+    classifier's run held out. swaps: files of words by group, besides our lists. group: the column that says
+    whom a labelled text is about. rules: a TOML file over our tolerances. limit: rows of each set, spread
+    evenly. out: a folder that gets trust.json, trust.md, trust.html and the rows. Raises Refused.
     """
     started = time.perf_counter()
     decided = Rules.read(None if rules is None else Path(rules))
     lists = (*LISTS, *(SwapList.read(Path(path)) for path in swaps))
     loaded = load(model, dtype=dtype, device=device)
-    if not isinstance(loaded, (Classifier, Generator)):
-        raise Refused(
-            f"{model} is a {type(loaded).__name__}: trust asks classifiers and language models so far"
-        )
+    if not isinstance(loaded, (Classifier, Generator, Translator)):
+        raise Refused(f"{model} is a {type(loaded).__name__}: trust asks classifiers, language models and "
+                      "translators so far")  # fmt: skip
     if limit is not None and limit < 1:
         raise Refused(f"limit is {limit}; at least 1 row of each set is asked")
     state = _Measuring(Subject(loaded, name_of(model), watch), decided, lists, group, limit, model)
@@ -302,12 +312,12 @@ def trust(
         "command": " ".join(map(shlex.quote, ["transom", *sys.argv[1:]])) if sys.argv else "transom trust",
         "seed": "none: answers are the likeliest ones", "date": now.isoformat(timespec="seconds"),
         "epoch": str(int(now.timestamp())), "languages measured": "English",
-        "task": "classes" if isinstance(loaded, Classifier) else "text",
+        "task": TASKS[type(loaded)],
         "seconds": f"{time.perf_counter() - started:.0f}",
     }  # fmt: skip
     missing = [*state.missing, *NEVER]
-    if isinstance(loaded, Classifier):
-        missing.insert(0, "made-up answers (it tells classes)")
+    if not isinstance(loaded, Generator):
+        missing.insert(0, f"made-up answers (it makes {TASKS[type(loaded)]})")
     folder = None if out is None else Path(out)
     report = TrustReport(name_of(model), tuple(state.lines), tuple(dict.fromkeys(missing)), header, folder)
     if folder is not None:
