@@ -124,7 +124,7 @@ class Seeds:
         optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=decay, betas=(0.9, 0.98), foreach=True)
         generators = [torch.Generator().manual_seed(1000 * salt + seed) for seed in self.seeds]
         draws = draw if isinstance(draw, Sequence) else [draw] * len(self.seeds)
-        kept = []
+        kept = torch.empty(len(self.seeds), steps)
         for step in range(steps):
             for group in optimizer.param_groups:
                 rising, falling = (step + 1) / (WARM_UP * steps + 1), (steps - step) / (cool_down * steps + 1)
@@ -136,9 +136,9 @@ class Seeds:
             losses.sum().backward()
             clip_each(weights)
             optimizer.step()
-            kept.append(losses.detach())
+            kept[:, step] = losses.detach()
             after(step + 1)
-        return torch.stack(kept, 1).tolist() if kept else [[] for _ in self.seeds]
+        return kept.tolist()
 
     @torch.no_grad()
     def ask(self, rows: Rows) -> Tensor:
