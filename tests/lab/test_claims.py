@@ -17,7 +17,7 @@ from transom.__main__ import run
 from transom.errors import Refused
 from transom.insight.html import Markup
 from transom.intervals import Estimate, share
-from transom.lab import CLAIMS, bias, experts, parallel, power_law, recall, retrieval, transfer
+from transom.lab import CLAIMS, bias, experts, longer, parallel, power_law, recall, retrieval, state, transfer
 from transom.lab.claim import (
     Claim,
     Control,
@@ -410,6 +410,60 @@ def test_what_learns_bytes_is_measured_and_drawn(name: str) -> None:
     assert judge(one, one.read(points)).word and one.draw(points).startswith("<svg")
     first = next(iter(points.values()))
     assert first[0] != first[1]
+
+
+class LastTwo:
+    """Knows whether one of the last two bits is set and not the other, and nothing of those before."""
+
+    def __init__(self, make: Callable[[int], Any], seeds: Sequence[int]) -> None:
+        self.seeds = seeds
+
+    def train(self, *_: Any) -> list[list[float]]:
+        return [[0.7, 0.1] for _ in self.seeds]
+
+    def right(self, rows: Rows) -> torch.Tensor:
+        return (rows.tokens[..., -2:].sum(-1) % 2 == rows.targets[..., -1]).float()
+
+
+def test_who_follows_no_state_tells_parity_only_where_there_is_none_to_follow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bits, odd = state.parity(6, 40, back=40)(torch.Generator().manual_seed(0))
+    assert (odd == bits.cumsum(1) % 2).all()
+    bits, last = state.parity(6, 40, back=2, every=False)(torch.Generator().manual_seed(0))
+    assert (last[:, -1] == bits[:, -2] ^ bits[:, -1]).all() and (last[:, :-1] == -100).all()
+    monkeypatch.setattr(state, "Seeds", LastTwo)
+    one = claim("state")
+    assert set(outcomes(one, False).values()) == {"refuted"} and set(outcomes(one, True).values()) == {
+        "holds"
+    }
+
+
+def test_state_is_measured_and_drawn() -> None:
+    one = small("state", steps=1, rows=2, asked=5)
+    points = {name: one.measure(settings, [0, 1]) for name, settings in one.arms(True).items()}
+    assert judge(one, one.read(points)).word == "inconclusive: undertrained"
+    assert "An odd number of ones?" in one.draw(points)
+
+
+def test_the_same_bytes_are_judged_after_texts_of_every_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[torch.Tensor] = []
+
+    class Longest(Seeds):
+        def loss(self, rows: Rows) -> list[float]:
+            judged.append(rows.targets[rows.targets >= 0])
+            n = rows.tokens.shape[-1]
+            return [1.0 + 0.5 * (n > longer.LEARNED)] * len(rows.tokens)
+
+    monkeypatch.setattr(longer, "Seeds", Longest)
+    one = small("longer", steps=1, rows=4, asked=2)
+    whole = {name: one.measure(settings, [0, 1]) for name, settings in one.arms(True).items()}
+    assert all((found == judged[0]).all() and len(found) == 2 * 2 * longer.JUDGED for found in judged)
+    assert judge(one, one.read(whole)).outcomes == ("refuted", "refuted", "holds")
+    level = {name: [{**point, "lost": -0.01 - i / 1e3} for i, point in enumerate(of)]
+             for name, of in whole.items()}  # fmt: skip
+    assert judge(one, one.read(level)).outcomes == ("holds", "holds", "refuted")
+    assert "at the end of longer texts" in one.draw(whole)
 
 
 def test_every_claim_is_a_verb_and_says_what_it_is() -> None:

@@ -1,4 +1,4 @@
-"""The ten claims by name, and all of them after the check that the instrument itself is sound.
+"""The claims by name, and all of them after the check that the instrument itself is sound.
 
 Read next: claim.
 """
