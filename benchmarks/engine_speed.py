@@ -4,7 +4,7 @@ Of the shape of SmolLM2-135M (30 layers, 576 wide, 9 and 3 heads, 49,152 tokens,
 at batch 1, 8 and 32 and of reading a prompt of 512, each with its share of what the machine can do; and the
 time to the first token of 16 chats that share 1,000 tokens, with and without reuse of prefixes. Where native
 kernels run, the same by PyTorch stands beside them. `--experts`: of a Qwen3-MoE's shape, 8 experts a layer of
-which a token goes through 2, 112M parameters, 36M of them active.
+which a token goes through 2, 111M parameters, 36M of them active.
 """
 
 from __future__ import annotations
