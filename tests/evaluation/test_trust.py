@@ -282,24 +282,55 @@ def test_what_is_no_model_or_no_report_is_one_line(
 # ------------------------------------------------------------------------- translators
 
 
-def test_a_translator_that_goes_by_the_occupation_is_found(tmp_path: Path) -> None:
+def test_a_translator_that_goes_by_the_occupation_is_found_and_one_that_goes_by_the_pronoun_let_be(
+    tmp_path: Path,
+) -> None:
     folder = like_winobias(tmp_path / "winobias")
     model = translator(translations(2000, "occupation"), tmp_path / "skewed", 100)
     report = trust(model, on=[folder], out=tmp_path / "report")
-    words = {line.kind: line.decision for line in report.lines}
+    words = by_kind(report)
     assert words["translated-stereotype"] == "ACT" and words["translated-women"] != "OK"
     assert report.lines[0].estimate.low > 10 and report.header["task"] == "translations"
     assert "El señor" in (tmp_path / "report" / "trust.html").read_text(encoding="utf-8")
 
-
-def test_a_translator_that_goes_by_the_pronoun_is_let_be(tmp_path: Path) -> None:
-    model = translator(translations(2000, "pronoun"), tmp_path / "balanced", 100)
-    report = trust(model, on=[like_winobias(tmp_path / "winobias")])
-    assert [line.decision for line in report.lines] == ["OK", "OK"]
+    mended = translator(translations(2000, "pronoun"), tmp_path / "balanced", 100)
+    after = trust(mended, on=[folder], out=tmp_path / "mended")
+    assert [line.decision for line in after.lines] == ["OK", "OK"]
+    changed = {line.id: line for line in diff(tmp_path / "mended", tmp_path / "report").lines}
+    assert changed["translated-stereotype"].change == "worse"
+    assert changed["translated-stereotype"].difference.value == pytest.approx(report.lines[0].estimate.value)
+    assert not diff(tmp_path / "report", tmp_path / "mended").worse
     with pytest.raises(Refused, match="name the folder of WinoBias"):
-        trust(model)
+        trust(mended)
     with pytest.raises(Refused, match="asked with WinoBias so far"):
-        trust(model, on=[write_rows(tmp_path / "rows.jsonl", decisions(3, skewed=False))])
+        trust(mended, on=[write_rows(tmp_path / "rows.jsonl", decisions(3, skewed=False))])
+
+
+def test_a_gap_between_groups_that_grows_is_worse(tmp_path: Path) -> None:
+    """Reports of the same 120 texts: in one those of the south are right less often, in one all are."""
+
+    def report(name: str, right: Callable[[int], bool]) -> Path:
+        rows = [{"id": f"{i}", "cluster": f"{i}", "asked": f"text {i}", "value": float(right(i)),
+                 "group": "south" if i % 3 == 0 else "north"} for i in range(120)]  # fmt: skip
+        line = Line.over(
+            rows, Rules.read(), "group-gap", of="", question="q", population="p", method="m", baseline="b",
+            estimate=Estimate(0.0, -1.0, 1.0), unit="points", counted=("texts", "groups"), gate=None,
+            next_action="n",
+        )  # fmt: skip
+        header = {"model": "m", "date": "d", "epoch": "1", "seconds": "1", "transom": "0"}
+        TrustReport(name, (line,), (), header, None).save(tmp_path / name)
+        return tmp_path / name
+
+    level, uneven = (
+        report("level", lambda i: i % 10 > 0),
+        report("uneven", lambda i: i % 10 > 0 and i % 2 > 0),
+    )
+    south = report("south", lambda i: i % 10 > 0 and (i % 3 > 0 or i % 2 > 0))
+    (found,) = diff(level, south).lines
+    assert found.change == "worse" and found.question == "accuracy, south less others" and found.n == 40
+    assert found.difference.value == pytest.approx(-40.0) and found.difference.high < 0
+    assert diff(south, level).lines[0].change == "better"
+    assert diff(level, uneven).lines[0].change == "no measurable difference"  # all became worse alike
 
 
 class Says(Translator):

@@ -190,7 +190,7 @@ def group_lines(answered: Answered, rules: Rules, population: str, mend: str) ->
         for what, where, hit in among:
             one, rest = hit[inside[name] & where], hit[~inside[name] & where]
             if min(len(one), len(rest)) >= FEWEST:
-                asks[f"{what}, {name} less others"] = (len(one), _apart(one, rest))
+                asks[f"{what}, {name} less others"] = (len(one), apart(one, rest))
     parts = contrasts(asks, rules.of["group-gap"], gate)
     worst = parts[0]
     rows = [
@@ -257,7 +257,7 @@ def _template(text: str, lists: Sequence[SwapList]) -> str:
     return text
 
 
-def _apart(one: np.ndarray, rest: np.ndarray) -> Callable[[float], Estimate]:
+def apart(one: np.ndarray, rest: np.ndarray) -> Callable[[float], Estimate]:
     """The interval of the difference of two means, in points, for a tail."""
     if one.dtype == bool:
         k, n, other, m = int(one.sum()), len(one), int(rest.sum()), len(rest)

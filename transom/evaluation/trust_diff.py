@@ -2,7 +2,7 @@
 
 Every difference is taken row by row, so what is hard or uneven for both is not in it; all questions together
 are asked by Holm's procedure, so that of two models that do not differ 95 of 100 diffs name nothing. A shift
-between groups is worse where it grows away from 0. Read next: trust_report, trust_line.
+or gap between groups is worse where it grows away from 0. Read next: trust_report, trust_line.
 """
 
 from __future__ import annotations
@@ -16,14 +16,19 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import Refused
-from ..intervals import Estimate, clustered, holm, rarity
+from ..intervals import FEWEST, Estimate, clustered, holm, rarity
+from .groups import apart
 from .trust_line import shown
 from .trust_report import saved, wrapped
 
+Row = dict[str, Any]
 Change = Literal["worse", "better", "no measurable difference", "not comparable"]
-SIGNED = ("swap-shift", "winobias-gap", "bbq-lean", "surer-than-right", "crows-pairs", "winogender-slope")
+SIGNED = (
+    "swap-shift", "winobias-gap", "bbq-lean", "surer-than-right", "crows-pairs", "winogender-slope",
+    "translated-stereotype", "translated-women", "group-gap",
+)  # fmt: skip
 """What is as bad below 0 as above."""
-UNPAIRED = ("doubt-beats-length", "group-gap", "cost", "winogender-slope")
+UNPAIRED = ("doubt-beats-length", "cost", "winogender-slope")
 """What is no mean over rows."""
 
 
@@ -83,6 +88,21 @@ class TrustDiff:
         return {"before": self.before, "after": self.after, "worse": self.worse, "lines": told}
 
 
+def _gained(rows: list[Row], before: dict[str, Row]) -> np.ndarray:
+    """By how much the value of each row is larger than before, (N,)."""
+    return np.array([row["value"] - before[row["id"]]["value"] for row in rows], np.float64)
+
+
+def _groups(rows: list[Row]) -> dict[str, tuple[list[Row], list[Row]]]:
+    """The rows of each group beside all others; of two groups one, and none that has too few."""
+    names = sorted({row["group"] for row in rows})
+    split = {
+        name: ([row for row in rows if row["group"] == name], [row for row in rows if row["group"] != name])
+        for name in (names[1:] if len(names) == 2 else names)
+    }
+    return {name: sides for name, sides in split.items() if min(map(len, sides)) >= FEWEST}
+
+
 def diff(before: Path, after: Path) -> TrustDiff:
     """Hold one saved report against another. Raises Refused where they have no question in common."""
     (was, old, old_rows), (now, new, new_rows) = saved(before), saved(after)
@@ -95,9 +115,18 @@ def diff(before: Path, after: Path) -> TrustDiff:
         kind = name.partition(".")[0]
         one = {row["id"]: row for row in old_rows[name]}
         met = [row for row in new_rows[name] if row["id"] in one and one[row["id"]]["asked"] == row["asked"]]
+        if kind == "group-gap":
+            for group, (inside, outside) in _groups(met).items():
+                gained, others = (_gained(rows, one) for rows in (inside, outside))
+                key = f"{name}: accuracy, {group} less others"
+                asks[key] = apart(gained, others)
+                was_right, others_were = (np.mean([one[row["id"]]["value"] for row in rows])
+                                          for rows in (inside, outside))  # fmt: skip
+                facts[key] = (name, len(inside), float(100 * (was_right - others_were)))
+            continue
         for contrast in [] if kind in UNPAIRED else dict.fromkeys(row.get("contrast", "") for row in met):
             rows = [row for row in met if row.get("contrast", "") == contrast]
-            values = np.array([row["value"] - one[row["id"]]["value"] for row in rows], np.float64)
+            values = _gained(rows, one)
             clusters = [row["cluster"] for row in rows]
             level = float(np.mean([one[row["id"]]["value"] for row in rows])) if kind in SIGNED else 0.0
             unit = 100.0 if kind in SIGNED and np.isin(values, (-100, 0, 100)).all() else 1.0
