@@ -87,9 +87,12 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("file", ["test_ops.py", "test_runner.py", "test_encoder.py", "test_experts.py"])
+@pytest.mark.parametrize(
+    "file",
+    ["test_ops.py", "test_runner.py", "test_encoder.py", "test_experts.py", "test_encoder_decoder.py"],
+)
 def test_nothing_outside_of_what_was_allocated_is_touched(checked: dict[str, str], file: str) -> None:
-    """The tests of ops, of decoders and of encoders once more, with sanitizers."""
+    """The tests of ops and of models once more, with sanitizers."""
     without = ["-k", "not transformers and not pytorch and not anew"] if file == "test_experts.py" else []
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/native/{file}", *without],
