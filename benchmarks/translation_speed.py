@@ -28,6 +28,7 @@ from transom.hardware import keep_memory
 from transom.inference.engine import Engine
 from transom.inference.native_runner import runner_for
 from transom.inference.request import Request
+from transom.inference.runner import Runner, TorchRunner
 from transom.inference.sync_engine import SyncEngine, sync_settings
 from transom.inference.token_rules import TokenRules
 from transom.sampling_params import SamplingParams
@@ -57,10 +58,13 @@ def random_marian(folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def of_transom(folder: Path, dtype: torch.dtype) -> Callable[[Tensor, int], list[list[int]]]:
+def of_transom(
+    folder: Path, dtype: torch.dtype, by: Callable[..., Runner] = runner_for
+) -> Callable[[Tensor, int], list[list[int]]]:
+    """by: the runner; the best one here, unless told."""
     model, tokenizer = load_model(folder, dtype=dtype).eval(), train_tokenizer("bytes", iter(["text"]), 258)
     rules = TokenRules(read_generation(folder, VOCAB, searches=True))
-    runner = runner_for(model, n_tokens=SENTENCES * 4 * 2 * NEW)
+    runner = by(model, n_tokens=SENTENCES * 4 * 2 * NEW)
     engine = SyncEngine(
         lambda: Engine(runner, tokenizer, settings=sync_settings(4 * SENTENCES, chunk_tokens=4096))
     )
@@ -161,12 +165,13 @@ def main(arguments: list[str]) -> None:
         runs = {
             "transformers": of_transformers(folder, torch.bfloat16),
             "CTranslate2 int8": of_ctranslate2(folder, "int8"),
+            "Transom by PyTorch": of_transom(folder, torch.bfloat16, TorchRunner),
             "Transom": of_transom(folder, torch.bfloat16),
         }
         for beam in (1, 4):
             seconds = in_turns({who: partial(run, source, beam) for who, run in runs.items()}, asked.rounds)
             rates = {who: SENTENCES * NEW / statistics.median(taken) for who, taken in seconds.items()}
-            ratios = {who: median_ratio(seconds[who], seconds["Transom"]) for who in list(runs)[:2]}
+            ratios = {who: median_ratio(seconds[who], seconds["Transom"]) for who in list(runs)[:3]}
             figures[f"beam_{beam}"] = {
                 "tokens_per_second": rates,
                 "ratios": ratios,
