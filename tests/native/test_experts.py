@@ -240,3 +240,23 @@ def test_a_correction_that_moves_is_read_anew() -> None:
         router.correction.copy_(torch.tensor([0.0, 0.0, 9.0, 9.0, 0.0]))
     assert runner.stale
     assert not torch.equal(runner.run([Chunk(runner.open([1, 2, 3]), 3)]), before)
+
+
+@pytest.mark.timeout(120, method="thread")
+@pytest.mark.parametrize("level", levels() or ["scalar"])
+def test_a_thread_that_comes_late_has_nothing_to_wait_for(level: str) -> None:
+    """Layers whose rows meet different numbers of experts, by more threads than there are cores."""
+    model = build(CONFIG.with_(n_layers=6, experts=Experts(12, 2, 13)), 0).eval()
+    with torch.no_grad():
+        model.embed.weight.mul_(30)
+    rows = [[(5 * i + row * i * i) % 23 for i in range(40)] for row in range(4)]
+    before, found = torch.get_num_threads(), list[Tensor]()
+    try:
+        for n_threads in (1, *[4] * 10):
+            torch.set_num_threads(n_threads)
+            runner = NativeRunner(model, library(level), n_tokens=256)
+            opened = [runner.open(row) for row in rows]
+            found.append(torch.cat([runner.run([Chunk(row, 1, 1) for row in opened]) for _ in range(40)]))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(other, found[0]) for other in found[1:])
