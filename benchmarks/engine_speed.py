@@ -23,7 +23,6 @@ from transformers import AutoModelForCausalLM
 
 import transom
 from transom.checkpoint.huggingface import save_model
-from transom.data.tokenizer import train_tokenizer
 from transom.hardware import Hardware, keep_memory
 from transom.inference.engine import Engine, EngineSettings
 from transom.inference.generator import Generator
@@ -33,7 +32,7 @@ from transom.model.transformer import Transformer
 from transom.sampling_params import SamplingParams
 
 from . import llama_cpp_peer
-from .measure import in_turns, median_ratio, tell
+from .measure import in_turns, median_ratio, numbers, tell
 
 BATCHES, PROMPT, NEW, LONG = (1, 8, 32), 16, 64, 512
 CHATS, SHARED, OWN = 16, 1000, 24
@@ -64,7 +63,7 @@ def main(arguments: list[str]) -> None:
         folder = Path(name)
         config = TINY if asked.tiny else EXPERTS if asked.experts else SMOL
         model = Transformer(config).to(torch.bfloat16)
-        save_model(folder, model, train_tokenizer("bytes", iter(["text"]), 258))
+        save_model(folder, model, numbers(model.config.vocab_size))
         generator = transom.load(folder, Generator, dtype="bfloat16")
         peers: dict[str, Write] = {"transformers": of_transformers(folder), "Transom": of_transom(generator)}
         if available(generator.model)[0] is not None:

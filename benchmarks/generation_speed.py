@@ -16,11 +16,10 @@ from transformers import AutoModelForCausalLM
 
 import transom
 from transom.checkpoint.huggingface import save_model
-from transom.data.tokenizer import train_tokenizer
 from transom.model.config import SIZES, ModelConfig
 from transom.model.transformer import Transformer
 
-from .measure import in_turns, median_ratio, tell
+from .measure import in_turns, median_ratio, numbers, tell
 
 PROMPT, NEW = 16, 128
 
@@ -33,7 +32,7 @@ def main(arguments: list[str]) -> None:
     lines, figures = [f"{PROMPT} tokens of prompt, {NEW} new, medians of {asked.rounds}"], {}
     with tempfile.TemporaryDirectory() as folder:
         config = ModelConfig(vocab_size=4096, **SIZES["mini"]).with_(max_len=512)
-        save_model(folder, Transformer(config), train_tokenizer("bytes", iter(["text"]), 258))
+        save_model(folder, Transformer(config), numbers(config.vocab_size))
         for dtype in (torch.float32, torch.bfloat16):
             name = str(dtype).removeprefix("torch.")
             theirs = partial(

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from transom.data.tokenizer import Tokenizer
 from transom.hardware import Hardware
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -43,6 +44,13 @@ def in_turns(
 def median_ratio(slower: list[float], faster: list[float]) -> float:
     """Median over rounds of the ratio of two contenders' times in the same round."""
     return statistics.median(a / b for a, b in zip(slower, faster, strict=True))
+
+
+def numbers(n: int) -> Tokenizer:
+    """A tokenizer of n tokens, called by their numbers: what random weights write can then be any of them."""
+    words = {"type": "WordLevel", "vocab": {str(i): i for i in range(n)}, "unk_token": "0"}
+    spaces = {"type": "WhitespaceSplit"}
+    return Tokenizer(json.dumps({"version": "1.0", "pre_tokenizer": spaces, "model": words}), {})
 
 
 def machine() -> str:

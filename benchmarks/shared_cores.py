@@ -21,12 +21,11 @@ import torch
 
 import transom
 from transom.checkpoint.huggingface import save_model
-from transom.data.tokenizer import train_tokenizer
 from transom.inference.generator import Generator
 from transom.model.transformer import Transformer
 
 from .engine_speed import SMOL, TINY, Write, of_transom
-from .measure import tell
+from .measure import numbers, tell
 
 PROMPT, NEW = [7] * 16, 64
 BESIDE = ("alone", "a busy loop", "a busy loop of the lowest priority", "another engine of the process")
@@ -68,7 +67,7 @@ def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = Transformer(TINY if asked.tiny else SMOL).to(torch.bfloat16)
-        save_model(folder, model, train_tokenizer("bytes", iter(["text"]), 258))
+        save_model(folder, model, numbers(model.config.vocab_size))
         generator = transom.load(folder, Generator, dtype="bfloat16")
         both = [of_transom(generator), of_transom(generator)]
         lines.append(f"{generator.runs_by}; medians of {asked.rounds} rounds")

@@ -40,7 +40,7 @@ HERE = Path(__file__).parent
 COURSE = sorted(path.stem for path in HERE.glob("course/*.ipynb"))
 TREES = {
     "README": [
-        ("Learn", ["docs/course/README"]),
+        ("Learn", ["docs/course/README", "docs/lab"]),
         ("Use", ["docs/guide", "docs/fine-tuning", "docs/trust", "docs/performance", "docs/glossary"]),
         ("Python", ["docs/api/README"]),
         ("Change", ["CONTRIBUTING", "docs/map", "docs/changing", "docs/native", "CHANGELOG"]),

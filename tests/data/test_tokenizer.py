@@ -371,3 +371,11 @@ def test_ids_and_text_of_a_real_model_are_those_of_transformers(smollm2: Path, s
     assert ours.encode_many(texts) == expected[1:]
     assert [ours.decode(ids) for ids in expected[1:]] == texts and ours.decode(expected[0]) == whole
     assert not any(theirs.decode(ids) != text for ids, text in zip(expected[1:], texts, strict=True))
+
+
+def test_a_file_that_speaks_of_no_added_tokens_has_none() -> None:
+    words = {"type": "WordLevel", "vocab": {"<unk>": 0, "crow": 1}, "unk_token": "<unk>"}
+    for said in ({}, {"added_tokens": []}):
+        spec = {"version": "1.0", "pre_tokenizer": {"type": "WhitespaceSplit"}, "model": words, **said}
+        tokenizer = Tokenizer(json.dumps(spec), {})
+        assert tokenizer.encode("crow owl") == [1, 0] and tokenizer.vocab_size == 2

@@ -317,7 +317,7 @@ def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int, ends: Collection[i
     spec = json.loads(tokenizer.json_text)
     bare = [f"[PAD{number}]" for number in range(vocab_size)]
     tokens, kinds = bare, [UNUSED] * vocab_size
-    added = {token["id"] for token in spec["added_tokens"]}
+    added = {token["id"] for token in spec.get("added_tokens") or []}
     for token, number in tokenizer.backend.get_vocab(with_added_tokens=True).items():
         if number < vocab_size:  # control beyond the model is nothing that a text becomes
             own = CONTROL if number in tokenizer.control else USER_DEFINED if number in added else NORMAL

@@ -79,7 +79,9 @@ class Tokenizer:
             self.kind in ("bytes", "chars") or is_byte_level_regex(spec)
         )
         """Whether parts of a document, encoded alone, give the ids of the whole (see documents)."""
-        self._own_rules = len(self.control) == len(spec["added_tokens"])  # no added word is to be found
+        self._own_rules = len(self.control) == len(
+            spec.get("added_tokens", ())
+        )  # no added word is to be found
         self._by_words = self._own_rules and self.kind == "bpe" and is_gpt2_rule(spec)
         self.vocab_size = 1 + max(self.backend.get_vocab(with_added_tokens=True).values())
         self.eos_id = self._special("eos_token")

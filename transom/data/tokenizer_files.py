@@ -206,7 +206,7 @@ def _frame(
     first, last = (
         [_content(config.get(key)) or usual for key, usual in tokens.items()] for tokens in (before, after)
     )
-    ids = {token["content"]: token["id"] for token in spec["added_tokens"]} | _pieces(spec)
+    ids = {token["content"]: token["id"] for token in spec.get("added_tokens") or []} | _pieces(spec)
     if not all(name in ids for name in first + last):
         return None
 

@@ -84,7 +84,7 @@ def vocabulary_kind(spec: dict[str, Any]) -> str:
     if (spec.get("decoder") or {}).get("type") != "ByteLevel":
         return "other"
     own_words = len(model["vocab"]) - sum(
-        token["content"] in model["vocab"] for token in spec["added_tokens"]
+        token["content"] in model["vocab"] for token in spec.get("added_tokens") or []
     )
     plain = spec.get("normalizer") is None and not _adds_space(spec)
     return "bytes" if own_words == 256 and not model.get("merges") and plain else "bpe"
