@@ -14,6 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from transom.model.build import Model
+from transom.model.lora import Lora, add_lora, linear_layers
 from transom.native import abi
 from transom.native.abi import Op, Step
 from transom.native.library import LEVELS, Library, Unavailable, cpu_level, load
@@ -138,3 +140,12 @@ class Ops:
             self.functions.transom_plan_free(self.handle)
         for matrix in self.matrices:
             self.functions.transom_matrix_free(matrix)
+
+
+def add_learned_lora(model: Model, std: float) -> None:
+    """Put an adapter of rank 4 into all linear layers of a model, as if it had learned something."""
+    add_lora(model, dict.fromkeys(linear_layers(model), Lora(4)))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("lora_B"):
+                weight.normal_(std=std, generator=torch.Generator().manual_seed(len(name)))

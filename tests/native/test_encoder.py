@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.native.kernels import levels
+from tests.native.kernels import add_learned_lora, levels
 from tests.native.test_runner import in_8_bits
 from transom.data.tokenizer import Tokenizer, train_tokenizer
 from transom.errors import Refused
@@ -27,7 +27,6 @@ from transom.insight.hooks import Edit, edited
 from transom.model.build import Model, build
 from transom.model.config import Experts, ModelConfig
 from transom.model.layers import Linear
-from transom.model.lora import Lora, add_lora, linear_layers
 
 LEVELS = levels() or ["scalar"]
 BERT = ModelConfig(
@@ -182,11 +181,7 @@ def test_kinds_of_segments_are_read(level: str) -> None:
 
 def test_an_adapter_of_its_own_is_read(level: str) -> None:
     model = copy.deepcopy(family("classes", torch.float32))
-    add_lora(model, dict.fromkeys(linear_layers(model), Lora(4)))
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if name.endswith("lora_B"):
-                weight.normal_(std=0.3, generator=torch.Generator().manual_seed(len(name)))
+    add_learned_lora(model, 0.3)
     exact = copy.deepcopy(model).double()
     without = copy.deepcopy(family("classes", torch.float32)).double()
     for text, found in read(TextEncoder(model), ALL).items():  # type: ignore[arg-type]

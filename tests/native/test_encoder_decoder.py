@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from tests.inference.test_runner import CONFIG, Key, Play, moves
-from tests.native.kernels import levels, library
+from tests.inference.test_runner import CONFIG, Play, check_bits, moves
+from tests.native.kernels import add_learned_lora, levels, library
 from tests.scale import scaled
 from transom.data.tokenizer import train_tokenizer
 from transom.errors import Refused
@@ -27,7 +27,6 @@ from transom.inference.translator import Translator
 from transom.insight.hooks import Edit, edited
 from transom.model.build import Model, build
 from transom.model.config import Experts
-from transom.model.lora import Lora, add_lora, linear_layers
 from transom.sampling_params import SamplingParams
 
 LEVELS = levels() or ["scalar"]
@@ -148,10 +147,8 @@ def test_any_workload_gives_what_one_pass_gives(level, plan):
 @settings(max_examples=scaled(10))
 def test_logits_are_bitwise_a_function_of_the_row(level, name, dtype, one, other):
     """Alone and beside others, in any chunks, from the prefix cache, as a fork: always the same bits."""
-    known: dict[Key, Tensor] = {}
-    for plan, reuse in ((one, True), (other, False), (one + other, True)):
-        for key, logits in Play(made(name, level, dtype, reuse=reuse), True).play(plan).seen:
-            assert torch.equal(known.setdefault(key, logits), logits)
+    plans = (one, True), (other, False), (one + other, True)
+    check_bits(Play(made(name, level, dtype, reuse=reuse), True).play(plan) for plan, reuse in plans)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -220,11 +217,7 @@ def test_translations_are_those_of_pytorch(name: str, beam: int) -> None:
 @pytest.mark.parametrize("name", ["marian", "t5, plain"])
 def test_an_adapter_of_its_own_is_read(name: str, level: str) -> None:
     model = copy.deepcopy(family(name, torch.float32))
-    add_lora(model, dict.fromkeys(linear_layers(model), Lora(4)))
-    with torch.no_grad():
-        for part, weight in model.named_parameters():
-            if part.endswith("lora_B"):
-                weight.normal_(std=0.1, generator=torch.Generator().manual_seed(len(part)))
+    add_learned_lora(model, 0.1)
     exact = copy.deepcopy(model).double()
     for source, found in zip(SOURCES, whole(NativeRunner(model, library(level), n_tokens=600)), strict=True):
         torch.testing.assert_close(found.double(), exactly(exact, TOKENS, source), rtol=1e-4, atol=5e-5)

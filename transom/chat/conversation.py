@@ -19,8 +19,7 @@ from transom.data.documents import printable
 from transom.data.tokenizer import Tokenizer
 from transom.errors import Refused
 from transom.output import write_whole
-
-from ..units import counted
+from transom.units import counted
 
 Role = Literal["system", "user", "assistant"]
 

@@ -20,8 +20,8 @@ from transom.data.textfile import bad_byte
 from transom.errors import Refused, nearest
 from transom.inference.dtype import in_words
 from transom.inference.generator import Generator
+from transom.units import counted
 
-from ..units import counted
 from .conversation import ContextWindow, Conversation
 from .memory import Fact, Memory, note, used_here
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from transom.model.config import ModelConfig
+from transom.units import counted
 
-from ..units import counted
 from .family import Family
 
 # What the hub calls the job of a model, and what a person does.

@@ -24,8 +24,7 @@ from transom.data.issues import Issues
 from transom.data.sources import Source
 from transom.data.textfile import controls_note, n_controls
 from transom.errors import Refused
-
-from ..units import counted
+from transom.units import counted
 
 LONG_LINE_BYTES = 1 << 20
 _SHORT = 4096
@@ -125,7 +124,7 @@ class Report:
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
-        documents = _count(self.n_documents, "document")
+        documents = counted(self.n_documents, "document")
         rows = [
             ("data", self.name),
             ("text", f"{_size(self.n_bytes)}, {self.n_characters:,} characters in {documents}"),
@@ -165,18 +164,18 @@ class Report:
         says = f"longest {_size(self.longest_line)} ({self.longest_line_at})"
         says += ": unusually long, is it text?" if self.longest_line > LONG_LINE_BYTES else ""
         says += f"; {self.n_crlf:,} end in CR LF, kept" if self.n_crlf else ""
-        return says + (f"; {_count(self.n_bom, 'byte-order mark')} dropped" if self.n_bom else "")
+        return says + (f"; {counted(self.n_bom, 'byte-order mark')} dropped" if self.n_bom else "")
 
     def _cuts(self) -> str:
         if not self.n_rough_cuts:
             return "nothing: long text runs on from window to window"
-        return f"{_count(self.n_rough_cuts, 'place')} inside text without spaces, between two characters"
+        return f"{counted(self.n_rough_cuts, 'place')} inside text without spaces, between two characters"
 
     def _tokens(self) -> list[tuple[str, str]]:
         if not self.tokens:
             return []
         made = self.tokens
-        speed = f"tokenized at {made['mb_per_s']:.1f} MB/s on {_count(made['n_threads'], 'core')}"
+        speed = f"tokenized at {made['mb_per_s']:.1f} MB/s on {counted(made['n_threads'], 'core')}"
         return [
             ("tokens", f"{made['n_tokens']:,} ({made['bytes_per_token']:.2f} bytes each), {speed}"),
             ("vocabulary", f"{made['vocab_size']:,} ({made['tokenizer']})"),
@@ -188,11 +187,7 @@ def _size(n_bytes: int) -> str:
     for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if n_bytes >= limit:
             return f"{n_bytes / limit:.1f} {unit}"
-    return _count(n_bytes, "byte")
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n:,} {noun}" + ("" if n == 1 else "s")
+    return counted(n_bytes, "byte")
 
 
 @dataclass
@@ -252,7 +247,7 @@ def survey(source: Source, *, on_progress: OnProgress | None = None) -> Survey:
     report.n_bytes, report.n_characters, report.n_documents = sum(sizes), sum(characters), len(sizes)
     _take_issues(report, issues, source)
     if issues.n_divided:
-        lines = _count(issues.n_divided, "line")
+        lines = counted(issues.n_divided, "line")
         report.notes.append(f"{lines} {MARKER} between documents, which are no text")
     if inside:
         says = f"{MARKER} stands {inside:,} times inside of lines, where it is read as letters"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from transom.data.documents import printable
 from transom.data.gguf_file import GGUFFile
+from transom.data.tokenizer_json import added_tokens
 from transom.errors import Refused, nearest
 
 if TYPE_CHECKING:
@@ -317,7 +318,7 @@ def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int, ends: Collection[i
     spec = json.loads(tokenizer.json_text)
     bare = [f"[PAD{number}]" for number in range(vocab_size)]
     tokens, kinds = bare, [UNUSED] * vocab_size
-    added = {token["id"] for token in spec.get("added_tokens") or []}
+    added = {token["id"] for token in added_tokens(spec)}
     for token, number in tokenizer.backend.get_vocab(with_added_tokens=True).items():
         if number < vocab_size:  # control beyond the model is nothing that a text becomes
             own = CONTROL if number in tokenizer.control else USER_DEFINED if number in added else NORMAL

@@ -26,8 +26,7 @@ from transom.data.sources import open_rows
 from transom.data.tables import TABLES
 from transom.data.textfile import opened, plain_lines, skip_record
 from transom.errors import Refused
-
-from ..units import counted
+from transom.units import counted
 
 N_DATES, N_HELD_OUT_DATES = 50_000, 1_000
 

@@ -40,8 +40,7 @@ from transom.data.tokenizer import Tokenizer, tokenizer_named, train_tokenizer
 from transom.data.tokens import TokenFile, TokenWriter, disk_faults_named
 from transom.data.vocabulary import bpe_size
 from transom.errors import Refused
-
-from ..units import counted
+from transom.units import counted
 
 VERSION = 1
 PARTS = ("train", "held_out")

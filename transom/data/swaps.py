@@ -19,8 +19,7 @@ from pathlib import Path
 
 from transom.data.textfile import opened
 from transom.errors import Refused
-
-from ..units import counted
+from transom.units import counted
 
 SLOT = "_"
 _FOLLOWS = re.compile(

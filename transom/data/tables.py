@@ -23,8 +23,7 @@ from transom.data.documents import printable
 from transom.data.issues import MAX_RECORD_BYTES, Issues
 from transom.data.textfile import head_of, plain_lines, read_lines, skip_record
 from transom.errors import Refused
-
-from ..units import counted
+from transom.units import counted
 
 TABLES = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 """Files of tables by extension, and what stands between their cells unless another is seen."""

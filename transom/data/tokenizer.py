@@ -26,6 +26,7 @@ from transom.data.documents import PART_CHARACTERS, in_parts, printable
 from transom.data.gguf_file import is_gguf
 from transom.data.tokenizer_files import read_tokenizer
 from transom.data.tokenizer_json import (
+    added_tokens,
     cuts_show,
     hide,
     is_byte_level_regex,
@@ -79,9 +80,7 @@ class Tokenizer:
             self.kind in ("bytes", "chars") or is_byte_level_regex(spec)
         )
         """Whether parts of a document, encoded alone, give the ids of the whole (see documents)."""
-        self._own_rules = len(self.control) == len(
-            spec.get("added_tokens", ())
-        )  # no added word is to be found
+        self._own_rules = len(self.control) == len(added_tokens(spec))  # no added word is to be found
         self._by_words = self._own_rules and self.kind == "bpe" and is_gpt2_rule(spec)
         self.vocab_size = 1 + max(self.backend.get_vocab(with_added_tokens=True).values())
         self.eos_id = self._special("eos_token")

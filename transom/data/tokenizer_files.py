@@ -22,6 +22,7 @@ from transom.data.documents import printable
 from transom.data.gguf_file import is_gguf, read_gguf
 from transom.data.in_folder import read_text
 from transom.data.marian_files import read_marian
+from transom.data.tokenizer_json import added_tokens
 from transom.errors import Refused
 
 TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
@@ -67,7 +68,7 @@ def read_tokenizer(folder: Path) -> tuple[str, dict[str, Any]]:
         )
     try:
         spec = json.loads(text)
-        known = {token["content"] for token in spec.get("added_tokens") or []}
+        known = {token["content"] for token in added_tokens(spec)}
         late = {content: token for content, token in late.items() if content not in known}
         if late:
             text = _with_tokens(text, late, where)
@@ -206,7 +207,7 @@ def _frame(
     first, last = (
         [_content(config.get(key)) or usual for key, usual in tokens.items()] for tokens in (before, after)
     )
-    ids = {token["content"]: token["id"] for token in spec.get("added_tokens") or []} | _pieces(spec)
+    ids = {token["content"]: token["id"] for token in added_tokens(spec)} | _pieces(spec)
     if not all(name in ids for name in first + last):
         return None
 

@@ -17,6 +17,11 @@ _MARKER_SHAPE = re.compile(r"<.*>|\[.*\]")
 _NAMED = ("eos_token", "bos_token", "pad_token", "mask_token", "unk_token", "sep_token", "cls_token")
 
 
+def added_tokens(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    """The added tokens of a tokenizer.json, which need not speak of any."""
+    return spec.get("added_tokens") or []
+
+
 def mark_control(spec: dict[str, Any], config: dict[str, Any]) -> dict[int, str]:
     """Mark every control token of a tokenizer.json as special, and return them by id.
 
@@ -25,7 +30,7 @@ def mark_control(spec: dict[str, Any], config: dict[str, Any]) -> dict[int, str]
     """
     named = {_content(config.get(name)) for name in _NAMED}
     control: dict[int, str] = {}
-    for token in spec.get("added_tokens") or []:
+    for token in added_tokens(spec):
         if token.get("special") or token["content"] in named:
             token["special"] = True
             control[token["id"]] = token["content"]
@@ -40,7 +45,7 @@ def markers(spec: dict[str, Any]) -> dict[int, str]:
     """
     return {
         token["id"]: token["content"]
-        for token in spec.get("added_tokens") or []
+        for token in added_tokens(spec)
         if not token.get("special") and _MARKER_SHAPE.fullmatch(token["content"])
     }
 
@@ -53,7 +58,7 @@ def hide(spec: dict[str, Any], tokens: Mapping[int, str]) -> dict[str, str]:
     """
     nonce = secrets.token_hex(16)
     names = {text: f"<{nonce}-{number}>" for number, text in tokens.items()}
-    for token in spec.get("added_tokens") or []:
+    for token in added_tokens(spec):
         if token["content"] in names:
             token |= {"content": names[token["content"]], "special": True}
     model = spec["model"]
@@ -72,7 +77,7 @@ def cuts_show(spec: dict[str, Any]) -> bool:
     return any(
         not token.get("special")
         and (token.get("lstrip") or token.get("rstrip") or re.search(r"\s", token["content"]))
-        for token in spec.get("added_tokens") or []
+        for token in added_tokens(spec)
     )
 
 
@@ -83,9 +88,7 @@ def vocabulary_kind(spec: dict[str, Any]) -> str:
         return "chars"
     if (spec.get("decoder") or {}).get("type") != "ByteLevel":
         return "other"
-    own_words = len(model["vocab"]) - sum(
-        token["content"] in model["vocab"] for token in spec.get("added_tokens") or []
-    )
+    own_words = len(model["vocab"]) - sum(token["content"] in model["vocab"] for token in added_tokens(spec))
     plain = spec.get("normalizer") is None and not _adds_space(spec)
     return "bytes" if own_words == 256 and not model.get("merges") and plain else "bpe"
 

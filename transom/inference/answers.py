@@ -30,8 +30,7 @@ from transom.data.textfile import SkippedFile, not_text
 from transom.errors import Refused
 from transom.output import for_terminal, whole_file, writable, write_whole
 from transom.settings import TrainSettings, load
-
-from ..units import counted
+from transom.units import counted
 
 if TYPE_CHECKING:
     from .classifier import Classification, Classifier

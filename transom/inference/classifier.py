@@ -18,7 +18,7 @@ from transom.errors import Refused
 from transom.model.transformer import Transformer
 
 from .batching import TextBatch, as_list, batches, framed
-from .dtype import describe, dtype_of
+from .dtype import describe
 from .text_encoder import TextEncoder
 
 
@@ -61,8 +61,7 @@ class Classifier:
     def __repr__(self) -> str:
         named = ", ".join(self.labels[:6]) + (", ..." if len(self.labels) > 6 else "")
         said = f"{len(self.labels)} classes: {named}"
-        how = f"{self.reason or dtype_of(self.model)}; {self.runs_by}"
-        return f"{describe(self.model, 'Classifier', how)[:-1]}; {said})"
+        return f"{describe(self.model, 'Classifier', self.reason, self.runs_by)[:-1]}; {said})"
 
     @property
     def runs_by(self) -> str:

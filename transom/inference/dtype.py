@@ -12,8 +12,7 @@ import torch
 from transom.errors import Refused
 from transom.hardware import Hardware
 from transom.model.build import Model
-
-from ..units import counted
+from transom.units import counted
 
 DTYPES = ("float32", "bfloat16", "float16")
 SMALL = 50_000_000
@@ -55,10 +54,13 @@ def in_words(model: Model) -> str:
     return f"{size}, in {dtype_of(model)} on {model.embed.weight.device}"
 
 
-def describe(model: Model, job: str, reason: str) -> str:
-    """Return one line for people: the job, the size of the model, where and in what arithmetic it runs."""
+def describe(model: Model, job: str, reason: str, runs_by: str = "") -> str:
+    """Return one line for people: the job, the size of the model, where, in what arithmetic and by what it
+    runs.
+    """
     config = model.config
     read = f"{config.n_encoder_layers}+" if config.n_encoder_layers else ""
     layers = f"{read}{config.n_layers} layers" if read else counted(config.n_layers, "layer")
     size = f"{model.n_parameters:,} parameters, {layers}, {config.max_len:,} tokens long"
-    return f"{job}({size}, on {model.embed.weight.device}; {reason or dtype_of(model)})"
+    how = "; ".join(filter(None, (reason or dtype_of(model), runs_by)))
+    return f"{job}({size}, on {model.embed.weight.device}; {how})"

@@ -14,7 +14,7 @@ from transom.data.tokenizer import Tokenizer
 from transom.model.transformer import Transformer
 
 from .batching import BUDGET, TextBatch, as_list, batches, framed
-from .dtype import describe, dtype_of
+from .dtype import describe
 from .text_encoder import TextEncoder
 
 
@@ -41,8 +41,7 @@ class Embedder:
         pooled = {"mean": "the mean of all tokens", "first": "the first token"}[config.pooling]
         length = ", scaled to length 1" if config.normalize else ""
         said = f"vectors of {config.dim}: {pooled}{length}; texts of up to {self.max_tokens} tokens"
-        how = f"{self.reason or dtype_of(self.model)}; {self.runs_by}"
-        return f"{describe(self.model, 'Embedder', how)[:-1]}; {said})"
+        return f"{describe(self.model, 'Embedder', self.reason, self.runs_by)[:-1]}; {said})"
 
     @property
     def runs_by(self) -> str:

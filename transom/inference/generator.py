@@ -26,10 +26,10 @@ from transom.data.tokenizer import Tokenizer
 from transom.errors import Refused
 from transom.model.build import Model
 from transom.sampling_params import Sampling, SamplingParams, by_name
+from transom.units import counted
 
-from ..units import counted
 from .adapters import on_base
-from .dtype import describe, dtype_of
+from .dtype import describe
 from .engine import Engine, EngineSettings
 from .native_runner import available, check_weights, runner_for
 from .request import Completion, Event, Grammar, Request
@@ -136,7 +136,7 @@ class Generator:
         return one
 
     def __repr__(self) -> str:
-        return describe(self.model, "Generator", f"{self.reason or dtype_of(self.model)}; {self.runs_by}")
+        return describe(self.model, "Generator", self.reason, self.runs_by)
 
     @property
     def runs_by(self) -> str:

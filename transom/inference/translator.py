@@ -20,7 +20,7 @@ from transom.sampling_params import SamplingParams
 
 from .batching import as_list, framed, lines_of
 from .beam import EarlyStopping
-from .dtype import describe, dtype_of
+from .dtype import describe
 from .engine import Engine, EngineSettings
 from .native_runner import available, runner_for
 from .request import Request
@@ -111,7 +111,7 @@ class Translator:
         self._local = SyncEngine(lambda: self.engine(sync_settings(MAX_ROWS, CHUNK_TOKENS)))
 
     def __repr__(self) -> str:
-        return describe(self.model, "Translator", f"{self.reason or dtype_of(self.model)}; {self.runs_by}")
+        return describe(self.model, "Translator", self.reason, self.runs_by)
 
     @property
     def runs_by(self) -> str:

@@ -16,6 +16,6 @@ CLAIMS = {
     "retrieval": "Claim 9: documents to read keep a model from making things up.",
     "bias": "Claim 10: a skew in the data shows in the model, and can be measured.",
     "state": "Claim 11: what a recurrence does, attention does too.",
-    "longer": "Claim 12: rotary positions carry a model beyond the length that it learned.",
+    "longer": "Claim 12: rotary and relative positions carry a model beyond its length.",
 }
 """What is put to the test, by its verb, which is its module too; nothing heavy is imported for it."""

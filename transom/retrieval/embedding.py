@@ -82,10 +82,12 @@ def for_index(
     if new:
         default = minilm()
         chosen = asked if asked is not None else None if default is None else str(default)
-        if weights and chosen in (None, NONE):
+        if chosen not in (None, NONE):
+            return TextEncoder(chosen, device, weights)
+        if weights:
             raise Refused(f"{where}: no encoder reads {weights} weights here; leave out --weights, or name"
                           " one with --embedder")  # fmt: skip
-        return None if chosen in (None, NONE) else TextEncoder(chosen, device, weights)
+        return None
     if kept is None:
         if asked not in (None, NONE):
             raise Refused(

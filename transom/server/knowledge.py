@@ -24,8 +24,8 @@ from transom.retrieval.search import KnowledgeBase
 from transom.retrieval.store import Passage
 from transom.retrieval.writer import ANSWER_TOKENS, SMALL, Writer, messages
 from transom.server_settings import ServerSettings
+from transom.units import counted
 
-from ..units import counted
 from .chat_schema import AskBody, ChatBody, Grounding, PassageBody
 from .endpoint import DONE, Answer, Call, Frames, frame
 from .errors import ApiError
