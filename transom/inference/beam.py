@@ -20,11 +20,15 @@ from torch import Tensor
 from transom.errors import Refused
 from transom.model.build import Model
 from transom.model.cache import Memory
+from transom.native import sampling as by_kernels
 
 from .token_rules import Ruling, obey
 
 BLOCK = 256
 """Columns that `top` looks at together; see there."""
+
+MOST_FORBIDDEN = 64
+"""Tokens of a row that kernels look for in vain; where more are forbidden, all log-probabilities are made."""
 
 EarlyStopping = bool | Literal["never"]
 
@@ -133,10 +137,7 @@ def best_next(
     each, best first.
     """
     vocab_size, width = logits.shape[1], scores.shape[1]
-    logprobs = logits.log_softmax(-1)
-    for row, ruling in enumerate(rulings):
-        obey(logprobs[row], ruling)
-    values, tokens = top(logprobs, min(n, vocab_size))
+    values, tokens = _best_of_rows(logits, min(n, vocab_size), rulings)
     values = (values + scores.view(-1, 1)).view(len(scores), -1)
     beams = torch.arange(width, device=logits.device).repeat(len(scores))[:, None]
     choices = (tokens + beams * vocab_size).view(len(scores), -1)
@@ -144,6 +145,30 @@ def best_next(
     # One copy to the host; float64 holds every choice exactly.
     both = torch.stack((values.double(), choices.gather(1, places).double())).tolist()
     return both[0], [[int(choice) for choice in row] for row in both[1]]
+
+
+def _best_of_rows(logits: Tensor, n: int, rulings: Sequence[Ruling]) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the n likeliest tokens of each row that its ruling allows, and these: (R, n)."""
+    forbidden = max((len(set(ruling.forbidden)) for ruling in rulings), default=0)
+    kernels = by_kernels.kernels_for(logits)
+    if (
+        kernels is None
+        or forbidden > MOST_FORBIDDEN
+        or any(r.only is not None or r.repeated for r in rulings)
+    ):
+        logprobs = logits.log_softmax(-1)
+        for row, ruling in enumerate(rulings):
+            obey(logprobs[row], ruling)
+        return top(logprobs, n)
+    more = min(n + forbidden, logits.shape[1])  # of which as many may be taken away again
+    normalizers, values, tokens = by_kernels.likeliest(kernels, logits, more)
+    logprobs = (values - normalizers[:, None]).float()
+    if forbidden:
+        for row, ruling in enumerate(rulings):
+            logprobs[row, torch.isin(tokens[row], torch.tensor(list(ruling.forbidden)))] = -math.inf
+        logprobs, places = logprobs.topk(n)
+        tokens = tokens.gather(1, places)
+    return logprobs, tokens
 
 
 def top(x: Tensor, n: int) -> tuple[Tensor, Tensor]:

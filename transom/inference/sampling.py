@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from transom.native import sampling as by_kernels
 from transom.sampling_params import SamplingParams
 
 BIN_BITS = 17  # a bin of probabilities is 1.6% wide
@@ -112,6 +113,11 @@ def top_logprobs(logits: Tensor, tokens: Tensor, n: int) -> tuple[Tensor, Tensor
 
     logits (N, V), tokens (N,) -> of the tokens (N,), of the n likeliest (N, n), and their ids (N, n).
     """
+    n = min(n, logits.shape[-1])
+    if (kernels := by_kernels.kernels_for(logits)) is not None:
+        normalizers, values, ids = by_kernels.likeliest(kernels, logits, n)
+        taken = logits.gather(-1, tokens[:, None])[:, 0] - normalizers
+        return taken.float(), (values - normalizers[:, None]).float(), ids
     logprobs = logits.log_softmax(dim=-1)
-    best = logprobs.topk(min(n, logits.shape[-1]))
+    best = logprobs.topk(n)
     return logprobs.gather(-1, tokens[:, None])[:, 0], best.values, best.indices

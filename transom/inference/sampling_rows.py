@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from transom.errors import Refused
+from transom.native import sampling as by_kernels
+from transom.native.abi import Draw
 from transom.sampling_params import SamplingParams
 
 from .sampling import choose, top_logprobs, uniform
@@ -141,6 +143,8 @@ def choose_rows(logits: Tensor, places: Sequence[SamplingRow | Place]) -> list[i
         logits = logits.clone()
         for i in changed:
             logits[i] = at[i].row.adjusted(logits[i], at[i].drafted)
+    if (kernels := by_kernels.kernels_for(logits)) is not None:
+        return by_kernels.choose(kernels, logits, [_draw(place) for place in at])
     largest, likeliest = logits.max(dim=-1)
     finite = largest.isfinite()  # the largest of a row with NaN is NaN
     tokens = torch.full((len(at),), FAILED, dtype=torch.int64, device=logits.device)
@@ -158,6 +162,13 @@ def choose_rows(logits: Tensor, places: Sequence[SamplingRow | Place]) -> list[i
         uniforms = torch.tensor([_uniform(at[i]) for i in members], dtype=torch.float64, device=logits.device)
         tokens[index] = choose(logits if whole else logits[index], params, uniforms)
     return tokens.tolist()
+
+
+def _draw(place: Place) -> Draw:
+    p = place.row.params
+    if p.greedy:
+        return Draw(0, 1, 0, 0, 0)
+    return Draw(_uniform(place), p.top_p, p.temperature, p.min_p, p.top_k or 0)
 
 
 def _uniform(place: Place) -> float:

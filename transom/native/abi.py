@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, c_char_p, c_double, c_float, c_int32, c_int64, c_void_p
 from typing import Any
 
-ABI = 6
+ABI = 7
 """Of `TRANSOM_ABI`: a library of another number is refused."""
 
 F32, BF16, I8 = range(3)
@@ -52,6 +52,16 @@ class Step(ctypes.Structure):
     ]
 
 
+class Draw(ctypes.Structure):
+    """`TransomDraw`: how a row's next token is chosen."""
+
+    _fields_ = [
+        *((name, c_double) for name in ("uniform", "top_p")),
+        *((name, c_float) for name in ("temperature", "min_p")),
+        ("top_k", c_int32),
+    ]
+
+
 FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "transom_abi": (c_int32, []),
     "transom_level": (c_char_p, []),
@@ -66,6 +76,8 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "transom_plan_free": (None, [c_void_p]),
     "transom_copy_page": (None, [c_void_p, c_int32, c_int32]),
     "transom_run": (c_int32, [c_void_p, POINTER(Step)]),
+    "transom_choose": (c_int32, [c_void_p, c_int64, c_int32, c_int32, POINTER(Draw), c_void_p, c_int32]),
+    "transom_likeliest": (c_int32, [c_void_p, c_int64, *[c_int32] * 3, *[c_void_p] * 3, c_int32]),
     "transom_buffer": (c_void_p, [c_void_p, c_int32, c_int32, POINTER(c_int64)]),
     "transom_page": (c_void_p, [c_void_p, c_int32, c_int32, c_int32, c_int32]),
 }

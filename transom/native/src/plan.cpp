@@ -2,6 +2,7 @@
 #include "attention.h"
 #include "experts.h"
 #include "ops.h"
+#include "sampling.h"
 #include "threads.h"
 #include "transom.h"
 
@@ -321,6 +322,29 @@ static Threads& threads() {
     return *the_threads.load();
 }
 
+static std::mutex the_turn; // a plan's buffers, and the cores, are one caller's at a time
+
+// Call work(row, room) for rows 0 .. n - 1, each by one thread; 0, or -1 where there is not the memory.
+template <class Work> static int32_t each_row(int32_t n, int32_t n_threads, const Work& work) try {
+    std::lock_guard<std::mutex> mine(the_turn);
+    static std::vector<Room> rooms;
+    if (int(rooms.size()) < n_threads) rooms.resize(size_t(n_threads));
+    Pieces pieces;
+    std::atomic<bool> failed{false};
+    threads().run(std::min(n, n_threads), [&](int thread) {
+        pieces.share(n, [&](int64_t row) {
+            try {
+                work(row, rooms[size_t(thread)]);
+            } catch (const std::bad_alloc&) {
+                failed = true;
+            }
+        });
+    });
+    return failed ? -1 : 0;
+} catch (const std::exception&) {
+    return -1;
+}
+
 template <class F> static void run_in(TransomPlan& plan, const TransomStep& step, int thread) {
 #if defined(TRANSOM_AMX)
     amx::configure(amx::DEPTH);
@@ -436,8 +460,7 @@ void transom_copy_page(TransomPlan* plan, int32_t from, int32_t to) {
 }
 
 int32_t transom_run(TransomPlan* plan, const TransomStep* step) try {
-    static std::mutex turn; // a plan's buffers, and the cores, are one caller's at a time
-    std::lock_guard<std::mutex> mine(turn);
+    std::lock_guard<std::mutex> mine(the_turn);
     if (!make_room(*plan, *step)) return -1;
     lay_out(*plan, *step);
     threads().run(step->n_threads, [&](int thread) {
@@ -446,6 +469,21 @@ int32_t transom_run(TransomPlan* plan, const TransomStep* step) try {
     return 0;
 } catch (const std::exception&) { // no memory, or no thread to be had
     return -1;
+}
+
+int32_t transom_choose(const float* logits, int64_t stride, int32_t n, int32_t vocab, const TransomDraw* draws,
+                       int32_t* tokens, int32_t n_threads) {
+    return each_row(n, n_threads, [&](int64_t row, Room& room) {
+        tokens[row] = choose({logits + row * stride, vocab}, draws[row], room);
+    });
+}
+
+int32_t transom_likeliest(const float* logits, int64_t stride, int32_t n, int32_t vocab, int32_t most,
+                          double* normalizers, int32_t* tokens, float* values, int32_t n_threads) {
+    return each_row(n, n_threads, [&](int64_t row, Room& room) {
+        normalizers[row] = likeliest({logits + row * stride, vocab}, most, tokens + row * most,
+                                     values + row * most, room);
+    });
 }
 
 void* transom_buffer(TransomPlan* plan, int32_t buffer, int32_t n_rows, int64_t* row_bytes) {

@@ -4,7 +4,7 @@
 #pragma once
 #include <cstdint>
 
-#define TRANSOM_ABI 6
+#define TRANSOM_ABI 7
 
 extern "C" {
 
@@ -126,6 +126,14 @@ typedef struct {
     float* streams; // (n_layers + 1, n_tokens, D) what the layers and the head read, or null
 } TransomStep;
 
+// How a row's next token is chosen. temperature 0: the largest. top_k 0, top_p 1, min_p 0: all. uniform: the
+// number in [0, 1) that draws it.
+typedef struct {
+    double uniform, top_p;
+    float temperature, min_p;
+    int32_t top_k;
+} TransomDraw;
+
 int32_t transom_abi(void);
 // What this library was compiled for: "scalar", "avx512", "amx".
 const char* transom_level(void);
@@ -150,6 +158,14 @@ void transom_plan_free(TransomPlan*);
 void transom_copy_page(TransomPlan*, int32_t from, int32_t to);
 // Run all ops on a step; 0, or -1 where there is not the memory. Calls from several threads take turns.
 int32_t transom_run(TransomPlan*, const TransomStep*);
+// The next token of each row of logits (n, vocab), `stride` numbers apart; -1 where a row's largest is no
+// number, or endless. 0, or -1 where there is not the memory.
+int32_t transom_choose(const float* logits, int64_t stride, int32_t n, int32_t vocab, const TransomDraw* draws,
+                       int32_t* tokens, int32_t n_threads);
+// Of each row the logarithm of the sum of e^x (n,), and its `most` largest with their tokens (n, most), the
+// largest first. 0, or -1.
+int32_t transom_likeliest(const float* logits, int64_t stride, int32_t n, int32_t vocab, int32_t most,
+                          double* normalizers, int32_t* tokens, float* values, int32_t n_threads);
 // For tests: a buffer's rows after a run, or before one (room for n rows is made first), and bytes a row.
 void* transom_buffer(TransomPlan*, int32_t buffer, int32_t n_rows, int64_t* row_bytes);
 // For tests: where a page of keys (side 0) or values (side 1) of a layer's head lies.
