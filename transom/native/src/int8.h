@@ -7,6 +7,9 @@
 #pragma once
 #include "amx.h"
 #include "simd.h"
+#if defined(TRANSOM_AVX2)
+#include <immintrin.h>
+#endif
 
 namespace transom {
 
@@ -35,6 +38,15 @@ static inline IntVec store_rounded(int8_t* to, Vec v) {
     whole = (IntVec)_mm512_maskz_cvtps_epi32(0xffff, (__m512)v);
     const __m128i bytes = _mm512_maskz_cvtepi32_epi8(0xffff, (__m512i)whole);
     std::memcpy(to, &bytes, sizeof bytes);
+#elif defined(TRANSOM_AVX2)
+    __m256 halves[2];
+    std::memcpy(halves, &v, sizeof v);
+    const __m256i both[2] = {_mm256_cvtps_epi32(halves[0]), _mm256_cvtps_epi32(halves[1])};
+    std::memcpy(&whole, both, sizeof whole);
+    // Quarters of 4, in turns of the two halves: put in order before the last step.
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(both[0], both[1]), 0xd8);
+    const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    std::memcpy(to, &bytes, sizeof bytes);
 #else
     for (int i = 0; i < LANES; i++) whole[i] = int32_t(std::nearbyint(v[i])), to[i] = int8_t(whole[i]);
 #endif
@@ -56,6 +68,71 @@ static inline void encode_block(const Coded& to, int64_t block, Vec left, Vec ri
     to.begins()[block] = -OFFSET * int32_t(sum(__builtin_convertvector(whole, Vec))); // exact: they are small
 }
 
+#if defined(TRANSOM_AVX2)
+// sum (8,) + 4 activations x times 4 weights of each of 8 outputs; exact. `vpmaddubsw` multiplies what has no
+// sign with what has one and holds a sum of two products in 16 bits, so of 127 * 127 at most: the weights are
+// their sizes, and x has their signs.
+static inline void dot_bytes(__m256i& sum, __m256i x, __m256i weights, __m256i sizes, __m256i ones) {
+    __m256i products;
+    asm("vpsignb %3, %2, %1\n\tvpmaddubsw %1, %4, %1\n\tvpmaddwd %5, %1, %1\n\tvpaddd %1, %0, %0"
+        : "+x"(sum), "=&x"(products)
+        : "x"(x), "x"(weights), "x"(sizes), "x"(ones));
+}
+
+// c (R, 16) = R encoded rows times a panel, whose outputs have these scales.
+template <int R> static inline void panel_coded(const char* rows, int64_t row_bytes, int64_t width,
+                                                const char* panel, const float* scales, float* c, int ldc) {
+    const __m256i ones = _mm256_set1_epi16(1), offset = _mm256_set1_epi8(char(OFFSET));
+    Coded row[R];
+    __m256 left[R], right[R];
+    // All loops over rows unrolled, as in `few_rows`.
+#pragma GCC unroll 6
+    for (int r = 0; r < R; r++) {
+        row[r] = {const_cast<char*>(rows) + r * row_bytes, width};
+        left[r] = right[r] = _mm256_setzero_ps();
+    }
+    for (int64_t block = 0; block < width / BLOCK; block++) {
+        __m256i low[R], high[R];
+#pragma GCC unroll 6
+        for (int r = 0; r < R; r++) low[r] = high[r] = _mm256_setzero_si256();
+#pragma GCC unroll 8
+        for (int g = 0; g < BLOCK / 4; g++) {
+            const int64_t at = block * (BLOCK / 4) + g;
+            const auto* from = reinterpret_cast<const __m256i*>(panel + at * 64);
+            const __m256i w = _mm256_xor_si256(_mm256_load_si256(from), offset);
+            const __m256i v = _mm256_xor_si256(_mm256_load_si256(from + 1), offset);
+            const __m256i w_size = _mm256_abs_epi8(w), v_size = _mm256_abs_epi8(v);
+#pragma GCC unroll 6
+            for (int r = 0; r < R; r++) {
+                int32_t four;
+                std::memcpy(&four, row[r].numbers() + at * 4, sizeof four);
+                const __m256i x = _mm256_set1_epi32(four);
+                dot_bytes(low[r], x, w, w_size, ones);
+                dot_bytes(high[r], x, v, v_size, ones);
+            }
+        }
+#pragma GCC unroll 6
+        for (int r = 0; r < R; r++) {
+            const __m256 scale = _mm256_set1_ps(row[r].scales()[block]);
+            left[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(low[r]), scale, left[r]);
+            right[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(high[r]), scale, right[r]);
+        }
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < R; r++) {
+        _mm256_storeu_ps(c + r * ldc, _mm256_mul_ps(left[r], _mm256_loadu_ps(scales)));
+        _mm256_storeu_ps(c + r * ldc + 8, _mm256_mul_ps(right[r], _mm256_loadu_ps(scales + 8)));
+    }
+}
+
+// c (R, 32) = R encoded rows times two panels, one after the other: 16 registers hold the sums of one.
+template <int R> static inline void few_coded(const char* rows, int64_t row_bytes, int64_t width,
+                                              const char* one, const char* other, const float* scales,
+                                              float* c, int ldc) {
+    panel_coded<R>(rows, row_bytes, width, one, scales, c, ldc);
+    panel_coded<R>(rows, row_bytes, width, other, scales + LANES, c + LANES, ldc);
+}
+#else
 // sum (16,) + 4 signed activations times 4 unsigned weights of each of 16 outputs; exact.
 #if defined(TRANSOM_AVX512)
 static inline IntVec dot_bytes(IntVec sum, const int8_t* x, IntVec weights) {
@@ -130,6 +207,7 @@ template <int R> static inline void few_coded(const char* rows, int64_t row_byte
         store(c + r * ldc + LANES, right[r] * load(scales + LANES));
     }
 }
+#endif
 
 template <int R>
 static inline void last_coded(const char* rows, int64_t row_bytes, int64_t width, int n, const char* one,
