@@ -13,6 +13,7 @@ import pytest
 from tests.native.kernels import levels, library
 from transom.errors import Refused
 from transom.native import build as building
+from transom.native import library as finding
 from transom.native.library import LEVELS, Unavailable, best, load, path_of
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +25,7 @@ def test_the_best_level_of_this_machine_is_taken(monkeypatch: pytest.MonkeyPatch
     library("scalar")
     monkeypatch.delenv("TRANSOM_NATIVE", raising=False)
     if len(levels()) == 1:
-        with pytest.raises(Unavailable, match="no AVX-512"):
+        with pytest.raises(Unavailable, match="no AVX2"):
             best()
         return
     assert best().level == levels()[-1]
@@ -33,9 +34,24 @@ def test_the_best_level_of_this_machine_is_taken(monkeypatch: pytest.MonkeyPatch
         assert best().level == level and best().functions.transom_level() == level.encode()
 
 
+def test_where_the_best_level_was_not_compiled_the_next_one_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    library("avx2")
+    monkeypatch.delenv("TRANSOM_NATIVE", raising=False)
+    monkeypatch.setattr(finding, "cpu_level", lambda: "amx")
+    missing = {"amx", "avx512"}
+    monkeypatch.setattr(
+        finding, "path_of", lambda level: path_of(level, tmp_path if level in missing else None)
+    )
+    assert best().level == "avx2"
+
+
 def test_a_wish_that_means_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRANSOM_NATIVE", "yes")
-    with pytest.raises(Refused, match="TRANSOM_NATIVE is 'yes'; it must be 0 \\(off\\), scalar, avx512, amx"):
+    with pytest.raises(
+        Refused, match="TRANSOM_NATIVE is 'yes'; it must be 0 \\(off\\), scalar, avx2, avx512, amx"
+    ):
         best()
 
 

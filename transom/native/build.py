@@ -24,6 +24,7 @@ WARNINGS = ["-Wall", "-Wextra", "-Wno-psabi"]
 AVX512 = ["-DTRANSOM_AVX512", "-march=x86-64-v4", "-mavx512vnni", "-mavx512bf16"]
 FLAGS = {
     "scalar": [],
+    "avx2": ["-DTRANSOM_AVX2", "-mavx2", "-mfma", "-mf16c", "-mbmi2"],
     "avx512": AVX512,
     "amx": [*AVX512, "-DTRANSOM_AMX"],
 }

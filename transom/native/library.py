@@ -15,10 +15,11 @@ from transom.errors import Refused
 
 from .abi import ABI, declare
 
-LEVELS = ("scalar", "avx512", "amx")
+LEVELS = ("scalar", "avx2", "avx512", "amx")
 """What a library is compiled for, the slowest first; scalar is for tests: PyTorch is faster than it."""
 WORDS = {
     "scalar": "plain C++",
+    "avx2": "AVX2",
     "avx512": "AVX-512 with bfloat16",
     "amx": "AMX tiles",
 }
@@ -87,7 +88,7 @@ def best() -> Library:
             raise Unavailable(f"{SWITCH} asks for {asked}, and this CPU has no {WORDS[asked]}")
         return load(asked)
     if runs == "scalar":
-        raise Unavailable(f"this CPU has no {WORDS['avx512']}")
-    if runs == "amx" and not path_of("amx").exists():  # a compiler that does not know it
-        runs = "avx512"
-    return load(runs)
+        raise Unavailable(f"this CPU has no {WORDS['avx2']}")
+    # The compiler may not have known the best one.
+    compiled = [level for level in LEVELS[1 : LEVELS.index(runs) + 1] if path_of(level).exists()]
+    return load(compiled[-1] if compiled else runs)

@@ -18,7 +18,7 @@ constexpr int PAGE = 16;
 constexpr int STRETCH = 1024;   // keys whose scores are held at a time; sums are rescaled between stretches
 constexpr int SCORES = STRETCH + LANES; // from a row's scores to the next's: not onto the same lines of a cache
 constexpr int QUERY_ROWS = 16;  // queries that look together
-constexpr int MIXED_ROWS = 8;    // queries whose values are summed at once
+constexpr int MIXED_ROWS = ROWS_OF_TWO < 8 ? 2 : 8; // queries whose values are summed at once
 constexpr float NEVER = -1e30f; // below every score
 
 struct Cache {
@@ -210,6 +210,7 @@ template <class F, int R = MIXED_ROWS> static inline void mix(const typename F::
     for (; rows >= R; rows -= R, weights += R * SCORES, sums += R * width)
         for (int64_t d = 0; d < width; d += PAIR) {
             Vec left[R], right[R];
+#pragma GCC unroll 8
             for (int r = 0; r < R; r++)
                 left[r] = load(sums + r * width + d), right[r] = load(sums + r * width + d + LANES);
             for (int i = 0; i < n; i++)
@@ -224,6 +225,7 @@ template <class F, int R = MIXED_ROWS> static inline void mix(const typename F::
                         right[r] = F::dot(right[r], weight, other);
                     }
                 }
+#pragma GCC unroll 8
             for (int r = 0; r < R; r++)
                 store(sums + r * width + d, left[r]), store(sums + r * width + d + LANES, right[r]);
         }
@@ -258,7 +260,7 @@ static inline float soften(float* scores, typename F::number* weights, int first
         const IntVec key = lane + (first + i);
         Vec seen = load(scores + i) * scale;
         if (bias) seen += load(bias + i);
-        seen = (key >= begin) & (key < end) ? seen : broadcast(2 * NEVER);
+        seen = select((key >= begin) & (key < end), seen, broadcast(2 * NEVER));
         store(scores + i, seen);
         most = larger(most, seen);
     }

@@ -29,13 +29,15 @@ unsigned saved() {
 } // namespace
 
 extern "C" int32_t transom_cpu_level(void) {
-    const Words seven = ask(7, 0), more = ask(7, 1);
+    const Words one = ask(1, 0), seven = ask(7, 0), more = ask(7, 1);
+    const bool fused = has(one.c, 12) && has(one.c, 29) && has(seven.b, 8); // FMA, F16C, BMI2
+    if (!fused || !has(seven.b, 5) || (saved() & 0x6) != 0x6) return 0;     // AVX2
     const bool wide =
         has(seven.b, 16) && has(seven.b, 17) && has(seven.b, 30) && has(seven.b, 31); // F, DQ, BW, VL
     const bool dots = has(seven.c, 11) && has(more.a, 5);                             // VNNI, BF16
-    if (!wide || !dots || (saved() & 0xe6) != 0xe6) return 0;
+    if (!wide || !dots || (saved() & 0xe6) != 0xe6) return 1;
     const bool tiles = has(seven.d, 22) && has(seven.d, 24) && has(seven.d, 25); // AMX-BF16, -TILE, -INT8
-    return tiles && (saved() & 0x60000) == 0x60000 ? 2 : 1;
+    return tiles && (saved() & 0x60000) == 0x60000 ? 3 : 2;
 }
 #else
 extern "C" int32_t transom_cpu_level(void) { return 0; }

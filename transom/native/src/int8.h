@@ -65,7 +65,7 @@ static inline void encode_block(const Coded& to, int64_t block, Vec left, Vec ri
     else
         std::memset(numbers, 0, BLOCK);
     to.scales()[block] = factor > 0 ? most / LARGEST + none : none;
-    to.begins()[block] = -OFFSET * int32_t(sum(__builtin_convertvector(whole, Vec))); // exact: they are small
+    to.begins()[block] = -OFFSET * int32_t(sum(floats(whole))); // exact: they are small
 }
 
 #if defined(TRANSOM_AVX2)
@@ -152,7 +152,7 @@ __attribute__((noinline)) static IntVec dot_bytes(IntVec sum, const int8_t* x, I
 
 // sum + a * x, rounded once: on every level, whatever the compiler makes of it elsewhere.
 static inline Vec add_scaled(Vec sum, IntVec a, float x) {
-    const Vec v = __builtin_convertvector(a, Vec);
+    const Vec v = floats(a);
 #if defined(TRANSOM_AVX512)
     return (Vec)_mm512_fmadd_ps((__m512)v, _mm512_set1_ps(x), (__m512)sum);
 #else

@@ -388,6 +388,8 @@ const char* transom_level(void) {
     return "amx";
 #elif defined(TRANSOM_AVX512)
     return "avx512";
+#elif defined(TRANSOM_AVX2)
+    return "avx2";
 #else
     return "scalar";
 #endif

@@ -39,6 +39,12 @@ constexpr bool TILES = true;
 constexpr bool TILES = false;
 #endif
 
+#if defined(TRANSOM_AVX2)
+constexpr int ROWS_OF_TWO = 3, ROWS_OF_ONE = 6; // 12 of 16 registers hold sums
+#else
+constexpr int ROWS_OF_TWO = 12, ROWS_OF_ONE = 12;
+#endif
+
 // c (R, 32) = R rows times two panels; or (R, 16), times one.
 template <class F, int R, bool two = true> static inline void few_rows(const typename F::number* a, size_t lda,
                                                       const char* one, const char* other, int groups,
@@ -64,7 +70,7 @@ template <class F, int R, bool two = true> static inline void few_rows(const typ
     }
 }
 
-// The same of fewer than 12 rows: a row less is as quick as its share, and each panel is read once.
+// The same of at most R rows: a row less is as quick as its share, and each panel is read once.
 template <class F, int R, bool two> static inline void last_rows(const typename F::number* a, size_t lda,
                                                                  int rows, const char* one, const char* other,
                                                                  int groups, float* c, int ldc) {
@@ -79,17 +85,24 @@ template <class F> static inline void two_panels(const typename F::number* a, si
                                                  const char* one, const char* other, int groups, float* c,
                                                  int ldc) {
     int r = 0;
-    for (; rows - r >= 12; r += 12) few_rows<F, 12>(a + r * lda, lda, one, other, groups, c + r * ldc, ldc);
-    last_rows<F, 11, true>(a + r * lda, lda, rows - r, one, other, groups, c + r * ldc, ldc);
+    for (; ROWS_OF_ONE > ROWS_OF_TWO && rows - r > ROWS_OF_TWO; r += ROWS_OF_ONE) {
+        const int some = rows - r < ROWS_OF_ONE ? rows - r : ROWS_OF_ONE;
+        last_rows<F, ROWS_OF_ONE, false>(a + r * lda, lda, some, one, one, groups, c + r * ldc, ldc);
+        last_rows<F, ROWS_OF_ONE, false>(a + r * lda, lda, some, other, other, groups, c + r * ldc + LANES, ldc);
+    }
+    for (; r < rows; r += ROWS_OF_TWO) {
+        const int some = rows - r < ROWS_OF_TWO ? rows - r : ROWS_OF_TWO;
+        last_rows<F, ROWS_OF_TWO, true>(a + r * lda, lda, some, one, other, groups, c + r * ldc, ldc);
+    }
 }
 
 // c (rows, 32): in its first 16 columns, rows of a times one panel.
 template <class F> static inline void one_panel(const typename F::number* a, size_t lda, int rows,
                                                 const char* panel, int groups, float* c) {
-    int r = 0;
-    for (; rows - r >= 12; r += 12)
-        few_rows<F, 12, false>(a + r * lda, lda, panel, panel, groups, c + r * PAIR, PAIR);
-    last_rows<F, 11, false>(a + r * lda, lda, rows - r, panel, panel, groups, c + r * PAIR, PAIR);
+    for (int r = 0; r < rows; r += ROWS_OF_ONE) {
+        const int some = rows - r < ROWS_OF_ONE ? rows - r : ROWS_OF_ONE;
+        last_rows<F, ROWS_OF_ONE, false>(a + r * lda, lda, some, panel, panel, groups, c + r * PAIR, PAIR);
+    }
 }
 
 #if defined(TRANSOM_AMX)
@@ -106,7 +119,7 @@ template <> inline void two_panels<Bf16>(const bf16* a, size_t lda, int rows, co
 
 // Error function by Abramowitz and Stegun 7.1.26: within 1.5e-7.
 static inline Vec erf(Vec x) {
-    Vec size = x < Vec{} ? -x : x;
+    Vec size = larger(x, -x);
     Vec t = 1.0f / (1.0f + 0.3275911f * size);
     Vec p = broadcast(1.061405429f);
     p = p * t - 1.453152027f;
@@ -114,7 +127,7 @@ static inline Vec erf(Vec x) {
     p = p * t - 0.284496736f;
     p = p * t + 0.254829592f;
     Vec value = 1.0f - p * t * exp(-size * size);
-    return x < Vec{} ? -value : value;
+    return select(x < Vec{}, -value, value);
 }
 
 static inline Vec tanh(Vec x) { return 1.0f - 2.0f / (exp(2.0f * x) + 1.0f); }

@@ -48,7 +48,7 @@ static inline float largest_of(const Logits& row) {
     for (int64_t i = 0; i < row.vectors(); i++) {
         const Vec v = row.at(i);
         most = larger(v, most);
-        none += v == v ? Vec{} : v;
+        none += select(v == v, Vec{}, v);
     }
     const float found = largest(most);
     return sum(none) == 0 && std::fabs(found) < INFINITY ? found : NO_NUMBER;
@@ -82,7 +82,7 @@ static inline float kth_largest(const Logits& row, int64_t k, std::vector<float>
 static inline void weigh(const Logits& row, float most, float temperature, float floor, float* weights) {
     for (int64_t i = 0; i < row.vectors(); i++) {
         const Vec v = row.at(i);
-        store(weights + i * LANES, v < floor ? Vec{} : exp((v - most) / temperature));
+        store(weights + i * LANES, select(v < floor, Vec{}, exp((v - most) / temperature)));
     }
 }
 
@@ -133,7 +133,7 @@ static inline int32_t draw(float* weights, int64_t vectors, float floor, double 
     for (int64_t first = 0; first < vectors; first += DRAWN / LANES) {
         Vec all = {};
         for (int64_t i = first; i < std::min(first + DRAWN / LANES, vectors); i++) {
-            const Vec w = load(weights + i * LANES), kept = w < floor ? Vec{} : w;
+            const Vec w = load(weights + i * LANES), kept = select(w < floor, Vec{}, w);
             store(weights + i * LANES, kept);
             all += kept;
         }

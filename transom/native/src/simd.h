@@ -1,11 +1,13 @@
 // What a level is: 16 floats at a time, the dots, and the roundings. Everything else is written once over
 // these.
 //
-// Vec is GCC's vector type, which clang has too: + - * / and comparisons are the compiler's. A level adds
-// only what no compiler finds by itself: `vdpbf16ps`, rounding to bfloat16, and (amx.h) tiles. The scalar
-// level is the same source without any of it: it runs everywhere, is slow, and is what the other levels are
-// tested against.
+// Vec is GCC's vector type, which clang has too: + - * / and comparisons are the compiler's; on the avx2 level
+// (avx2.h) two of them. A level adds only what no compiler finds by itself: dots, rounding to bfloat16, and
+// (amx.h) tiles. The scalar level is the same source without any of it: it runs everywhere, is slow, and is
+// what the other levels are tested against.
 #pragma once
+#include "avx2.h"
+
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -17,11 +19,13 @@
 namespace transom {
 
 constexpr int LANES = 16;
+typedef uint16_t bf16;
+
+#if !defined(TRANSOM_AVX2)
 typedef float Vec __attribute__((vector_size(64)));
 typedef int32_t IntVec __attribute__((vector_size(64)));
 typedef uint32_t WordVec __attribute__((vector_size(64)));
 typedef uint16_t HalfVec __attribute__((vector_size(32)));
-typedef uint16_t bf16;
 
 static inline Vec load(const float* p) {
     Vec v;
@@ -30,8 +34,11 @@ static inline Vec load(const float* p) {
 }
 static inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
 static inline Vec broadcast(float x) { return Vec{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
-static inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
-static inline Vec smaller(Vec a, Vec b) { return a < b ? a : b; }
+static inline Vec select(IntVec which, Vec a, Vec b) { return which ? a : b; }
+static inline Vec floats(IntVec v) { return __builtin_convertvector(v, Vec); }
+#endif
+static inline Vec larger(Vec a, Vec b) { return select(a > b, a, b); }
+static inline Vec smaller(Vec a, Vec b) { return select(a < b, a, b); }
 
 // The lanes below n of p, zeros behind: nothing behind them is read.
 static inline Vec load_part(const float* p, int n) {
@@ -67,10 +74,14 @@ static inline float widen(bf16 x) {
 }
 
 static inline Vec widen(const bf16* p) {
+#if defined(TRANSOM_AVX2)
+    return avx2::widen(p);
+#else
     HalfVec half;
     std::memcpy(&half, p, sizeof half);
     WordVec bits = __builtin_convertvector(half, WordVec) << 16;
     return (Vec)bits;
+#endif
 }
 
 // To nearest, ties to even; what is no number stays none.
@@ -85,6 +96,8 @@ static inline void store(bf16* p, Vec v) {
 #if defined(TRANSOM_AVX512)
     __m256bh half = _mm512_cvtneps_pbh((__m512)v);
     std::memcpy(p, &half, sizeof half);
+#elif defined(TRANSOM_AVX2)
+    avx2::store_narrow(p, v);
 #else
     for (int i = 0; i < LANES; i++) p[i] = narrow(v[i]);
 #endif
@@ -104,9 +117,8 @@ static inline Vec exp2(Vec x) {
     p = p * rest + 0.693147181f;
     p = p * rest + 1.0f;
     IntVec scaled = (IntVec)p + ((IntVec)shifted << 23);
-    return x < low  ? Vec{}
-           : x == x ? (Vec)scaled
-                    : x; // what is no number stays none: it must show in the logits
+    // What is no number stays none: it must show in the logits.
+    return select(x < low, Vec{}, select(x == x, (Vec)scaled, x));
 }
 
 static inline Vec exp(Vec x) { return exp2(x * 1.44269504f); }
@@ -122,6 +134,8 @@ struct F32 {
 #if defined(TRANSOM_AVX512)
         asm("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(weights), "m"(*x));
         return sum;
+#elif defined(TRANSOM_AVX2)
+        return avx2::add_product(sum, *x, weights);
 #else
         return sum + broadcast(*x) * weights;
 #endif
@@ -143,6 +157,10 @@ struct Bf16 {
             : "+v"(sum)
             : "v"(weights), "m"(*reinterpret_cast<const Pair*>(x)));
         return sum;
+#elif defined(TRANSOM_AVX2)
+        const WordVec both = (WordVec)weights;
+        sum = avx2::add_product(sum, widen(x[0]), (Vec)(both << 16));
+        return avx2::add_product(sum, widen(x[1]), (Vec)(both & 0xffff0000u));
 #else
         WordVec both = (WordVec)weights;
         return sum + widen(x[1]) * (Vec)(both & 0xffff0000u) + widen(x[0]) * (Vec)(both << 16);

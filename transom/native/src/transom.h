@@ -135,11 +135,12 @@ typedef struct {
 } TransomDraw;
 
 int32_t transom_abi(void);
-// What this library was compiled for: "scalar", "avx512", "amx".
+// What this library was compiled for: "scalar", "avx2", "avx512", "amx".
 const char* transom_level(void);
 // Ask the system for what the level needs of it (AMX: tiles); 0, or an errno.
 int32_t transom_prepare(void);
-// The best level that this CPU and system run: 0 scalar, 1 avx512 (BF16, VNNI), 2 amx. Of the scalar library.
+// The best level that this CPU and system run: 0 scalar, 1 avx2 (FMA), 2 avx512 (BF16, VNNI), 3 amx.
+// Of the scalar library.
 int32_t transom_cpu_level(void);
 
 // A copy of a row-major (n, k) matrix in panels; `format` is that of the copy, and of the numbers given, which
