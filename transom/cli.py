@@ -250,6 +250,7 @@ def translate(
     beam: int | None = None,
     length_penalty: float | None = None,
     max_tokens: int | None = None,
+    weights: Weights = None,
     dtype: Dtype = None,
     device: Device = None,
     json: Json = False,
@@ -270,7 +271,7 @@ def translate(
     from .inference.answers import TextInput, doubts, translated
 
     settings = dict(beam=beam, length_penalty=length_penalty, max_tokens=max_tokens)
-    how: dict[str, Any] = dict(dtype=dtype, device=device)
+    how: dict[str, Any] = dict(dtype=dtype, device=device, weights=weights)
     rows = _answer_file("translate", model, texts, input, field, out, settings, share, how, json)
     if rows is not None:
         return rows

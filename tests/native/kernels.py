@@ -149,3 +149,10 @@ def add_learned_lora(model: Model, std: float) -> None:
         for name, weight in model.named_parameters():
             if name.endswith("lora_B"):
                 weight.normal_(std=std, generator=torch.Generator().manual_seed(len(name)))
+
+
+def in_8_bits(x: Tensor, block: int) -> Tensor:
+    """Numbers (..., K) rounded to 8 bits with a scale for each `block` of them."""
+    blocks = torch.nn.functional.pad(x, (0, -x.shape[-1] % block)).unflatten(-1, (-1, block))
+    scale = blocks.abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127
+    return ((blocks / scale).round() * scale).flatten(-2)[..., : x.shape[-1]]

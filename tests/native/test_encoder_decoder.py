@@ -6,6 +6,7 @@ import copy
 import gc
 import weakref
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,12 +14,14 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from tests.inference.test_runner import CONFIG, Play, check_bits, moves
-from tests.native.kernels import add_learned_lora, levels, library
+from tests.native.kernels import add_learned_lora, in_8_bits, levels, library
 from tests.scale import scaled
+from transom.checkpoint.huggingface import save_model
 from transom.data.tokenizer import train_tokenizer
 from transom.errors import Refused
 from transom.inference.beam import Finished
 from transom.inference.engine import Engine
+from transom.inference.load import load
 from transom.inference.native_runner import NativeRunner, WatchedRunner, available, runner_for
 from transom.inference.request import Request
 from transom.inference.runner import BlockRunner, Chunk, TorchRunner
@@ -27,6 +30,7 @@ from transom.inference.translator import Translator
 from transom.insight.hooks import Edit, edited
 from transom.model.build import Model, build
 from transom.model.config import Experts
+from transom.model.lora import linear_layers
 from transom.sampling_params import SamplingParams
 
 LEVELS = levels() or ["scalar"]
@@ -86,8 +90,11 @@ def plain(name: str, dtype: torch.dtype, tokens: tuple[int, ...], source: tuple[
     return exactly(copy.deepcopy(family(name, dtype)).double(), list(tokens), list(source))
 
 
-def made(name: str, level: str, dtype: torch.dtype, n_tokens: int = 600, reuse: bool = True) -> NativeRunner:
-    return NativeRunner(family(name, dtype), library(level), n_tokens=n_tokens, reuse=reuse)
+def made(
+    name: str, level: str, dtype: torch.dtype, n_tokens: int = 600, reuse: bool = True, weights: str = ""
+) -> NativeRunner:
+    model = family(name, dtype)
+    return NativeRunner(model, library(level), n_tokens=n_tokens, reuse=reuse, weights=weights)
 
 
 def whole(runner: BlockRunner, sources: list[list[int]] = SOURCES) -> list[Tensor]:
@@ -154,15 +161,16 @@ def test_logits_are_bitwise_a_function_of_the_row(level, name, dtype, one, other
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("name", FAMILIES)
 @DTYPES
+@pytest.mark.parametrize("weights", ["", "int8"], ids=["", "int8"])
 def test_bits_are_those_of_any_number_of_threads_any_chunks_and_alone(
-    level: str, name: str, dtype: torch.dtype
+    level: str, name: str, dtype: torch.dtype, weights: str
 ) -> None:
-    alone = [whole(made(name, level, dtype), [source])[0] for source in SOURCES]
+    alone = [whole(made(name, level, dtype, weights=weights), [source])[0] for source in SOURCES]
     before = torch.get_num_threads()
     try:
         for n_threads, size in ((1, 48), (2, 48), (2, 7), (3, 1)):
             torch.set_num_threads(n_threads)
-            runner = made(name, level, dtype, 1200, reuse=False)
+            runner = made(name, level, dtype, 1200, reuse=False, weights=weights)
             rows = [runner.open(TOKENS, source) for source in SOURCES]
             twins = [runner.fork(row) for row in rows]  # of each source two rows, far apart and side by side
             order = [*rows, *twins[:2], twins[4], twins[3], twins[2]]
@@ -184,6 +192,34 @@ def test_a_long_source_is_read_in_stretches(level: str, name: str) -> None:
     found = runner.run([Chunk(runner.open(TOKENS, source), 48, 48)])
     expected = exactly(copy.deepcopy(model).double(), TOKENS, source)
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=2e-5)
+
+
+@cache
+def plain_in_8_bits(name: str, tokens: tuple[int, ...], source: tuple[int, ...]) -> Tensor:
+    """(L, V) in float64 by weights that were rounded to 8 bits, and what they are multiplied with too."""
+    model = copy.deepcopy(family(name, torch.float32)).double()
+    head = in_8_bits(model.output_weight.double(), model.config.dim)
+    with torch.inference_mode():
+        for layer in linear_layers(model).values():
+            layer.weight.data = in_8_bits(layer.weight, layer.in_features)
+            layer.register_forward_pre_hook(lambda _, given: (in_8_bits(given[0], 32),))
+        memory = model.encode(torch.tensor([source]))
+        hidden = model.head(model(torch.tensor([tokens]), memory=memory))[0]
+        bias = model.head.bias
+        return in_8_bits(hidden, 32) @ head.T + (0.0 if bias is None else bias)
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "experts"])  # whose choice flips
+@pytest.mark.parametrize("level", LEVELS)
+def test_8_bits_are_those_of_weights_and_of_what_they_multiply(name: str, level: str) -> None:
+    """A last bit before a rounding moves its result by a step, so it is not bit by bit the same."""
+    off = apart = 0.0
+    for source, found in zip(SOURCES, whole(made(name, level, torch.float32, weights="int8")), strict=True):
+        asked = name, tuple(TOKENS), tuple(source)
+        rounded, exact = plain_in_8_bits(*asked), plain(name, torch.float32, *asked[1:])
+        off += float((found - rounded).square().sum())
+        apart += float((rounded - exact).square().sum())
+    assert off < 0.25 * apart
 
 
 def searched(model: Model, runner: BlockRunner, beam: int) -> list[list[Finished]]:
@@ -302,6 +338,30 @@ def test_translators_run_by_the_kernels_and_say_so(monkeypatch: pytest.MonkeyPat
         one.tokens for one in found[4]
     ]
     assert runner() is TorchRunner
+
+
+def test_translators_in_8_bits_say_so_and_are_refused_where_pytorch_computes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tokenizer = train_tokenizer("bytes", iter(["any text"]), 258, frame="target")
+    config = TWO.with_(**MARIAN, vocab_size=tokenizer.vocab_size)
+    (tmp_path / "m").mkdir()
+    save_model(tmp_path / "m", build(config, 0).eval(), tokenizer)
+    if len(LEVELS) == 1:
+        pytest.skip("no level here that would be chosen")
+    with pytest.raises(Refused, match="int8 weights are read by native kernels alone.* fewer heads of keys"):
+        Translator(build(config.with_(n_kv_heads=2), 0).eval(), tokenizer, weights="int8")
+    translator = load(tmp_path / "m", Translator, weights="int8", dtype="float32")
+    assert translator.runs_by.endswith(", int8 weights)") and translator.runs_by in repr(translator)
+    exact = load(tmp_path / "m", Translator, dtype="float32")
+    one, other = (each.translate("any text", beam=1, max_tokens=3) for each in (translator, exact))
+    assert 0 < abs(one.logprob - other.logprob) < 0.1
+    assert translator._local._made is not None
+    runner = translator._local._made.runner
+    assert isinstance(runner, NativeRunner) and runner.weights == "int8"
+    monkeypatch.setenv("TRANSOM_NATIVE", "0")
+    with pytest.raises(Refused, match="by PyTorch: native kernels turned off"):
+        load(tmp_path / "m", Translator, weights="int8")
 
 
 def test_what_a_plan_cannot_say_is_left_to_pytorch_and_said() -> None:

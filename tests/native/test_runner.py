@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from tests.inference.test_runner import CONFIG, Play, check_bits, moves
-from tests.native.kernels import levels, library
+from tests.native.kernels import in_8_bits, levels, library
 from tests.scale import scaled
 from transom.checkpoint.huggingface import save_model
 from transom.data.tokenizer import train_tokenizer
@@ -333,13 +333,6 @@ def test_numbers_that_are_none_in_an_adapter_damage_its_own_rows_alone(level: st
         assert not found[1].isfinite().any()
         for row in rows:
             runner.close(row)
-
-
-def in_8_bits(x: Tensor, block: int) -> Tensor:
-    """Numbers (..., K) rounded to 8 bits with a scale for each `block` of them."""
-    blocks = torch.nn.functional.pad(x, (0, -x.shape[-1] % block)).unflatten(-1, (-1, block))
-    scale = blocks.abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127
-    return ((blocks / scale).round() * scale).flatten(-2)[..., : x.shape[-1]]
 
 
 @cache

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.native.kernels import levels
 from tests.server.conftest import Running, serving
 from transom.insight.html import visible
 
@@ -151,6 +152,18 @@ def test_without_a_head_the_answer_is_less_or_more_likely(http: httpx.Client, ch
     assert max(abs(a - b) for a, b in zip(found["before"], found["after"], strict=True)) > 1e-3
     again = ask(http, chat, "tokens")  # the served model is as it was
     assert [token.get("logprob") for token in again["tokens"]] == [t.get("logprob") for t in tokens["tokens"]]
+
+
+def test_a_translation_in_8_bits_is_looked_at_by_the_weights_as_they_are(http: httpx.Client, folders: Any):
+    if len(levels()) < 2:
+        pytest.skip("no level here that would be chosen")
+    with serving(folders, "moses", weights="int8", dtype="float32") as running, running.client() as client:
+        found = client.post("/translate", json=dict(model="moses", text="abc def")).json()["translations"][0]
+        body = dict(model="moses", source="abc def", answer=found["tokens"], logprob=found["logprob"])
+        seen, plain = ask(client, body, "tokens"), ask(http, body, "tokens")
+    for one, other in zip(seen["tokens"][1:], plain["tokens"][1:], strict=True):
+        assert one["logprob"] == pytest.approx(other["logprob"], abs=1e-4)
+    assert 1e-5 < seen["replay"]["drift"] < 1 and "what was served" in seen["replay"]["text"]
 
 
 def test_a_translation_has_three_attentions(http: httpx.Client, translated: dict[str, Any]):

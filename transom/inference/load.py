@@ -93,8 +93,8 @@ def load(
     torch names it; None takes the GPU where there is one. merge: of an adapter folder (LoRA), put what it
     learned into the weights of its base; else it stands beside them, rounded apart. adapters: by
     name, the adapter folders that work over this model at once: `loaded.adapters[name]` is each of them.
-    weights: `int8` multiplies in 8 bits, on a CPU whose kernels run the model (one that writes on, embeds or
-    classifies): faster, and a little less exact; None as the model has them. Raises Refused for what is not
+    weights: `int8` multiplies in 8 bits, on a CPU whose kernels run the model (any but one that fills
+    masks): faster, and a little less exact; None as the model has them. Raises Refused for what is not
     there or cannot be read.
     """
     folder = resolve(folder_or_id)
@@ -115,7 +115,7 @@ def load(
         places = {name: resolve(place) for name, place in adapters.items()}
         made = partial(made, adapters=places, base=folder)
     if weights:
-        if config.kind == "encoder-decoder" or (config.kind, config.head) == ("encoder", "tokens"):
+        if (config.kind, config.head) == ("encoder", "tokens"):
             raise Refused(f"{folder}: no kernels read {weights} weights of such a model; leave it out")
         made = partial(made, weights=weights)
     return made(model.eval(), tokenizer, reason=reason)

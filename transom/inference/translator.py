@@ -22,7 +22,7 @@ from .batching import as_list, framed, lines_of
 from .beam import EarlyStopping
 from .dtype import describe
 from .engine import Engine, EngineSettings
-from .native_runner import available, runner_for
+from .native_runner import available, check_weights, runner_for
 from .request import Request
 from .sync_engine import SyncEngine, cache_tokens, sync_settings
 from .token_rules import TokenRules
@@ -94,11 +94,15 @@ class Translator:
         eos_ids: Sequence[int] = (),
         generation: GenerationConfig = UNSAID,
         reason: str = "",
+        weights: str = "",
     ) -> None:
         """A model in eval mode. `eos_ids` end a target, or else the tokenizer's own end token does.
 
-        generation: what its folder says of how it writes.
+        generation: what its folder says of how it writes. weights: `int8`, or "": as the model has them.
+        Raises Refused where it cannot have them.
         """
+        check_weights(weights, model)
+        self.weights = weights
         self.model, self.tokenizer, self.reason = model, tokenizer, reason
         self.generation, self._rules = generation, TokenRules(generation)
         own_end = frozenset() if tokenizer.eos_id is None else frozenset([tokenizer.eos_id])
@@ -116,7 +120,7 @@ class Translator:
     @property
     def runs_by(self) -> str:
         """What computes, and where that is PyTorch on a CPU, why."""
-        return available(self.model)[1]
+        return available(self.model, self.weights)[1]
 
     @property
     def beam(self) -> int:
@@ -184,7 +188,7 @@ class Translator:
     ) -> Engine:
         """A new engine for this model; n_tokens: room of its cache (None: of 1 GiB); see `runner_for`."""
         room = n_tokens or cache_tokens(self.model, settings.max_rows)
-        runner = runner_for(self.model, n_tokens=room, deterministic=deterministic)
+        runner = runner_for(self.model, n_tokens=room, deterministic=deterministic, weights=self.weights)
         return Engine(runner, self.tokenizer, eos_ids=self.eos_ids, settings=settings)
 
     def requests(
