@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -42,7 +43,7 @@ def test_where_the_best_level_was_not_compiled_the_next_one_runs(
     monkeypatch.setattr(finding, "cpu_level", lambda: "amx")
     missing = {"amx", "avx512"}
     monkeypatch.setattr(
-        finding, "path_of", lambda level: path_of(level, tmp_path if level in missing else None)
+        finding, "path_of", lambda level, home=None: path_of(level, tmp_path if level in missing else home)
     )
     assert best().level == "avx2"
 
@@ -118,6 +119,35 @@ def test_nothing_outside_of_what_was_allocated_is_touched(checked: dict[str, str
 
 
 @needs_compiler
+@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here")
+def test_what_lies_there_as_it_would_be_made_is_not_made_again(tmp_path, monkeypatch):
+    source, home = tmp_path / "src", tmp_path / "lib"
+    source.mkdir()
+    (source / "cpu.cpp").write_text("")
+    (source / "plan.cpp").write_text('#include "one.h"\nextern "C" int one() { return ONE; }')
+    (source / "one.h").write_text("#define ONE 1")
+    monkeypatch.setattr(building, "SOURCE", source)
+    found = building.build(home)
+
+    def made() -> list[int]:
+        return [path_of(level, home).stat().st_mtime_ns for level in found]
+
+    before = made()
+    assert building.build(home) == found
+    assert made() == before
+    path_of("scalar", home).unlink()
+    assert building.build(home) == found
+    assert made()[0] != before[0]
+    assert made()[1:] == before[1:]
+    (source / "one.h").write_text("#define ONE 2")
+    assert building.build(home) == found
+    assert not set(made()) & set(before)
+    assert ctypes.CDLL(str(path_of("scalar", home))).one() == 2
+    (source / "one.h").write_text("#define ONE no")
+    with pytest.raises(RuntimeError, match="does not compile the kernels"):
+        building.build(home)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(len(levels()) < 2, reason="this CPU runs nothing by kernels")
 def test_five_minutes_of_two_engines_and_an_encoder_with_sanitizers(checked: dict[str, str]) -> None:

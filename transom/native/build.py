@@ -7,12 +7,14 @@ wheel can run this file by itself. Read next: library.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("src")
@@ -50,37 +52,53 @@ def levels() -> list[str]:
 
 
 def build(home: Path = HOME, *, checked: bool = False, extra: tuple[str, ...] = ()) -> list[str]:
-    """Compile all levels into `home`; returns those that were. Raises OSError without a compiler, and
-    RuntimeError with what the compiler said if not even the scalar level compiles.
+    """Compile all levels into `home`, side by side; returns those that are there. Raises OSError without a
+    compiler, and RuntimeError with what the compiler said if not even the scalar level compiles.
 
-    A level that the compiler does not know (gcc before 11 has no AMX) is left out. checked: with sanitizers.
+    A level that the compiler does not know (gcc before 11 has no AMX) is left out, and one that lies there as
+    it would be made again is left as it is. checked: with sanitizers.
     """
     command = compiler()
     if command is None:
         raise OSError("no C++ compiler was found (CXX, c++, g++, clang++)")
     home.mkdir(parents=True, exist_ok=True)
-    made: list[str] = []
-    for level in levels():
-        sources = [SOURCE / "plan.cpp", *([SOURCE / "cpu.cpp"] if level == "scalar" else [])]
-        flags = [*COMMON, *WARNINGS, *FLAGS[level], *(CHECKED if checked else []), *extra]
-        # Into another file first: a process that runs the old library goes on running it.
-        with tempfile.NamedTemporaryFile(dir=home, suffix=".so", delete=False) as file:
-            made_here = Path(file.name)
-        run = subprocess.run(
-            [command, *flags, *map(str, sources), "-o", str(made_here)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if run.returncode == 0:
-            made_here.chmod(0o755)
-            made_here.replace(home / f"libtransom_{level}.so")
-            made.append(level)
-            continue
-        made_here.unlink()
-        if level == "scalar":
-            raise RuntimeError(f"{command} does not compile the kernels:\n{run.stderr[-2000:]}")
-    return made
+    flags = [*COMMON, *WARNINGS, *(CHECKED if checked else []), *extra]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        said = list(pool.map(lambda level: _compile(command, level, flags, home), levels()))
+    failed = dict(zip(levels(), said, strict=True))
+    if failed["scalar"]:
+        raise RuntimeError(f"{command} does not compile the kernels:\n{failed['scalar'][-2000:]}")
+    return [level for level, why in failed.items() if not why]
+
+
+def _compile(command: str, level: str, flags: list[str], home: Path) -> str:
+    """Compile a level unless it is there; returns what the compiler said where it failed, else ''."""
+    library, seal = home / f"libtransom_{level}.so", home / f"{level}.made_of"
+    sources = [SOURCE / "plan.cpp", *([SOURCE / "cpu.cpp"] if level == "scalar" else [])]
+    line = [command, *flags, *FLAGS[level], *map(str, sources)]
+    made_of = _digest(line)
+    if library.exists() and seal.exists() and seal.read_text() == made_of:
+        return ""
+    # Into another file first: a process that runs the old library goes on running it.
+    with tempfile.NamedTemporaryFile(dir=home, suffix=".so", delete=False) as file:
+        made = Path(file.name)
+    run = subprocess.run([*line, "-o", str(made)], capture_output=True, text=True, check=False)
+    if run.returncode != 0:
+        made.unlink()
+        return run.stderr or f"exit status {run.returncode}"
+    made.chmod(0o755)
+    made.replace(library)
+    seal.write_text(made_of)
+    return ""
+
+
+def _digest(line: list[str]) -> str:
+    """What a library depends on: its sources, the compiler and how it is called."""
+    digest = hashlib.sha256("\n".join(line).encode())
+    digest.update(subprocess.run([line[0], "--version"], capture_output=True, check=False).stdout)
+    for path in sorted(SOURCE.iterdir()):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def main() -> int:
