@@ -1,4 +1,5 @@
-"""The engine beside `transformers.generate` and llama.cpp: one random Llama in bfloat16, the same for all.
+"""The engine beside `transformers.generate` and llama.cpp: one random Llama of bfloat16 weights, the same for
+all, computed in the type that `transom.load` chooses for this CPU; llama.cpp's are bf16 and q8_0.
 
 Of the shape of SmolLM2-135M (30 layers, 576 wide, 9 and 3 heads, 49,152 tokens, tied): tokens/s of decoding
 at batch 1, 8 and 32 and of reading a prompt of 512, each with its share of what the machine can do; and the
@@ -41,6 +42,8 @@ TINY = ModelConfig(512, 64, 2, 4, 2, head_dim=16, ffn_dim=96, max_len=2048, tie_
 EXPERTS = ModelConfig(8_192, 512, 8, 8, 4, head_dim=64, ffn_dim=1024, max_len=2048, qk_norm=True,
                       experts=Experts(8, 2, 1024, score="softmax", balance="loss"))  # fmt: skip
 
+LIKELIEST, DRAWN = {"temperature": 0.0}, {"temperature": 0.7, "top_p": 0.9}
+"""How a token is chosen."""
 PAIRS = {"llama.cpp, q8_0": "Transom, int8"}
 """What a contender is compared with where that is not "Transom": numbers of as many bits."""
 
@@ -53,6 +56,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tiny", action="store_true", help="a toy model: only to see that all runs")
     parser.add_argument("--experts", action="store_true", help="a mixture of experts")
+    parser.add_argument("--sampled", action="store_true", help="tokens are drawn, not the likeliest")
     parser.add_argument("--busy", action="store_true", help="others are at work: one thread, processor time")
     asked = parser.parse_args(arguments)
     keep_memory()
@@ -64,19 +68,25 @@ def main(arguments: list[str]) -> None:
         config = TINY if asked.tiny else EXPERTS if asked.experts else SMOL
         model = Transformer(config).to(torch.bfloat16)
         save_model(folder, model, numbers(model.config.vocab_size))
-        generator = transom.load(folder, Generator, dtype="bfloat16")
-        peers: dict[str, Write] = {"transformers": of_transformers(folder), "Transom": of_transom(generator)}
+        generator = transom.load(folder, Generator)
+        how = DRAWN if asked.sampled else LIKELIEST
+        peers: dict[str, Write] = {
+            "transformers": of_transformers(folder, generator.model.embed.weight.dtype, how),
+            "Transom": of_transom(generator, how),
+        }
         if available(generator.model)[0] is not None:
-            peers["Transom by PyTorch"] = of_transom(generator, "0")
-            coded = transom.load(folder, Generator, dtype="bfloat16", weights="int8")
-            peers["Transom, int8"] = of_transom(coded)
+            peers["Transom by PyTorch"] = of_transom(generator, how, "0")
+            peers["Transom, int8"] = of_transom(transom.load(folder, Generator, weights="int8"), how)
         missing = llama_cpp_peer.missing()
         if not missing:
-            peers["llama.cpp"] = llama_cpp_peer.writer(folder, max(BATCHES))
+            peers["llama.cpp"] = llama_cpp_peer.writer(folder, max(BATCHES), how)
             if "Transom, int8" in peers:
-                peers["llama.cpp, q8_0"] = llama_cpp_peer.writer(folder, max(BATCHES), "q8_0")
-        lines = [f"{model.n_parameters / 1e6:.0f}M parameters, {torch.get_num_threads()} threads, medians of"
-                 f" {asked.rounds} rounds" + (f"; llama.cpp: {missing}" if missing else "")]  # fmt: skip
+                peers["llama.cpp, q8_0"] = llama_cpp_peer.writer(folder, max(BATCHES), how, "q8_0")
+        kind = f"{torch.get_num_threads()} threads, {generator.model.embed.weight.dtype}"
+        lines = [
+            f"{model.n_parameters / 1e6:.0f}M parameters, {kind}, medians of {asked.rounds} rounds"
+            + (f"; llama.cpp: {missing}" if missing else "")
+        ]
         figures: dict[str, Any] = {}
         for batch in BATCHES:
             _decoding(peers, generator, batch, asked.rounds, clock, lines, figures)
@@ -85,12 +95,12 @@ def main(arguments: list[str]) -> None:
     tell("engine speed", lines, figures)
 
 
-def of_transom(generator: Generator, native: str | None = None) -> Write:
+def of_transom(generator: Generator, how: dict[str, float] = LIKELIEST, native: str | None = None) -> Write:
     """native: what TRANSOM_NATIVE is while its engine is made; None: as it is."""
     before = os.environ.get("TRANSOM_NATIVE")
 
     def write(prompts: list[list[int]], new: int) -> list[list[int]]:
-        requests = [generator.request(prompt, _greedy(new))[0] for prompt in prompts]
+        requests = [generator.request(prompt, _asked(new, how))[0] for prompt in prompts]
         for request in requests:
             engine.submit(request)
         while engine.busy:
@@ -106,19 +116,22 @@ def of_transom(generator: Generator, native: str | None = None) -> Write:
     return write
 
 
-def _greedy(new: int) -> SamplingParams:
-    return SamplingParams(temperature=0, max_tokens=new, ignore_eos=True)
+def _asked(new: int, how: dict[str, float]) -> SamplingParams:
+    return SamplingParams(**how, max_tokens=new, ignore_eos=True)  # type: ignore[arg-type]
 
 
-def of_transformers(folder: Path) -> Write:
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+def of_transformers(folder: Path, dtype: torch.dtype, how: dict[str, float]) -> Write:
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    drawn: dict[str, Any] = (
+        {"do_sample": False} if how == LIKELIEST else {"do_sample": True, **how, "top_k": 0}
+    )
 
     def write(prompts: list[list[int]], new: int) -> list[list[int]]:
         tokens = torch.tensor(prompts)
         with torch.inference_mode():
             made = model.generate(
                 tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=new, min_new_tokens=new,
-                do_sample=False,
+                **drawn,
             )  # fmt: skip
         return made[:, tokens.shape[1] :].tolist()
 
@@ -168,7 +181,7 @@ def _prefill(
 
 
 def bits_of(who: str) -> float:
-    """Of a weight, with its share of a scale; operations are always bfloat16's, which 8 bits can pass."""
+    """Of a weight, with its share of a scale; operations are of the model's type, which 8 bits can pass."""
     return 16 if who not in (*PAIRS, *PAIRS.values()) else 8.5
 
 
@@ -187,7 +200,7 @@ def _least_seconds(generator: Generator, rows: int, tokens: int, held: int, bits
     embedding = config.vocab_size * config.dim  # looked up for all, multiplied with for the last token only
     looking = 4 * config.n_layers * config.n_heads * config.head_dim * held
     flops = rows * (tokens * (2 * (active - embedding) + looking) + 2 * embedding)
-    return max(read / hardware.bandwidth(), flops / hardware.peak_flops("bfloat16"))
+    return max(read / hardware.bandwidth(), flops / hardware.peak_flops(str(model.embed.weight.dtype)[6:]))
 
 
 def _report(
@@ -233,7 +246,7 @@ def _first_tokens(generator: Generator, rounds: int, lines: list[str], figures: 
 def _mean_wait(engine: Engine, generator: Generator, prompts: list[list[int]]) -> float:
     waits, started = [], time.perf_counter()
     for prompt in prompts:
-        engine.submit(generator.request(prompt, _greedy(1))[0])
+        engine.submit(generator.request(prompt, _asked(1, LIKELIEST))[0])
     while engine.busy:
         waits += [time.perf_counter() - started for event in engine.step() if event.finish_reason]
     return statistics.mean(waits)

@@ -1,6 +1,6 @@
 """llama.cpp as a contender, through llama-cpp-python, on a folder of a Llama written as GGUF.
 
-It is no dependency: `missing` says that it is not there. Greedy, all rows in one batch a step.
+It is no dependency: `missing` says that it is not there. All rows in one batch a step.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 from transom.checkpoint.gguf_writer import save_gguf
 from transom.checkpoint.huggingface import load_model
-from transom.data.tokenizer import Tokenizer
+from transom.data.tokenizer import train_tokenizer
 
 LONGEST = 1024
 """Tokens that a row may come to hold."""
@@ -26,15 +26,19 @@ def missing() -> str:
     return "" if find_spec("llama_cpp") else "not there (llama_cpp not installed)"
 
 
-def writer(folder: Path, rows: int, dtype: str = "bf16") -> Callable[[list[list[int]], int], list[list[int]]]:
-    """Writes greedily after at most `rows` prompts of one length, as `engine_speed.Write`.
+def writer(
+    folder: Path, rows: int, how: dict[str, float], dtype: str = "bf16"
+) -> Callable[[list[list[int]], int], list[list[int]]]:
+    """Writes after at most `rows` prompts of one length, as `engine_speed.Write`.
 
-    dtype: of the GGUF file.
+    how: temperature, and top_p where that is not 0: then llama.cpp's own sampler draws. dtype: of the file.
     """
     import llama_cpp as llama
 
     path = folder / f"{dtype}.gguf"
-    model, tokenizer = load_model(folder), Tokenizer.load(folder)
+    model = load_model(folder)
+    # GGUF knows no tokenizer of numbers; none is asked for here, and what bytes leave over becomes padding.
+    tokenizer = train_tokenizer("bytes", iter(["text"]), 258)
     save_gguf(path, model, tokenizer, {}, dtype=dtype, name="peer")
     llama.llama_backend_init()
     handle = llama.llama_model_load_from_file(str(path).encode(), llama.llama_model_default_params())
@@ -44,9 +48,19 @@ def writer(folder: Path, rows: int, dtype: str = "bf16") -> Callable[[list[list[
     limits.n_threads = limits.n_threads_batch = torch.get_num_threads()
     context = llama.llama_init_from_model(handle, limits)
     vocab_size = model.config.vocab_size
+    sampler = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
+    if how["temperature"]:
+        llama.llama_sampler_chain_add(sampler, llama.llama_sampler_init_temp(how["temperature"]))
+        llama.llama_sampler_chain_add(sampler, llama.llama_sampler_init_top_p(how["top_p"], 1))
+        llama.llama_sampler_chain_add(sampler, llama.llama_sampler_init_dist(0))
+
+    def choose(at: int) -> int:
+        if how["temperature"]:
+            return llama.llama_sampler_sample(sampler, context, at)
+        return int(np.ctypeslib.as_array(llama.llama_get_logits_ith(context, at), (vocab_size,)).argmax())
 
     def step(tokens: list[list[int]], place: int) -> list[int]:
-        """Read the same number of tokens of each row; the likeliest token after each."""
+        """Read the same number of tokens of each row; the token after each."""
         batch = llama.llama_batch_init(sum(map(len, tokens)), 0, 1)
         wanted = []
         for row, read in enumerate(tokens):
@@ -59,12 +73,9 @@ def writer(folder: Path, rows: int, dtype: str = "bf16") -> Callable[[list[list[
                 batch.n_tokens += 1
         if llama.llama_decode(context, batch) != 0:
             raise RuntimeError("llama.cpp could not decode a batch")
-        best = [
-            int(np.ctypeslib.as_array(llama.llama_get_logits_ith(context, at), (vocab_size,)).argmax())
-            for at in wanted
-        ]
+        chosen = [choose(at) for at in wanted]
         llama.llama_batch_free(batch)
-        return best
+        return chosen
 
     def write(prompts: list[list[int]], new: int) -> list[list[int]]:
         llama.llama_memory_clear(llama.llama_get_memory(context), True)

@@ -86,7 +86,8 @@ static inline void weigh(const Logits& row, float most, float temperature, float
     }
 }
 
-// The smallest weight of the nucleus: a token is in it when all likelier ones have less than `share` of all.
+// The smallest weight of the nucleus of whole vectors of them: a token is in it when all likelier ones have less
+// than `share` of all.
 static inline float nucleus_floor(const float* weights, int64_t n, double share, Room& room) {
     const auto bin_of = [](float w) {
         int32_t bits;
@@ -94,7 +95,9 @@ static inline float nucleus_floor(const float* weights, int64_t n, double share,
         return bits >> BIN_BITS; // numbers from 0 on are in the order of their bits
     };
     room.bins.assign(N_BINS, 0.0);
-    for (int64_t i = 0; i < n; i++) room.bins[size_t(bin_of(weights[i]))] += weights[i];
+    for (int64_t first = 0; first < n; first += LANES)
+        if (largest(load(weights + first)) > 0) // of most vectors top-k leaves nothing
+            for (int64_t i = first; i < first + LANES; i++) room.bins[size_t(bin_of(weights[i]))] += weights[i];
     double total = 0, above = 0;
     for (double mass : room.bins) total += mass;
     int32_t bin = N_BINS - 1;
@@ -156,7 +159,7 @@ static inline int32_t choose(const Logits& row, const TransomDraw& how, Room& ro
     float* weights = room.weights.data();
     weigh(row, most, how.temperature, all ? -INFINITY : kth_largest(row, how.top_k, room.some), weights);
     float floor = how.min_p; // of the largest, which is 1
-    if (how.top_p < 1) floor = std::max(floor, nucleus_floor(weights, row.n, how.top_p, room));
+    if (how.top_p < 1) floor = std::max(floor, nucleus_floor(weights, row.vectors() * LANES, how.top_p, room));
     return draw(weights, row.vectors(), floor, how.uniform, room);
 }
 
