@@ -369,7 +369,7 @@ def test_what_a_plan_cannot_say_is_left_to_pytorch_and_said() -> None:
         pytest.skip("no level here that would be chosen")
     cases = {
         "it has fewer heads of keys than of queries": {"n_kv_heads": 2},
-        "it is a recurrence": {"cell": "lstm", "n_encoder_layers": 1},
+        "it is a recurrence that reads a source": {"cell": "lstm", "n_encoder_layers": 1},
         "its attention has a soft cap": {"attn_softcap": 3.0},
     }
     for why, parts in cases.items():

@@ -6,6 +6,7 @@ import copy
 import os
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,7 +75,11 @@ FAMILIES = {
         "gated": False,
         "activation": "relu2",
     },
+    "lstm": {"cell": "lstm", "dim": 40, "tie_embeddings": False},
+    "gru": {"cell": "gru", "n_layers": 3, "logit_softcap": 8.0, "head_bias": True},
+    "rnn": {"cell": "rnn", "dim": 19, "n_layers": 1, "scale_embeddings": True, "logit_scale": 0.5},
 }
+ATTENDING = [name for name, parts in FAMILIES.items() if "cell" not in parts]
 
 
 @cache
@@ -143,7 +148,7 @@ def test_bfloat16_is_no_further_from_exact_than_pytorch_is(name: str, level: str
 @given(plan=moves)
 @settings(max_examples=scaled(40))
 def test_any_workload_gives_what_one_pass_gives(level, plan):
-    name = ("llama", "mistral", "qwen3", "gpt2", "dots1")[plan[0][1] % 5]
+    name = ("llama", "mistral", "qwen3", "gpt2", "dots1", "lstm", "gru", "rnn")[plan[0][1] % 8]
     runner = made(
         name, level, torch.float32, n_tokens=(32, 64, 400)[plan[0][1] // 4 % 3], reuse=plan[0][1] % 2 > 0
     )
@@ -154,7 +159,7 @@ def test_any_workload_gives_what_one_pass_gives(level, plan):
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["mistral", "dots1"])
+@pytest.mark.parametrize("name", ["mistral", "dots1", "lstm", "gru"])
 @given(one=moves, other=moves)
 @settings(max_examples=scaled(20))
 def test_logits_are_bitwise_a_function_of_the_row(level, dtype, name, one, other):
@@ -165,11 +170,15 @@ def test_logits_are_bitwise_a_function_of_the_row(level, dtype, name, one, other
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("experts", [None, Experts(7, 3, 40, n_shared=1)], ids=["dense", "experts"])
+@pytest.mark.parametrize(
+    "parts",
+    [{}, {"experts": Experts(7, 3, 40, n_shared=1)}, {"cell": "gru"}],
+    ids=["dense", "experts", "gru"],
+)
 def test_bits_are_those_of_any_number_of_threads_and_any_chunks(
-    level: str, dtype: torch.dtype, experts: Experts | None
+    level: str, dtype: torch.dtype, parts: dict[str, Any]
 ) -> None:
-    config = CONFIG.with_(max_len=2100, dim=48, window=1500, experts=experts)
+    config = CONFIG.with_(max_len=2100, dim=48, window=1500, **parts)
     model = build(config, 0).eval().to(dtype)
     tokens, before = [(7 * i + i * i) % 23 for i in range(2100)], torch.get_num_threads()
     found = []
@@ -223,7 +232,7 @@ def adapted(name: str, level: str, dtype: torch.dtype, reuse: bool = True) -> Na
     return NativeRunner(base, library(level), n_tokens=2000, adapters=over, reuse=reuse)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ATTENDING)
 @pytest.mark.parametrize("level", LEVELS)
 def test_adapters_in_float32_are_the_plain_pass(name: str, level: str) -> None:
     runner = adapted(name, level, torch.float32)
@@ -407,9 +416,9 @@ def test_weights_of_8_bits_are_told_and_refused_where_pytorch_computes(
     with pytest.raises(Refused, match="weights is 'int4'; it must be int8, or left out"):
         Generator(model, tokenizer, weights="int4")
     with pytest.raises(
-        Refused, match="int8 weights are read by native kernels alone, and this model .*a recurrence"
+        Refused, match="int8 weights are read by native kernels alone, and this model .*a soft cap"
     ):
-        Generator(build(config.with_(cell="gru"), 0).eval(), tokenizer, weights="int8")
+        Generator(build(config.with_(attn_softcap=3.0), 0).eval(), tokenizer, weights="int8")
     monkeypatch.setenv("TRANSOM_NATIVE", "0")
     with pytest.raises(Refused, match="by PyTorch: native kernels turned off"):
         Generator(model, tokenizer, weights="int8")
@@ -431,7 +440,11 @@ def test_what_a_plan_cannot_say_is_left_to_pytorch_and_said(monkeypatch: pytest.
     if len(LEVELS) == 1:
         pytest.skip("no level here that would be chosen")
     cases = {
-        "it is a recurrence": {"cell": "lstm"},
+        "it is a recurrence that reads a source": {
+            "cell": "lstm",
+            "kind": "encoder-decoder",
+            "n_encoder_layers": 1,
+        },
         "its norms come after": {"norm_position": "after"},
         "its attention has a soft cap": {"attn_softcap": 3.0},
     }

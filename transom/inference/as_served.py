@@ -39,11 +39,13 @@ def as_served(
     does. adapter: which of those over its model served them; `model` is the one that has it. changes: whether
     anything of them is changed; else they are only watched, which spares a pass.
 
-    Others are the plain model's, and so are all where PyTorch runs it, where there is a source besides, in
-    float32, where nothing is rounded, and where a busy cache has no room to read the tokens once more.
+    Others are the plain model's, and so are all where PyTorch runs it, where there is a source besides, of a
+    recurrence, in float32, where nothing is rounded, and where a busy cache has no room to read the tokens
+    once more.
     """
-    exact, two = model.embed.weight.dtype == torch.float32, model.config.kind == "encoder-decoder"
-    if not isinstance(runner, NativeRunner) or two or (exact and not runner.weights):
+    exact, config = model.embed.weight.dtype == torch.float32, model.config
+    plain = config.kind == "encoder-decoder" or config.cell is not None
+    if not isinstance(runner, NativeRunner) or plain or (exact and not runner.weights):
         yield
         return
     try:

@@ -94,16 +94,30 @@ class NativeRunner(BlockRunner):
         for span in sorted(spans, key=lambda span: self._number[span.sequence.adapter]):
             if span.n:
                 pages, number = span.blocks[: -(-span.stop // PAGE)], self._number[span.sequence.adapter]
-                source = span.sequence.source
+                source, start = span.sequence.source, self._begin(span)
                 made = None if source is None else source.by_kernels
-                reads.append(Read(span.tokens(), span.start, pages, number, source=made))
-            ends[span.sequence] = end = end + span.n
+                tokens = span.sequence.tokens[start : span.stop]
+                reads.append(Read(tokens, start, pages, number, source=made))
+                end += len(tokens)
+            ends[span.sequence] = end
         places = [
             ends[span.sequence] - n + i for span, n in zip(spans, wanted, strict=True) for i in range(n)
         ]
         if not reads:
             return torch.empty(0, self.vocab_size)
-        return self.plan.run(reads, places, torch.get_num_threads())
+        logits = self.plan.run(reads, places, torch.get_num_threads())
+        for span in spans:
+            span.sequence.state_after = span.stop if span.n else span.sequence.state_after
+        return logits
+
+    def _begin(self, span: Span) -> int:
+        """Return from which token on a span is read: its first, but of a recurrence the first of its page
+        where that does not hold the state before the span, since the sequence was cut.
+        """
+        known = span.sequence.state_after
+        span.sequence.state_after = 0  # whatever happens, the page will hold another
+        whole = self._model.config.cell is None or span.start == known
+        return span.start if whole else span.start // PAGE * PAGE
 
     def streams(self, tokens: Sequence[int], adapter: str = BASE) -> Tensor:
         """Return the residual stream of a text (L,), as `adapter` had it: (layers + 1, L, D) float32.

@@ -173,6 +173,7 @@ class BlockRunner(ABC):
         """A sequence that goes on from where this one is; they share blocks until one of them writes."""
         twin = TokenSequence(list(sequence.tokens), sequence.source, sequence.nodes[0], sequence.adapter)
         twin.n_read, twin.n_reused, twin.newest = sequence.n_read, sequence.n_reused, sequence.newest
+        twin.state_after = sequence.state_after
         twin.blocks, twin.nodes = list(sequence.blocks), list(sequence.nodes)
         self.blocks.hold(twin.blocks)
         self._n_sequences += 1

@@ -34,6 +34,8 @@ class TokenSequence:
         """The nodes of its full blocks in the prefix tree, behind the root they are found under."""
         self.newest: tuple[int, Tensor] | None = None
         """Of a recurrence: how many tokens it has read, and its state after them (layers, parts, D)."""
+        self.state_after = 0
+        """The same where kernels run it: after how many tokens the state in its last block is; 0: unknown."""
 
 
 class Span(NamedTuple):

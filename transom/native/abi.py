@@ -10,9 +10,10 @@ ABI = 7
 """Of `TRANSOM_ABI`: a library of another number is refused."""
 
 F32, BF16, I8 = range(3)
-EMBED, NORM, PRODUCT, HEADS, ATTEND, THIN, ENCODE, POOL, ROUTE, GROUP, GATHER, EXPERTS = range(12)
+EMBED, NORM, PRODUCT, HEADS, ATTEND, THIN, ENCODE, POOL, ROUTE, GROUP, GATHER, EXPERTS, CELL = range(13)
 WRITE, ADD, GATE, RESULT, REPLACE = range(5)
 ALL, QUERIES, KEYS_AND_VALUES = range(3)
+CELLS = {"rnn": 0, "gru": 1, "lstm": 2}
 ACTIVATIONS = {"none": 0, "silu": 1, "gelu": 2, "gelu_tanh": 3, "relu": 4, "relu2": 5, "tanh": 6}
 
 
@@ -33,7 +34,7 @@ class Op(ctypes.Structure):
         *((name, c_int32) for name in ("n_heads", "n_kv_heads", "head_dim", "window", "bidirectional")),
         *((name, c_int32) for name in ("source", "maps", "reach")),
         *((name, c_int32) for name in ("whole_norm", "layer_norm", "position_offset", "thin", "n_parts")),
-        *((name, c_int32) for name in ("n_experts", "n_active", "sigmoid", "normalize")),
+        *((name, c_int32) for name in ("n_experts", "n_active", "sigmoid", "normalize", "cell", "state")),
         *((name, c_float) for name in ("eps", "scale")),
         *(
             (name, c_void_p)

@@ -62,15 +62,15 @@ class Read(NamedTuple):
 def why_not(model: Any) -> str:
     """Return what of a model no plan can say, in a few words; nothing where one can."""
     config: ModelConfig = model.config
-    weight, encoder = model.embed.weight, config.kind == "encoder"
+    weight, encoder, attends = model.embed.weight, config.kind == "encoder", config.cell is None
     reasons = {
         f"its numbers are {str(weight.dtype).removeprefix('torch.')}": weight.dtype not in FORMATS,
-        "it is a recurrence": config.cell is not None,
-        "its norms come after": config.norm_position != "before" and config.kind == "decoder",
+        "it is a recurrence that reads a source": not attends and config.kind != "decoder",
+        "its norms come after": attends and config.norm_position != "before" and config.kind == "decoder",
         "it has fewer heads of keys than of queries": config.kind == "encoder-decoder"
         and config.n_kv_heads != config.n_heads,
-        "its embeddings are normed": not encoder and (config.embed_norm or bool(config.segments)),
-        "its attention has a soft cap": config.attn_softcap is not None,
+        "its embeddings are normed": attends and not encoder and (config.embed_norm or bool(config.segments)),
+        "its attention has a soft cap": attends and config.attn_softcap is not None,
         "its head has a layer of its own": not encoder and config.head_transform,
         "its head gives something to each token": encoder and config.head not in ("embed", "classify"),
         "its weights are of several types": len(
@@ -104,7 +104,7 @@ class Plan:
         """Those that experts read, a row for each choice, in the same way."""
         self._routed: tuple[int, ...] = ()
         """Of experts: scores, choices, what is inside one, and inside the shared one."""
-        self._frequencies: Tensor | None = model.frequencies
+        self._frequencies: Tensor | None = getattr(model, "frequencies", None)
         self._angles: tuple[Tensor, Tensor] | None = None
         self._widths: list[int] = []
         self._formats: list[int] = []
@@ -131,8 +131,10 @@ class Plan:
 
     def _ops(self, model: Any, adapters: Sequence[Any]) -> list[Op]:
         config: ModelConfig = model.config
-        wide = config.n_heads * config.head_dim
         self._stream, self._normed = self._buffer(config.dim, abi.F32), self._buffer(config.dim)
+        if config.cell is not None:
+            return [*self._recurrence(model), *self._scores(model)]
+        wide = config.n_heads * config.head_dim
         self._inner = self._buffer(config.ffn_dim)
         self._projected = self._buffer(wide + 2 * config.n_kv_heads * config.head_dim, abi.F32)
         self._queries = self._buffer(config.n_heads * (-(-config.head_dim // UNIT) * UNIT))
@@ -148,9 +150,36 @@ class Plan:
         ops = [*self._encoding, *self._embed_ops(model), *self._stack(model, [model, *adapters])]
         if self.encodes:
             return [*ops, *self._pooled(model.head, self._stream)]
-        last = self._norm(getattr(model, "final_norm", None), wanted=1, scale=config.logit_scale,
-                          layer=1 + config.n_layers)  # fmt: skip
-        return [*ops, last, *self._product_of(model.output_weight, model.head.bias, self._normed)]
+        return [*ops, *self._scores(model)]
+
+    def _scores(self, model: Any) -> list[Op]:
+        """Of every token of the vocabulary, after those tokens that are wanted."""
+        last = self._norm(getattr(model, "final_norm", None), wanted=1, scale=self.config.logit_scale,
+                          layer=1 + self.config.n_layers)  # fmt: skip
+        return [last, *self._product_of(model.output_weight, model.head.bias, self._normed)]
+
+    def _recurrence(self, model: Any) -> list[Op]:
+        """From tokens to the states of the last layer after them, all through the stream."""
+        config, cell = self.config, str(self.config.cell)
+        n_gates = len(model.layers[0].weight_hh_l0) // config.dim
+        gates = self._buffer(n_gates * (-(-config.dim // UNIT) * UNIT), abi.F32)
+        state = self._buffer(config.dim, self._weights)
+        table = self._keep(model.embed.weight.detach()).data_ptr()
+        scale = config.dim**0.5 if config.scale_embeddings else 1.0
+        ops = [Op(kind=abi.EMBED, out=self._stream, table=table, scale=scale)]
+        for i, layer in enumerate(model.layers):
+            w_in, w_state, b_in, b_state = (
+                _alternating(part.detach().reshape(len(part), -1).chunk(n_gates), UNIT)
+                for part in (layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.bias_hh_l0)
+            )
+            read = Op(kind=abi.PRODUCT, in_=self._normed, out=gates, matrix=self._matrix(w_in, self._weights),
+                      bias=self._floats(b_in[:, 0]))  # fmt: skip
+            ops += [
+                self._norm(None, layer=1 + i), *self._encoded(read),
+                Op(kind=abi.CELL, in_=gates, out=self._stream, state=state, cell=abi.CELLS[cell], layer=i,
+                   matrix=self._matrix(w_state, self._weights), bias=self._floats(b_state[:, 0])),
+            ]  # fmt: skip
+        return ops
 
     def _encode_ops(self, model: Any, adapters: Sequence[Any]) -> list[Op]:
         """From a source to the keys and values that every layer of the decoder finds in it."""
@@ -528,10 +557,10 @@ def _check(numbers: Sequence[int], n: int, what: str) -> None:
         raise IndexError(f"{what} {max(numbers)}; this model has 0 to {n - 1}")
 
 
-def _alternating(parts: Sequence[Tensor]) -> Tensor:
-    """Matrices (N, in), their rows filled up to whole panels, panel by panel in turns."""
-    filled = [pad(part, (0, 0, 0, -len(part) % PANEL)) for part in parts]
-    return torch.stack([part.unflatten(0, (-1, PANEL)) for part in filled], dim=1).flatten(0, 2)
+def _alternating(parts: Sequence[Tensor], size: int = PANEL) -> Tensor:
+    """Matrices (N, in), their rows filled up to whole pieces of `size`, piece by piece in turns."""
+    filled = [pad(part, (0, 0, 0, -len(part) % size)) for part in parts]
+    return torch.stack([part.unflatten(0, (-1, size)) for part in filled], dim=1).flatten(0, 2)
 
 
 def _named(blocks: Sequence[Any], *names: str) -> list[list[Any]]:

@@ -25,9 +25,10 @@ struct Cache {
     char* data = nullptr;
     int64_t n_pages = 0, n_heads = 0, width = 0; // K, padded
     int32_t number_bytes = 0;
+    int64_t state_bytes = 0; // of a recurrence, whose pages hold the state after the last token read of them
 
     int64_t side_bytes() const { return PAGE * width * number_bytes; }
-    int64_t layer_bytes() const { return n_heads * 2 * side_bytes(); }
+    int64_t layer_bytes() const { return state_bytes ? state_bytes : n_heads * 2 * side_bytes(); }
     char* at(int64_t layer, int64_t page, int64_t head, int side) const {
         return data + (layer * n_pages + page) * layer_bytes() + (head * 2 + side) * side_bytes();
     }

@@ -102,10 +102,6 @@ static void group(const TransomOp& op, const Rows& in, int64_t n_rows, Groups& g
     first[0] = 0;
 }
 
-static inline Rows from(const Rows& rows, int64_t first) {
-    return {rows.data + first * rows.row_bytes, rows.row_bytes, rows.format};
-}
-
 // Columns 32 * pair on of one expert's product, of the rows that meet it.
 template <class F>
 static void expert_pair(const TransomOp& op, const Rows& in, const Rows& out, const Groups& groups, int32_t expert,
@@ -114,8 +110,8 @@ static void expert_pair(const TransomOp& op, const Rows& in, const Rows& out, co
     alignas(64) float c[BLOCK_ROWS * PAIR];
     for (int64_t first = 0; first < n; first += BLOCK_ROWS) {
         const int rows = int(std::min<int64_t>(n - first, BLOCK_ROWS));
-        pair_sums<F>(*op.matrices[expert], from(in, begin), first, rows, pair, c);
-        finish(op, from(out, begin), first, rows, pair * PAIR, c);
+        pair_sums<F>(*op.matrices[expert], in.from(begin), first, rows, pair, c);
+        finish(op, out.from(begin), first, rows, pair * PAIR, c);
     }
 }
 

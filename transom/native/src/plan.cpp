@@ -1,5 +1,6 @@
 // Executes a plan: all its ops on one step, inside one parallel region. Read transom.h first.
 #include "attention.h"
+#include "cells.h"
 #include "experts.h"
 #include "ops.h"
 #include "sampling.h"
@@ -78,7 +79,9 @@ struct TransomPlan {
     std::vector<Scratch> scratch;
     Groups groups;
     std::vector<Ranking> rankings; // of each thread
-    std::unique_ptr<Pieces[]> pieces; // of each op
+    std::vector<Turn> turns;
+    int64_t n_cells = 0, n_pieces = 0;
+    std::unique_ptr<Pieces[]> pieces; // of each op, and then of each place of each CELL
 };
 
 namespace transom {
@@ -106,6 +109,7 @@ class Worker {
         case TRANSOM_GROUP: return group(op);
         case TRANSOM_GATHER: return gather(op);
         case TRANSOM_EXPERTS: return experts<F>(op);
+        case TRANSOM_CELL: return cell<F>(op);
         }
     }
 
@@ -204,6 +208,22 @@ class Worker {
         });
     }
 
+    // What comes first, and then place after place: a state needs the whole of the one before.
+    template <class F> void cell(const TransomOp& op) {
+        const std::vector<Turn>& turns = plan_.turns;
+        const Cells cells{op, step_, plan_.cache, rows(op.in), rows(op.out), rows(op.state)};
+        share(step_.n_spans, [&](int64_t row) { begin_row(cells, turns[size_t(row)], row); });
+        const int32_t longest = turns[0].n();
+        int64_t n_rows = step_.n_spans;
+        for (int32_t t = 0; t < longest; t++) {
+            while (turns[size_t(n_rows - 1)].n() <= t) n_rows--;
+            pieces_ = &plan_.pieces[plan_.ops.size() + size_t(op.layer * longest + t)];
+            share(cells.units() / PAIR, [&](int64_t block) {
+                cell_block<F>(cells, turns.data(), n_rows, t, block);
+            });
+        }
+    }
+
     // Of a span, whose source has the pages where the op asks for that.
     Heads heads_of(const TransomOp& op, int32_t in, int32_t queries, int64_t span) const {
         Cache cache = plan_.cache;
@@ -266,6 +286,7 @@ static void add_source_looks(TransomPlan& plan, const TransomStep& step, int32_t
 // Where each token stands, which run of a page it belongs to, and which queries look back together.
 static void lay_out(TransomPlan& plan, const TransomStep& step) {
     plan.runs.clear(), plan.looks.clear(), plan.source_looks.clear(), plan.places.clear(), plan.adapted.clear();
+    plan.turns.clear();
     int32_t per = 1;
     for (const TransomOp& op : plan.ops)
         if (op.kind == TRANSOM_ATTEND) per = op.n_heads / op.n_kv_heads;
@@ -280,6 +301,7 @@ static void lay_out(TransomPlan& plan, const TransomStep& step) {
             place += n;
         }
         add_looks(plan.looks, span, token, span.n * per);
+        plan.turns.push_back({&span, token});
         for (int64_t first = token, stop = token + span.n; span.adapter && first < stop;) {
             const int64_t end = std::min(stop, (first / BLOCK_ROWS + 1) * BLOCK_ROWS);
             Adapted* last = plan.adapted.empty() ? nullptr : &plan.adapted.back();
@@ -292,6 +314,8 @@ static void lay_out(TransomPlan& plan, const TransomStep& step) {
         token += span.n;
     }
     if (step.sources) add_source_looks(plan, step, per);
+    std::stable_sort(plan.turns.begin(), plan.turns.end(),
+                     [](const Turn& one, const Turn& other) { return one.n() > other.n(); });
 }
 
 static bool make_room(TransomPlan& plan, const TransomStep& step) {
@@ -303,7 +327,15 @@ static bool make_room(TransomPlan& plan, const TransomStep& step) {
     plan.rankings.resize(plan.scratch.size());
     for (const TransomOp& op : plan.ops)
         if (op.kind == TRANSOM_GROUP) plan.groups.reserve(op.n_experts, int64_t(step.n_tokens) * op.n_active);
-    for (size_t i = 0; i < plan.ops.size(); i++) plan.pieces[i].reset();
+    int64_t longest = 0;
+    for (int32_t s = 0; s < step.n_spans && plan.n_cells; s++)
+        longest = std::max<int64_t>(longest, step.spans[s].n);
+    const int64_t n_pieces = int64_t(plan.ops.size()) + plan.n_cells * longest;
+    if (n_pieces > plan.n_pieces) {
+        plan.pieces.reset(new Pieces[size_t(n_pieces)]);
+        plan.n_pieces = n_pieces;
+    }
+    for (int64_t i = 0; i < n_pieces; i++) plan.pieces[size_t(i)].reset();
     return true;
 }
 
@@ -440,10 +472,14 @@ TransomPlan* transom_plan(int32_t format, const TransomOp* ops, int32_t n_ops, c
     for (const TransomOp& op : plan->ops) // a row for each choice
         if (op.n_active && op.kind != TRANSOM_ROUTE && op.kind != TRANSOM_GROUP && op.store != TRANSOM_ADD)
             plan->buffers[size_t(op.out)].per = op.n_active;
-    plan->pieces.reset(new Pieces[size_t(n_ops)]);
     Cache& cache = plan->cache;
     cache.n_pages = n_pages, cache.n_heads = n_kv_heads, cache.width = round_up(head_dim, DEPTH_UNIT);
     cache.number_bytes = number_bytes(format);
+    for (const TransomOp& op : plan->ops) {
+        if (op.kind != TRANSOM_CELL) continue;
+        plan->n_cells++, plan->buffers[size_t(op.state)].per = 2;
+        cache.state_bytes = op.matrix->n / GATES[op.cell] * (op.cell == TRANSOM_LSTM ? 2 : 1) * 4;
+    }
     // Not touched here: a page takes memory when it is first written, which also fills it with zeros.
     const size_t bytes = size_t(n_layers * n_pages * cache.layer_bytes() + 64) / 64 * 64;
     plan->pages.reset(static_cast<char*>(std::aligned_alloc(64, bytes)));

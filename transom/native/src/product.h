@@ -151,6 +151,7 @@ struct Rows {
     int32_t format;
 
     template <class T> T* at(int64_t row) const { return reinterpret_cast<T*>(data + row * row_bytes); }
+    Rows from(int64_t first) const { return {data + first * row_bytes, row_bytes, format}; }
 };
 
 template <class F> static inline void put(const Rows& out, int64_t row, int64_t column, Vec v) {

@@ -23,7 +23,8 @@ enum TransomKind : int32_t {
     TRANSOM_ROUTE = 8,   // scores of a row's experts -> those that it meets, and their weights
     TRANSOM_GROUP = 9,   // all of them -> for each expert the rows that meet it: a place for each choice
     TRANSOM_GATHER = 10, // rows -> one for each choice, those of an expert side by side
-    TRANSOM_EXPERTS = 11 // a product of each expert with its own rows; ADD: weighted, into the stream
+    TRANSOM_EXPERTS = 11, // a product of each expert with its own rows; ADD: weighted, into the stream
+    TRANSOM_CELL = 12    // a recurrence: what a product made of each token -> the state after it
 };
 
 // What becomes of what an op makes: of a product's sums; of a NORM, WRITE or REPLACE; of a POOL, WRITE or RESULT.
@@ -49,6 +50,10 @@ enum TransomActivation : int32_t {
 // are the looking row's, and whose keys and values are that text's; these are neither normed nor rotated.
 enum TransomMaps : int32_t { TRANSOM_ALL = 0, TRANSOM_QUERIES = 1, TRANSOM_KEYS_AND_VALUES = 2 };
 
+// Which recurrence a CELL is. Of 32 units (outputs), the columns of its first gate, of its second and so on: LSTM
+// in, forget, new, out; GRU reset, update, new.
+enum TransomCell : int32_t { TRANSOM_RNN = 0, TRANSOM_GRU = 1, TRANSOM_LSTM = 2 };
+
 typedef struct TransomMatrix TransomMatrix;
 typedef struct TransomPlan TransomPlan;
 
@@ -69,7 +74,8 @@ typedef struct {
     int32_t wanted;     // 1: of the rows that are wanted only (NORM, POOL gather them; PRODUCT goes on)
     int32_t store;      // PRODUCT, NORM, POOL
     int32_t activation; // PRODUCT
-    int32_t layer;      // HEADS, ATTEND: whose keys and values; NORM: 1 + which piece of `streams` it reads
+    // HEADS, ATTEND: whose keys and values; CELL: whose state; NORM: 1 + which piece of `streams` it reads
+    int32_t layer;
     // HEADS, ATTEND; window 0: all that came before. POOL: over so many tokens from the first on, 0: all
     int32_t n_heads, n_kv_heads, head_dim, window;
     int32_t bidirectional;       // ATTEND: all of the row is seen, which the step holds whole
@@ -83,16 +89,19 @@ typedef struct {
     int32_t n_parts;             // THIN, PRODUCT: linear maps that the product is made of; 0: no adapter
     int32_t n_experts, n_active; // ROUTE to EXPERTS; ENCODE with n_active: so many rows of each token's
     int32_t sigmoid, normalize;  // ROUTE: scores by it, not the softmax; weights over their sum
+    int32_t cell;                // CELL: which one
+    int32_t state;               // CELL: the buffer of states as its product reads them
     float eps;                   // NORM, HEADS
     float scale;                 // EMBED, NORM, ROUTE: factor of what comes out; ATTEND: factor of the scores
-    const TransomMatrix* matrix; // PRODUCT
+    const TransomMatrix* matrix; // PRODUCT; CELL: what multiplies the state before
     const void* table;           // EMBED: (V, D) in the plan's format
     const void* positions;       // EMBED: (max_len, D) in the plan's format, or null
     const void* segments;        // EMBED: (kinds, D) in the plan's format, or null
     // NORM: (D,), or null: no norm; HEADS: norm of queries (K,) or (H K,), or null; ATTEND: (H, 2 reach), what
     // a key that stands -reach .. reach - 1 behind the query adds to their score, times log2(e); or null
     const float* weight;
-    const float* bias;           // NORM: (D,) or null; HEADS: norm of keys; PRODUCT: (N,) or null; ROUTE: (E,)
+    // NORM: (D,) or null; HEADS: norm of keys; PRODUCT: (N,) or null; ROUTE: (E,) or null; CELL: (N,)
+    const float* bias;
     const TransomPart* parts;    // THIN, PRODUCT: (adapters, n_parts)
     const TransomMatrix* const* matrices; // EXPERTS: one of each
 } TransomOp;
@@ -149,7 +158,8 @@ TransomMatrix* transom_pack(int32_t format, int64_t n, int64_t k, const void* nu
 void transom_matrix_free(TransomMatrix*);
 int64_t transom_matrix_bytes(const TransomMatrix*);
 
-// A plan over buffers of the given widths and formats, with room for n_pages pages of keys and values.
+// A plan over buffers of the given widths and formats, with room for n_pages pages of keys and values, or, where
+// there are CELLs, of states.
 // Null where there is not the memory. Ops and what they point to must outlive the plan.
 TransomPlan* transom_plan(int32_t format, const TransomOp* ops, int32_t n_ops, const int32_t* widths,
                           const int32_t* formats, int32_t n_buffers, int32_t n_layers, int32_t n_kv_heads,
