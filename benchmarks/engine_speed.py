@@ -56,6 +56,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tiny", action="store_true", help="a toy model: only to see that all runs")
     parser.add_argument("--experts", action="store_true", help="a mixture of experts")
+    parser.add_argument("--beside", nargs="*", help="contenders, by their names' beginnings; default: all")
     parser.add_argument("--sampled", action="store_true", help="tokens are drawn, not the likeliest")
     parser.add_argument("--busy", action="store_true", help="others are at work: one thread, processor time")
     asked = parser.parse_args(arguments)
@@ -70,18 +71,25 @@ def main(arguments: list[str]) -> None:
         save_model(folder, model, numbers(model.config.vocab_size))
         generator = transom.load(folder, Generator)
         how = DRAWN if asked.sampled else LIKELIEST
-        peers: dict[str, Write] = {
-            "transformers": of_transformers(folder, generator.model.embed.weight.dtype, how),
-            "Transom": of_transom(generator, how),
-        }
-        if available(generator.model)[0] is not None:
-            peers["Transom by PyTorch"] = of_transom(generator, how, "0")
-            peers["Transom, int8"] = of_transom(transom.load(folder, Generator, weights="int8"), how)
+        native = available(generator.model)[0] is not None
         missing = llama_cpp_peer.missing()
+        contenders: dict[str, Callable[[], Write]] = {
+            "transformers": lambda: of_transformers(folder, generator.model.embed.weight.dtype, how),
+            "Transom": lambda: of_transom(generator, how),
+        }
+        if native:
+            contenders["Transom by PyTorch"] = lambda: of_transom(generator, how, "0")
+            contenders["Transom, int8"] = lambda: of_transom(
+                transom.load(folder, Generator, weights="int8"), how
+            )
         if not missing:
-            peers["llama.cpp"] = llama_cpp_peer.writer(folder, max(BATCHES), how)
-            if "Transom, int8" in peers:
-                peers["llama.cpp, q8_0"] = llama_cpp_peer.writer(folder, max(BATCHES), how, "q8_0")
+            contenders["llama.cpp"] = lambda: llama_cpp_peer.writer(folder, max(BATCHES), how)
+        if not missing and native:
+            contenders["llama.cpp, q8_0"] = lambda: llama_cpp_peer.writer(folder, max(BATCHES), how, "q8_0")
+        asked_for = tuple(contenders) if asked.beside is None else ("Transom,", *asked.beside)
+        peers = {
+            who: make() for who, make in contenders.items() if who == "Transom" or who.startswith(asked_for)
+        }
         kind = f"{torch.get_num_threads()} threads, {generator.model.embed.weight.dtype}"
         lines = [
             f"{model.n_parameters / 1e6:.0f}M parameters, {kind}, medians of {asked.rounds} rounds"
@@ -91,7 +99,8 @@ def main(arguments: list[str]) -> None:
         for batch in BATCHES:
             _decoding(peers, generator, batch, asked.rounds, clock, lines, figures)
         _prefill(peers, generator, asked.rounds, clock, lines, figures)
-        _first_tokens(generator, asked.rounds, lines, figures)
+        if asked.beside is None:
+            _first_tokens(generator, asked.rounds, lines, figures)
     tell("engine speed", lines, figures)
 
 
