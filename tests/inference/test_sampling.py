@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from tests.scale import scaled
 from transom.errors import Refused
@@ -120,7 +122,7 @@ def test_the_repetition_penalty_is_that_of_transformers(penalty):
     for scores, (*prompt, made, drafted), wanted in zip(logits, tokens.tolist(), expected, strict=True):
         row = SamplingRow(SamplingParams(repetition_penalty=penalty), vocab_size=40, seed=0, prompt=prompt)
         row.push(made)
-        torch.testing.assert_close(row.adjusted(scores, [drafted]), wanted, rtol=0, atol=0)
+        torch.testing.assert_close(adjusted(row, scores, [drafted]), wanted, rtol=0, atol=0)
 
 
 def test_only_some_tokens_may_come_first():
@@ -128,10 +130,10 @@ def test_only_some_tokens_may_come_first():
         torch.randn(40),
         SamplingRow(SamplingParams(), vocab_size=40, seed=0, first=frozenset({3, 8})),
     )
-    left = row.adjusted(scores, [])
+    left = adjusted(row, scores, [])
     assert left.isfinite().nonzero()[:, 0].tolist() == [3, 8] and torch.equal(left[[3, 8]], scores[[3, 8]])
     row.push(8)
-    assert not row.changes([]) and torch.equal(row.adjusted(scores, []), scores)
+    assert not row.changes([]) and torch.equal(adjusted(row, scores, []), scores)
 
 
 def chi_square(counts: np.ndarray, expected: np.ndarray) -> float:
@@ -277,6 +279,13 @@ def row(params: SamplingParams, prompt: list[int], made: list[int], seed: int = 
     return row
 
 
+def adjusted(row: SamplingRow, logits: Tensor, drafted: Sequence[int]) -> Tensor:
+    """What `adjust` makes of logits (V,), which stay."""
+    logits = logits.clone()
+    row.adjust(logits, drafted)
+    return logits
+
+
 def plain_logits(
     logits: np.ndarray, params: SamplingParams, prompt: list[int], made: list[int]
 ) -> np.ndarray:
@@ -328,7 +337,7 @@ def test_the_penalties_are_as_openai_defines_them():
     """mu[j] - c[j] * frequency - (c[j] > 0) * presence, over the answer and not the prompt."""
     params = SamplingParams(temperature=0, frequency_penalty=0.5, presence_penalty=0.25)
     logits = torch.zeros(12)
-    changed = row(params, [1, 1, 2], [3, 3, 4]).adjusted(logits, (4, 5))
+    changed = adjusted(row(params, [1, 1, 2], [3, 3, 4]), logits, (4, 5))
     assert changed.tolist() == [0, 0, 0, -1.25, -1.25, -0.75, 0, 0, 0, 0, 0, 0]
     assert logits.eq(0).all()
 
@@ -365,7 +374,7 @@ def test_a_long_history_is_counted_right():
     made = [i * i % 499 for i in range(3000)]
     for token in made:
         one.push(token)
-    changed = one.adjusted(torch.ones(500), ())
+    changed = adjusted(one, torch.ones(500), ())
     seen = {7, 499, *made}
     expected = [(0.5 if token in seen else 1.0) - made.count(token) for token in range(500)]
     assert changed.tolist() == expected

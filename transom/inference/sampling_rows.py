@@ -94,9 +94,11 @@ class SamplingRow:
         ruled = self._ruling is not None or self.grammar is not None
         return self._penalized or len(self.bias) > 0 or ruled or opening
 
-    def adjusted(self, logits: Tensor, drafted: Sequence[int]) -> Tensor:
-        """(V,) after penalties, rules, bias, first token and grammar, as if `drafted` had been made."""
-        logits, device = logits.clone(), logits.device
+    def adjust(self, logits: Tensor, drafted: Sequence[int]) -> None:
+        """Apply penalties, rules, bias, first token and grammar to logits (V,), as if `drafted` had been
+        made.
+        """
+        device = logits.device
         if self._history is not None:
             ids, counts = (x.to(device) for x in self._history.after(drafted))
             values, penalty = logits[ids], self.params.repetition_penalty
@@ -114,7 +116,8 @@ class SamplingRow:
             allowed[torch.tensor(sorted(self.first), device=device)] = True
             logits.masked_fill_(~allowed, -math.inf)
         allowed = self._allowed(drafted, len(logits))
-        return logits if allowed is None else logits.masked_fill_(~allowed.to(device), -math.inf)
+        if allowed is not None:
+            logits.masked_fill_(~allowed.to(device), -math.inf)
 
     def _allowed(self, drafted: Sequence[int], vocab_size: int) -> Tensor | None:
         if self.grammar is None:
@@ -142,7 +145,7 @@ def choose_rows(logits: Tensor, places: Sequence[SamplingRow | Place]) -> list[i
     if changed:
         logits = logits.clone()
         for i in changed:
-            logits[i] = at[i].row.adjusted(logits[i], at[i].drafted)
+            at[i].row.adjust(logits[i], at[i].drafted)
     if (kernels := by_kernels.kernels_for(logits)) is not None:
         return by_kernels.choose(kernels, logits, [_draw(place) for place in at])
     largest, likeliest = logits.max(dim=-1)
