@@ -5,7 +5,8 @@ Of the shape of SmolLM2-135M (30 layers, 576 wide, 9 and 3 heads, 49,152 tokens,
 at batch 1, 8 and 32 and of reading a prompt of 512, each with its share of what the machine can do; and the
 time to the first token of 16 chats that share 1,000 tokens, with and without reuse of prefixes. Where native
 kernels run, the same by PyTorch stands beside them. `--experts`: of a Qwen3-MoE's shape, 8 experts a layer of
-which a token goes through 2, 111M parameters, 36M of them active.
+which a token goes through 2, 111M parameters, 36M of them active. `--cell lstm --dim 512 --layers 2`: a
+recurrence with 8,192 tokens, by Transom alone.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from transom.hardware import Hardware, keep_memory
 from transom.inference.engine import Engine, EngineSettings
 from transom.inference.generator import Generator
 from transom.inference.native_runner import available
+from transom.model.build import build
 from transom.model.config import Experts, ModelConfig
-from transom.model.transformer import Transformer
 from transom.sampling_params import SamplingParams
 
 from . import llama_cpp_peer
@@ -56,6 +57,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tiny", action="store_true", help="a toy model: only to see that all runs")
     parser.add_argument("--experts", action="store_true", help="a mixture of experts")
+    parser.add_argument("--cell", choices=("rnn", "gru", "lstm"), help="a recurrence")
+    parser.add_argument("--dim", type=int, default=512, help="its width")
+    parser.add_argument("--layers", type=int, default=1, help="its layers")
     parser.add_argument("--beside", nargs="*", help="contenders, by their names' beginnings; default: all")
     parser.add_argument("--sampled", action="store_true", help="tokens are drawn, not the likeliest")
     parser.add_argument("--busy", action="store_true", help="others are at work: one thread, processor time")
@@ -67,12 +71,15 @@ def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config = TINY if asked.tiny else EXPERTS if asked.experts else SMOL
-        model = Transformer(config).to(torch.bfloat16)
+        if asked.cell:
+            shape = dict(dim=asked.dim, n_layers=asked.layers, head_dim=asked.dim, ffn_dim=asked.dim)
+            config = TINY.with_(cell=asked.cell, n_heads=1, n_kv_heads=1, vocab_size=8_192, **shape)
+        model = build(config).to(torch.bfloat16)
         save_model(folder, model, numbers(model.config.vocab_size))
         generator = transom.load(folder, Generator)
         how = DRAWN if asked.sampled else LIKELIEST
         native = available(generator.model)[0] is not None
-        missing = llama_cpp_peer.missing()
+        missing = "it has no recurrences" if asked.cell else llama_cpp_peer.missing()
         contenders: dict[str, Callable[[], Write]] = {
             "transformers": lambda: of_transformers(folder, generator.model.embed.weight.dtype, how),
             "Transom": lambda: of_transom(generator, how),
@@ -82,6 +89,8 @@ def main(arguments: list[str]) -> None:
             contenders["Transom, int8"] = lambda: of_transom(
                 transom.load(folder, Generator, weights="int8"), how
             )
+        if asked.cell:
+            del contenders["transformers"]
         if not missing:
             contenders["llama.cpp"] = lambda: llama_cpp_peer.writer(folder, max(BATCHES), how)
         if not missing and native:
@@ -200,6 +209,7 @@ def _least_seconds(generator: Generator, rows: int, tokens: int, held: int, bits
     rows: how many; tokens: read by each, looking back on `held` others on average. bits: of a weight.
     """
     config, model, hardware = generator.model.config, generator.model, Hardware.detect()
+    held = 0 if config.cell else held
     cached = 2 * config.n_layers * config.n_kv_heads * config.head_dim * held * rows
     weights = active = model.n_active_parameters
     if config.experts is not None:  # of the idle ones those that other rows may meet
