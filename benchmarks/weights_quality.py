@@ -45,6 +45,7 @@ def main(arguments: list[str]) -> None:
         rise = math.expm1(found[name] - found["float32"])
         said = f"perplexity {math.exp(found[name]):8.3f}  {rise:+.2%}  {loaded.runs_by}"
         lines.append(f"{name:9} {said}")
+        print(lines[-1], flush=True)  # a run that is cut short has told what it found
     tell("weights quality", [f"{n:,} tokens predicted, windows of {LONG}", *lines], {"nats": found, "n": n})
 
 
