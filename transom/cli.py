@@ -49,8 +49,11 @@ Dtype = Annotated[
     str | None, Parameter(help="`float32` or `bfloat16` [default: as the folder says, and as is fast here].")
 ]
 Weights = Annotated[
-    Literal["int8"] | None,
-    Parameter(help="`int8`: multiply in 8 bits on a CPU [default: as the weights are]."),
+    Literal["int8", "bfloat16"] | None,
+    Parameter(
+        help="`int8`: multiply in 8 bits on a CPU; `bfloat16`: read 16 bits of each weight there"
+        " [default: as the weights are]."
+    ),
 ]
 Device = Annotated[str | None, Parameter(help="`cpu`, `cuda`, `mps` [default: the fastest].")]
 Texts = Annotated[

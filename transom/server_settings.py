@@ -134,8 +134,9 @@ class ServerSettings(Settings):
     same."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Type of the weights [default: as the folder says, and as is fast here]."""
-    weights: Literal["int8"] | None = None
-    """`int8`: multiply in 8 bits on a CPU, faster and a little less exact [default: as the weights are]."""
+    weights: Literal["int8", "bfloat16"] | None = None
+    """`int8`: multiply in 8 bits on a CPU, faster and a little less exact; `bfloat16`: read 16 bits of each
+    weight there [default: as the weights are]."""
     device: str | None = None
     """`cpu`, `cuda`, `mps` [default: the fastest]."""
     limits: LimitSettings = LimitSettings()

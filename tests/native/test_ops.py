@@ -555,6 +555,20 @@ def test_products_of_8_bits_are_exact_integers(level, format, m, n, k, seed, thr
 
 
 @pytest.mark.parametrize("level", levels() or ["scalar"])
+@given(m=rows, n=sizes, k=sizes, seed=st.integers(0, 99))
+@settings(max_examples=scaled(30))
+def test_weights_of_bfloat16_have_the_bits_of_the_same_in_float32(level, m, n, k, seed):
+    x, weight = drawn(seed, m, k), rounded(drawn(seed + 1, n, k), BF16)
+    ops = Ops(library(level), F32, [(k, F32), (n, F32), (n, F32)])
+    ops.plan([Op(kind=abi.PRODUCT, in_=0, out=1 + i, matrix=ops.matrix(weight, format))
+              for i, format in enumerate((F32, BF16))])  # fmt: skip
+    filled(ops, 0, x)
+    ops.run([0] * m)
+    assert torch.equal(ops.buffer(2, m), ops.buffer(1, m))
+    close(ops.buffer(2, m)[:, :n], F.linear(x.float().double(), weight), F32)
+
+
+@pytest.mark.parametrize("level", levels() or ["scalar"])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_what_is_no_number_shows_in_products_of_8_bits(level, bad):
     x, weight = drawn(0, 9, 70).float(), drawn(1, 40, 70).float()

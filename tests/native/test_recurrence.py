@@ -117,9 +117,10 @@ def states(layer: RecurrentLayer, brought: Tensor, found: Tensor, format: int) -
 
 @pytest.mark.parametrize("level", levels() or ["scalar"])
 @pytest.mark.parametrize("name", RECURRENCES)
-@pytest.mark.parametrize("weights", ["", "int8"])
+@pytest.mark.parametrize("weights", ["", "int8", "bfloat16"])
 def test_a_row_has_its_bits_beside_any_others_in_any_pieces(level: str, name: str, weights: str) -> None:
-    model, known = family(name, torch.bfloat16), dict[int, Tensor]()
+    dtype = torch.float32 if weights == "bfloat16" else torch.bfloat16
+    model, known = family(name, dtype), dict[int, Tensor]()
     texts = [[(7 * i + n * i * i) % 23 for i in range(48 - n)] for n in range(37)]
     before = torch.get_num_threads()
     try:

@@ -407,13 +407,34 @@ def test_a_row_in_8_bits_has_its_bits_beside_any_others(level: str, dtype: torch
     assert len({tuple(logits[-1].tolist()) for logits in known.values()}) == 4
 
 
+@pytest.mark.parametrize("name", ["qwen2", "dots1"])
+@pytest.mark.parametrize("level", LEVELS)
+def test_weights_in_bfloat16_are_those_of_a_model_that_has_them_so(name: str, level: str) -> None:
+    """Asked for, they are rounded; and where they are so already they are kept so."""
+    model = copy.deepcopy(family(name, torch.float32))
+    model.embed.weight.copy_(model.embed.weight.bfloat16())  # what is looked up is never rounded
+    rounded = copy.deepcopy(model)
+    for part, weight in rounded.named_parameters():
+        if weight.ndim > 1 and "router" not in part:
+            weight.copy_(weight.bfloat16())
+    asked, found, plainly = (
+        NativeRunner(one, library(level), n_tokens=400, weights=weights)
+        for one, weights in ((model, "bfloat16"), (rounded, ""), (model, ""))
+    )
+    logits, same, other = (
+        runner.run([Chunk(runner.open(TOKENS), 48, 48)]) for runner in (asked, found, plainly)
+    )
+    assert torch.equal(logits, same) and not torch.equal(logits, other)
+    assert asked.plan.bytes == found.plan.bytes < 0.8 * plainly.plan.bytes
+
+
 def test_weights_of_8_bits_are_told_and_refused_where_pytorch_computes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     tokenizer = train_tokenizer("bytes", iter(["any text"]), 258)
     config = CONFIG.with_(vocab_size=tokenizer.vocab_size)
     model = build(config, 0).eval()
-    with pytest.raises(Refused, match="weights is 'int4'; it must be int8, or left out"):
+    with pytest.raises(Refused, match="weights is 'int4'; it must be int8 or bfloat16, or left out"):
         Generator(model, tokenizer, weights="int4")
     with pytest.raises(
         Refused, match="int8 weights are read by native kernels alone, and this model .*a soft cap"

@@ -52,7 +52,7 @@ class Classifier:
         self, model: Transformer, tokenizer: Tokenizer, *, reason: str = "", weights: str = ""
     ) -> None:
         """A model in eval mode whose head classifies; `reason` says why it runs in its arithmetic. weights:
-        `int8`, or "": as the model has them. Raises Refused where it cannot have them.
+        `int8`, `bfloat16`, or "": as the model has them. Raises Refused where it cannot have them.
         """
         self.model, self.tokenizer, self.reason = model, tokenizer, reason
         self.labels, self.max_tokens = model.config.labels, model.config.max_len

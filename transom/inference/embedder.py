@@ -29,8 +29,8 @@ class Embedder:
         weights: str = "",
     ) -> None:  # fmt: skip
         """A model in eval mode whose head embeds, meant for texts of at most `max_tokens` (None: all that it
-        can read); `reason` says why it runs in its arithmetic. weights: `int8`, or "": as the model has
-        them. Raises Refused where it cannot have them.
+        can read); `reason` says why it runs in its arithmetic. weights: `int8`, `bfloat16`, or "": as the
+        model has them. Raises Refused where it cannot have them.
         """
         self.max_tokens = max_tokens or model.config.max_len
         self.model, self.tokenizer, self.reason = model, tokenizer, reason

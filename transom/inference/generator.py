@@ -102,7 +102,7 @@ class Generator:
         generation: what its folder says of how it writes; a call's own settings come first. folder: where
         its chat template lies, if it has one. adapters: by name, folders of adapters over this model, which
         was loaded from `base`; each is a Generator of its own then, and all work together in one engine.
-        weights: `int8`, or "": as the model has them. Raises Refused where it cannot have them.
+        weights: `int8`, `bfloat16`, or "": as the model has them. Raises Refused where it cannot have them.
         """
         check_weights(weights, model)
         self.weights = weights

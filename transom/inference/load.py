@@ -94,7 +94,8 @@ def load(
     learned into the weights of its base; else it stands beside them, rounded apart. adapters: by
     name, the adapter folders that work over this model at once: `loaded.adapters[name]` is each of them.
     weights: `int8` multiplies in 8 bits, on a CPU whose kernels run the model (any but one that fills
-    masks): faster, and a little less exact; None as the model has them. Raises Refused for what is not
+    masks): faster, and a little less exact; `bfloat16` reads 16 bits of each weight of a float32 model
+    there; None as the model has them. Raises Refused for what is not
     there or cannot be read.
     """
     folder = resolve(folder_or_id)

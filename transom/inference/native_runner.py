@@ -19,7 +19,7 @@ from transom.hardware import Hardware
 from transom.model.build import Model
 from transom.model.lora import adapted_layers
 from transom.native.library import WORDS, Library, Unavailable, best
-from transom.native.plan import PAGE, Plan, Read, why_not
+from transom.native.plan import PAGE, WEIGHTS, Plan, Read, why_not
 
 from .adapters import BASE
 from .batching import together
@@ -27,8 +27,6 @@ from .onednn_weights import version_of
 from .runner import BlockRunner, TorchRunner
 from .sequence import Span, TokenSequence
 
-INT8 = "int8"
-"""Weights in 8 bits, a scale for each output."""
 STEP = 512
 """Tokens of whole texts that are read at once: what a layer makes of them stays in a core's cache."""
 PIECE = 128
@@ -44,7 +42,7 @@ class NativeRunner(BlockRunner):
     ) -> None:  # fmt: skip
         """As for `BlockRunner`; a model that writes and that `why_not` has nothing against. adapters: by
         name, those over the model that a sequence may be read by; one that is part of the model itself reads
-        all. weights: int8, or "": as the model has them. Raises MemoryError.
+        all. weights: of `WEIGHTS`, or "": as the model has them. Raises MemoryError.
         """
         super().__init__(model, n_tokens=n_tokens, block=PAGE, reuse=reuse)
         self.library, self._model, self.weights = library, model, weights
@@ -65,8 +63,8 @@ class NativeRunner(BlockRunner):
         layers = [layer for adapter in adapters for layer in adapted_layers(adapter).values()]
         self._thin = [weight for layer in layers for weight in layer.parameters(recurse=False)]
         self._version = self._version_now()
-        n_pages, int8 = self.blocks.n_blocks + 1, self.weights == INT8  # page 0 is nobody's
-        self.plan = Plan(self.library, self._model, n_pages, adapters, int8=int8)
+        n_pages = self.blocks.n_blocks + 1  # page 0 is nobody's
+        self.plan = Plan(self.library, self._model, n_pages, adapters, weights=self.weights)
 
     def _prepare(self, origin: list[int], to: list[int], taken: list[int], last: list[int]) -> None:
         for one, other in zip(origin, to, strict=True):
@@ -177,8 +175,10 @@ def available(model: Model, weights: str = "") -> tuple[Library | None, str]:
 
 def check_weights(weights: str, model: Model) -> None:
     """Raise Refused where these weights are none, or this model cannot have them here."""
-    if weights not in ("", INT8):
-        raise Refused(f"weights is '{weights}'; it must be {INT8}, or left out: as the model has them")
+    if weights and weights not in WEIGHTS:
+        raise Refused(
+            f"weights is '{weights}'; it must be {' or '.join(WEIGHTS)}, or left out: as the model has them"
+        )
     if weights and (found := available(model))[0] is None:
         raise Refused(f"{weights} weights are read by native kernels alone, and this model is run {found[1]}")
 

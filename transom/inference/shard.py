@@ -51,7 +51,7 @@ class Job:
     dtype: str
     device: str
     weights: str | None
-    """`int8`, or as the model has them."""
+    """`int8`, `bfloat16`, or as the model has them."""
     threads: int
     version: str = version_of("transom")
 

@@ -19,7 +19,7 @@ from transom.model.transformer import Transformer
 from transom.native.plan import PAGE, Plan, Read
 
 from .batching import TextBatch, together
-from .native_runner import INT8, STEP, available, check_weights, watched
+from .native_runner import STEP, available, check_weights, watched
 from .onednn_weights import Packing, version_of
 
 
@@ -27,8 +27,8 @@ class TextEncoder:
     """A model whose head embeds or classifies, on texts."""
 
     def __init__(self, model: Transformer, weights: str = "") -> None:
-        """A model in eval mode. weights: `int8`, or "": as the model has them. Raises Refused where it cannot
-        have them.
+        """A model in eval mode. weights: `int8`, `bfloat16`, or "": as the model has them. Raises Refused
+        where it cannot have them.
         """
         check_weights(weights, model)
         self.model, self.weights, self._packing = model, weights, Packing(model)
@@ -62,7 +62,7 @@ class TextEncoder:
                 adapters = [self.model] if adapted_layers(self.model) else []
                 self._adapter = len(adapters)
                 n_pages = max(STEP, self.model.config.max_len)  # a text has one at least
-                self._plan = Plan(library, self.model, n_pages, adapters, int8=self.weights == INT8)
+                self._plan = Plan(library, self.model, n_pages, adapters, weights=self.weights)
         return self._plan
 
     def _by_plan(self, plan: Plan, batch: TextBatch, segments: Tensor | None) -> Tensor:

@@ -98,8 +98,8 @@ class Translator:
     ) -> None:
         """A model in eval mode. `eos_ids` end a target, or else the tokenizer's own end token does.
 
-        generation: what its folder says of how it writes. weights: `int8`, or "": as the model has them.
-        Raises Refused where it cannot have them.
+        generation: what its folder says of how it writes. weights: `int8`, `bfloat16`, or "": as the model
+        has them. Raises Refused where it cannot have them.
         """
         check_weights(weights, model)
         self.weights = weights

@@ -1,8 +1,8 @@
 """A model as a plan: its modules become a flat list of ops over numbered buffers, its weights panels.
 
 What a plan cannot say (`why_not`) is left to PyTorch. The residual stream, what is summed and the softmax are
-float32; weights, what goes into a product, keys and values are in the model's own type, or weights and what
-they are multiplied with in 8 bits. A row's logits are
+float32; weights, what goes into a product, keys and values are in the model's own type; or weights are in
+bfloat16, or they and what they are multiplied with in 8 bits. A row's logits are
 bitwise a function of its own tokens, whatever is read beside it, in whatever pieces, by however many threads.
 Read next: src/transom.h.
 """
@@ -35,6 +35,8 @@ PANEL = 16
 UNIT = 32
 """Widths are padded to a multiple of it."""
 FORMATS = {torch.float32: abi.F32, torch.bfloat16: abi.BF16}
+WEIGHTS = {"int8": abi.I8, "bfloat16": abi.BF16}
+"""What matrices can be asked to be in: 8 bits with a scale for each output, or half of float32's bytes."""
 
 
 class Source(NamedTuple):
@@ -85,11 +87,11 @@ class Plan:
     """What the kernels run for one model: ops, panels, and pages of keys and values."""
 
     def __init__(
-        self, library: Library, model: Any, n_pages: int, adapters: Sequence[Any] = (), *, int8: bool = False
+        self, library: Library, model: Any, n_pages: int, adapters: Sequence[Any] = (), *, weights: str = ""
     ) -> None:
         """A model that `why_not` has nothing against; pages 0 .. n_pages - 1. adapters: models over its
-        weights (`model.lora`), of which each row is read by one or none. int8: matrices in 8 bits with a
-        scale for each output, what they multiply in 8 bits with one for each 32. Raises MemoryError.
+        weights (`model.lora`), of which each row is read by one or none. weights: of `WEIGHTS`, what the
+        matrices are in, or "": as the model has them. Raises MemoryError.
         """
         self._functions, self._kept = library.functions, list[Any]()
         self._matrices: list[int] = []
@@ -97,7 +99,7 @@ class Plan:
         config: ModelConfig = model.config
         self.config, self._dtype, self.encodes = config, model.embed.weight.dtype, config.kind == "encoder"
         self.format = FORMATS[self._dtype]
-        self._weights = abi.I8 if int8 else self.format
+        self._weights = WEIGHTS[weights] if weights else self.format
         self._coded: dict[int, int] = {}
         """Buffers that products of 8-bit weights read, by those that they are made of."""
         self._gathered: dict[int, int] = {}
@@ -163,7 +165,7 @@ class Plan:
         config, cell = self.config, str(self.config.cell)
         n_gates = len(model.layers[0].weight_hh_l0) // config.dim
         gates = self._buffer(n_gates * (-(-config.dim // UNIT) * UNIT), abi.F32)
-        state = self._buffer(config.dim, self._weights)
+        state = self._buffer(config.dim, abi.I8 if self._weights == abi.I8 else None)
         table = self._keep(model.embed.weight.detach()).data_ptr()
         scale = config.dim**0.5 if config.scale_embeddings else 1.0
         ops = [Op(kind=abi.EMBED, out=self._stream, table=table, scale=scale)]
@@ -172,12 +174,12 @@ class Plan:
                 _alternating(part.detach().reshape(len(part), -1).chunk(n_gates), UNIT)
                 for part in (layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.bias_hh_l0)
             )
-            read = Op(kind=abi.PRODUCT, in_=self._normed, out=gates, matrix=self._matrix(w_in, self._weights),
+            read = Op(kind=abi.PRODUCT, in_=self._normed, out=gates, matrix=self._weight(w_in),
                       bias=self._floats(b_in[:, 0]))  # fmt: skip
             ops += [
                 self._norm(None, layer=1 + i), *self._encoded(read),
                 Op(kind=abi.CELL, in_=gates, out=self._stream, state=state, cell=abi.CELLS[cell], layer=i,
-                   matrix=self._matrix(w_state, self._weights), bias=self._floats(b_state[:, 0])),
+                   matrix=self._weight(w_state), bias=self._floats(b_state[:, 0])),
             ]  # fmt: skip
         return ops
 
@@ -246,7 +248,7 @@ class Plan:
 
     def _product_of(self, weight: Tensor, bias: Tensor | None, in_: int) -> list[Op]:
         """The product that makes the result, of the rows that are wanted."""
-        matrix = self._matrix(weight, self._weights)
+        matrix = self._weight(weight)
         floats = None if bias is None else self._floats(bias)
         return self._encoded(
             Op(kind=abi.PRODUCT, in_=in_, wanted=1, store=abi.RESULT, matrix=matrix, bias=floats)
@@ -329,7 +331,7 @@ class Plan:
         bias = None
         if bases[0].bias is not None:
             bias = self._floats(joined([base.bias.detach()[:, None] for base in bases])[:, 0])
-        matrix = self._matrix(joined([base.weight.detach() for base in bases]), self._weights)
+        matrix = self._weight(joined([base.weight.detach() for base in bases]))
         product = Op(kind=abi.PRODUCT, in_=in_, out=out, matrix=matrix, bias=bias, store=store,
                      activation=abi.ACTIVATIONS[activation])  # fmt: skip
         widths = [-(-max(map(_rank, own[1:]), default=0) // UNIT) * UNIT for own in maps]
@@ -418,7 +420,7 @@ class Plan:
 
     def _table(self, weights: Iterable[Tensor]) -> int:
         """A matrix for each expert; where they stand."""
-        matrices = [self._matrix(weight, self._weights) for weight in weights]
+        matrices = [self._weight(weight) for weight in weights]
         self._kept.append((ctypes.c_void_p * len(matrices))(*matrices))
         return ctypes.addressof(self._kept[-1])
 
@@ -427,9 +429,19 @@ class Plan:
         self._formats.append(self.format if format is None else format)
         return len(self._widths) - 1
 
+    def _weight(self, weight: Tensor) -> int:
+        """Pack a matrix of the model (out, in), in what was asked for. One of float32 that bfloat16 holds as
+        it is (of a model that was published so) is read in half the bytes: the product has the same bits.
+        """
+        weight = weight.detach()
+        if self._weights == abi.F32 and torch.equal((short := weight.bfloat16()).float(), weight):
+            return self._matrix(short, abi.BF16)
+        return self._matrix(weight, self._weights)
+
     def _matrix(self, weight: Tensor, format: int) -> int:
         """Pack a matrix (out, in)."""
-        weight = weight.detach().to(torch.float32 if format == abi.I8 else self._dtype).contiguous()
+        dtype = torch.bfloat16 if format == abi.BF16 else torch.float32
+        weight = weight.detach().to(dtype).contiguous()
         matrix = self._functions.transom_pack(format, *weight.shape, weight.data_ptr())
         if not matrix:
             raise MemoryError(f"no memory for a second copy of a matrix of {weight.nbytes:,} bytes")

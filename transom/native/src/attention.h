@@ -218,12 +218,15 @@ template <class F, int R = MIXED_ROWS> static inline void mix(const typename F::
                 for (int s = 0; s < PAGE; s += F::group) {
                     const auto* values =
                         reinterpret_cast<const float*>(pages[i] + ((s / F::group) * width + d) * 4);
-                    const Vec one = load(values), other = load(values + LANES);
+#pragma GCC unroll 2
+                    for (int part = 0; part < F::dots; part++) {
+                        const Vec one = F::part(load(values), part), other = F::part(load(values + LANES), part);
 #pragma GCC unroll 8
-                    for (int r = 0; r < R; r++) {
-                        const auto* weight = weights + r * SCORES + i * PAGE + s;
-                        left[r] = F::dot(left[r], weight, one);
-                        right[r] = F::dot(right[r], weight, other);
+                        for (int r = 0; r < R; r++) {
+                            const auto* weight = weights + r * SCORES + i * PAGE + s + part;
+                            left[r] = F::dot(left[r], weight, one);
+                            right[r] = F::dot(right[r], weight, other);
+                        }
                     }
                 }
 #pragma GCC unroll 8

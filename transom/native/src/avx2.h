@@ -55,13 +55,11 @@ static inline Vec select(IntVec which, Vec a, Vec b) {
 static inline Vec floats(IntVec v) {
     return {_mm256_cvtepi32_ps((__m256i)v.low), _mm256_cvtepi32_ps((__m256i)v.high)};
 }
-
-namespace avx2 {
-
-// sum + x * weights, rounded once.
 static inline Vec add_product(Vec sum, Vec x, Vec weights) {
     return {_mm256_fmadd_ps(x.low, weights.low, sum.low), _mm256_fmadd_ps(x.high, weights.high, sum.high)};
 }
+
+namespace avx2 {
 
 static inline Vec widen(const uint16_t* p) {
     const __m128i* from = reinterpret_cast<const __m128i*>(p);

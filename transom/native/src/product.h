@@ -45,6 +45,8 @@ constexpr int ROWS_OF_TWO = 3, ROWS_OF_ONE = 6; // 12 of 16 registers hold sums
 constexpr int ROWS_OF_TWO = 12, ROWS_OF_ONE = 12;
 #endif
 
+constexpr int AHEAD = 1024; // bytes of a panel, from what is asked for to what is multiplied
+
 // c (R, 32) = R rows times two panels; or (R, 16), times one.
 template <class F, int R, bool two = true> static inline void few_rows(const typename F::number* a, size_t lda,
                                                       const char* one, const char* other, int groups,
@@ -54,13 +56,17 @@ template <class F, int R, bool two = true> static inline void few_rows(const typ
 #pragma GCC unroll 12
     for (int r = 0; r < R; r++) left[r] = right[r] = Vec{};
     for (int g = 0; g < groups; g++) {
-        const Vec w = load(reinterpret_cast<const float*>(one + g * 64));
-        const Vec v = two ? load(reinterpret_cast<const float*>(other + g * 64)) : w;
+        if (!two) __builtin_prefetch(one + g * 64 + AHEAD); // two keep as many lines under way by themselves
+#pragma GCC unroll 2
+        for (int i = 0; i < F::dots; i++) {
+            const Vec w = F::part(load(reinterpret_cast<const float*>(one + g * 64)), i);
+            const Vec v = two ? F::part(load(reinterpret_cast<const float*>(other + g * 64)), i) : w;
 #pragma GCC unroll 12
-        for (int r = 0; r < R; r++) {
-            const typename F::number* x = a + r * lda + g * F::group;
-            left[r] = F::dot(left[r], x, w);
-            if (two) right[r] = F::dot(right[r], x, v);
+            for (int r = 0; r < R; r++) {
+                const typename F::number* x = a + r * lda + g * F::group + i;
+                left[r] = F::dot(left[r], x, w);
+                if (two) right[r] = F::dot(right[r], x, v);
+            }
         }
     }
 #pragma GCC unroll 12
@@ -252,6 +258,14 @@ template <class F> static inline void add_thin(const TransomOp& op, const Rows& 
     });
 }
 
+template <class F>
+static inline void pair_of(const TransomMatrix& m, const Rows& in, int64_t first, int rows, const char* one,
+                           float* c) {
+    typedef typename F::number number;
+    two_panels<F>(in.at<number>(first), size_t(in.row_bytes) / sizeof(number), rows, one, one + m.panel_bytes(),
+                  int(m.groups), c, PAIR);
+}
+
 // c (rows, 32) = at most 32 rows of `in`, from `first` on, times pair `pair` of a matrix.
 template <class F>
 static inline void pair_sums(const TransomMatrix& m, const Rows& in, int64_t first, int rows, int64_t pair,
@@ -260,9 +274,10 @@ static inline void pair_sums(const TransomMatrix& m, const Rows& in, int64_t fir
     if (m.format == TRANSOM_I8)
         two_coded(in.at<char>(first), in.row_bytes, m.groups * 4, rows, one, one + m.panel_bytes(),
                   m.scales() + pair * PAIR, c, PAIR);
+    else if (m.format == TRANSOM_BF16 && in.format == TRANSOM_F32)
+        pair_of<Widened>(m, in, first, rows, one, c);
     else
-        two_panels<F>(in.at<typename F::number>(first), size_t(in.row_bytes) / sizeof(typename F::number), rows,
-                      one, one + m.panel_bytes(), int(m.groups), c, PAIR);
+        pair_of<F>(m, in, first, rows, one, c);
 }
 
 // Columns 32 * pair on of the product, all rows. adapted: in the order of their rows.

@@ -36,6 +36,7 @@ static inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
 static inline Vec broadcast(float x) { return Vec{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
 static inline Vec select(IntVec which, Vec a, Vec b) { return which ? a : b; }
 static inline Vec floats(IntVec v) { return __builtin_convertvector(v, Vec); }
+static inline Vec add_product(Vec sum, Vec x, Vec weights) { return sum + x * weights; }
 #endif
 static inline Vec larger(Vec a, Vec b) { return select(a > b, a, b); }
 static inline Vec smaller(Vec a, Vec b) { return select(a < b, a, b); }
@@ -124,20 +125,19 @@ static inline Vec exp2(Vec x) {
 static inline Vec exp(Vec x) { return exp2(x * 1.44269504f); }
 
 // A number format of weights, activations and pages. A group is what 32 bits hold: the unit that an
-// activation is broadcast by, and that a lane of a panel's vector multiplies with it. `dot` is written by
-// hand where the level has an instruction for it: with the intrinsic gcc 12 copies accumulators about and
-// spills them.
+// activation is broadcast by, and that a lane of a panel's vector multiplies with it. It takes so many `dots`, of
+// each a `part` of the weights, which all rows share. `dot` is written by hand where the level has an instruction
+// for it: with the intrinsic gcc 12 copies accumulators about and spills them.
 struct F32 {
     typedef float number;
-    static constexpr int group = 1;
+    static constexpr int group = 1, dots = 1;
+    static inline Vec part(Vec weights, int) { return weights; }
     static inline Vec dot(Vec sum, const number* x, Vec weights) {
 #if defined(TRANSOM_AVX512)
         asm("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(weights), "m"(*x));
         return sum;
-#elif defined(TRANSOM_AVX2)
-        return avx2::add_product(sum, *x, weights);
 #else
-        return sum + broadcast(*x) * weights;
+        return add_product(sum, broadcast(*x), weights);
 #endif
     }
     static inline float from(float x) { return x; }
@@ -145,27 +145,40 @@ struct F32 {
     static inline Vec to(const number* x) { return load(x); }
 };
 
+// Rows of float32 times weights of bfloat16, which become float32 in registers: the bits that both in float32
+// give, and half the bytes to read.
+struct Widened {
+    typedef float number;
+    static constexpr int group = 2, dots = 2;
+    static inline Vec part(Vec weights, int i) {
+        const WordVec both = (WordVec)weights;
+        return i ? (Vec)(both & 0xffff0000u) : (Vec)(both << 16);
+    }
+    static inline Vec dot(Vec sum, const number* x, Vec weights) { return F32::dot(sum, x, weights); }
+};
+
 struct Bf16 {
     typedef bf16 number;
+    static constexpr int group = 2;
+#if defined(TRANSOM_AVX512)
     struct Pair {
         bf16 first, second;
     };
-    static constexpr int group = 2;
+    static constexpr int dots = 1;
+    static inline Vec part(Vec weights, int) { return weights; }
     static inline Vec dot(Vec sum, const number* x, Vec weights) {
-#if defined(TRANSOM_AVX512)
         asm("vdpbf16ps %2%{1to16%}, %1, %0"
             : "+v"(sum)
             : "v"(weights), "m"(*reinterpret_cast<const Pair*>(x)));
         return sum;
-#elif defined(TRANSOM_AVX2)
-        const WordVec both = (WordVec)weights;
-        sum = avx2::add_product(sum, widen(x[0]), (Vec)(both << 16));
-        return avx2::add_product(sum, widen(x[1]), (Vec)(both & 0xffff0000u));
-#else
-        WordVec both = (WordVec)weights;
-        return sum + widen(x[1]) * (Vec)(both & 0xffff0000u) + widen(x[0]) * (Vec)(both << 16);
-#endif
     }
+#else
+    static constexpr int dots = 2;
+    static inline Vec part(Vec weights, int i) { return Widened::part(weights, i); }
+    static inline Vec dot(Vec sum, const number* x, Vec weights) {
+        return add_product(sum, broadcast(widen(*x)), weights);
+    }
+#endif
     static inline bf16 from(float x) { return narrow(x); }
     static inline float to(number x) { return widen(x); }
     static inline Vec to(const number* x) { return widen(x); }

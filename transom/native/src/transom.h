@@ -8,7 +8,8 @@
 
 extern "C" {
 
-// I8 is of matrices, and of the buffers that are multiplied with them; a plan's own is one of the others.
+// I8 is of matrices, and of the buffers that are multiplied with them; a plan's own is one of the others. A
+// matrix of BF16 is multiplied with rows of F32 too.
 enum TransomFormat : int32_t { TRANSOM_F32 = 0, TRANSOM_BF16 = 1, TRANSOM_I8 = 2 };
 
 enum TransomKind : int32_t {
