@@ -2,8 +2,8 @@
 
 6 + 6 layers, 512 wide, 8 heads, feed-forward 2,048, 58,101 tokens; 32 sentences of 25 tokens, 32 new tokens
 each, the end token made impossible. Transom in bfloat16 and with int8 weights, `transformers` in bfloat16,
-CTranslate2 in int8, all from one folder, two threads each. That the three write the same is checked in float32
-first.
+CTranslate2 in int8, all from one folder, two threads each. That the three write the same is checked in
+float32 first.
 """
 
 from __future__ import annotations
