@@ -14,8 +14,9 @@ import pytest
 
 COURSE = Path(__file__).parents[2] / "docs" / "course"
 NOTEBOOKS = sorted(COURSE.glob("*.ipynb"))
-SECONDS = 180
-"""Of a processor, what a whole notebook may take; a machine that is busy or paused is no fault of it."""
+SECONDS = 360
+"""Of a processor, what a whole notebook may take; a machine that is busy or paused is no fault of it.
+One took 181 on the slowest machine tried (float32 at 75 GFLOP/s a core)."""
 LARGEST = 250_000
 """Bytes of a committed notebook."""
 OF_A_MACHINE = re.compile(

@@ -78,7 +78,7 @@ def _compile(command: str, level: str, flags: list[str], home: Path) -> str:
     sources = [SOURCE / "plan.cpp", *([SOURCE / "cpu.cpp"] if level == "scalar" else [])]
     line = [command, *flags, *FLAGS[level], *map(str, sources)]
     made_of = _digest(line)
-    if library.exists() and seal.exists() and seal.read_text() == made_of:
+    if library.exists() and seal.exists() and seal.read_text() == made_of + _digest_of(library):
         return ""
     # Into another file first: a process that runs the old library goes on running it.
     with tempfile.NamedTemporaryFile(dir=home, suffix=".so", delete=False) as file:
@@ -89,8 +89,12 @@ def _compile(command: str, level: str, flags: list[str], home: Path) -> str:
         return run.stderr or f"exit status {run.returncode}"
     made.chmod(0o755)
     made.replace(library)
-    seal.write_text(made_of)
+    seal.write_text(made_of + _digest_of(library))
     return ""
+
+
+def _digest_of(library: Path) -> str:
+    return hashlib.sha256(library.read_bytes()).hexdigest()
 
 
 def _digest(line: list[str]) -> str:
