@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
+import os
+import threading
 
 import pytest
 import torch
@@ -204,3 +207,28 @@ def test_beams_go_on_as_by_pytorch(level: str, rulings: list[Ruling], monkeypatc
     )
     assert choices == plain_choices
     torch.testing.assert_close(torch.tensor(values), torch.tensor(plain_values), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_goes_on_where_another_thread_was_at_work():
+    kernels, logits = library(levels()[-1]), torch.randn(64, 20_000)
+    draws, ended = draws_of({"top_p": 0.9}, [0.5] * 64), threading.Event()
+
+    def work() -> None:
+        while not ended.is_set():
+            choose(kernels, logits, draws)
+
+    at_work = threading.Thread(target=work)
+    at_work.start()
+    try:
+        for _ in range(3):
+            child = multiprocessing.get_context("fork").Process(target=choose, args=(kernels, logits, draws))
+            child.start()
+            child.join(60)
+            hangs = child.is_alive()
+            child.kill()
+            assert not hangs
+            assert child.exitcode == 0
+    finally:
+        ended.set()
+        at_work.join()

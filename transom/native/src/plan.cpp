@@ -340,21 +340,20 @@ static bool make_room(TransomPlan& plan, const TransomStep& step) {
 }
 
 static std::atomic<Threads*> the_threads{nullptr};
+static std::mutex the_turn; // a plan's buffers, and the cores, are one caller's at a time
 
-// A child of fork has none of its parent's threads: it begins with its own.
+// A child of fork has none of its parent's threads: it begins with its own, and with a turn that none of them has.
 static Threads& threads() {
     static const bool known = [] {
         the_threads.store(new Threads);
 #if defined(__unix__) || defined(__APPLE__)
-        pthread_atfork(nullptr, nullptr, [] { the_threads.store(new Threads); });
+        pthread_atfork(nullptr, nullptr, [] { the_threads.store(new Threads), new (&the_turn) std::mutex; });
 #endif
         return true;
     }();
     (void)known;
     return *the_threads.load();
 }
-
-static std::mutex the_turn; // a plan's buffers, and the cores, are one caller's at a time
 
 // Call work(row, room) for rows 0 .. n - 1, each by one thread; 0, or -1 where there is not the memory.
 template <class Work> static int32_t each_row(int32_t n, int32_t n_threads, const Work& work) try {
