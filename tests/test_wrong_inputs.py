@@ -168,7 +168,7 @@ GENERATE = {
     "model hi --max-tokens 99": "the prompt has 2 tokens and max_tokens is 99: together 101, where this model's limit (max_len) is 32; set max_tokens to at most 30",
     "model hi --max-tokens 31": "the prompt has 2 tokens and max_tokens is 31: together 33, where this model's limit (max_len) is 32; shorten the prompt by 1 token or set max_tokens to at most 30",
     "model hi --max-tokens 0": "max_tokens is 0; it must be a whole number, at least 1, below 2^31",
-    "model hi --temperature -1": "temperature is -1; it must be a number, 0 (the likeliest token) or more",
+    "model hi --temperature -1": "temperature is -1; it must be between 0 (the likeliest token) and 100",
     "model hi --top-p -1": "top_p is -1; it must be between 0 (the likeliest token) and 1 (no limit)",
     "model hi --top-k 0": "top_k is 0; it must be a whole number, at least 1, below 2^31, or None for no limit",
     "model hi --min-p 2": "min_p is 2; it must be between 0 (no limit) and 1",

@@ -60,7 +60,7 @@ def _biases(biases: Any) -> tuple[tuple[int, float], ...]:
 
 Plain = Parameter(show_default=False)
 """The default is told in words, since a folder may have another."""
-Temperature = Annotated[float, Field(ge=0), Wording("a number, 0 (the likeliest token) or more"), Plain]
+Temperature = Annotated[float, Field(ge=0, le=100), Wording("between 0 (the likeliest token) and 100"), Plain]
 TopP = Annotated[float, Field(ge=0, le=1), Wording("between 0 (the likeliest token) and 1 (no limit)"), Plain]
 Penalty = Annotated[float, Field(ge=-2, le=2), Wording("a number from -2 to 2 (0: no penalty)")]
 Stops = Annotated[Sequence[str], PlainValidator(_stops, json_schema_input_type=str | list[str]), Names]

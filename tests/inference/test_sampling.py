@@ -200,7 +200,7 @@ def test_temperature_zero_takes_the_likeliest(temperature):
 
 def test_extreme_logits_and_temperatures_stay_finite():
     logits = torch.tensor([[-math.inf, 3e38, -3e38, 0.0], [0.0, -math.inf, -math.inf, -math.inf]])
-    for temperature in (1e-5, 1.0, 1e30):
+    for temperature in (1e-5, 1.0, 100.0):
         weights = probabilities(
             logits, SamplingParams(temperature=temperature, top_k=3, top_p=0.9, min_p=0.01)
         )
@@ -221,7 +221,8 @@ def test_logprobs_are_of_the_raw_distribution_and_best_first():
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"temperature": -1}, "temperature is -1; it must be a number, 0 (the likeliest token) or more"),
+        ({"temperature": -1}, "temperature is -1; it must be between 0 (the likeliest token) and 100"),
+        ({"temperature": 1e39}, "temperature is 1e+39; it must be between 0 (the likeliest token) and 100"),
         ({"temperature": math.nan}, "temperature is nan"),
         ({"temperature": math.inf}, "temperature is inf"),
         ({"temperature": "hot"}, "temperature is 'hot'"),

@@ -24,8 +24,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, core_schema
 
 from transom.errors import nearest
-from transom.sampling_params import Biases, SamplingSettings, Stops
-from transom.sampling_params import Temperature as AnyTemperature
+from transom.sampling_params import Biases, SamplingSettings, Stops, Temperature
 from transom.server_settings import LimitSettings
 
 from .errors import ApiError
@@ -38,7 +37,6 @@ SAID = {
 }
 """What pydantic says in terms of Python, in terms of JSON."""
 Name = Annotated[str, Field(min_length=1, max_length=256)]
-Temperature = Annotated[AnyTemperature, Field(le=100)]
 Many = Annotated[int, Field(ge=1, lt=2**31)]
 Few = Annotated[int, Field(ge=0, lt=2**31)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
