@@ -60,8 +60,19 @@ def test_where_nothing_is_compiled_it_says_how(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="not compiled \\(python -m transom.native.build\\)"):
         load("scalar", tmp_path)
     path_of("scalar", tmp_path).write_bytes(b"no library")
-    with pytest.raises(Unavailable, match="cannot be loaded"):
+    with pytest.raises(Unavailable, match="cannot be loaded.*python -m transom.native.build"):
         load("scalar", tmp_path)
+
+
+def test_a_library_cut_short_is_told_and_not_loaded(tmp_path: Path) -> None:
+    """To load one ends the process by SIGBUS."""
+    library("scalar")
+    whole = path_of("scalar").read_bytes()
+    assert load("scalar").functions
+    for share in (0.02, 0.5, 0.99):
+        path_of("scalar", tmp_path).write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(Unavailable, match="is cut short; python -m transom.native.build"):
+            load("scalar", tmp_path)
 
 
 @needs_compiler
@@ -143,6 +154,10 @@ def test_what_lies_there_as_it_would_be_made_is_not_made_again(tmp_path, monkeyp
     assert building.build(home) == found
     assert not set(made()) & set(before)
     assert ctypes.CDLL(str(path_of("scalar", home))).one() == 2
+    if len(found) > 1:
+        monkeypatch.setitem(building.FLAGS, found[-1], ["-no-such-flag"])
+        assert building.build(home) == found[:-1]
+        assert not path_of(found[-1], home).exists()  # the old one would be taken before a new lower one
     (source / "one.h").write_text("#define ONE no")
     with pytest.raises(RuntimeError, match="does not compile the kernels"):
         building.build(home)

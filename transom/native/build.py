@@ -64,20 +64,28 @@ def build(home: Path = HOME, *, checked: bool = False, extra: tuple[str, ...] = 
         raise OSError("no C++ compiler was found (CXX, c++, g++, clang++)")
     home.mkdir(parents=True, exist_ok=True)
     flags = [*COMMON, *WARNINGS, *(CHECKED if checked else []), *extra]
+    asked, sources = levels(), _digest_of(*sorted(SOURCE.iterdir()))
+    version = subprocess.run([command, "--version"], capture_output=True, check=False).stdout
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        said = list(pool.map(lambda level: _compile(command, level, flags, home), levels()))
-    failed = dict(zip(levels(), said, strict=True))
+        said = pool.map(
+            lambda level: _compile([command, *flags, *FLAGS[level]], level, f"{sources}{version}", home),
+            asked,
+        )
+        failed = dict(zip(asked, said, strict=True))
     if failed["scalar"]:
         raise RuntimeError(f"{command} does not compile the kernels:\n{failed['scalar'][-2000:]}")
     return [level for level, why in failed.items() if not why]
 
 
-def _compile(command: str, level: str, flags: list[str], home: Path) -> str:
-    """Compile a level unless it is there; returns what the compiler said where it failed, else ''."""
+def _compile(command: list[str], level: str, of: str, home: Path) -> str:
+    """Compile a level unless it is there; returns what the compiler said where it failed, else ''.
+
+    of: what tells these sources and this compiler from others.
+    """
     library, seal = home / f"libtransom_{level}.so", home / f"{level}.made_of"
     sources = [SOURCE / "plan.cpp", *([SOURCE / "cpu.cpp"] if level == "scalar" else [])]
-    line = [command, *flags, *FLAGS[level], *map(str, sources)]
-    made_of = _digest(line)
+    line = [*command, *map(str, sources)]
+    made_of = hashlib.sha256("\n".join([*line, of]).encode()).hexdigest()
     if library.exists() and seal.exists() and seal.read_text() == made_of + _digest_of(library):
         return ""
     # Into another file first: a process that runs the old library goes on running it.
@@ -86,6 +94,7 @@ def _compile(command: str, level: str, flags: list[str], home: Path) -> str:
     run = subprocess.run([*line, "-o", str(made)], capture_output=True, text=True, check=False)
     if run.returncode != 0:
         made.unlink()
+        library.unlink(missing_ok=True)  # of other sources, and it would stand before one of a lower level
         return run.stderr or f"exit status {run.returncode}"
     made.chmod(0o755)
     made.replace(library)
@@ -93,15 +102,10 @@ def _compile(command: str, level: str, flags: list[str], home: Path) -> str:
     return ""
 
 
-def _digest_of(library: Path) -> str:
-    return hashlib.sha256(library.read_bytes()).hexdigest()
-
-
-def _digest(line: list[str]) -> str:
-    """What a library depends on: its sources, the compiler and how it is called."""
-    digest = hashlib.sha256("\n".join(line).encode())
-    digest.update(subprocess.run([line[0], "--version"], capture_output=True, check=False).stdout)
-    for path in sorted(SOURCE.iterdir()):
+def _digest_of(*files: Path) -> str:
+    """What tells files of these names and bytes from others."""
+    digest = hashlib.sha256()
+    for path in files:
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,21 +52,36 @@ def load(level: str, home: Path | None = None) -> Library:
     path = path_of(level, home)
     if not path.exists():
         raise Unavailable(f"not compiled ({COMPILE})")
+    if _cut_short(path):
+        raise Unavailable(f"{path.name} is cut short; {COMPILE}")
     try:
         functions = ctypes.CDLL(str(path))
         functions.transom_abi.restype = ctypes.c_int32
         found = functions.transom_abi()
     except (OSError, AttributeError) as error:
-        raise Unavailable(f"{path.name} cannot be loaded: {error}") from None
+        raise Unavailable(f"{path.name} cannot be loaded: {error}; {COMPILE}") from None
     if found != ABI:
         raise Unavailable(f"{path.name} is of another version ({found}, not {ABI}); {COMPILE}")
     try:
         declare(functions)
     except AttributeError as error:
-        raise Unavailable(f"{path.name} lacks a function: {error}") from None
+        raise Unavailable(f"{path.name} lacks a function: {error}; {COMPILE}") from None
     if functions.transom_prepare() != 0:
         raise Unavailable(f"the system does not let this process use {WORDS[level]}")
     return Library(level, functions)
+
+
+def _cut_short(path: Path) -> bool:
+    """Whether a library of Linux ends before its table of sections, the last thing in it: to load one that
+    does kills the process.
+    """
+    with path.open("rb") as file:
+        head = file.read(64)
+    if len(head) < 64 or head[:5] != b"\x7fELF\x02":
+        return False
+    (table,) = struct.unpack_from("<Q", head, 40)
+    size, n = struct.unpack_from("<HH", head, 58)
+    return path.stat().st_size < table + size * n
 
 
 def cpu_level() -> str:
