@@ -6,19 +6,27 @@ bits of a probability. Read next: src/sampling.h.
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from .abi import Draw
-from .library import Library, Unavailable, best
+from .library import SWITCH, Library, Unavailable, best
 
 
 def kernels_for(logits: Tensor) -> Library | None:
     """Return the kernels if there are some here and they read these logits (N, V) as they lie."""
     if logits.device.type != "cpu" or logits.dtype != torch.float32 or logits.stride(-1) != 1:
         return None
+    return _kernels(os.environ.get(SWITCH, ""))
+
+
+@functools.cache
+def _kernels(asked: str) -> Library | None:
+    """The best by what SWITCH says, looked for once: a step has no time to look at files."""
     try:
         return best()
     except Unavailable:
