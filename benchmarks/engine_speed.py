@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM
 import transom
 from transom.checkpoint.huggingface import save_model
 from transom.hardware import Hardware, keep_memory
+from transom.inference.dtype import dtype_of
 from transom.inference.engine import Engine, EngineSettings
 from transom.inference.generator import Generator
 from transom.inference.native_runner import available
@@ -80,17 +81,16 @@ def main(arguments: list[str]) -> None:
         how = DRAWN if asked.sampled else LIKELIEST
         native = available(generator.model)[0] is not None
         missing = "it has no recurrences" if asked.cell else llama_cpp_peer.missing()
-        contenders: dict[str, Callable[[], Write]] = {
-            "transformers": lambda: of_transformers(folder, generator.model.embed.weight.dtype, how),
-            "Transom": lambda: of_transom(generator, how),
-        }
+        contenders: dict[str, Callable[[], Write]] = {"Transom": lambda: of_transom(generator, how)}
+        if not asked.cell:
+            contenders["transformers"] = lambda: of_transformers(
+                folder, generator.model.embed.weight.dtype, how
+            )
         if native:
             contenders["Transom by PyTorch"] = lambda: of_transom(generator, how, "0")
             contenders["Transom, int8"] = lambda: of_transom(
                 transom.load(folder, Generator, weights="int8"), how
             )
-        if asked.cell:
-            del contenders["transformers"]
         if not missing:
             contenders["llama.cpp"] = lambda: llama_cpp_peer.writer(folder, max(BATCHES), how)
         if not missing and native:
@@ -219,7 +219,7 @@ def _least_seconds(generator: Generator, rows: int, tokens: int, held: int, bits
     embedding = config.vocab_size * config.dim  # looked up for all, multiplied with for the last token only
     looking = 4 * config.n_layers * config.n_heads * config.head_dim * held
     flops = rows * (tokens * (2 * (active - embedding) + looking) + 2 * embedding)
-    return max(read / hardware.bandwidth(), flops / hardware.peak_flops(str(model.embed.weight.dtype)[6:]))
+    return max(read / hardware.bandwidth(), flops / hardware.peak_flops(dtype_of(model)))
 
 
 def _report(
