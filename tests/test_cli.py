@@ -159,7 +159,7 @@ WRONG = [
     ("train a.txt --data b.txt", "the data is named twice: a.txt and --data b.txt"),
     ("train --config none.toml", "none.toml: no such file or directory; --config needs a TOML file"),
     ("generate", 'command "generate" parameter MODEL requires an argument'),
-    ("generate x --temperature hot", "temperature is 'hot'; it must be a number"),
+    ("generate x --temperature hot", "temperature is 'hot'; it must be between 0"),
     ("generate x y --logprobs 3", "--logprobs is shown with --json only; add --json"),
     ("doctor --device tpu", "device is 'tpu'; this machine has cpu"),
 ]  # fmt: skip
