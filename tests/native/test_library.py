@@ -117,8 +117,11 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "file",
-    ["test_ops.py", "test_runner.py", "test_encoder.py", "test_experts.py", "test_encoder_decoder.py"],
-)
+    [
+        "test_ops.py", "test_sampling.py", "test_runner.py", "test_recurrence.py", "test_encoder.py",
+        "test_experts.py", "test_encoder_decoder.py",
+    ],
+)  # fmt: skip
 def test_nothing_outside_of_what_was_allocated_is_touched(checked: dict[str, str], file: str) -> None:
     """The tests of ops and of models once more, with sanitizers."""
     without = ["-k", "not transformers and not pytorch and not anew"] if file == "test_experts.py" else []
